@@ -1,0 +1,31 @@
+"""From config nodes to objects: the one place where Hydra's `instantiate` is called."""
+
+from typing import Any
+
+from hydra.errors import InstantiationException
+from hydra.utils import instantiate
+
+from fourm_ser.errors import InputError
+
+
+def build(node: Any, **arguments: Any) -> Any:
+    """Build what a config node describes, out of plain numbers, lists and dicts.
+
+    Args:
+        node: a config node, with `_target_` wherever a class stands.
+        **arguments: further arguments of the node's class.
+
+    Raises:
+        InputError: what the class itself says of its arguments, or a key that it does not take.
+    """
+    try:
+        return instantiate(node, **arguments, _convert_="all")
+    except InstantiationException as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, InputError):
+            if isinstance(cause, TypeError) and "argument" in str(cause):
+                raise InputError(f"config: {str(cause).replace('.__init__()', '')}") from error
+            cause = cause.__cause__
+        if cause is None:
+            raise
+        raise cause from None

@@ -1,0 +1,190 @@
+"""From utterances to padded batches of similar length."""
+
+from collections.abc import Iterator, Mapping
+from collections.abc import Sequence as Items
+from typing import Any, NamedTuple, Protocol
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import Dataset, Sampler
+
+from fourm_ser.encoders.base import Frontend, Inputs, Sequence, length_mask, pad
+from fourm_ser.encoders.store import FeatureStore
+
+POOL = 50
+
+
+class Batch(NamedTuple):
+    """A batch of utterances.
+
+    Attributes:
+        rows: (batch,) positions in the manifest.
+        labels: (batch,) class indices.
+        text: the text encoder's raw inputs, or the features of its stem from the store; None where nothing reads text.
+        audio: the same of the audio encoder.
+    """
+
+    rows: Tensor
+    labels: Tensor
+    text: Inputs | Sequence | None
+    audio: Inputs | Sequence | None
+
+
+class Source(Protocol):
+    """Where a modality's part of a batch comes from."""
+
+    def load(self, index: int) -> Any:
+        """One utterance, by its position in the manifest."""
+        ...
+
+    def collate(self, items: Items[Any]) -> Inputs | Sequence:
+        """Utterances as one padded batch."""
+        ...
+
+
+class Raw:
+    """Raw utterances through an encoder's front end.
+
+    Args:
+        read: position in the manifest -> what the front end reads.
+        frontend: the encoder's front end.
+    """
+
+    def __init__(self, read: "Reader", frontend: Frontend) -> None:
+        self.read = read
+        self.frontend = frontend
+
+    def load(self, index: int) -> Inputs:
+        return self.frontend(self.read(index))
+
+    def collate(self, items: Items[Inputs]) -> Inputs:
+        return self.frontend.collate(items)
+
+
+class Reader(Protocol):
+    """Reads an utterance's raw content by its position in the manifest; picklable."""
+
+    def __call__(self, index: int) -> Any: ...
+
+
+class Stored:
+    """Features from the store.
+
+    Args:
+        store: the store.
+        keys: the key of each utterance, by its position in the manifest.
+    """
+
+    def __init__(self, store: FeatureStore, keys: Items[str]) -> None:
+        self.store = store
+        self.keys = keys
+
+    def load(self, index: int) -> Tensor:
+        return self.store.read(self.keys[index])
+
+    def collate(self, items: Items[Tensor]) -> Sequence:
+        features = pad(items)
+        return Sequence(features, length_mask(torch.tensor([len(item) for item in items]), features.shape[1]))
+
+
+class Utterances(Dataset[tuple[int, dict[str, Any]]]):
+    """Utterances of a manifest, each modality from its source.
+
+    Args:
+        labels: class index of each utterance.
+        sources: a source by modality.
+    """
+
+    def __init__(self, labels: np.ndarray, sources: Mapping[str, Source]) -> None:
+        self.labels = labels
+        self.sources = dict(sources)
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def __getitem__(self, index: int) -> tuple[int, dict[str, Any]]:
+        return index, {modality: source.load(index) for modality, source in self.sources.items()}
+
+    def collate(self, items: Items[tuple[int, dict[str, Any]]]) -> Batch:
+        """Loaded utterances as one padded batch."""
+        rows = [index for index, _ in items]
+        parts = {
+            modality: source.collate([loaded[modality] for _, loaded in items])
+            for modality, source in self.sources.items()
+        }
+        return Batch(torch.tensor(rows), torch.from_numpy(self.labels[rows]), parts.get("text"), parts.get("audio"))
+
+
+class BucketBatchSampler(Sampler[list[int]]):
+    """Batches of utterances of similar length.
+
+    With `shuffle`, utterances are shuffled, sorted by length within pools of 50 batches, cut into batches, and the
+    batches shuffled: an order that depends on seed and epoch alone. Without, they are sorted by length.
+
+    With several processes all make the same batches and each takes its share of every batch: what is averaged over a
+    batch means the same whatever the number of processes, and no utterance is read twice.
+
+    Args:
+        rows: positions in the manifest.
+        lengths: length of each utterance of the manifest, in any unit.
+        batch_size: utterances in a batch, over all processes.
+        shuffle: see above.
+        seed: seed of the order.
+        rank: this process, of
+        world: so many processes.
+    """
+
+    def __init__(
+        self,
+        rows: np.ndarray,
+        lengths: np.ndarray,
+        batch_size: int,
+        shuffle: bool = False,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+    ) -> None:
+        if batch_size < world or len(rows) < world:
+            raise ValueError(f"batches of {batch_size} out of {len(rows)} utterances cannot feed {world} processes")
+        self.rows, self.lengths = np.asarray(rows), np.asarray(lengths, dtype=float)
+        self.batch_size, self.shuffle, self.seed = batch_size, shuffle, seed
+        self.rank, self.world = rank, world
+        self.epoch = 0
+        # Lightning tells the epoch to a batch sampler's `sampler` alone; without it every epoch has the same order.
+        self.sampler = self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order comes next."""
+        self.epoch = epoch
+
+    def batches(self) -> list[np.ndarray]:
+        """The epoch's batches, over all processes."""
+        if not self.shuffle:
+            order = self.rows[np.argsort(self.lengths[self.rows], kind="stable")]
+            return self._cut(order)
+        generator = np.random.default_rng([self.seed, self.epoch])
+        order = generator.permutation(self.rows)
+        size = POOL * self.batch_size
+        pools = [order[start : start + size] for start in range(0, len(order), size)]
+        order = np.concatenate([pool[np.argsort(self.lengths[pool], kind="stable")] for pool in pools])
+        batches = self._cut(order)
+        return [batches[place] for place in generator.permutation(len(batches))]
+
+    def _cut(self, order: np.ndarray) -> list[np.ndarray]:
+        starts = list(range(0, len(order), self.batch_size))
+        if len(order) - starts[-1] < self.world:
+            starts.pop()  # too few for a row on every process: they join the batch before
+        return [order[start:end] for start, end in zip(starts, [*starts[1:], len(order)], strict=True)]
+
+    def padding(self) -> float:
+        """The share of a batch's length that is padding, over the epoch."""
+        longest = sum(len(batch) * self.lengths[batch].max() for batch in self.batches())
+        return 1.0 - float(self.lengths[self.rows].sum() / longest)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in self.batches():
+            yield batch[self.rank :: self.world].tolist()
+
+    def __len__(self) -> int:
+        return len(self.batches())

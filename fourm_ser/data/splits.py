@@ -1,0 +1,178 @@
+"""Who is trained on, who validates, who is tested: the protocols."""
+
+from collections.abc import Callable
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from sklearn.model_selection import train_test_split
+
+from fourm_ser.errors import InputError
+
+SIDES = ("train", "val", "test")
+OFFICIAL = {"train": "train", "val": "val", "dev": "val", "valid": "val", "validation": "val", "test": "test"}
+
+
+class Protocol(NamedTuple):
+    """How a corpus is split; see the keys of the same names in the config.
+
+    Attributes:
+        split: `random`, `speaker`, `session` or `official`.
+        fold: which speaker or session is tested, counted from 0 in sorted order.
+        fractions: shares of train, validation and test in a random split.
+        stratify: keep the emotions' shares equal on all sides of what is drawn at random.
+        validation: what the validation side of a speaker or session split is made of: `speakers`, `session`, `random`.
+        validation_fraction: share of the speakers, or of the utterances, that are not tested.
+        seed: seed of what is drawn at random.
+    """
+
+    split: str
+    fold: int
+    fractions: tuple[float, float, float]
+    stratify: bool
+    validation: str
+    validation_fraction: float
+    seed: int
+
+
+class Split(NamedTuple):
+    """Positions of utterances in the manifest, sorted, by side."""
+
+    train: np.ndarray
+    val: np.ndarray
+    test: np.ndarray
+
+    def speaker_independent(self, frame: pd.DataFrame) -> bool:
+        """Whether no speaker of the test side speaks on another."""
+        speakers = frame["speaker"].to_numpy()
+        others = set(speakers[self.train]) | set(speakers[self.val])
+        return others.isdisjoint(speakers[self.test])
+
+
+def split_manifest(frame: pd.DataFrame, protocol: Protocol) -> Split:
+    """Split a manifest's rows by a protocol.
+
+    The split depends on the utterances' ids, speakers, sessions and emotions, never on the order of rows.
+
+    Args:
+        frame: a manifest.
+        protocol: how to split it.
+
+    Returns:
+        Train, validation and test side; together each row once.
+
+    Raises:
+        InputError: a value the protocol does not know, a fold that does not exist, a column that the protocol needs
+            and the corpus lacks, an empty side, or speakers on two sides of a split that promises otherwise.
+    """
+    makers: dict[str, Callable[[pd.DataFrame, Protocol], np.ndarray]] = {
+        "random": _random,
+        "speaker": lambda frame, protocol: _fold(frame, protocol, "speaker"),
+        "session": lambda frame, protocol: _fold(frame, protocol, "session"),
+        "official": _official,
+    }
+    if protocol.split not in makers:
+        raise InputError(f"data.split={protocol.split}: expected one of {', '.join(makers)}.")
+    by_id = frame.sort_values("id", kind="stable")
+    sides = pd.Series(makers[protocol.split](by_id, protocol), index=by_id.index).loc[frame.index].to_numpy()
+    split = Split(*(np.flatnonzero(sides == side) for side in SIDES))
+    for side, rows in zip(SIDES, split, strict=True):
+        if not len(rows):
+            raise InputError(
+                f"data.split={protocol.split}: the {side} side is empty ({len(frame)} utterances in all). "
+                "Are there enough utterances, and does the split fit the corpus?"
+            )
+    if protocol.split in ("speaker", "session") and not split.speaker_independent(frame):
+        speakers = frame["speaker"].to_numpy()
+        shared = set(speakers[split.test]) & (set(speakers[split.train]) | set(speakers[split.val]))
+        raise InputError(
+            f"data.split={protocol.split} data.fold={protocol.fold}: {', '.join(sorted(shared)[:5])} would speak in "
+            "the test side and outside it. Use data.split=speaker, or mend the manifest's speakers and sessions."
+        )
+    return split
+
+
+def _random(frame: pd.DataFrame, protocol: Protocol) -> np.ndarray:
+    if protocol.fold != 0:
+        raise InputError(f"data.fold={protocol.fold}: a random split has no folds. Draw another by data.split_seed.")
+    fractions = np.asarray(protocol.fractions, dtype=float)
+    if fractions.shape != (3,) or (fractions < 0).any() or not np.isclose(fractions.sum(), 1.0):
+        raise InputError(
+            f"data.fractions={protocol.fractions}: expected three shares (train, val, test) that sum to 1."
+        )
+    test = _draw(frame, fractions[2], protocol, "data.fractions")
+    sides = np.full(len(frame), "train", dtype=object)
+    sides[test] = "test"
+    rest = np.flatnonzero(sides == "train")
+    if fractions[1] > 0:
+        sides[
+            rest[_draw(frame.iloc[rest], fractions[1] / (fractions[0] + fractions[1]), protocol, "data.fractions")]
+        ] = "val"
+    return sides
+
+
+def _fold(frame: pd.DataFrame, protocol: Protocol, column: str) -> np.ndarray:
+    """Leave one speaker, or one session, out."""
+    values = sorted(set(frame[column]))
+    if values[0] == "":
+        raise InputError(
+            f"data.split={column}: {(frame[column] == '').sum()} of {len(frame)} utterances have no {column}. "
+            "Use another split, or fill the manifest's column."
+        )
+    if not 0 <= protocol.fold < len(values):
+        raise InputError(
+            f"data.fold={protocol.fold}: the {column} split of this corpus has the folds 0 to {len(values) - 1} "
+            f"({', '.join(values[:12])}{', ...' if len(values) > 12 else ''})."
+        )
+    held_out = values[protocol.fold]
+    sides = np.where(frame[column] == held_out, "test", "train").astype(object)
+    rest = np.flatnonzero(sides == "train")
+    sides[rest[_validation(frame.iloc[rest], protocol, column, held_out)]] = "val"
+    return sides
+
+
+def _validation(rest: pd.DataFrame, protocol: Protocol, column: str, held_out: str) -> np.ndarray:
+    """Which rows of what is not tested validate."""
+    if not 0 < protocol.validation_fraction < 1:
+        raise InputError(f"data.validation_fraction={protocol.validation_fraction}: expected a share between 0 and 1.")
+    if protocol.validation == "random":
+        return _draw(rest, protocol.validation_fraction, protocol, "data.validation_fraction")
+    if protocol.validation == "speakers":
+        # Those that follow the tested one, so that over all folds each speaker validates about equally often.
+        groups = sorted(set(zip(rest[column], rest["speaker"], strict=True)))
+        order = list(dict.fromkeys(speaker for _, speaker in _rotated(groups, lambda group: group[0] > held_out)))
+        count = max(1, round(protocol.validation_fraction * len(order)))
+        return np.flatnonzero(rest["speaker"].isin(order[:count]))
+    if protocol.validation == "session":
+        if (rest["session"] == "").any():
+            raise InputError("data.validation=session: utterances have no session. Use data.validation=speakers.")
+        following = _rotated(sorted(set(rest["session"])), lambda session: session > held_out)
+        return np.flatnonzero(rest["session"] == following[0]) if following else np.array([], dtype=int)
+    raise InputError(f"data.validation={protocol.validation}: expected random, speakers or session.")
+
+
+def _rotated(values: list, follows: Callable[..., bool]) -> list:  # type: ignore[type-arg]
+    """Sorted values, those that follow first."""
+    return [v for v in values if follows(v)] + [v for v in values if not follows(v)]
+
+
+def _official(frame: pd.DataFrame, protocol: Protocol) -> np.ndarray:
+    unknown = sorted(set(frame["split"]) - set(OFFICIAL))
+    if unknown:
+        named = ", ".join(repr(value) for value in unknown[:5])
+        raise InputError(
+            f"data.split=official: the manifest's column split holds {named}. Expected {', '.join(OFFICIAL)}."
+        )
+    return frame["split"].map(OFFICIAL).to_numpy(dtype=object)
+
+
+def _draw(frame: pd.DataFrame, fraction: float, protocol: Protocol, key: str) -> np.ndarray:
+    """Draw a share of rows at random, by emotion where the protocol stratifies."""
+    labels = frame["emotion"].to_numpy() if protocol.stratify else None
+    try:
+        _, drawn = train_test_split(
+            np.arange(len(frame)), test_size=fraction, random_state=protocol.seed, stratify=labels
+        )
+    except ValueError as error:
+        raise InputError(f"{key}: {len(frame)} utterances cannot be split so: {error}") from error
+    return np.sort(drawn)

@@ -1,0 +1,178 @@
+"""Speech encoders: the self-supervised models of the wav2vec 2.0, HuBERT and WavLM family, exact under padding."""
+
+from collections.abc import Sequence as Items
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from fourm_ser.encoders.base import Encoder, Inputs, Resources, Sequence, Unfreeze, length_mask, pad
+from fourm_ser.encoders.weights import checkpoint_folder, describe_config, load_model, read_preprocessor
+from fourm_ser.errors import InputError
+
+
+class Waveform:
+    """Front end of the self-supervised models: a waveform, normalised where the model expects it.
+
+    Args:
+        normalize: scale each utterance to zero mean and unit variance.
+        receptive_field: samples that one frame needs; a shorter utterance is padded to it with zeros.
+    """
+
+    def __init__(self, normalize: bool, receptive_field: int) -> None:
+        self.normalize = normalize
+        self.receptive_field = receptive_field
+
+    def __call__(self, raw: np.ndarray) -> Inputs:
+        """A waveform [samples] at 16 kHz -> `samples` [samples]."""
+        samples = torch.from_numpy(np.asarray(raw, dtype=np.float32))
+        if self.normalize:
+            samples = (samples - samples.mean()) / torch.sqrt(samples.var(unbiased=False) + 1e-7)
+        missing = self.receptive_field - len(samples)
+        return {"samples": nn.functional.pad(samples, (0, missing)) if missing > 0 else samples}
+
+    def collate(self, items: Items[Inputs]) -> Inputs:
+        """`samples` (batch, samples) and `lengths` (batch,) in samples."""
+        rows = [item["samples"] for item in items]
+        return {"samples": pad(rows), "lengths": torch.tensor([len(row) for row in rows])}
+
+    def describe(self) -> dict[str, Any]:
+        return {"normalize": self.normalize, "receptive_field": self.receptive_field}
+
+
+class MaskedGroupNorm(nn.GroupNorm):
+    """A group norm over time whose statistics come from each utterance's own frames.
+
+    The base models of the family normalise the first convolution's output over time, a channel a group, so that an
+    utterance's features depend on how far its batch is padded. Mean and variance over the valid frames alone give
+    each utterance what it gets by itself. Set `frames` (batch,) before each forward pass.
+    """
+
+    frames: Tensor
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        """(batch, channels, frames) -> the same; frames behind an utterance's end become zero."""
+        mask = length_mask(self.frames, hidden.shape[-1])[:, None, :]
+        count = self.frames.to(hidden.dtype)[:, None, None]
+        values = hidden.float().masked_fill(~mask, 0.0)
+        mean = values.sum(-1, keepdim=True) / count
+        centred = (values - mean).masked_fill(~mask, 0.0)
+        variance = centred.square().sum(-1, keepdim=True) / count
+        scaled = centred * torch.rsqrt(variance + self.eps)
+        scaled = scaled * self.weight[:, None] + self.bias[:, None]
+        return scaled.masked_fill(~mask, 0.0).to(hidden.dtype)
+
+
+class SpeechEncoder(Encoder):
+    """wav2vec 2.0, HuBERT or WavLM: the hidden states of the last layer, one feature vector every 20 ms.
+
+    Args:
+        name: the encoder's name in the store and in the log.
+        checkpoint: hub id or folder of the pretrained model; None where there is none.
+        weights: `pretrained`, `random`, or a folder written by save_pretrained.
+        architecture: `model_type` and fields of the model's config, for random weights.
+        init_seed: seed of random weights.
+        normalize: scale waveforms to zero mean and unit variance, as the checkpoint was trained.
+        spec_augment: share of frames that SpecAugment masks while the stem trains; 0 turns it off.
+        layerdrop: probability that a transformer layer is skipped while the stem trains.
+        train_convolutions: let `unfreeze: all` train the convolutional feature extractor too; by custom it is frozen.
+        resources: not used.
+
+    Raises:
+        InputError: weights cannot be had, do not fit, or were trained with the other `normalize`.
+    """
+
+    modality: ClassVar[str] = "audio"
+
+    def __init__(
+        self,
+        name: str,
+        checkpoint: str | None,
+        weights: str,
+        architecture: dict[str, Any],
+        init_seed: int,
+        normalize: bool,
+        spec_augment: float,
+        layerdrop: float,
+        train_convolutions: bool,
+        resources: Resources,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.weights = weights
+        self.train_convolutions = train_convolutions
+        overrides = {
+            "apply_spec_augment": spec_augment > 0,
+            "mask_time_prob": spec_augment,
+            "layerdrop": layerdrop,
+        }
+        self.model = load_model(checkpoint, weights, architecture, overrides, self.modality, init_seed)
+        if weights != "random":
+            source = str(checkpoint if weights == "pretrained" else weights)
+            stated = read_preprocessor(checkpoint_folder(source, self.modality, [])).get("do_normalize", normalize)
+            if stated != normalize:
+                raise InputError(
+                    f"{source}: its preprocessor_config.json says do_normalize={str(stated).lower()}, the config "
+                    f"says encoder.audio.normalize={str(normalize).lower()}. Set it to {str(stated).lower()}."
+                )
+        config = self.model.config
+        self.kernels, self.strides = list(config.conv_kernel), list(config.conv_stride)
+        first = self.model.feature_extractor.conv_layers[0]
+        self.masked_norm: MaskedGroupNorm | None = None
+        if config.feat_extract_norm == "group":
+            self.masked_norm = _with_masked_statistics(first.layer_norm)
+            first.layer_norm = self.masked_norm
+        self.frontend = Waveform(normalize, _receptive_field(self.kernels, self.strides))
+        self.stem_dim = self.dim = int(config.hidden_size)
+
+    def frames(self, samples: Tensor, layers: int | None = None) -> Tensor:
+        """How many frames the first `layers` convolutions (all by default) make of so many samples."""
+        for kernel, stride in list(zip(self.kernels, self.strides, strict=True))[:layers]:
+            samples = (samples - kernel) // stride + 1
+        return samples
+
+    def stem(self, inputs: Inputs) -> Sequence:
+        """`samples` (batch, samples), `lengths` (batch,) -> features (batch, frames, dim)."""
+        samples, lengths = inputs["samples"], inputs["lengths"]
+        if self.masked_norm is not None:
+            self.masked_norm.frames = self.frames(lengths, layers=1)
+        attention = length_mask(lengths, samples.shape[1])
+        states = self.model(samples, attention_mask=attention.long()).last_hidden_state
+        return Sequence(states, length_mask(self.frames(lengths), states.shape[1]))
+
+    def stem_modules(self) -> list[nn.Module]:
+        return [self.model]
+
+    def blocks(self) -> list[nn.Module]:
+        """The projection of the convolutional features, and each transformer layer."""
+        return [self.model.feature_projection, *self.model.encoder.layers]
+
+    def unfreeze(self, what: Unfreeze) -> None:
+        super().unfreeze(what)
+        if what != "all" or not self.train_convolutions:
+            self.model.freeze_feature_encoder()
+
+    def describe(self) -> dict[str, Any]:
+        return describe_config(self.model.config)
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        return {"architecture": self.model.config.to_dict()}
+
+
+def _with_masked_statistics(norm: nn.GroupNorm) -> MaskedGroupNorm:
+    """The same layer, parameters shared, with statistics over valid frames."""
+    if norm.num_groups != norm.num_channels:
+        raise ValueError(f"expected a channel a group, found {norm.num_channels} channels in {norm.num_groups} groups")
+    masked = MaskedGroupNorm(norm.num_groups, norm.num_channels, eps=norm.eps)
+    masked.weight, masked.bias = norm.weight, norm.bias
+    return masked
+
+
+def _receptive_field(kernels: Items[int], strides: Items[int]) -> int:
+    """Samples that one frame of a stack of convolutions sees."""
+    field = 1
+    for kernel, stride in reversed(list(zip(kernels, strides, strict=True))):
+        field = (field - 1) * stride + kernel
+    return field

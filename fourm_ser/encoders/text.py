@@ -1,0 +1,109 @@
+"""Text encoders: any Hugging Face encoder of tokens."""
+
+import hashlib
+from collections.abc import Sequence as Items
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from torch import nn
+from transformers import PreTrainedTokenizerFast
+
+from fourm_ser.encoders.base import Encoder, Inputs, Resources, Sequence, pad
+from fourm_ser.encoders.weights import describe_config, load_model, load_tokenizer
+
+
+class Tokens:
+    """Front end of text: a transcript -> token ids.
+
+    Args:
+        tokenizer: a fast tokenizer with a padding token.
+        max_tokens: tokens kept of a transcript, special tokens included.
+    """
+
+    def __init__(self, tokenizer: PreTrainedTokenizerFast, max_tokens: int) -> None:
+        self.tokenizer = tokenizer
+        self.max_tokens = max_tokens
+
+    def __call__(self, raw: str) -> Inputs:
+        """A transcript -> `ids` [tokens]; an empty one is its special tokens alone."""
+        ids = self.tokenizer(raw, truncation=True, max_length=self.max_tokens)["input_ids"]
+        return {"ids": torch.tensor(ids, dtype=torch.long)}
+
+    def collate(self, items: Items[Inputs]) -> Inputs:
+        """`ids` and `mask` (batch, tokens)."""
+        ids = [item["ids"] for item in items]
+        mask = pad([torch.ones_like(row, dtype=torch.bool) for row in ids], value=False)
+        return {"ids": pad(ids, value=self.tokenizer.pad_token_id), "mask": mask}
+
+    def describe(self) -> dict[str, Any]:
+        """The tokenizer by the hash of its definition."""
+        definition = self.tokenizer.backend_tokenizer.to_str().encode()
+        return {"tokenizer": hashlib.blake2b(definition, digest_size=12).hexdigest(), "max_tokens": self.max_tokens}
+
+
+class TextEncoder(Encoder):
+    """BERT, RoBERTa and their kin: the hidden states of the last layer, one feature vector a token.
+
+    Args:
+        name: the encoder's name in the store and in the log.
+        checkpoint: hub id or folder of the pretrained model; None where there is none.
+        tokenizer: hub id or folder of the tokenizer, or `wordpiece` to train a small one on the corpus's transcripts.
+        weights: `pretrained`, `random`, or a folder written by save_pretrained.
+        architecture: `model_type` and fields of the model's config, for random weights.
+        init_seed: seed of random weights.
+        max_tokens: tokens kept of a transcript.
+        vocabulary: size of a trained tokenizer's vocabulary, at most.
+        resources: cache and transcripts.
+
+    Raises:
+        InputError: weights or tokenizer cannot be had, or do not fit.
+    """
+
+    modality: ClassVar[str] = "text"
+
+    def __init__(
+        self,
+        name: str,
+        checkpoint: str | None,
+        tokenizer: str,
+        weights: str,
+        architecture: dict[str, Any],
+        init_seed: int,
+        max_tokens: int,
+        vocabulary: int,
+        resources: Resources,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.weights = weights
+        # A folder of other weights brings its own tokenizer: ids and embedding rows belong together.
+        source = tokenizer if weights in ("pretrained", "random") or tokenizer == "wordpiece" else weights
+        loaded = load_tokenizer(source, weights, vocabulary, resources)
+        self.frontend = Tokens(loaded, max_tokens)
+        overrides = {"pad_token_id": loaded.pad_token_id} if weights == "random" else {}
+        self.model = load_model(checkpoint, weights, architecture, overrides, self.modality, init_seed)
+        if getattr(self.model, "pooler", None) is not None:
+            self.model.pooler = None  # features are the hidden states; an unused layer would only wait for gradients
+        self.stem_dim = self.dim = int(self.model.config.hidden_size)
+
+    def stem(self, inputs: Inputs) -> Sequence:
+        """`ids`, `mask` (batch, tokens) -> features (batch, tokens, dim)."""
+        states = self.model(input_ids=inputs["ids"], attention_mask=inputs["mask"].long()).last_hidden_state
+        return Sequence(states, inputs["mask"])
+
+    def stem_modules(self) -> list[nn.Module]:
+        return [self.model]
+
+    def blocks(self) -> list[nn.Module]:
+        """The embedding layer and each transformer layer."""
+        stack = self.model.transformer if hasattr(self.model, "transformer") else self.model.encoder
+        return [self.model.embeddings, *stack.layer]
+
+    def describe(self) -> dict[str, Any]:
+        return describe_config(self.model.config)
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        folder.mkdir()
+        self.frontend.tokenizer.save_pretrained(folder)  # type: ignore[attr-defined]
+        return {"architecture": self.model.config.to_dict(), "tokenizer": f"${{folder}}/{folder.name}"}

@@ -1,0 +1,131 @@
+"""Filling the store: one pass of a frozen encoder over what the store lacks."""
+
+import logging
+import time
+from collections.abc import Sequence as Items
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+
+from fourm_ser.data.batch import Raw, Utterances
+from fourm_ser.data.datamodule import loader
+from fourm_ser.encoders.base import Encoder
+from fourm_ser.encoders.store import FeatureStore
+
+log = logging.getLogger(__name__)
+
+SHARD = 256
+
+
+class Speed(ProgressColumn):
+    """Utterances a second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed or 0.0:.0f}/s")
+
+
+class Shard(NamedTuple):
+    """What is encoded and written together: batches of positions in the manifest."""
+
+    batches: list[list[int]]
+
+
+def plan_shards(keys: Items[str], lengths: np.ndarray, batch_length: float) -> list[Shard]:
+    """Cut a manifest into batches of similar length and these into shards of about 256 utterances.
+
+    The plan is a function of all the keys and lengths, whatever is encoded already: the same utterances share a batch
+    in every pass over the same manifest, so that an interrupted pass goes on with the bits it would have made.
+
+    Args:
+        keys: key of each utterance; of those that share one, the first is encoded.
+        lengths: length of each utterance.
+        batch_length: total length of a batch, padding included; a longer utterance is a batch of its own.
+    """
+    first: dict[str, int] = {}
+    for position, key in enumerate(keys):
+        first.setdefault(key, position)
+    order = sorted(first.values(), key=lambda position: (lengths[position], keys[position]))
+    shards, batches, batch = [], [], list[int]()
+    for position in order:
+        if batch and (len(batch) + 1) * lengths[position] > batch_length:
+            batches.append(batch)
+            batch = []
+            if sum(map(len, batches)) >= SHARD:
+                shards.append(Shard(batches))
+                batches = []
+        batch.append(position)
+    return [*shards, Shard([*batches, batch])]
+
+
+@torch.inference_mode()
+def fill_store(
+    store: FeatureStore,
+    encoder: Encoder,
+    source: Raw,
+    keys: Items[str],
+    lengths: np.ndarray,
+    batch_length: float,
+    workers: int,
+    device: torch.device,
+) -> int:
+    """Encode what the store lacks of a manifest.
+
+    Args:
+        store: the encoder's store.
+        encoder: a frozen encoder; its stem is run in evaluation mode.
+        source: raw utterances through the encoder's front end.
+        keys, lengths, batch_length: see `plan_shards`.
+        workers: processes that read and prepare ahead.
+        device: where the stem runs.
+
+    Returns:
+        How many distinct utterances were encoded.
+    """
+    if not store.missing(keys):
+        return 0
+    with store.lock():
+        store.refresh()  # another process may have encoded them while this one waited
+        missing = set(store.missing(keys))
+        if not missing:
+            return 0
+        shards = [
+            shard
+            for shard in plan_shards(keys, lengths, batch_length)
+            if any(keys[position] in missing for batch in shard.batches for position in batch)
+        ]
+        started = time.monotonic()
+        was_training = encoder.training
+        encoder.eval().to(device)
+        dataset = Utterances(np.zeros(len(keys), dtype=np.int64), {encoder.modality: source})
+        plan = [batch for shard in shards for batch in shard.batches]
+        batches = iter(loader(dataset, plan, workers, pin_memory=device.type == "cuda"))
+        columns = (BarColumn(), MofNCompleteColumn(), Speed(), TimeRemainingColumn())
+        with Progress(TextColumn("{task.description}"), *columns) as progress:
+            task = progress.add_task(f"encoding {encoder.modality} with {encoder.name}", total=sum(map(len, plan)))
+            for shard in shards:
+                features: dict[str, np.ndarray] = {}
+                for positions in shard.batches:
+                    inputs = getattr(next(batches), encoder.modality)
+                    encoded = encoder.stem({name: tensor.to(device) for name, tensor in inputs.items()})
+                    counts = encoded.mask.sum(1).tolist()
+                    rows = encoded.features.float().cpu().numpy()
+                    for position, row, count in zip(positions, rows, counts, strict=True):
+                        if keys[position] in missing:
+                            features[keys[position]] = np.ascontiguousarray(row[:count])
+                    progress.advance(task, len(positions))
+                store.write(features)
+        encoder.train(was_training)
+        seconds = time.monotonic() - started
+        log.info(
+            "store: encoded %d utterances of %s with %s in %.1f s (%.0f/s): %s",
+            len(missing),
+            encoder.modality,
+            encoder.name,
+            seconds,
+            len(missing) / seconds,
+            store.folder,
+        )
+        return len(missing)

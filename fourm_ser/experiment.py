@@ -1,0 +1,318 @@
+"""A run from first to last: data, stages, test, run directory. It knows no command line."""
+
+import copy
+import json
+import logging
+import sys
+import time
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from filelock import FileLock, Timeout
+from omegaconf import DictConfig, OmegaConf
+from pytorch_lightning import Trainer, seed_everything
+from rich.logging import RichHandler
+
+from fourm_ser.config import build
+from fourm_ser.data.batch import Raw, Source, Stored
+from fourm_ser.data.datamodule import EmotionDataModule
+from fourm_ser.encoders.base import Resources
+from fourm_ser.encoders.store import FeatureStore
+from fourm_ser.encoding import fill_store
+from fourm_ser.errors import InputError
+from fourm_ser.files import write_json, write_text
+from fourm_ser.loggers import RunLogger
+from fourm_ser.losses.base import Loss
+from fourm_ser.model import build_network, save_model
+from fourm_ser.module import EmotionModule
+from fourm_ser.network import EmotionNetwork
+from fourm_ser.results import print_results, write_results
+from fourm_ser.stages import Stage, build_trainer, read_stages, resolve_device
+
+log = logging.getLogger(__name__)
+
+
+def run(config: DictConfig, run_dir: Path) -> dict[str, Any]:
+    """Train, test and report one experiment, or go on with one that was interrupted.
+
+    Args:
+        config: the composed config.
+        run_dir: where it is recorded. What an interrupted run of the same config left there is gone on from.
+
+    Returns:
+        What metrics.json holds.
+
+    Raises:
+        InputError: bad input; what is written already stays.
+    """
+    run_dir = run_dir.resolve()
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with _alone(run_dir), _logged(run_dir / "train.log"):
+        config = _record(config, run_dir)
+        results = run_dir / "metrics.json"
+        if results.is_file():
+            log.info("this run has finished already: %s", run_dir)
+            metrics = json.loads(results.read_text(encoding="utf-8"))
+        else:
+            metrics = Experiment(config, run_dir).run()
+        print_results(metrics, run_dir)
+        return metrics
+
+
+def resume(run_dir: Path) -> dict[str, Any]:
+    """Go on with the run that `run_dir` records; see `run`."""
+    path = run_dir / "config.yaml"
+    if not path.is_file():
+        raise InputError(f"resume={run_dir}: no config.yaml there. Expected the directory of an earlier run.")
+    config = OmegaConf.load(path)
+    assert isinstance(config, DictConfig)
+    return run(config, run_dir)
+
+
+class Experiment:
+    """What the steps of a run share.
+
+    Args:
+        config: the resolved config.
+        run_dir: the run directory.
+    """
+
+    def __init__(self, config: DictConfig, run_dir: Path) -> None:
+        self.config, self.run_dir = config, run_dir
+        self.cache = Path(config.cache).expanduser()
+        self.stages = read_stages(
+            build(config.stage),
+            build(config.optimizer),
+            build(config.scheduler),
+        )
+        self.device = torch.device("cuda" if config.trainer.accelerator == "gpu" else config.trainer.accelerator)
+        self.loggers: list[RunLogger] = list(build(config.logger).values())
+        self.encoded: dict[str, int] = {}
+
+    def run(self) -> dict[str, Any]:
+        """All of it, in order."""
+        config = self.config
+        log.info("trainer: %s, precision %s", config.trainer.accelerator, config.trainer.precision)
+        self.data: EmotionDataModule = build(
+            config.data, cache=self.cache, seed=config.seed, pin_memory=self.device.type == "cuda"
+        )
+        self.data.prepare_data()
+        self.data.setup()
+        seed_everything(config.seed, verbose=False)
+        resources = Resources(self.cache, self.data.frame["text"].tolist())
+        network = build_network(config, len(self.data.emotions), resources)
+        loss: Loss = build(config.loss)(
+            classes=len(self.data.emotions), dim=network.fusion.dim, counts=self.data.counts
+        )
+        for encoder in network.by_modality.values():
+            size = sum(parameter.numel() for parameter in encoder.parameters())
+            log.info(
+                "%s encoder: %s, %.1f M parameters, weights: %s",
+                encoder.modality,
+                encoder.name,
+                size / 1e6,
+                encoder.weights,
+            )
+        self.encoded = dict.fromkeys(network.by_modality, 0)
+        for logger in self.loggers:
+            logger.start(self.run_dir, OmegaConf.to_container(config))  # type: ignore[arg-type]
+
+        trained: set[str] = set()
+        seconds: dict[str, float] = {}
+        for stage in self.stages:
+            trained |= {modality for modality in network.encoders if stage.unfreeze[modality] != "none"}
+            module, seconds[stage.name] = self._train(stage, network, loss, sorted(trained))
+        return self._finish(module, trained, seconds)
+
+    def _train(
+        self, stage: Stage, network: EmotionNetwork, loss: Loss, trained: list[str]
+    ) -> tuple[EmotionModule, float]:
+        """One stage, or what is left of it; the network ends with the stage's best weights."""
+        folder = self.run_dir / stage.folder
+        for modality, encoder in network.by_modality.items():
+            encoder.unfreeze(stage.unfreeze[modality])
+        module = EmotionModule(
+            network,
+            loss,
+            self.data.emotions,
+            stage.optimizer,
+            stage.scheduler,
+            stage.encoder_learning_rate,
+            self.config.seed,
+            stage.number,
+            trained,
+        )
+        finished = folder / "finished.json"
+        if not finished.is_file() or stage is self.stages[-1]:
+            self.data.serve(self._sources(network), stage.batch_size)
+        if not finished.is_file():
+            last = folder / "checkpoints" / "last.ckpt"
+            if last.is_file():
+                log.info("stage %s: going on from %s", stage.name, last)
+                _check_place(last)
+            else:
+                log.info("stage %s: up to %d epochs, unfreezes %s", stage.name, stage.epochs, stage.unfreeze)
+            started = time.monotonic()
+            loggers = [logger.stage(folder, stage.name) for logger in self.loggers]
+            trainer = build_trainer(stage, self.run_dir, self._trainer_arguments(), loggers)
+            trainer.fit(module, datamodule=self.data, ckpt_path=last if last.is_file() else None, weights_only=True)
+            if trainer.interrupted:
+                raise KeyboardInterrupt
+            write_json(finished, {"seconds": time.monotonic() - started, "epochs": trainer.current_epoch})
+        best = torch.load(folder / "checkpoints" / "best.ckpt", map_location="cpu", weights_only=True)
+        module.load_state_dict(best["state_dict"])
+        log.info("stage %s: best validation UA in epoch %d", stage.name, best["epoch"])
+        return module, float(json.loads(finished.read_text(encoding="utf-8"))["seconds"])
+
+    def _sources(self, network: EmotionNetwork) -> dict[str, Source]:
+        """Where each modality comes from: the store where its stem is frozen, else raw through its front end."""
+        sources: dict[str, Source] = {}
+        readers, keys, lengths = self.data.readers(), self.data.keys(), self.data.lengths()
+        budget = {"text": self.config.encode.max_characters, "audio": self.config.encode.max_seconds}
+        for modality, encoder in network.by_modality.items():
+            raw = Raw(readers[modality], encoder.frontend)
+            if not encoder.frozen:
+                sources[modality] = raw
+                continue
+            about = {"weights": encoder.weights, "frontend": encoder.frontend.describe(), **encoder.describe()}
+            store = FeatureStore(self.cache / "embeddings", encoder.name, encoder.fingerprint(), about)
+            self.encoded[modality] += fill_store(
+                store, encoder, raw, keys[modality], lengths[modality], budget[modality], self.data.workers, self.device
+            )
+            sources[modality] = Stored(store, keys[modality])
+        return sources
+
+    def _finish(self, module: EmotionModule, trained: set[str], seconds: dict[str, float]) -> dict[str, Any]:
+        """Test the last stage's best weights and write the run directory's results."""
+        trainer = Trainer(
+            logger=False,
+            enable_checkpointing=False,
+            enable_progress_bar=False,
+            enable_model_summary=False,
+            use_distributed_sampler=False,
+            **self._trainer_arguments(),
+        )
+        val = trainer.validate(module, datamodule=self.data, verbose=False)[0]
+        test = trainer.test(module, datamodule=self.data, verbose=False)[0]
+        index, probabilities = module.predictions()
+        encoders = module.network.by_modality
+        origins = {encoder.weights for encoder in encoders.values()}
+        config = self.config
+        metrics = {
+            **test,
+            **val,
+            "speaker_independent": self.data.split.speaker_independent(self.data.frame),
+            "split": config.data.split,
+            "fold": config.data.fold,
+            "validation": config.data.validation,
+            "weights": origins.pop() if len(origins) == 1 else "+".join(e.weights for e in encoders.values()),
+            **{f"seconds/{name}": value for name, value in seconds.items()},
+            **{f"encoded/{modality}": count for modality, count in self.encoded.items()},
+        }
+        left_out = {
+            modality: encoder.fingerprint()
+            for modality, encoder in encoders.items()
+            if modality not in trained and not config.export.include_encoders
+        }
+        save_model(self.run_dir / "model", module.network, config, self.data.emotions, left_out)
+        stages = [self.run_dir / stage.folder for stage in self.stages]
+        results = write_results(self.run_dir, self.data, metrics, index.numpy(), probabilities.numpy(), stages)
+        for logger in self.loggers:
+            logger.finish(results)
+        return results.metrics
+
+    def _trainer_arguments(self) -> dict[str, Any]:
+        return OmegaConf.to_container(self.config.trainer)  # type: ignore[return-value]
+
+
+def _record(config: DictConfig, run_dir: Path) -> DictConfig:
+    """Resolve a config for this machine and write it as the run's record, or hold it against the record there."""
+    config = copy.deepcopy(config)
+    OmegaConf.resolve(config)
+    OmegaConf.set_struct(config, False)
+    config.pop("resume", None)
+    config.trainer.accelerator, config.trainer.precision = resolve_device(
+        config.trainer.accelerator, str(config.trainer.precision)
+    )
+    path = run_dir / "config.yaml"
+    if not path.is_file():
+        write_text(path, OmegaConf.to_yaml(config))
+    elif OmegaConf.load(path) != config:
+        raise InputError(
+            f"{run_dir}: holds a run of another config. Continue it with resume={run_dir}, or choose another directory."
+        )
+    return config
+
+
+def _check_place(checkpoint: Path) -> None:
+    """Refuse a run that was moved: Lightning's checkpoints name their folder, and best weights would be lost."""
+    callbacks = torch.load(checkpoint, map_location="cpu", weights_only=True)["callbacks"]
+    places = {state["dirpath"] for state in callbacks.values() if "dirpath" in state}
+    if places != {str(checkpoint.parent)}:
+        raise InputError(
+            f"{checkpoint}: the run was made in {', '.join(sorted(places))} and moved since. Move it back to resume it."
+        )
+
+
+@contextmanager
+def _alone(run_dir: Path) -> Iterator[None]:
+    """Keep a second process out of a run directory."""
+    lock = FileLock(run_dir / ".lock")
+    try:
+        with lock.acquire(timeout=0):
+            yield
+    except Timeout as error:
+        raise InputError(f"{run_dir}: another process is running this run. Wait for it, or end it.") from error
+
+
+# Remarks of Lightning's that are true of every run here, and no news to its user.
+EXPECTED = (
+    "The number of training batches",  # small corpora have few batches
+    "Found .* module.* in eval mode",  # frozen stems
+    ".*does not have many workers",  # stored features are read in the training process on purpose
+    "`isinstance.treespec, LeafSpec.` is deprecated",
+)
+
+
+@contextmanager
+def _logged(path: Path) -> Iterator[None]:
+    """Send the package's log to the terminal, and in more detail to a file."""
+    root = logging.getLogger("fourm_ser")
+    terminal = RichHandler(show_path=False, show_time=False, show_level=False, markup=False, highlighter=None)
+    terminal.setLevel(logging.INFO)
+    file = logging.FileHandler(path, encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    before, propagate = root.level, root.propagate
+    root.setLevel(logging.DEBUG)
+    root.propagate = False
+    for handler in (terminal, file):
+        root.addHandler(handler)
+    lightning = logging.getLogger("pytorch_lightning")
+    lightning_level = lightning.level
+    lightning.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            for message in EXPECTED:
+                warnings.filterwarnings("ignore", message)
+            yield
+    except InputError as error:
+        file.handle(logging.LogRecord("fourm_ser", logging.ERROR, __file__, 0, str(error), None, None))
+        raise
+    finally:
+        for handler in (terminal, file):
+            root.removeHandler(handler)
+            handler.close()
+        root.setLevel(before)
+        root.propagate = propagate
+        lightning.setLevel(lightning_level)
+
+
+if __name__ == "__main__":
+    try:
+        resume(Path(sys.argv[1]))
+    except InputError as error:
+        sys.exit(f"error: {error}")

@@ -1,0 +1,36 @@
+"""Files that appear whole or not at all."""
+
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+
+@contextmanager
+def whole(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; it becomes `path` by a rename when the block ends well.
+
+    Whatever ends the block otherwise, an exception or a kill, leaves what stood at `path` before as it was.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # The suffix stays last: writers such as matplotlib choose the format by it.
+    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}{path.suffix}")
+    try:
+        yield temporary
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` as UTF-8, whole."""
+    with whole(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` to `path` as indented JSON, whole."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")

@@ -1,0 +1,119 @@
+"""The model directory: all that it takes to use a trained network, without pickle."""
+
+import os
+import shutil
+import uuid
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from safetensors.torch import load_file, save_file
+
+from fourm_ser.config import build
+from fourm_ser.encoders.base import Encoder, Resources
+from fourm_ser.errors import InputError
+from fourm_ser.files import write_json, write_text
+from fourm_ser.network import EmotionNetwork
+
+
+def build_network(config: DictConfig, classes: int, resources: Resources) -> EmotionNetwork:
+    """The network that a config describes.
+
+    Args:
+        config: the nodes `encoder`, `fusion` and `head`.
+        classes: number of classes.
+        resources: what encoders may use.
+
+    Raises:
+        InputError: weights that cannot be had, or numbers that do not fit each other.
+    """
+    encoders: dict[str, Encoder] = {}
+    for modality in config.fusion.modalities:
+        if modality not in ("text", "audio"):
+            raise InputError(f"fusion.modalities={list(config.fusion.modalities)}: expected text, audio or both.")
+        encoders[modality] = build(config.encoder[modality], resources=resources)
+    dims = {modality: encoder.dim for modality, encoder in encoders.items()}
+    fusion = build(config.fusion, dims=dims)
+    head = build(config.head, dim=fusion.dim, classes=classes)
+    return EmotionNetwork(encoders, fusion, head)
+
+
+def save_model(
+    folder: Path,
+    network: EmotionNetwork,
+    config: DictConfig,
+    emotions: list[str],
+    left_out: Mapping[str, str],
+) -> None:
+    """Write a model directory, whole: model.safetensors, config.yaml, labels.json and tokenizer files.
+
+    Args:
+        folder: the directory; one that stands there is replaced.
+        network: the network.
+        config: the run's config, of which the nodes `encoder`, `fusion` and `head` are kept.
+        emotions: the classes in the order of their indices.
+        left_out: fingerprints by modality of the stems that are not written but built again from the config: those
+            that never trained. The others' weights are in model.safetensors.
+    """
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+    temporary.mkdir(parents=True)
+    try:
+        nodes: dict[str, Any] = {
+            key: OmegaConf.to_container(config[key], resolve=True) for key in ("encoder", "fusion", "head")
+        }
+        kept: dict[str, Any] = {}
+        for modality, encoder in network.by_modality.items():
+            changes = encoder.save(temporary / modality)
+            if modality not in left_out:
+                changes["weights"] = "random"
+            elif encoder.weights != "random":
+                changes.pop("architecture", None)
+            kept[modality] = {**nodes["encoder"][modality], **changes}
+        nodes["encoder"] = kept
+        nodes["fingerprints"] = dict(left_out)
+        names = network.stem_state(list(left_out))
+        # Tensors that share memory are not allowed in the format: each gets its own.
+        state = {name: tensor.clone() for name, tensor in network.state_dict().items() if name not in names}
+        save_file(state, temporary / "model.safetensors")
+        write_text(temporary / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(nodes)))
+        write_json(temporary / "labels.json", emotions)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def load_model(folder: Path, cache: Path) -> tuple[EmotionNetwork, list[str]]:
+    """Read a model directory.
+
+    Args:
+        folder: the directory.
+        cache: the folder for what is made once.
+
+    Returns:
+        The network in evaluation mode, and its emotions in the order of their indices.
+
+    Raises:
+        InputError: no model directory, weights that cannot be had, or encoders that are not the ones it was trained on.
+    """
+    if not (folder / "model.safetensors").is_file():
+        raise InputError(f"{folder}: no model.safetensors there. Expected the folder `model` of a finished run.")
+    config = OmegaConf.merge({"folder": str(folder.resolve())}, OmegaConf.load(folder / "config.yaml"))
+    assert isinstance(config, DictConfig)
+    emotions = [str(emotion) for emotion in OmegaConf.load(folder / "labels.json")]
+    network = build_network(config, len(emotions), Resources(cache))
+    for modality, fingerprint in config.fingerprints.items():
+        encoder = network.by_modality[modality]
+        found = encoder.fingerprint()
+        if found != fingerprint:
+            raise InputError(
+                f"{folder}: the model was trained on a {modality} encoder {encoder.name} with the fingerprint "
+                f"{fingerprint}; the weights found here have {found}. Are they of another checkpoint or version?"
+            )
+    state = load_file(folder / "model.safetensors")
+    left_out = network.stem_state(list(config.fingerprints))
+    own = {name: tensor for name, tensor in network.state_dict().items() if name in left_out}
+    network.load_state_dict({**own, **state})
+    return network.eval(), emotions

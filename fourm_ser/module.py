@@ -1,0 +1,140 @@
+"""The LightningModule: steps, metrics, optimizer groups."""
+
+import hashlib
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as Items
+from typing import Any
+
+import torch
+from pytorch_lightning import LightningModule, seed_everything
+from torch import Tensor
+from torch.optim import Optimizer
+
+from fourm_ser.data.batch import Batch
+from fourm_ser.losses.base import Loss
+from fourm_ser.metrics import EmotionMetrics
+from fourm_ser.network import EmotionNetwork, NetworkOutput
+
+
+class EmotionModule(LightningModule):
+    """One stage of training a network.
+
+    Args:
+        network: the network, its stems frozen or not.
+        loss: the loss.
+        emotions: the classes in the order of their indices.
+        optimizer: parameter groups -> optimizer.
+        scheduler: optimizer and `steps` -> what Lightning takes as a scheduler.
+        encoder_learning_rate: of stems that train; None for the optimizer's.
+        seed: the run's seed, and
+        stage: the stage's number: every epoch is seeded from the two and its own number, so that a resumed run draws
+            what an undisturbed one draws.
+        trained: modalities whose stems train in this stage or trained in an earlier one. Checkpoints leave the others
+            out: they are what the config says.
+    """
+
+    def __init__(
+        self,
+        network: EmotionNetwork,
+        loss: Loss,
+        emotions: Items[str],
+        optimizer: Callable[..., Optimizer],
+        scheduler: Callable[..., dict[str, Any]],
+        encoder_learning_rate: float | None,
+        seed: int,
+        stage: int,
+        trained: Items[str],
+    ) -> None:
+        super().__init__()
+        self.network = network
+        self.loss = loss
+        self.emotions = list(emotions)
+        self.build_optimizer, self.build_scheduler = optimizer, scheduler
+        self.encoder_learning_rate = encoder_learning_rate
+        self.seed, self.stage = seed, stage
+        untouched = [modality for modality in network.encoders if modality not in trained]
+        self.left_out = {f"network.{name}" for name in network.stem_state(untouched)}
+        self.val_metrics, self.test_metrics = EmotionMetrics(emotions), EmotionMetrics(emotions)
+        self.test_outputs: list[tuple[Tensor, Tensor]] = []
+
+    def forward(self, batch: Batch, return_attention: bool = False) -> NetworkOutput:
+        """A batch -> the network's output."""
+        return self.network(batch.text, batch.audio, return_attention)
+
+    def on_train_epoch_start(self) -> None:
+        """Seed the epoch."""
+        key = f"{self.seed} {self.stage} {self.current_epoch}".encode()
+        seed = int.from_bytes(hashlib.blake2b(key, digest_size=4).digest(), "big")
+        seed_everything(seed, verbose=False)
+
+    def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
+        terms = self.loss(self(batch), batch.labels)
+        self._log_terms("train", terms, len(batch.labels))
+        return terms["total"]
+
+    def validation_step(self, batch: Batch, batch_idx: int) -> None:
+        self._evaluate("val", batch, self.val_metrics)
+
+    def test_step(self, batch: Batch, batch_idx: int) -> None:
+        output = self._evaluate("test", batch, self.test_metrics)
+        self.test_outputs.append((batch.rows.cpu(), output.logits.detach().float().softmax(1).cpu()))
+
+    def on_validation_epoch_end(self) -> None:
+        self._log_metrics("val", self.val_metrics)
+
+    def on_test_epoch_start(self) -> None:
+        self.test_outputs.clear()
+        self.test_metrics.reset()
+
+    def on_test_epoch_end(self) -> None:
+        self._log_metrics("test", self.test_metrics)
+
+    def _evaluate(self, side: str, batch: Batch, metrics: EmotionMetrics) -> NetworkOutput:
+        output = self(batch)
+        self._log_terms(side, self.loss(output, batch.labels), len(batch.labels))
+        metrics.update(output.logits, batch.labels)
+        return output
+
+    def _log_terms(self, side: str, terms: Mapping[str, Tensor], size: int) -> None:
+        values = {f"{side}/loss": terms["total"].detach()}
+        if len(terms) > 2:  # a loss of one term is its own total
+            values |= {f"{side}/loss/{name}": value.detach() for name, value in terms.items() if name != "total"}
+        self.log_dict(values, on_step=False, on_epoch=True, batch_size=size, sync_dist=True, prog_bar=side == "train")
+
+    def _log_metrics(self, side: str, metrics: EmotionMetrics) -> None:
+        values = {f"{side}/{name}": value for name, value in metrics.compute().items()}
+        self.log_dict(values)
+        if side == "val":
+            self.log("ua", values["val/ua"], prog_bar=True, logger=False)
+            metrics.reset()
+
+    def configure_optimizers(self) -> Any:
+        """The network's own parameters, the stems that train, the loss's parameters, each with its learning rate."""
+        stems = [p for encoder in self.network.by_modality.values() for p in encoder.stem_parameters().values()]
+        in_stem = {id(parameter) for parameter in stems}
+        groups: list[dict[str, Any]] = [{"params": [p for p in self.network.parameters() if id(p) not in in_stem]}]
+        thawed = [parameter for parameter in stems if parameter.requires_grad]
+        if thawed:
+            rate = {} if self.encoder_learning_rate is None else {"lr": self.encoder_learning_rate}
+            groups.append({"params": thawed, **rate})
+        optimizer = self.build_optimizer(groups + self.loss.groups())
+        steps = int(self.trainer.estimated_stepping_batches)
+        return {"optimizer": optimizer, "lr_scheduler": self.build_scheduler(optimizer, steps=steps)}
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Leave out the stems that never trained."""
+        checkpoint["state_dict"] = {
+            name: tensor for name, tensor in checkpoint["state_dict"].items() if name not in self.left_out
+        }
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
+        """Load a checkpoint's state, strictly but for the stems that it leaves out."""
+        own = {name: tensor for name, tensor in self.state_dict().items() if name in self.left_out}
+        return super().load_state_dict({**own, **state_dict}, strict=strict, assign=assign)
+
+    def predictions(self) -> tuple[Tensor, Tensor]:
+        """What the last test saw: positions in the manifest (n,), sorted, and probabilities (n, classes)."""
+        index = torch.cat([rows for rows, _ in self.test_outputs])
+        probabilities = torch.cat([probabilities for _, probabilities in self.test_outputs])
+        order = index.argsort()
+        return index[order], probabilities[order]

@@ -1,0 +1,110 @@
+"""The network: encoders, fusion, head."""
+
+from collections.abc import Mapping
+from collections.abc import Sequence as Items
+from itertools import pairwise
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from fourm_ser.encoders.base import Encoder, Inputs, Sequence
+from fourm_ser.errors import InputError
+from fourm_ser.fusion.base import Fusion
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "gelu": nn.GELU,
+    "tanh": nn.Tanh,
+    "none": nn.Identity,
+}
+
+
+class NetworkOutput(NamedTuple):
+    """What the network returns, and losses act on.
+
+    Attributes:
+        logits: (batch, classes).
+        embedding: (batch, dim), the fused vector.
+        text: text features as the fusion normalises them; None where it reads no text.
+        audio: the same of the audio.
+        attention: maps by name, (batch, heads, queries, keys), when they were asked for; else empty.
+    """
+
+    logits: Tensor
+    embedding: Tensor
+    text: Sequence | None
+    audio: Sequence | None
+    attention: Mapping[str, Tensor]
+
+
+class Head(nn.Module):
+    """From the embedding to the classes: dropout, hidden layers with an activation each, a linear classifier.
+
+    Args:
+        dim: width of the embedding.
+        classes: number of classes.
+        layers: widths of the hidden layers.
+        dropout: dropout on the embedding.
+        activation: one of `ACTIVATIONS`.
+
+    Raises:
+        InputError: an unknown activation.
+    """
+
+    def __init__(self, dim: int, classes: int, layers: Items[int], dropout: float, activation: str) -> None:
+        super().__init__()
+        if activation not in ACTIVATIONS:
+            raise InputError(f"head.activation={activation}: expected one of {', '.join(ACTIVATIONS)}.")
+        widths = [dim, *layers]
+        modules: list[nn.Module] = [nn.Dropout(dropout)]
+        for before, after in pairwise(widths):
+            modules += [nn.Linear(before, after), ACTIVATIONS[activation]()]
+        self.layers = nn.Sequential(*modules, nn.Linear(widths[-1], classes))
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """(batch, dim) -> logits (batch, classes)."""
+        return self.layers(embedding)
+
+
+class EmotionNetwork(nn.Module):
+    """Encoders, fusion and head as one network.
+
+    Args:
+        encoders: an encoder for each modality that the fusion reads.
+        fusion: from the encoders' sequences to the embedding.
+        head: from the embedding to the logits.
+    """
+
+    def __init__(self, encoders: Mapping[str, Encoder], fusion: Fusion, head: Head) -> None:
+        super().__init__()
+        self.encoders = nn.ModuleDict(encoders)
+        self.fusion = fusion
+        self.head = head
+
+    def forward(
+        self, text: Inputs | Sequence | None, audio: Inputs | Sequence | None, return_attention: bool = False
+    ) -> NetworkOutput:
+        """A batch of raw inputs, or of stored features, of each modality -> `NetworkOutput`."""
+        given = {"text": text, "audio": audio}
+        sequences = {modality: encoder(given[modality]) for modality, encoder in self.by_modality.items()}
+        fused = self.fusion(sequences.get("text"), sequences.get("audio"), return_attention)
+        return NetworkOutput(self.head(fused.embedding), *fused)
+
+    @property
+    def by_modality(self) -> dict[str, Encoder]:
+        """The encoders by the modality they read."""
+        return dict(self.encoders.items())  # type: ignore[arg-type]
+
+    def stem_state(self, modalities: Items[str]) -> set[str]:
+        """The names in this module's state dict that belong to the stems of `modalities`."""
+        names = set()
+        for modality in modalities:
+            encoder = self.by_modality[modality]
+            top = {id(parameter) for parameter in encoder.top_parameters()}
+            names |= {
+                f"encoders.{modality}.{name}"
+                for name, tensor in encoder.state_dict(keep_vars=True).items()
+                if id(tensor) not in top
+            }
+        return names

@@ -1,0 +1,91 @@
+"""What a finished run leaves for people and programs: metrics.json, predictions.csv, figures."""
+
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from rich.console import Console
+from rich.table import Table
+
+from fourm_ser.data.datamodule import EmotionDataModule
+from fourm_ser.files import whole, write_json
+from fourm_ser.report.figures import confusion_figure, curves_figure, save_figure
+
+
+class Results(NamedTuple):
+    """A finished run.
+
+    Attributes:
+        metrics: what metrics.json holds.
+        emotions: the classes in the order of their indices.
+        labels: class index of each test utterance.
+        predicted: the same as predicted.
+        predictions: what predictions.csv holds.
+        figures: paths of the figures by name.
+    """
+
+    metrics: dict[str, Any]
+    emotions: list[str]
+    labels: list[int]
+    predicted: list[int]
+    predictions: pd.DataFrame
+    figures: dict[str, Path]
+
+
+def write_results(
+    run_dir: Path,
+    data: EmotionDataModule,
+    metrics: Mapping[str, Any],
+    index: np.ndarray,
+    probabilities: np.ndarray,
+    stages: list[Path],
+) -> Results:
+    """Write what a run leaves; metrics.json last, for it says that the run has finished.
+
+    Args:
+        run_dir: the run directory.
+        data: the run's data.
+        metrics: flat metrics; NaN becomes null.
+        index: (n,) positions of the test utterances in the manifest.
+        probabilities: (n, classes).
+        stages: the stages' folders in order.
+    """
+    rows = data.frame.iloc[index]
+    predicted = probabilities.argmax(1)
+    predictions = rows[["id", "speaker", "emotion"]].reset_index(drop=True)
+    predictions["predicted"] = [data.emotions[label] for label in predicted]
+    for place, emotion in enumerate(data.emotions):
+        predictions[emotion] = probabilities[:, place]
+    with whole(run_dir / "predictions.csv") as temporary:
+        predictions.to_csv(temporary, index=False)
+
+    labels = data.label[index]
+    counts = np.zeros((len(data.emotions), len(data.emotions)), dtype=np.int64)
+    np.add.at(counts, (labels, predicted), 1)
+    curves = {stage.name: pd.read_csv(stage / "metrics.csv") for stage in stages if (stage / "metrics.csv").is_file()}
+    figures = {"confusion_matrix": run_dir / "confusion_matrix.png"}
+    save_figure(confusion_figure(counts, data.emotions), figures["confusion_matrix"])
+    if curves:
+        figures["training_curves"] = run_dir / "training_curves.png"
+        save_figure(curves_figure(curves), figures["training_curves"])
+
+    written = {name: None if isinstance(v, float) and math.isnan(v) else v for name, v in metrics.items()}
+    written["finished"] = True
+    write_json(run_dir / "metrics.json", written)
+    return Results(written, data.emotions, labels.tolist(), predicted.tolist(), predictions, figures)
+
+
+def print_results(metrics: Mapping[str, Any], run_dir: Path) -> None:
+    """The closing table of the validation and test metrics."""
+    table = Table(title=f"results in {run_dir}", title_justify="left")
+    for name in ("metric", "validation", "test"):
+        table.add_column(name, justify="left" if name == "metric" else "right")
+    for name in [key.removeprefix("test/") for key in metrics if key.startswith("test/")]:
+        values = (metrics.get(f"val/{name}"), metrics[f"test/{name}"])
+        table.add_row(name, *("-" if value is None else f"{value:.4f}" for value in values))
+    Console().print(table)
+    if not metrics["speaker_independent"]:
+        Console().print("speakers of the test side were also trained on (data.split): not speaker-independent")

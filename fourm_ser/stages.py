@@ -1,0 +1,176 @@
+"""Stages of training: what the config says of one, and the Trainer that runs it."""
+
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from pytorch_lightning import Trainer
+from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
+from pytorch_lightning.loggers import Logger
+from torch.optim import Optimizer
+
+from fourm_ser.encoders.base import Unfreeze
+from fourm_ser.errors import InputError
+
+log = logging.getLogger(__name__)
+
+MODALITIES = ("text", "audio")
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A named entry of the config's `stage`.
+
+    Attributes:
+        name: the entry's name.
+        number: its place in the run, from 0.
+        epochs: passes over the training side, at most.
+        batch_size: utterances in a batch, over all processes.
+        unfreeze: what trains of each modality's stem: `none`, `all`, or how many of the last blocks.
+        optimizer: parameter groups -> optimizer.
+        scheduler: optimizer and `steps` -> what Lightning takes as a scheduler.
+        encoder_learning_rate: of stems that train; None for the optimizer's.
+        patience: epochs without a better validation UA before the stage ends; None for never.
+        gradient_clip: largest norm of the gradient; None for any.
+    """
+
+    name: str
+    number: int
+    epochs: int
+    batch_size: int
+    unfreeze: dict[str, Unfreeze]
+    optimizer: Callable[..., Optimizer]
+    scheduler: Callable[..., dict[str, Any]]
+    encoder_learning_rate: float | None
+    patience: int | None
+    gradient_clip: float | None
+
+    @property
+    def folder(self) -> str:
+        """The stage's folder below the run directory."""
+        return f"stages/{self.number}-{self.name}"
+
+
+def read_stages(entries: Mapping[str, Any], optimizer: Any, scheduler: Any) -> list[Stage]:
+    """The config's stages in the order they run.
+
+    Args:
+        entries: the config's `stage`, instantiated.
+        optimizer: the run's own, for stages whose `optimizer` is null.
+        scheduler: the run's own, likewise.
+
+    Raises:
+        InputError: no stage, a key that a stage does not have, one that is missing, a value out of range.
+    """
+    stages: list[Stage] = []
+    fields = {field.name for field in dataclasses.fields(Stage)} - {"name", "number"}
+    for name, entry in entries.items():
+        if not isinstance(entry, Mapping):
+            raise InputError(f"stage.{name}={entry}: expected a stage with the keys {', '.join(sorted(fields))}.")
+        for problem, keys in (("unknown key", set(entry) - fields), ("missing key", fields - set(entry))):
+            if keys:
+                raise InputError(
+                    f"stage.{name}: {problem} {', '.join(sorted(keys))}. "
+                    f"A stage has the keys {', '.join(sorted(fields))}."
+                )
+        values = {
+            **entry,
+            "optimizer": entry["optimizer"] or optimizer,
+            "scheduler": entry["scheduler"] or scheduler,
+            "unfreeze": dict(entry["unfreeze"]),
+        }
+        stage = Stage(name=str(name), number=len(stages), **values)
+        if set(stage.unfreeze) != set(MODALITIES):
+            raise InputError(
+                f"stage.{name}.unfreeze: expected the keys text and audio, found {', '.join(stage.unfreeze)}."
+            )
+        for key in ("epochs", "batch_size"):
+            if getattr(stage, key) < 1:
+                raise InputError(f"stage.{name}.{key}={getattr(stage, key)}: expected 1 or more.")
+        stages.append(stage)
+    if not stages:
+        raise InputError("stage: no stage to run. Choose stage=transfer, stage=finetune or stage=two_stage.")
+    return stages
+
+
+def resolve_device(accelerator: str, precision: str) -> tuple[str, str]:
+    """Replace `auto` by what this machine has.
+
+    Args:
+        accelerator: `auto`, `cpu` or `gpu`.
+        precision: `auto`, or a precision of Lightning's: bf16 where the device computes in it natively, else fp32.
+
+    Returns:
+        Accelerator and precision as Lightning takes them.
+
+    Raises:
+        InputError: a GPU is asked for and there is none.
+    """
+    has_gpu = torch.cuda.is_available()
+    if accelerator == "gpu" and not has_gpu:
+        raise InputError("trainer.accelerator=gpu: PyTorch sees no GPU here. Use trainer=cpu or trainer=auto.")
+    if accelerator == "auto":
+        accelerator = "gpu" if has_gpu else "cpu"
+    if precision == "auto":
+        if accelerator == "gpu":
+            native = torch.cuda.get_device_capability() >= (8, 0)
+        else:
+            native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+        precision = "bf16-mixed" if native else "32-true"
+    return accelerator, precision
+
+
+class StopWhenDone(EarlyStopping):
+    """Early stopping that a resumed run obeys too: one killed after its last epoch would train another."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        if self.wait_count >= self.patience:
+            trainer.should_stop = True
+
+
+class NoteEpoch(Callback):
+    """One line an epoch in the log, where a progress bar leaves none."""
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        values = trainer.callback_metrics
+        names = ("train/loss", "val/loss", "val/ua")
+        shown = ", ".join(f"{name} {float(values[name]):.4f}" for name in names if name in values)
+        log.debug("epoch %d: %s", trainer.current_epoch, shown)
+
+
+def build_trainer(stage: Stage, run_dir: Path, arguments: Mapping[str, Any], loggers: list[Logger]) -> Trainer:
+    """The Trainer of a stage: progress bar, best and last checkpoint by validation UA, early stopping.
+
+    Args:
+        stage: the stage.
+        run_dir: the run directory.
+        arguments: the config's `trainer`.
+        loggers: the stage's loggers.
+    """
+    checkpoints = run_dir / stage.folder / "checkpoints"
+    best = ModelCheckpoint(
+        checkpoints, "best", monitor="val/ua", mode="max", enable_version_counter=False, save_on_train_epoch_end=True
+    )
+    # A checkpoint of its own: `save_last` beside a monitor writes only when the best improves.
+    last = ModelCheckpoint(
+        checkpoints, "last", monitor=None, enable_version_counter=False, save_on_train_epoch_end=True
+    )
+    callbacks: list[Callback] = [best, NoteEpoch()]
+    if stage.patience is not None:
+        callbacks.append(StopWhenDone("val/ua", patience=stage.patience, mode="max", check_on_train_epoch_end=True))
+    # Last of all: it holds the state of the others as they are after the epoch.
+    callbacks += [last, RichProgressBar(leave=False)]
+    return Trainer(
+        max_epochs=stage.epochs,
+        gradient_clip_val=stage.gradient_clip,
+        callbacks=callbacks,
+        logger=loggers,
+        default_root_dir=run_dir,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        enable_model_summary=False,
+        **arguments,
+    )
