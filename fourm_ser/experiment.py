@@ -58,7 +58,11 @@ def run(config: DictConfig, run_dir: Path) -> dict[str, Any]:
             log.info("this run has finished already: %s", run_dir)
             metrics = json.loads(results.read_text(encoding="utf-8"))
         else:
-            metrics = Experiment(config, run_dir).run()
+            try:
+                metrics = Experiment(config, run_dir).run()
+            except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second
+                log.warning("interrupted: go on with python -m fourm_ser.train resume=%s", run_dir)
+                raise
         print_results(metrics, run_dir)
         return metrics
 
@@ -135,6 +139,9 @@ class Experiment:
         folder = self.run_dir / stage.folder
         for modality, encoder in network.by_modality.items():
             encoder.unfreeze(stage.unfreeze[modality])
+        finished = folder / "finished.json"
+        if not finished.is_file() or stage is self.stages[-1]:
+            self.data.serve(self._sources(network), stage.batch_size)
         module = EmotionModule(
             network,
             loss,
@@ -142,13 +149,12 @@ class Experiment:
             stage.optimizer,
             stage.scheduler,
             stage.encoder_learning_rate,
+            stage.epochs,
+            len(self.data.sampler(self.data.split.train)),
             self.config.seed,
             stage.number,
             trained,
         )
-        finished = folder / "finished.json"
-        if not finished.is_file() or stage is self.stages[-1]:
-            self.data.serve(self._sources(network), stage.batch_size)
         if not finished.is_file():
             last = folder / "checkpoints" / "last.ckpt"
             if last.is_file():
@@ -156,12 +162,11 @@ class Experiment:
                 _check_place(last)
             else:
                 log.info("stage %s: up to %d epochs, unfreezes %s", stage.name, stage.epochs, stage.unfreeze)
+            module.train()  # Lightning keeps the modes it finds: those of an earlier stage, or of an encoding pass
             started = time.monotonic()
             loggers = [logger.stage(folder, stage.name) for logger in self.loggers]
             trainer = build_trainer(stage, self.run_dir, self._trainer_arguments(), loggers)
             trainer.fit(module, datamodule=self.data, ckpt_path=last if last.is_file() else None, weights_only=True)
-            if trainer.interrupted:
-                raise KeyboardInterrupt
             write_json(finished, {"seconds": time.monotonic() - started, "epochs": trainer.current_epoch})
         best = torch.load(folder / "checkpoints" / "best.ckpt", map_location="cpu", weights_only=True)
         module.load_state_dict(best["state_dict"])

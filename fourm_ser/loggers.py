@@ -45,7 +45,7 @@ class EpochTable(Logger):
         self.path = path
         self.rows: dict[int, dict[str, float]] = {}
         if path.is_file():
-            self.rows = pd.read_csv(path, index_col="epoch", float_precision="round_trip").to_dict(orient="index")  # type: ignore[assignment]
+            self.rows = pd.read_csv(path, index_col="epoch").to_dict(orient="index")  # type: ignore[assignment]
 
     @property
     def name(self) -> str:

@@ -9,6 +9,7 @@ import torch
 from pytorch_lightning import LightningModule, seed_everything
 from torch import Tensor
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from fourm_ser.data.batch import Batch
 from fourm_ser.losses.base import Loss
@@ -24,8 +25,11 @@ class EmotionModule(LightningModule):
         loss: the loss.
         emotions: the classes in the order of their indices.
         optimizer: parameter groups -> optimizer.
-        scheduler: optimizer and `steps` -> what Lightning takes as a scheduler.
+        scheduler: optimizer, `steps` and `steps_per_epoch` -> a scheduler that goes on with every step.
         encoder_learning_rate: of stems that train; None for the optimizer's.
+        epochs: epochs of the stage, and
+        steps_per_epoch: optimizer steps of each. Asked of Lightning, they would make the training loader before a
+            resumed run knows its epoch, and its workers would read ahead in the first epoch's order.
         seed: the run's seed, and
         stage: the stage's number: every epoch is seeded from the two and its own number, so that a resumed run draws
             what an undisturbed one draws.
@@ -39,8 +43,10 @@ class EmotionModule(LightningModule):
         loss: Loss,
         emotions: Items[str],
         optimizer: Callable[..., Optimizer],
-        scheduler: Callable[..., dict[str, Any]],
+        scheduler: Callable[..., LRScheduler],
         encoder_learning_rate: float | None,
+        epochs: int,
+        steps_per_epoch: int,
         seed: int,
         stage: int,
         trained: Items[str],
@@ -51,6 +57,7 @@ class EmotionModule(LightningModule):
         self.emotions = list(emotions)
         self.build_optimizer, self.build_scheduler = optimizer, scheduler
         self.encoder_learning_rate = encoder_learning_rate
+        self.steps, self.steps_per_epoch = epochs * steps_per_epoch, steps_per_epoch
         self.seed, self.stage = seed, stage
         untouched = [modality for modality in network.encoders if modality not in trained]
         self.left_out = {f"network.{name}" for name in network.stem_state(untouched)}
@@ -118,8 +125,8 @@ class EmotionModule(LightningModule):
             rate = {} if self.encoder_learning_rate is None else {"lr": self.encoder_learning_rate}
             groups.append({"params": thawed, **rate})
         optimizer = self.build_optimizer(groups + self.loss.groups())
-        steps = int(self.trainer.estimated_stepping_batches)
-        return {"optimizer": optimizer, "lr_scheduler": self.build_scheduler(optimizer, steps=steps)}
+        scheduler = self.build_scheduler(optimizer, steps=self.steps, steps_per_epoch=self.steps_per_epoch)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave out the stems that never trained."""

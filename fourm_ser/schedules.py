@@ -1,28 +1,32 @@
-"""Learning rate schedules, each built for a stage of so many steps; all parameter groups follow them."""
+"""Learning rate schedules, each built for a stage of so many steps; all parameter groups follow them.
+
+All go on with every optimizer step: Lightning writes checkpoints before it moves schedules that go on with epochs, so
+that a resumed run would be one epoch behind.
+"""
 
 import math
-from typing import Any
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR, StepLR
+from torch.optim.lr_scheduler import LambdaLR
 
 
-def constant(optimizer: Optimizer, steps: int) -> dict[str, Any]:
+def constant(optimizer: Optimizer, steps: int, steps_per_epoch: int) -> LambdaLR:
     """The optimizer's own learning rates throughout."""
-    return {"scheduler": LambdaLR(optimizer, lambda step: 1.0), "interval": "epoch"}
+    return LambdaLR(optimizer, lambda now: 1.0)
 
 
-def step(optimizer: Optimizer, steps: int, epochs: int, gamma: float) -> dict[str, Any]:
+def step(optimizer: Optimizer, steps: int, steps_per_epoch: int, epochs: int, gamma: float) -> LambdaLR:
     """Multiply the learning rates by `gamma` every `epochs` epochs."""
-    return {"scheduler": StepLR(optimizer, epochs, gamma), "interval": "epoch"}
+    return LambdaLR(optimizer, lambda now: gamma ** (now // (epochs * steps_per_epoch)))
 
 
-def cosine(optimizer: Optimizer, steps: int, warmup: float, floor: float) -> dict[str, Any]:
+def cosine(optimizer: Optimizer, steps: int, steps_per_epoch: int, warmup: float, floor: float) -> LambdaLR:
     """Rise in a line over the first share `warmup` of the steps, then fall along half a cosine to the share `floor`.
 
     Args:
         optimizer: what is scheduled.
         steps: optimizer steps of the stage.
+        steps_per_epoch: optimizer steps of an epoch.
         warmup: share of the steps that the rise takes.
         floor: share of the learning rate that is left at the end.
     """
@@ -34,4 +38,4 @@ def cosine(optimizer: Optimizer, steps: int, warmup: float, floor: float) -> dic
         progress = min(1.0, (now - rise) / max(1, steps - rise))
         return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
-    return {"scheduler": LambdaLR(optimizer, share), "interval": "step"}
+    return LambdaLR(optimizer, share)

@@ -11,6 +11,7 @@ from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
 from pytorch_lightning.loggers import Logger
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from fourm_ser.encoders.base import Unfreeze
 from fourm_ser.errors import InputError
@@ -31,7 +32,7 @@ class Stage:
         batch_size: utterances in a batch, over all processes.
         unfreeze: what trains of each modality's stem: `none`, `all`, or how many of the last blocks.
         optimizer: parameter groups -> optimizer.
-        scheduler: optimizer and `steps` -> what Lightning takes as a scheduler.
+        scheduler: optimizer, `steps` and `steps_per_epoch` -> a scheduler that goes on with every step.
         encoder_learning_rate: of stems that train; None for the optimizer's.
         patience: epochs without a better validation UA before the stage ends; None for never.
         gradient_clip: largest norm of the gradient; None for any.
@@ -43,7 +44,7 @@ class Stage:
     batch_size: int
     unfreeze: dict[str, Unfreeze]
     optimizer: Callable[..., Optimizer]
-    scheduler: Callable[..., dict[str, Any]]
+    scheduler: Callable[..., LRScheduler]
     encoder_learning_rate: float | None
     patience: int | None
     gradient_clip: float | None

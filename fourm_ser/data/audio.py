@@ -1,6 +1,7 @@
 """Reading recordings: any rate, any number of channels, any format of libsndfile -> 16 kHz mono float32."""
 
 import math
+import re
 from pathlib import Path
 
 import numpy as np
@@ -10,6 +11,9 @@ import soxr
 from fourm_ser.errors import InputError
 
 SAMPLE_RATE = 16_000
+BLOCK = 1 << 18
+UNKNOWN = 0x7FFF0000  # at least so many bytes promises a WAV that was written into a pipe
+CUT = re.compile(r"^ ?(?:data|SSND) ?: (\d+) \(should be \d+\)", re.MULTILINE)
 
 
 def read_audio(path: Path | str, start: float = math.nan, end: float = math.nan) -> np.ndarray:
@@ -28,20 +32,24 @@ def read_audio(path: Path | str, start: float = math.nan, end: float = math.nan)
     """
     try:
         with soundfile.SoundFile(path) as file:
-            rate = file.samplerate
+            rate, frames = file.samplerate, file.frames
             first = 0 if math.isnan(start) else round(start * rate)
             last = file.frames if math.isnan(end) else min(round(end * rate), file.frames)
             if first >= last:
                 raise InputError(_empty(path, file.frames / rate, start, end))
             file.seek(first)
             samples = file.read(last - first, dtype="float32", always_2d=True).mean(axis=1)
-    except soundfile.LibsndfileError as error:
+    except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: a name that ends in .raw
         raise InputError(_unreadable(path, error)) from error
     if not len(samples):
         raise InputError(_empty(path, 0.0, start, end))
     if not np.isfinite(samples).all():
         raise InputError(f"{path}: the recording holds samples that are not numbers (NaN or infinite).")
-    return samples if rate == SAMPLE_RATE else soxr.resample(samples, rate, SAMPLE_RATE)
+    if rate != SAMPLE_RATE:
+        samples = soxr.resample(samples, rate, SAMPLE_RATE)
+        if not len(samples):
+            raise InputError(_empty(path, frames / rate, start, end))
+    return samples
 
 
 def check_recording(path: Path) -> float:
@@ -53,7 +61,7 @@ def check_recording(path: Path) -> float:
     try:
         with soundfile.SoundFile(path) as file:
             count = 0
-            for block in file.blocks(blocksize=1 << 18, dtype="float32"):
+            while len(block := file.read(BLOCK, dtype="float32")):
                 if not np.isfinite(block).all():
                     raise InputError(f"{path}: the recording holds samples that are not numbers (NaN or infinite).")
                 count += len(block)
@@ -61,15 +69,21 @@ def check_recording(path: Path) -> float:
                 raise InputError(_empty(path, 0.0, math.nan, math.nan))
             if count < file.frames:
                 raise InputError(f"{path}: truncated: its header promises {file.frames} samples, {count} can be read.")
+            promised = CUT.search(file.extra_info)
+            if promised and int(promised[1]) < UNKNOWN:
+                raise InputError(
+                    f"{path}: truncated: its header promises {promised[1]} bytes of samples, fewer are there."
+                )
             return count / file.samplerate
-    except soundfile.LibsndfileError as error:
+    except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: a name that ends in .raw
         raise InputError(_unreadable(path, error)) from error
 
 
-def _unreadable(path: Path | str, error: soundfile.LibsndfileError) -> str:
+def _unreadable(path: Path | str, error: Exception) -> str:
     if not Path(path).is_file():
         return f"{path}: no such recording."
-    return f"{path}: cannot be decoded ({error.error_string}). Expected WAV, FLAC, OGG, MP3 or AIFF: convert it to WAV."
+    reason = getattr(error, "error_string", error)
+    return f"{path}: cannot be decoded ({reason}). Expected WAV, FLAC, OGG, MP3 or AIFF: convert it to WAV."
 
 
 def _empty(path: Path | str, seconds: float, start: float, end: float) -> str:

@@ -187,4 +187,4 @@ class BucketBatchSampler(Sampler[list[int]]):
             yield batch[self.rank :: self.world].tolist()
 
     def __len__(self) -> int:
-        return len(self.batches())
+        return len(self._cut(self.rows))

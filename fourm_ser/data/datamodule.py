@@ -91,6 +91,8 @@ class EmotionDataModule(LightningDataModule, ABC):
             raise InputError(f"data.emotions={emotions}: expected two or more different emotions.")
         if too_long not in ("crop", "refuse"):
             raise InputError(f"data.too_long={too_long}: expected crop or refuse.")
+        if len(fractions) != 3:
+            raise InputError(f"data.fractions={fractions}: expected three shares (train, val, test) that sum to 1.")
         self.cache = cache
         self.wanted, self.label_map, self.drop_other = emotions, dict(label_map or {}), drop_other
         self.protocol = Protocol(
@@ -168,35 +170,28 @@ class EmotionDataModule(LightningDataModule, ABC):
         self.sources, self.batch_size = dict(sources), batch_size
 
     def train_dataloader(self) -> DataLoader[Batch]:
-        loader = self._loader(self.split.train, shuffle=True)
-        sampler = loader.batch_sampler
-        assert isinstance(sampler, BucketBatchSampler)
-        log.info(
-            "batches: %d of up to %d utterances, %.1f%% padding", len(sampler), self.batch_size, 100 * sampler.padding()
-        )
-        return loader
+        sampler = self.sampler(self.split.train, shuffle=True)
+        if self.trainer:  # workers read ahead before Lightning tells the first epoch, which a resumed run counts from
+            sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
+        share = 100 * sampler.padding()
+        log.info("batches: %d of up to %d utterances, %.1f%% padding", len(sampler), self.batch_size, share)
+        return self._loader(sampler)
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.split.val)
+        return self._loader(self.sampler(self.split.val))
 
     def test_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.split.test)
+        return self._loader(self.sampler(self.split.test))
 
-    def _loader(self, rows: np.ndarray, shuffle: bool = False) -> DataLoader[Batch]:
-        trainer = self.trainer
+    def sampler(self, rows: np.ndarray, shuffle: bool = False) -> BucketBatchSampler:
+        """The batches of a side, for this process."""
         lengths = self.lengths()["audio" if "audio" in self.sources else "text"]
-        sampler = BucketBatchSampler(
-            rows,
-            lengths,
-            self.batch_size,
-            shuffle,
-            self.seed,
-            rank=trainer.global_rank if trainer else 0,
-            world=trainer.world_size if trainer else 1,
-        )
-        dataset = Utterances(self.label, self.sources)
+        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
+        return BucketBatchSampler(rows, lengths, self.batch_size, shuffle, self.seed, rank, world)
+
+    def _loader(self, sampler: BucketBatchSampler) -> DataLoader[Batch]:
         workers = self.workers if any(isinstance(source, Raw) for source in self.sources.values()) else 0
-        return loader(dataset, sampler, workers, self.pin_memory)
+        return loader(Utterances(self.label, self.sources), sampler, workers, self.pin_memory)
 
     def _choose(self, frame: pd.DataFrame, path: Path) -> tuple[list[str], pd.DataFrame]:
         """Map the labels and keep the wanted emotions."""
@@ -230,6 +225,12 @@ class EmotionDataModule(LightningDataModule, ABC):
             )
         end = np.minimum(frame["end"].fillna(math.inf), frame["seconds"])
         frame["seconds"] = end - frame["start"].fillna(0.0)
+        tiny = frame[frame["seconds"] < 0.001]
+        if len(tiny):
+            row = tiny.iloc[0]
+            raise InputError(
+                f"{path}: row {row['row']} (id {row['id']}) lasts less than a millisecond: mend start and end."
+            )
         if self.min_seconds is not None:
             short = frame["seconds"] < self.min_seconds
             log.info("data: left out %d utterances shorter than %s s", short.sum(), self.min_seconds)

@@ -1,8 +1,10 @@
 """The manifest: one row an utterance, the table that every corpus becomes."""
 
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from fourm_ser.errors import InputError
@@ -46,12 +48,21 @@ def read_manifest(path: Path, audio_root: Path | None = None) -> pd.DataFrame:
     if not path.is_file():
         raise InputError(f"{path}: no such manifest. Expected a CSV with the columns {', '.join(REQUIRED)}.")
     try:
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False, encoding="utf-8-sig")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            frame = pd.read_csv(
+                path,
+                dtype=str,
+                keep_default_na=False,
+                encoding="utf-8-sig",
+                index_col=False,  # else a row of one cell too many would shift all columns
+                skip_blank_lines=False,  # else rows would be counted wrong
+            )
     except UnicodeDecodeError as error:
         raise InputError(
             f"{path}: not UTF-8 ({error.reason} at byte {error.start}). Save the table as UTF-8."
         ) from error
-    except (pd.errors.ParserError, pd.errors.EmptyDataError) as error:
+    except (pd.errors.ParserError, pd.errors.ParserWarning, pd.errors.EmptyDataError) as error:
         raise InputError(f"{path}: not a readable CSV: {str(error).strip()}") from error
 
     missing = [column for column in REQUIRED if column not in frame.columns]
@@ -65,6 +76,9 @@ def read_manifest(path: Path, audio_root: Path | None = None) -> pd.DataFrame:
             frame[column] = ""
     frame = frame[[*REQUIRED, *OPTIONAL]].copy()
     frame["row"] = range(2, len(frame) + 2)
+    frame = frame[(frame.drop(columns="row") != "").any(axis=1)].reset_index(drop=True)
+    if not len(frame):
+        raise InputError(f"{path}: the manifest has no rows.")
 
     for column in ("id", "audio", "emotion", "speaker"):
         empty = frame[frame[column].str.strip() == ""]
@@ -77,7 +91,7 @@ def read_manifest(path: Path, audio_root: Path | None = None) -> pd.DataFrame:
         raise InputError(f"{path}: the id {first} stands in {_rows(rows)}. Every utterance needs an id of its own.")
     for column in SECONDS:
         numbers = pd.to_numeric(frame[column], errors="coerce")
-        wrong = frame[(numbers.isna() & (frame[column].str.strip() != "")) | (numbers < 0)]
+        wrong = frame[(numbers.isna() & (frame[column].str.strip() != "")) | (numbers < 0) | np.isinf(numbers)]
         if len(wrong):
             raise InputError(f"{path}: {column} is not a number of seconds in {_rows(wrong['row'])}.")
         frame[column] = numbers.astype(float)

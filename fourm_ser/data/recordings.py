@@ -61,6 +61,11 @@ def scan_recordings(frame: pd.DataFrame, source: Path, cache: Path) -> pd.DataFr
             results = track(results, description="checking recordings", total=len(paths))  # type: ignore[assignment]
         scanned = dict(zip(paths, results, strict=True))
 
+    recordings = [recording for recording in scanned.values() if isinstance(recording, Recording)]
+    remembered = known | {recording.path: recording for recording in recordings}
+    if remembered != known:
+        with whole(table) as temporary:
+            pd.DataFrame(remembered.values(), columns=COLUMNS).to_csv(temporary, index=False)
     failures = {path: result for path, result in scanned.items() if isinstance(result, InputError)}
     if failures:
         rows = frame[frame["audio"].isin(failures)]
@@ -71,10 +76,6 @@ def scan_recordings(frame: pd.DataFrame, source: Path, cache: Path) -> pd.DataFr
         more = f"; and {len(rows) - SHOWN} more" if len(rows) > SHOWN else ""
         raise InputError(f"{source}: {len(rows)} of {len(frame)} recordings cannot be used: {shown}{more}")
 
-    recordings = [recording for recording in scanned.values() if isinstance(recording, Recording)]
-    if recordings != list(known.values()):
-        with whole(table) as temporary:
-            pd.DataFrame(recordings, columns=COLUMNS).to_csv(temporary, index=False)
     by_path = {recording.path: recording for recording in recordings}
     frame = frame.copy()
     frame["digest"] = [by_path[path].digest for path in frame["audio"]]
@@ -85,7 +86,7 @@ def scan_recordings(frame: pd.DataFrame, source: Path, cache: Path) -> pd.DataFr
 def _read_table(table: Path) -> dict[str, Recording]:
     if not table.is_file():
         return {}
-    rows = pd.read_csv(table, dtype={"path": str, "digest": str}, float_precision="round_trip")
+    rows = pd.read_csv(table, dtype={"path": str, "digest": str})
     return {row.path: Recording(*row) for row in rows.itertuples(index=False)}  # type: ignore[misc]
 
 

@@ -73,6 +73,8 @@ def split_manifest(frame: pd.DataFrame, protocol: Protocol) -> Split:
     }
     if protocol.split not in makers:
         raise InputError(f"data.split={protocol.split}: expected one of {', '.join(makers)}.")
+    if not len(frame):
+        raise InputError("data: no utterances are left to split. Do data.emotions and data.min_seconds fit the corpus?")
     by_id = frame.sort_values("id", kind="stable")
     sides = pd.Series(makers[protocol.split](by_id, protocol), index=by_id.index).loc[frame.index].to_numpy()
     split = Split(*(np.flatnonzero(sides == side) for side in SIDES))
@@ -127,12 +129,13 @@ def _fold(frame: pd.DataFrame, protocol: Protocol, column: str) -> np.ndarray:
     held_out = values[protocol.fold]
     sides = np.where(frame[column] == held_out, "test", "train").astype(object)
     rest = np.flatnonzero(sides == "train")
-    sides[rest[_validation(frame.iloc[rest], protocol, column, held_out)]] = "val"
+    session = frame["session"][sides == "test"].max()
+    sides[rest[_validation(frame.iloc[rest], protocol, column, held_out, session)]] = "val"
     return sides
 
 
-def _validation(rest: pd.DataFrame, protocol: Protocol, column: str, held_out: str) -> np.ndarray:
-    """Which rows of what is not tested validate."""
+def _validation(rest: pd.DataFrame, protocol: Protocol, column: str, held_out: str, session: str) -> np.ndarray:
+    """Which rows of what is not tested validate; `held_out` and `session` (the last one) are those of the tested."""
     if not 0 < protocol.validation_fraction < 1:
         raise InputError(f"data.validation_fraction={protocol.validation_fraction}: expected a share between 0 and 1.")
     if protocol.validation == "random":
@@ -146,7 +149,7 @@ def _validation(rest: pd.DataFrame, protocol: Protocol, column: str, held_out: s
     if protocol.validation == "session":
         if (rest["session"] == "").any():
             raise InputError("data.validation=session: utterances have no session. Use data.validation=speakers.")
-        following = _rotated(sorted(set(rest["session"])), lambda session: session > held_out)
+        following = _rotated(sorted(set(rest["session"])), lambda other: other > session)
         return np.flatnonzero(rest["session"] == following[0]) if following else np.array([], dtype=int)
     raise InputError(f"data.validation={protocol.validation}: expected random, speakers or session.")
 
@@ -157,6 +160,8 @@ def _rotated(values: list, follows: Callable[..., bool]) -> list:  # type: ignor
 
 
 def _official(frame: pd.DataFrame, protocol: Protocol) -> np.ndarray:
+    if protocol.fold != 0:
+        raise InputError(f"data.fold={protocol.fold}: the official split has no folds: leave data.fold at 0.")
     unknown = sorted(set(frame["split"]) - set(OFFICIAL))
     if unknown:
         named = ", ".join(repr(value) for value in unknown[:5])

@@ -35,12 +35,10 @@ def checkpoint_folder(checkpoint: str, modality: str, patterns: Items[str]) -> P
         patterns: the files that are wanted.
 
     Raises:
-        InputError: the folder holds no checkpoint, or the hub cannot give it.
+        InputError: there is no such folder, or the hub cannot give the checkpoint.
     """
     folder = Path(checkpoint).expanduser()
     if folder.is_dir():
-        if not (folder / "config.json").is_file():
-            raise InputError(f"{folder}: no config.json there. Expected a folder written by save_pretrained.")
         return folder
     if checkpoint.startswith((".", "/", "~")):
         raise InputError(f"{checkpoint}: no such folder. Expected a folder written by save_pretrained, or a hub id.")
@@ -89,6 +87,8 @@ def load_model(
     folder = checkpoint_folder(source, modality, ["*.safetensors", "preprocessor_config.json", *TOKENIZER_FILES])
     if not list(folder.glob("*.safetensors")) and not list(folder.glob("pytorch_model*.bin*")):
         folder = checkpoint_folder(source, modality, ["pytorch_model*.bin*"])
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{source}: no config.json there. Expected what save_pretrained writes.")
     try:
         config = AutoConfig.from_pretrained(folder)
         config.update(overrides)

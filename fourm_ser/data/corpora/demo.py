@@ -52,16 +52,16 @@ VOICES = {
 # Cue -> (middle, half the distance between low and high arousal, deviation between speakers, and within a speaker).
 # The level is in dB, the rate in words per minute, pitch and range on espeak's scale from 0 to 99.
 CUES = {
-    "level": (-9.5, 5.0, 0.8, 2.2),
+    "level": (-9.5, 5.5, 0.8, 2.2),
     "rate": (172.0, 20.0, 6.0, 13.0),
-    "pitch": (48.0, 13.0, 3.0, 9.0),
+    "pitch": (48.0, 14.0, 3.0, 9.0),
     "range": (50.0, 24.0, 4.0, 15.0),
 }
 LIMITS = {"level": (-24.0, 0.0), "rate": (125.0, 240.0), "pitch": (5.0, 95.0), "range": (5.0, 95.0)}
 
 # The part of the labels that is exchanged with another emotion's, the part of the sentences with a mild word only, how
 # often that mild word sides with the sentence's valence, and the most words in a sentence.
-NOISE = 0.02
+NOISE = 0.01
 MILD = 0.05
 MILD_RIGHT = 0.85
 LONGEST = 16

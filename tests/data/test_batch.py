@@ -1,0 +1,260 @@
+"""Batches: each utterance once, like lengths together, the same on any number of processes."""
+
+from collections.abc import Sequence as Items
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from pytorch_lightning import LightningModule, Trainer
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from fourm_ser.data.batch import BucketBatchSampler, Raw, Stored, Utterances
+from fourm_ser.encoders.base import Inputs, Sequence
+from fourm_ser.encoders.store import FeatureStore
+
+GENERATOR = np.random.default_rng(0)
+LENGTHS = GENERATOR.lognormal(1.0, 0.6, 1000)  # of a manifest of 1000, of which
+ROWS = np.sort(GENERATOR.permutation(1000)[:737])  # these are used
+
+
+def padding(batches: list[list[int]]) -> float:
+    """The share of all batches that is padding."""
+    used = sum(LENGTHS[row] for batch in batches for row in batch)
+    return float(1 - used / sum(len(batch) * max(LENGTHS[row] for row in batch) for batch in batches))
+
+
+def order(seed: int = 0, epoch: int = 0, shuffle: bool = True, size: int = 8) -> list[list[int]]:
+    sampler = BucketBatchSampler(ROWS, LENGTHS, size, shuffle, seed)
+    sampler.set_epoch(epoch)
+    return list(sampler)
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("size", [1, 2, 8, 32, 737, 5000])
+def test_every_row_comes_exactly_once(shuffle: bool, size: int) -> None:
+    for epoch in range(3):
+        batches = order(epoch=epoch, shuffle=shuffle, size=size)
+        assert sorted(row for batch in batches for row in batch) == ROWS.tolist()
+        assert max(map(len, batches)) <= size
+        assert sum(len(batch) < size for batch in batches) <= 1
+        assert len(batches) == -(-len(ROWS) // size) == len(BucketBatchSampler(ROWS, LENGTHS, size, shuffle))
+
+
+def test_the_order_depends_on_seed_and_epoch_alone() -> None:
+    orders = {(seed, epoch): order(seed, epoch) for seed in range(3) for epoch in range(3)}
+    np.random.seed(1)
+    torch.manual_seed(1)
+    assert all(order(seed, epoch) == expected for (seed, epoch), expected in orders.items())
+    assert len({str(expected) for expected in orders.values()}) == len(orders)
+    # Others batches, not the same in another order.
+    assert len({str(sorted(map(sorted, expected))) for expected in orders.values()}) == len(orders)
+
+
+def test_iterating_again_gives_the_same_order_until_the_epoch_changes() -> None:
+    sampler = BucketBatchSampler(ROWS, LENGTHS, 8, shuffle=True)
+    first = list(sampler)
+    assert list(sampler) == first
+    sampler.set_epoch(1)
+    assert list(sampler) != first
+    sampler.set_epoch(0)
+    assert list(sampler) == first
+
+
+def test_without_shuffling_every_epoch_is_sorted_by_length() -> None:
+    flat = [row for batch in order(shuffle=False) for row in batch]
+    assert flat == [row for batch in order(seed=1, epoch=5, shuffle=False) for row in batch]
+    assert (np.diff(LENGTHS[flat]) >= 0).all()
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+def test_lengths_within_a_batch_are_similar(shuffle: bool) -> None:
+    shuffled = np.random.default_rng(0).permutation(ROWS)
+    at_random = padding([shuffled[start : start + 8].tolist() for start in range(0, len(ROWS), 8)])
+    batches = order(shuffle=shuffle)
+    assert at_random > 0.3
+    assert padding(batches) < at_random / 4
+    assert BucketBatchSampler(ROWS, LENGTHS, 8, shuffle).padding() == pytest.approx(padding(batches))
+
+
+def test_training_does_not_go_from_short_to_long() -> None:
+    longest = [max(LENGTHS[row] for row in batch) for batch in order()]
+    assert abs(np.corrcoef(longest, np.arange(len(longest)))[0, 1]) < 0.3
+
+
+def test_lengths_are_those_of_the_manifests_rows() -> None:
+    # Three rows at the end of a manifest: their lengths are looked up by row, not by place.
+    lengths = np.array([9.0, 8.0, 7.0, 3.0, 1.0, 2.0])
+    sampler = BucketBatchSampler(np.array([3, 4, 5]), lengths, 1)
+    assert list(sampler) == [[4], [5], [3]]
+
+
+@pytest.mark.parametrize("shuffle", [True, False])
+@pytest.mark.parametrize("world", [2, 3, 4])
+@pytest.mark.parametrize("count", [16, 17, 18, 19, 20, 33])
+def test_ranks_share_the_batches_of_a_single_process(count: int, world: int, shuffle: bool) -> None:
+    rows, size = ROWS[:count], 8
+    alone = BucketBatchSampler(rows, LENGTHS, size, shuffle, seed=3)
+    ranks = [BucketBatchSampler(rows, LENGTHS, size, shuffle, seed=3, rank=rank, world=world) for rank in range(world)]
+    for epoch in range(2):
+        for sampler in (alone, *ranks):
+            sampler.set_epoch(epoch)
+        shares = [list(sampler) for sampler in ranks]
+        assert len({len(share) for share in shares}) == 1
+        assert {len(sampler) for sampler in ranks} == {len(shares[0])}
+        assert all(batch for share in shares for batch in share)
+        assert sorted(row for share in shares for batch in share for row in batch) == rows.tolist()
+        together = [sorted(row for part in parts for row in part) for parts in zip(*shares, strict=True)]
+        if 0 < count % size < world:  # too few for every rank: they join a batch, which grows by them
+            assert sorted(map(len, together)) == sorted([size] * (count // size - 1) + [size + count % size])
+        else:
+            assert together == [sorted(batch) for batch in alone]
+        for parts in zip(*shares, strict=True):
+            assert max(map(len, parts)) - min(map(len, parts)) <= 1
+
+
+@pytest.mark.parametrize(("count", "size", "world"), [(3, 8, 4), (16, 2, 4), (0, 8, 1)])
+def test_too_few_rows_for_the_processes_are_refused(count: int, size: int, world: int) -> None:
+    with pytest.raises(ValueError, match=rf"{world} processes"):
+        BucketBatchSampler(ROWS[:count], LENGTHS, size, world=world)
+
+
+class Numbers:
+    """A source of a number a row: the row's."""
+
+    def load(self, index: int) -> int:
+        return index
+
+    def collate(self, items: Items[int]) -> Inputs:
+        return {"numbers": torch.tensor(items)}
+
+
+class Watcher(LightningModule):
+    """Writes down the rows it is trained on, epoch by epoch."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.seen: list[list[list[int]]] = []
+
+    def on_train_epoch_start(self) -> None:
+        self.seen.append([])
+
+    def training_step(self, batch: Any, _: int) -> None:
+        self.seen[-1].append(batch.rows.tolist())
+
+    def configure_optimizers(self) -> None:
+        return None
+
+
+def test_lightning_tells_the_epoch(tmp_path: Path) -> None:
+    sampler = BucketBatchSampler(ROWS[:20], LENGTHS, 4, shuffle=True, seed=5)
+    dataset = Utterances(np.zeros(1000, dtype=np.int64), {"text": Numbers()})
+    loader = DataLoader(dataset, batch_sampler=sampler, collate_fn=dataset.collate)
+    watcher = Watcher()
+    trainer = Trainer(
+        max_epochs=3,
+        accelerator="cpu",
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        default_root_dir=tmp_path,
+    )
+    trainer.fit(watcher, loader)
+    expected = []
+    for epoch in range(3):
+        fresh = BucketBatchSampler(ROWS[:20], LENGTHS, 4, shuffle=True, seed=5)
+        fresh.set_epoch(epoch)
+        expected.append(list(fresh))
+    assert watcher.seen == expected
+    assert expected[0] != expected[1] != expected[2]
+
+
+@pytest.fixture
+def features() -> dict[str, np.ndarray]:
+    generator = np.random.default_rng(0)
+    return {
+        key: generator.normal(size=(length, 3)).astype(np.float32) for key, length in (("a", 4), ("b", 1), ("c", 6))
+    }
+
+
+def test_stored_features_are_padded_and_masked(tmp_path: Path, features: dict[str, np.ndarray]) -> None:
+    store = FeatureStore(tmp_path, "encoder", "fingerprint", {})
+    store.write({"a": features["a"]})
+    store.write({"b": features["b"], "c": features["c"]})
+    keys = ["b", "a", "c", "a"]  # by position; two utterances may have the same content
+    source = Stored(store, keys)
+    batch = source.collate([source.load(index) for index in (3, 0, 2, 1)])
+    assert isinstance(batch, Sequence)
+    assert batch.features.shape == (4, 6, 3)
+    assert batch.features.dtype == torch.float32
+    assert batch.mask.dtype == torch.bool
+    for place, key in enumerate(["a", "b", "c", "a"]):
+        length = len(features[key])
+        assert batch.mask[place].tolist() == [True] * length + [False] * (6 - length)
+        np.testing.assert_array_equal(batch.features[place, :length], features[key])
+        assert not batch.features[place, length:].any()
+    store.close()
+
+
+class Letters:
+    """A front end: letters as numbers, padded by -1, with lengths."""
+
+    def __call__(self, raw: str) -> Inputs:
+        return {"codes": torch.tensor([ord(letter) for letter in raw])}
+
+    def collate(self, items: Items[Inputs]) -> Inputs:
+        rows: list[Tensor] = [item["codes"] for item in items]
+        lengths = torch.tensor([len(row) for row in rows])
+        codes = torch.full((len(rows), int(lengths.max())), -1)
+        for place, row in enumerate(rows):
+            codes[place, : len(row)] = row
+        return {"codes": codes, "lengths": lengths}
+
+    def describe(self) -> dict[str, Any]:
+        return {}
+
+
+WORDS = ["zero", "one", "a", "three"]
+
+
+def read_word(index: int) -> str:
+    return WORDS[index]
+
+
+def test_raw_utterances_go_through_the_front_end() -> None:
+    source = Raw(read_word, Letters())
+    batch = source.collate([source.load(index) for index in (2, 3, 1)])
+    assert batch["lengths"].tolist() == [1, 5, 3]
+    assert batch["codes"].tolist() == [
+        [ord("a"), -1, -1, -1, -1],
+        [ord(letter) for letter in "three"],
+        [*(ord(letter) for letter in "one"), -1, -1],
+    ]
+
+
+def test_a_batch_keeps_rows_labels_and_modalities_together(tmp_path: Path, features: dict[str, np.ndarray]) -> None:
+    store = FeatureStore(tmp_path, "encoder", "fingerprint", {})
+    store.write(features)
+    labels = np.array([2, 0, 1, 0])
+    dataset = Utterances(labels, {"audio": Stored(store, ["a", "b", "c", "b"]), "text": Raw(read_word, Letters())})
+    assert len(dataset) == 4
+    batch = dataset.collate([dataset[index] for index in (2, 0, 3)])
+    assert batch.rows.tolist() == [2, 0, 3]
+    assert batch.labels.tolist() == [1, 2, 0]
+    assert batch.labels.dtype == torch.int64
+    assert isinstance(batch.audio, Sequence)
+    assert batch.audio.mask.sum(dim=1).tolist() == [6, 4, 1]
+    assert isinstance(batch.text, dict)
+    assert batch.text["lengths"].tolist() == [1, 4, 5]
+    store.close()
+
+
+def test_a_modality_without_a_source_is_none() -> None:
+    dataset = Utterances(np.array([1, 0]), {"text": Numbers()})
+    batch = dataset.collate([dataset[1], dataset[0]])
+    assert batch.audio is None
+    assert isinstance(batch.text, dict)
+    assert batch.text["numbers"].tolist() == [1, 0]

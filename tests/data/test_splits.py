@@ -1,0 +1,331 @@
+"""The protocols: who is trained on, who validates, who is tested."""
+
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from fourm_ser.data.splits import Protocol, Split, split_manifest
+from fourm_ser.errors import InputError
+
+SEEDS = range(6)
+
+
+def protocol(split: str, **changes: Any) -> Protocol:
+    """The defaults of the config, but for the changes."""
+    made = Protocol(split, 0, (0.8, 0.1, 0.1), True, "speakers", 0.2, 0)
+    return made._replace(**changes)
+
+
+def manifest(seed: int, utterances: int | None = None) -> pd.DataFrame:
+    """A corpus of a random shape: sessions of one to three speakers, unbalanced emotions, rows in any order."""
+    generator = np.random.default_rng(seed)
+    sessions = [f"S{number}" for number in generator.permutation(99)[: generator.integers(3, 7)]]
+    pairs = [
+        (f"{generator.integers(1000)}-{session}-{n}", session) for session in sessions for n in range(seed % 3 + 1)
+    ]
+    count = utterances or int(generator.integers(150, 400))
+    # Each speaker speaks, and beyond that as often as it comes.
+    spoken = generator.permutation([*range(len(pairs)), *generator.integers(len(pairs), size=count - len(pairs))])
+    return pd.DataFrame(
+        {
+            "id": [f"u{number}" for number in generator.permutation(10 * count)[:count]],
+            "speaker": [pairs[place][0] for place in spoken],
+            "session": [pairs[place][1] for place in spoken],
+            "emotion": generator.choice(["anger", "neutral", "sadness"], p=[0.5, 0.35, 0.15], size=count),
+            "split": generator.choice(["train", "dev", "test"], size=count),
+        }
+    )
+
+
+def speakers(frame: pd.DataFrame, rows: np.ndarray, column: str = "speaker") -> set[str]:
+    return set(frame[column].to_numpy()[rows])
+
+
+def assert_each_row_once(split: Split, frame: pd.DataFrame) -> None:
+    assert sorted(np.concatenate(split).tolist()) == list(range(len(frame)))
+    for side in split:
+        assert len(side)
+        assert (np.diff(side) > 0).all()
+
+
+def ids(split: Split, frame: pd.DataFrame) -> list[set[str]]:
+    return [set(frame["id"].to_numpy()[side]) for side in split]
+
+
+def refusal(frame: pd.DataFrame, how: Protocol) -> str:
+    with pytest.raises(InputError) as caught:
+        split_manifest(frame, how)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("stratify", [True, False])
+@pytest.mark.parametrize("fractions", [(0.8, 0.1, 0.1), (0.5, 0.2, 0.3), (0.34, 0.33, 0.33), (0.1, 0.1, 0.8)])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_random_split_has_the_fractions(seed: int, fractions: tuple[float, float, float], stratify: bool) -> None:
+    frame = manifest(seed)
+    split = split_manifest(frame, protocol("random", fractions=fractions, stratify=stratify))
+    assert_each_row_once(split, frame)
+    for side, fraction in zip(split, fractions, strict=True):
+        assert abs(len(side) - fraction * len(frame)) <= 2
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_a_stratified_split_keeps_the_emotions_shares(seed: int) -> None:
+    frame = manifest(seed)
+    fractions = (0.6, 0.2, 0.2)
+    split = split_manifest(frame, protocol("random", fractions=fractions))
+    for emotion, count in frame["emotion"].value_counts().items():
+        for side, fraction in zip(split, fractions, strict=True):
+            assert abs((frame["emotion"].to_numpy()[side] == emotion).sum() - fraction * count) < 2
+
+
+def test_without_stratification_the_shares_are_left_to_chance() -> None:
+    frame = manifest(0, utterances=400)
+    off = []
+    for seed in range(10):
+        split = split_manifest(frame, protocol("random", stratify=False, seed=seed, fractions=(0.6, 0.2, 0.2)))
+        count = (frame["emotion"].to_numpy()[split.test] == "anger").sum()
+        off.append(abs(count - 0.2 * (frame["emotion"] == "anger").sum()))
+    assert max(off) > 3
+
+
+@pytest.mark.parametrize(
+    "how", [protocol("random"), protocol("random", stratify=False), protocol("speaker", validation="random")]
+)
+def test_what_is_drawn_at_random_depends_on_the_seed(how: Protocol) -> None:
+    frame = manifest(1)
+    first = ids(split_manifest(frame, how), frame)
+    assert ids(split_manifest(frame.copy(), how), frame) == first
+    others = [ids(split_manifest(frame, how._replace(seed=seed)), frame) for seed in range(1, 4)]
+    assert all(other[1] != first[1] for other in others)
+    assert others[0] != others[1] != others[2]
+
+
+@pytest.mark.parametrize("column", ["speaker", "session"])
+@pytest.mark.parametrize("validation", ["speakers", "session", "random"])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_over_all_folds_each_utterance_is_tested_once(seed: int, validation: str, column: str) -> None:
+    frame = manifest(seed)
+    values = sorted(set(frame[column]))
+    tested: list[int] = []
+    for fold, held_out in enumerate(values):
+        split = split_manifest(frame, protocol(column, fold=fold, validation=validation))
+        assert_each_row_once(split, frame)
+        assert split.test.tolist() == np.flatnonzero(frame[column] == held_out).tolist()
+        others = np.concatenate([split.train, split.val])
+        assert speakers(frame, split.test).isdisjoint(speakers(frame, others))
+        assert speakers(frame, split.test, column).isdisjoint(speakers(frame, others, column))
+        assert split.speaker_independent(frame)
+        tested += split.test.tolist()
+    assert sorted(tested) == list(range(len(frame)))
+    assert f"0 to {len(values) - 1} " in refusal(frame, protocol(column, fold=len(values), validation=validation))
+
+
+@pytest.mark.parametrize("column", ["speaker", "session"])
+@pytest.mark.parametrize("fraction", [0.2, 0.4, 0.01])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_validation_speakers_are_not_trained_on(seed: int, fraction: float, column: str) -> None:
+    frame = manifest(seed)
+    validated: list[str] = []
+    folds = frame[column].nunique()
+    for fold in range(folds):
+        split = split_manifest(frame, protocol(column, fold=fold, validation_fraction=fraction))
+        train, val, test = (speakers(frame, side) for side in split)
+        assert train.isdisjoint(val)
+        remaining = frame["speaker"].nunique() - len(test)
+        assert len(val) == max(1, round(fraction * remaining))
+        validated += val
+    if column == "speaker":  # each validates about equally often
+        times = [validated.count(speaker) for speaker in set(frame["speaker"])]
+        assert max(times) - min(times) <= 1
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_over_all_folds_each_session_validates_once(seed: int) -> None:
+    frame = manifest(seed)
+    validated: list[str] = []
+    for fold in range(frame["session"].nunique()):
+        split = split_manifest(frame, protocol("session", fold=fold, validation="session"))
+        train, val, test = (speakers(frame, side, "session") for side in split)
+        assert len(val) == len(test) == 1
+        assert not train & val
+        assert not train & test
+        validated += val
+    assert sorted(validated) == sorted(set(frame["session"]))
+
+
+@pytest.mark.parametrize("seed", SEEDS)
+def test_validation_on_a_session_works_with_one_tested_speaker(seed: int) -> None:
+    frame = manifest(seed)
+    validated: set[str] = set()
+    for fold in range(frame["speaker"].nunique()):
+        split = split_manifest(frame, protocol("speaker", fold=fold, validation="session"))
+        session = speakers(frame, split.val, "session")
+        assert len(session) == 1
+        assert not session & speakers(frame, split.train, "session")
+        validated |= session
+    assert len(validated) > 1  # it goes with the fold
+
+
+@pytest.mark.parametrize("column", ["speaker", "session"])
+@pytest.mark.parametrize("fraction", [0.1, 0.25])
+def test_validation_at_random_has_its_share_of_what_is_not_tested(column: str, fraction: float) -> None:
+    frame = manifest(2)
+    split = split_manifest(frame, protocol(column, validation="random", validation_fraction=fraction))
+    assert abs(len(split.val) - fraction * (len(frame) - len(split.test))) <= 1
+    rest = np.concatenate([split.train, split.val])
+    for emotion, count in frame["emotion"].iloc[rest].value_counts().items():
+        assert abs((frame["emotion"].to_numpy()[split.val] == emotion).sum() - fraction * count) < 2
+
+
+@pytest.mark.parametrize(
+    "how",
+    [
+        protocol("random"),
+        protocol("random", stratify=False, seed=3),
+        protocol("official"),
+        *(
+            protocol(column, fold=1, validation=validation)
+            for column in ("speaker", "session")
+            for validation in ("speakers", "session", "random")
+        ),
+    ],
+)
+def test_a_split_does_not_depend_on_the_order_of_rows(how: Protocol) -> None:
+    frame = manifest(4)
+    first = ids(split_manifest(frame, how), frame)
+    for seed in range(3):
+        shuffled = frame.sample(frac=1, random_state=seed).reset_index(drop=True)
+        assert ids(split_manifest(shuffled, how), shuffled) == first
+    # What is returned are positions, whatever the index.
+    reindexed = frame.set_index(frame.index[::-1] * 7 + 3)
+    assert ids(split_manifest(reindexed, how), reindexed) == first
+
+
+def test_the_official_split_is_the_columns() -> None:
+    values = ["train", "val", "dev", "valid", "validation", "test", "train", "test"]
+    frame = manifest(0, utterances=len(values) * 4).assign(split=values * 4)
+    split = split_manifest(frame, protocol("official"))
+    assert_each_row_once(split, frame)
+    assert set(frame["split"].iloc[split.train]) == {"train"}
+    assert set(frame["split"].iloc[split.val]) == {"val", "dev", "valid", "validation"}
+    assert set(frame["split"].iloc[split.test]) == {"test"}
+    assert not split.speaker_independent(frame)
+
+
+def test_an_official_value_that_is_not_known_is_named() -> None:
+    frame = manifest(0)
+    frame.loc[3, "split"] = "eval"
+    assert "'eval'" in refusal(frame, protocol("official"))
+    assert "''" in refusal(frame.assign(split=""), protocol("official"))
+
+
+@pytest.mark.parametrize("absent", ["train", "dev", "test"])
+def test_an_empty_side_is_named(absent: str) -> None:
+    frame = manifest(0)
+    frame = frame[frame["split"] != absent].reset_index(drop=True)
+    side = {"dev": "val"}.get(absent, absent)
+    assert f"the {side} side is empty" in refusal(frame, protocol("official"))
+
+
+@pytest.mark.parametrize("validation", ["speakers", "session"])
+@pytest.mark.parametrize("count", [1, 2])
+def test_too_few_sessions_leave_a_side_empty(count: int, validation: str) -> None:
+    frame = manifest(0)  # of one speaker a session
+    chosen = sorted(set(frame["session"]))[:count]
+    frame = frame[frame["session"].isin(chosen)].reset_index(drop=True)
+    assert "the train side is empty" in refusal(frame, protocol("session", validation=validation))
+
+
+@pytest.mark.parametrize("split", ["random", "speaker", "session", "official"])
+def test_a_corpus_without_utterances_is_refused(split: str) -> None:
+    refusal(manifest(0).iloc[:0], protocol(split))
+
+
+@pytest.mark.parametrize("column", ["speaker", "session"])
+@pytest.mark.parametrize("fold", [-1, 99])
+def test_a_fold_that_is_not_there_names_the_folds_there_are(column: str, fold: int) -> None:
+    frame = manifest(3)
+    values = sorted(set(frame[column]))
+    message = refusal(frame, protocol(column, fold=fold))
+    assert f"data.fold={fold}" in message
+    assert f"0 to {len(values) - 1} ({', '.join(values[:12])}" in message
+
+
+@pytest.mark.parametrize("split", ["random", "official"])
+def test_a_split_without_folds_refuses_one(split: str) -> None:
+    assert "data.fold=1" in refusal(manifest(0), protocol(split, fold=1))
+
+
+@pytest.mark.parametrize(
+    "fractions",
+    [(0.8, 0.1, 0.2), (1.2, -0.1, -0.1), (0.0, 0.0, 0.0), (80, 10, 10), (0.8, 0.2), (float("nan"), 0.5, 0.5)],
+)
+def test_fractions_that_do_not_sum_to_one_are_refused(fractions: Any) -> None:
+    assert "data.fractions" in refusal(manifest(0), protocol("random", fractions=fractions))
+
+
+@pytest.mark.parametrize(
+    "fractions", [(1.0, 0.0, 0.0), (0.9, 0.1, 0.0), (0.9, 0.0, 0.1), (0.0, 0.5, 0.5), (0.0, 0.0, 1.0)]
+)
+def test_fractions_that_leave_a_side_empty_are_refused(fractions: tuple[float, float, float]) -> None:
+    refusal(manifest(0), protocol("random", fractions=fractions))
+
+
+def test_an_emotion_too_rare_to_be_on_every_side_is_refused() -> None:
+    frame = manifest(0)
+    frame.loc[0, "emotion"] = "boredom"
+    assert "data.fractions" in refusal(frame, protocol("random"))
+    assert_each_row_once(split_manifest(frame, protocol("random", stratify=False)), frame)
+
+
+@pytest.mark.parametrize("column", ["speaker", "session"])
+@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.2, 3.0])
+def test_a_bad_validation_fraction_is_refused(column: str, fraction: float) -> None:
+    for validation in ("speakers", "random"):
+        how = protocol(column, validation=validation, validation_fraction=fraction)
+        assert f"data.validation_fraction={fraction}" in refusal(manifest(0), how)
+
+
+def test_missing_sessions_are_counted() -> None:
+    frame = manifest(0, utterances=200)
+    frame.loc[[3, 77, 130], "session"] = ""
+    assert "3 of 200 utterances have no session" in refusal(frame, protocol("session"))
+    assert "no session" in refusal(frame, protocol("speaker", validation="session"))
+    assert_each_row_once(split_manifest(frame, protocol("speaker")), frame)
+
+
+def test_a_split_that_is_not_known_names_those_that_are() -> None:
+    message = refusal(manifest(0), protocol("kfold"))
+    assert "data.split=kfold" in message
+    assert "random, speaker, session, official" in message
+
+
+def test_a_validation_that_is_not_known_names_those_that_are() -> None:
+    message = refusal(manifest(0), protocol("session", validation="speaker"))
+    assert "data.validation=speaker:" in message
+    assert "random, speakers or session" in message
+
+
+def test_a_speaker_of_two_sessions_is_named_under_the_session_split() -> None:
+    frame = manifest(2)  # of three speakers a session
+    sessions = sorted(set(frame["session"]))
+    stray = frame.index[frame["session"] == sessions[1]][0]
+    guest = frame.loc[frame["session"] == sessions[0], "speaker"].iloc[0]
+    frame.loc[stray, "speaker"] = guest
+    for fold in (0, 1):
+        message = refusal(frame, protocol("session", fold=fold))
+        assert f"data.fold={fold}: {guest} would speak in the test side and outside it" in message
+    split = split_manifest(frame, protocol("session", fold=2))  # which it does not touch
+    assert speakers(frame, split.train).isdisjoint(speakers(frame, split.val))
+    split = split_manifest(frame, protocol("speaker", fold=sorted(set(frame["speaker"])).index(guest)))
+    assert split.speaker_independent(frame)
+
+
+def test_a_random_split_knows_that_it_is_not_speaker_independent() -> None:
+    frame = manifest(0)
+    assert not split_manifest(frame, protocol("random")).speaker_independent(frame)
+    by_speaker = frame.assign(speaker=frame["id"])
+    assert split_manifest(by_speaker, protocol("random")).speaker_independent(by_speaker)

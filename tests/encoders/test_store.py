@@ -1,0 +1,238 @@
+"""The embedding store: what was written comes back, from any process, and damage is named."""
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fourm_ser.encoders.store import FeatureStore
+from fourm_ser.errors import InputError
+
+
+def features(count: int, width: int = 6, seed: int = 0) -> dict[str, np.ndarray]:
+    """Features of `count` utterances, from one frame on."""
+    rng = np.random.default_rng(seed)
+    return {
+        f"{seed}-{number:04d}": rng.normal(size=(1 + number % 7, width)).astype(np.float32) for number in range(count)
+    }
+
+
+def opened(root: Path) -> FeatureStore:
+    return FeatureStore(root, "tiny", "abc", {"weights": "random"})
+
+
+def shards(store: FeatureStore) -> list[Path]:
+    return sorted(store.folder.glob("shard-*.safetensors"))
+
+
+def test_what_was_written_comes_back(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    one, two = features(20), features(5, seed=1)
+    store.write(one)
+    store.write(two)
+    for reader in (store, opened(tmp_path)):
+        assert len(reader) == 25
+        for key, array in {**one, **two}.items():
+            assert key in reader
+            found = reader.read(key)
+            assert found.dtype == torch.float32
+            np.testing.assert_array_equal(found.numpy(), array)
+        reader.close()
+        np.testing.assert_array_equal(reader.read("0-0003").numpy(), one["0-0003"])
+
+
+def test_what_is_read_is_the_caller_s_own(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    written = features(2)
+    store.write(written)
+    store.read("0-0001").zero_()
+    np.testing.assert_array_equal(store.read("0-0001").numpy(), written["0-0001"])
+
+
+def test_half_precision_comes_back_as_float32(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    half = {key: array.astype(np.float16) for key, array in features(4).items()}
+    store.write(half)
+    for key, array in half.items():
+        assert store.read(key).dtype == torch.float32
+        np.testing.assert_array_equal(store.read(key).numpy(), array.astype(np.float32))
+
+
+def test_extreme_values_come_back_bit_by_bit(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    extreme = np.array([[0.0, -0.0, 1e-42, np.finfo(np.float32).max, np.inf, np.nan]], dtype=np.float32)
+    store.write({"extreme": extreme})
+    assert store.read("extreme").numpy().tobytes() == extreme.tobytes()
+
+
+def test_missing_keys_are_distinct_and_in_their_order(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    assert store.missing([]) == []
+    assert store.missing(["b", "a", "b"]) == ["b", "a"]
+    store.write(features(3))
+    assert store.missing(["z", "0-0001", "a", "z", "0-0002"]) == ["z", "a"]
+    assert "z" not in store
+    with pytest.raises(KeyError):
+        store.read("z")
+
+
+def test_stores_of_different_encoders_are_apart(tmp_path: Path) -> None:
+    one = FeatureStore(tmp_path, "tiny", "abc", {})
+    one.write(features(3))
+    assert len(FeatureStore(tmp_path, "tiny", "abd", {})) == 0
+    assert len(FeatureStore(tmp_path, "other", "abc", {})) == 0
+    assert len(FeatureStore(tmp_path, "tiny", "abc", {})) == 3
+
+
+def test_store_json_says_what_made_it(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    about = json.loads((store.folder / "store.json").read_text())
+    assert about["encoder"] == "tiny"
+    assert about["fingerprint"] == "abc"
+    assert about["weights"] == "random"
+    before = (store.folder / "store.json").read_bytes()
+    FeatureStore(tmp_path, "tiny", "abc", {"weights": "elsewhere"})
+    assert (store.folder / "store.json").read_bytes() == before
+
+
+def test_another_reader_sees_new_shards_after_a_refresh(tmp_path: Path) -> None:
+    writer, reader = opened(tmp_path), opened(tmp_path)
+    writer.write(features(3))
+    assert len(reader) == 0
+    reader.refresh()
+    assert len(reader) == 3
+    np.testing.assert_array_equal(reader.read("0-0002").numpy(), features(3)["0-0002"])
+
+
+def test_another_process_writes_and_is_read(tmp_path: Path) -> None:
+    reader = opened(tmp_path)
+    code = (
+        "import sys, pathlib, numpy; from fourm_ser.encoders.store import FeatureStore; "
+        "store = FeatureStore(pathlib.Path(sys.argv[1]), 'tiny', 'abc', {}); "
+        "store.write({'there': numpy.arange(6, dtype=numpy.float32).reshape(2, 3)})"
+    )
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    subprocess.run([sys.executable, "-c", code, str(tmp_path)], check=True, env=environment)
+    assert reader.missing(["there"]) == ["there"]
+    reader.refresh()
+    assert reader.read("there").tolist() == [[0, 1, 2], [3, 4, 5]]
+
+
+def test_every_reader_takes_the_same_of_two_shards_with_a_key(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    store.write({"key": np.zeros((1, 2), dtype=np.float32)})
+    store.write({"key": np.ones((1, 2), dtype=np.float32)})
+    first = {path: opened(tmp_path).read("key").tolist() for path in shards(store)}
+    assert len(first) == 2
+    assert len({str(value) for value in first.values()}) == 1
+    assert len(opened(tmp_path)) == 1
+
+
+def test_an_open_store_travels_to_workers(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    store.write(features(3))
+    store.read("0-0001")
+    copy = pickle.loads(pickle.dumps(store))
+    store.close()
+    np.testing.assert_array_equal(copy.read("0-0001").numpy(), features(3)["0-0001"])
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b"\x05",
+        bytes(64),
+        b"this is no shard at all",
+        b"\xff" * 64,
+        (10).to_bytes(8, "little") + b"{not json}",
+        (2).to_bytes(8, "little") + b"[]",
+        (2).to_bytes(8, "little") + b"17",
+        (14).to_bytes(8, "little") + b'{"key": [1,2]}',
+        (16).to_bytes(8, "little") + b'{"key": {"a":1}}',
+    ],
+    ids=["empty", "cut", "zeros", "text", "ones", "no_json", "list", "number", "no_entry", "bare_entry"],
+)
+def test_a_damaged_shard_is_named(tmp_path: Path, content: bytes) -> None:
+    store = opened(tmp_path)
+    store.write(features(3))
+    (shard,) = shards(store)
+    shard.write_bytes(content)
+    with pytest.raises(InputError, match=shard.name):
+        opened(tmp_path)
+
+
+def test_a_shard_whose_end_is_missing_is_named(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    store.write(features(10))
+    (shard,) = shards(store)
+    shard.write_bytes(shard.read_bytes()[:-40])
+
+    def read_all() -> None:
+        reader = opened(tmp_path)
+        for key in features(10):
+            reader.read(key)
+
+    with pytest.raises(InputError, match=shard.name):
+        read_all()
+
+
+def test_temporary_files_of_a_killed_writer_are_ignored(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    store.write(features(3))
+    (shard,) = shards(store)
+    (store.folder / f".{shard.name}").write_bytes(shard.read_bytes()[:50])
+    (store.folder / ".shard-0.123.safetensors").write_bytes(b"half")
+    assert len(opened(tmp_path)) == 3
+
+
+def test_a_writer_that_is_interrupted_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = opened(tmp_path)
+    store.write(features(3))
+    before = sorted(store.folder.iterdir())
+
+    def half(tensors: dict[str, np.ndarray], path: Path) -> None:
+        path.write_bytes(b"half")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fourm_ser.encoders.store.save_file", half)
+    with pytest.raises(KeyboardInterrupt):
+        store.write(features(3, seed=1))
+    assert sorted(store.folder.iterdir()) == before
+    assert len(opened(tmp_path)) == 3
+
+
+@pytest.mark.parametrize("about", [{"format": 2}, {"format": None}, {}])
+def test_another_format_is_refused(tmp_path: Path, about: dict[str, int]) -> None:
+    store = opened(tmp_path)
+    (store.folder / "store.json").write_text(json.dumps(about))
+    with pytest.raises(InputError, match=r"store\.json.*format"):
+        opened(tmp_path)
+
+
+def resident() -> int:
+    """Resident memory of this process in bytes."""
+    pages = int(Path("/proc/self/statm").read_text().split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def test_reading_does_not_hold_the_store_in_memory(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    for shard in range(4):
+        rng = np.random.default_rng(shard)
+        store.write({f"{shard}-{number}": rng.random((256, 64), dtype=np.float32) for number in range(256)})
+    assert sum(path.stat().st_size for path in shards(store)) > 60e6
+    reader = opened(tmp_path)
+    total = reader.read("0-0").sum()
+    before = resident()
+    for shard in range(4):
+        for number in range(256):
+            total += reader.read(f"{shard}-{number}").sum()
+    assert total > 0
+    assert resident() - before < 20e6

@@ -1,0 +1,333 @@
+"""Filling the store: what is missing, once, and with the same bits however often a pass was interrupted."""
+
+import multiprocessing
+import time
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from multiprocessing.connection import Connection
+from operator import getitem
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fourm_ser import encoding
+from fourm_ser.data.batch import Raw
+from fourm_ser.encoders.base import Encoder, Inputs, Resources, Sequence, length_mask, pad
+from fourm_ser.encoders.lstm import MelLSTM
+from fourm_ser.encoders.speech import SpeechEncoder
+from fourm_ser.encoders.store import FeatureStore
+from fourm_ser.encoders.text import TextEncoder
+from fourm_ser.encoding import fill_store, plan_shards
+
+CPU = torch.device("cpu")
+
+
+class Columns:
+    """Front end of `Tally`: a number -> as many frames of it."""
+
+    def __call__(self, raw: int) -> Inputs:
+        return {"rows": torch.full((raw, 2), float(raw))}
+
+    def collate(self, items: Any) -> Inputs:
+        rows = [item["rows"] for item in items]
+        return {"rows": pad(rows), "lengths": torch.tensor([len(row) for row in rows])}
+
+    def describe(self) -> dict[str, Any]:
+        return {}
+
+
+class Tally(Encoder):
+    """An encoder that counts what it encodes, and takes its time."""
+
+    modality: ClassVar[str] = "audio"
+
+    def __init__(self, seconds: float = 0.0) -> None:
+        super().__init__()
+        self.name, self.weights, self.frontend = "tally", "random", Columns()
+        self.stem_dim = self.dim = 2
+        self.seconds = seconds
+        self.seen = Counter[int]()
+        self.modes: set[bool] = set()
+
+    def stem(self, inputs: Inputs) -> Sequence:
+        time.sleep(self.seconds)
+        self.modes.add(self.training)
+        self.seen.update(inputs["lengths"].tolist())
+        rows = inputs["rows"]
+        return Sequence(2 * rows, length_mask(inputs["lengths"], rows.shape[1]))
+
+    def blocks(self) -> list[nn.Module]:
+        return []
+
+    def stem_modules(self) -> list[nn.Module]:
+        return []
+
+
+def noise(count: int) -> list[np.ndarray]:
+    rng = np.random.default_rng(0)
+    return [rng.normal(0, 0.1, int(rng.integers(300, 9_000))).astype(np.float32) for _ in range(count)]
+
+
+def sentences(count: int) -> list[str]:
+    rng = np.random.default_rng(0)
+    words = ["calm", "door", "every", "fire", "green", "happy"]
+    return [" ".join(rng.choice(words, int(rng.integers(0, 30)))) for _ in range(count)]
+
+
+def mel_lstm(tmp_path: Path) -> MelLSTM:
+    resources = Resources(tmp_path)
+    return MelLSTM("tiny_lstm", "random", 0, [16, 24], 8, 1, 20, 400, 320, 50.0, 8000.0, -5.5, 4.5, resources)
+
+
+ARCHITECTURE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}
+
+
+def wav2vec(tmp_path: Path) -> SpeechEncoder:
+    architecture = {"model_type": "wav2vec2", "conv_dim": [8] * 7, "feat_extract_norm": "group", **ARCHITECTURE}
+    return SpeechEncoder("tiny_wav2vec2", None, "random", architecture, 0, True, 0.05, 0.1, False, Resources(tmp_path))
+
+
+def bert(tmp_path: Path) -> TextEncoder:
+    architecture = {"model_type": "bert", "vocab_size": 100, "max_position_embeddings": 64, **ARCHITECTURE}
+    resources = Resources(tmp_path / "cache", sentences(20))
+    return TextEncoder("tiny_bert", None, "wordpiece", "random", architecture, 0, 64, 100, resources)
+
+
+ENCODERS: dict[str, tuple[Callable[[Path], Encoder], Callable[[int], list[Any]], float]] = {
+    "mel_lstm": (mel_lstm, noise, 30_000.0),
+    "wav2vec": (wav2vec, noise, 30_000.0),
+    "bert": (bert, sentences, 500.0),
+}
+
+
+def store(root: Path, name: str = "tiny") -> FeatureStore:
+    return FeatureStore(root, name, "abc", {})
+
+
+class Work:
+    """An encoder and a small manifest for it."""
+
+    def __init__(self, encoder: Encoder, raws: list[Any], batch_length: float) -> None:
+        self.encoder, self.raws, self.batch_length = encoder, raws, batch_length
+        self.keys = [f"key-{number:03d}" for number in range(len(raws))]
+        self.lengths = np.array([raw if isinstance(raw, int) else len(raw) for raw in raws], dtype=float)
+
+    def fill(self, into: FeatureStore, encoder: Encoder | None = None, workers: int = 0) -> int:
+        encoder = encoder or self.encoder
+        source = Raw(partial(getitem, self.raws), encoder.frontend)
+        return fill_store(into, encoder, source, self.keys, self.lengths, self.batch_length, workers, CPU)
+
+
+@pytest.fixture(params=ENCODERS)
+def work(request: pytest.FixtureRequest, tmp_path: Path) -> Work:
+    build, draw, batch_length = ENCODERS[request.param]
+    return Work(build(tmp_path), draw(30), batch_length)
+
+
+def read_all(filled: FeatureStore, keys: list[str]) -> dict[str, np.ndarray]:
+    return {key: filled.read(key).numpy() for key in keys}
+
+
+def test_features_are_those_of_the_stem_alone(work: Work, tmp_path: Path) -> None:
+    filled = store(tmp_path)
+    assert work.fill(filled) == len(filled) == 30
+    work.encoder.eval()
+    for key, raw in zip(work.keys, work.raws, strict=True):
+        with torch.no_grad():
+            alone = work.encoder.stem(work.encoder.collate([work.encoder.frontend(raw)]))
+        torch.testing.assert_close(filled.read(key), alone.features[0], rtol=0, atol=1e-5)
+
+
+def test_only_what_is_missing_is_encoded(tmp_path: Path) -> None:
+    work, filled = Work(Tally(), list(range(1, 41)), 60.0), store(tmp_path)
+    half = Work(work.encoder, work.raws[:25], 60.0)
+    assert half.fill(filled) == 25
+    shards = set(filled.folder.glob("shard-*"))
+    assert work.fill(filled) == 15
+    assert len(filled) == 40
+    (new,) = set(filled.folder.glob("shard-*")) - shards
+    assert len(store(tmp_path)) == 40
+    for shard in shards:
+        shard.unlink()
+    assert len(store(tmp_path)) == 15  # the second pass wrote nothing that the first had written
+    assert new.exists()
+
+
+def test_a_second_pass_has_nothing_to_do(tmp_path: Path) -> None:
+    encoder = Tally()
+    work, filled = Work(encoder, list(range(1, 11)), 20.0), store(tmp_path)
+    assert work.fill(filled) == 10
+    assert encoder.seen == dict.fromkeys(range(1, 11), 1)
+    assert work.fill(filled) == 0
+    assert work.fill(store(tmp_path)) == 0
+    assert encoder.seen == dict.fromkeys(range(1, 11), 1)
+    assert len(list(filled.folder.glob("shard-*"))) == 1
+
+
+def test_the_same_content_is_encoded_once(tmp_path: Path) -> None:
+    encoder = Tally()
+    work, filled = Work(encoder, [3, 5, 3, 7, 5, 3], 20.0), store(tmp_path)
+    work.keys = ["three", "five", "three", "seven", "five", "three"]
+    assert work.fill(filled) == 3
+    assert encoder.seen == {3: 1, 5: 1, 7: 1}
+    assert len(filled) == 3
+    assert filled.read("five").tolist() == [[10.0, 10.0]] * 5
+
+
+def test_the_stem_runs_in_evaluation_mode(work: Work, tmp_path: Path) -> None:
+    encoder = Tally()
+    encoder.train()
+    Work(encoder, [1, 2], 20.0).fill(store(tmp_path, "tally"))
+    assert encoder.modes == {False}
+    assert encoder.training
+    # Were dropout on, two passes would differ.
+    passes = []
+    for name in ("one", "two"):
+        work.encoder.unfreeze("all")
+        work.encoder.train()
+        work.fill(store(tmp_path, name))
+        passes.append(read_all(store(tmp_path, name), work.keys))
+    assert all(np.array_equal(passes[0][key], passes[1][key]) for key in work.keys)
+
+
+def test_workers_read_the_same(work: Work, tmp_path: Path) -> None:
+    here, there = store(tmp_path, "here"), store(tmp_path, "there")
+    work.fill(here)
+    work.fill(there, workers=1)
+    assert all(torch.equal(here.read(key), there.read(key)) for key in work.keys)
+
+
+class InterruptionError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("where", ["stem", "source"])
+@pytest.mark.parametrize("after", [1, 5, 20])
+def test_an_interrupted_pass_goes_on_with_the_same_bits(
+    work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, where: str, after: int
+) -> None:
+    monkeypatch.setattr(encoding, "SHARD", 6)
+    whole, broken = store(tmp_path, "whole"), store(tmp_path, "broken")
+    assert work.fill(whole) == 30
+    assert len(list(whole.folder.glob("shard-*"))) > 3
+    expected = read_all(whole, work.keys)
+
+    with monkeypatch.context() as interrupted:
+        calls = 0
+        stem, raws = work.encoder.stem, work.raws
+
+        def counted(inputs: Inputs) -> Sequence:
+            nonlocal calls
+            calls += len(next(iter(inputs.values())))
+            if calls > after:
+                raise InterruptionError
+            return stem(inputs)
+
+        class Reader(list[Any]):
+            def __getitem__(self, index: Any) -> Any:
+                nonlocal calls
+                calls += 1
+                if calls > after:
+                    raise InterruptionError
+                return raws[index]
+
+        if where == "stem":
+            interrupted.setattr(work.encoder, "stem", counted)
+        else:
+            interrupted.setattr(work, "raws", Reader())
+        with pytest.raises(InterruptionError):
+            work.fill(broken)
+
+    reader = store(tmp_path, "broken")
+    assert len(reader) == len(broken) < 30
+    assert (len(reader) > 0) == (after == 20)
+    for key in set(work.keys) - set(reader.missing(work.keys)):
+        np.testing.assert_array_equal(reader.read(key).numpy(), expected[key])
+    assert not list(reader.folder.glob(".*safetensors"))
+
+    assert work.fill(reader) == 30 - len(broken)
+    found = read_all(store(tmp_path, "broken"), work.keys)
+    for key in work.keys:
+        assert found[key].tobytes() == expected[key].tobytes()
+
+
+def test_a_pass_that_lacks_some_of_a_batch_makes_the_same_bits(
+    work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoding, "SHARD", 6)
+    whole, part = store(tmp_path, "whole"), store(tmp_path, "part")
+    work.fill(whole)
+    part.write({key: whole.read(key).numpy() for key in work.keys[::3]})
+    assert work.fill(part) == 20
+    for key in work.keys:
+        assert torch.equal(part.read(key), whole.read(key))
+
+
+def fill_there(root: Path, pipe: Connection) -> None:
+    """What the other process does."""
+    encoder = Tally(seconds=0.05)
+    work, filled = Work(encoder, list(range(1, 41)), 60.0), store(root)
+    pipe.send("ready")
+    pipe.recv()
+    count = work.fill(filled)
+    pipe.send((count, dict(encoder.seen)))
+
+
+def test_two_processes_at_once_encode_each_utterance_once(tmp_path: Path) -> None:
+    context = multiprocessing.get_context("spawn")
+    here, there = context.Pipe()
+    process = context.Process(target=fill_there, args=(tmp_path, there))
+    process.start()
+    try:
+        assert here.poll(60)
+        assert here.recv() == "ready"
+        encoder = Tally(seconds=0.05)
+        work, filled = Work(encoder, list(range(1, 41)), 60.0), store(tmp_path)
+        here.send("go")
+        own = work.fill(filled)
+        assert here.poll(60)
+        other, seen = here.recv()
+    finally:
+        process.join(60)
+        process.kill()
+    assert own + other == 40
+    assert encoder.seen + Counter(seen) == dict.fromkeys(range(1, 41), 1)
+    for reader in (filled, store(tmp_path)):
+        assert all(
+            reader.read(key).tolist() == [[2.0 * raw] * 2] * raw for key, raw in zip(work.keys, work.raws, strict=True)
+        )
+
+
+def test_the_plan_covers_every_key_once_and_keeps_to_the_batch_length(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(encoding, "SHARD", 20)
+    lengths = np.random.default_rng(0).integers(1, 60, 200).astype(float)
+    lengths[7] = 500.0
+    keys = [f"key-{number % 180:03d}" for number in range(200)]
+    shards = plan_shards(keys, lengths, 100.0)
+    batches = [batch for shard in shards for batch in shard.batches]
+    assert sorted(position for batch in batches for position in batch) == list(range(180))
+    for batch in batches:
+        assert len(batch) * lengths[batch].max() <= 100 or len(batch) == 1
+    assert [7] in batches
+    sizes = [sum(map(len, shard.batches)) for shard in shards]
+    assert all(size >= 20 for size in sizes[:-1])
+    assert max(sizes) < 2 * 100
+    ends = [float(lengths[batch].max()) for batch in batches]
+    assert ends == sorted(ends)
+
+
+def test_the_plan_does_not_depend_on_the_order_of_the_manifest() -> None:
+    lengths = np.random.default_rng(0).integers(1, 9, 50).astype(float)
+    keys = [f"key-{number:03d}" for number in range(50)]
+    order = np.random.default_rng(1).permutation(50)
+
+    def planned(keys: list[str], lengths: np.ndarray) -> list[list[list[str]]]:
+        shards = plan_shards(keys, lengths, 40.0)
+        return [[[keys[position] for position in batch] for batch in shard.batches] for shard in shards]
+
+    assert planned([keys[place] for place in order], lengths[order]) == planned(keys, lengths)

@@ -1,0 +1,263 @@
+"""Whole runs on a slice of the demo corpus."""
+
+import json
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from filelock import FileLock
+from omegaconf import OmegaConf
+from sklearn.metrics import accuracy_score, f1_score, recall_score
+
+from fourm_ser.config import build
+from fourm_ser.data.batch import Raw
+from fourm_ser.encoders.text import TextEncoder
+from fourm_ser.errors import InputError
+from fourm_ser.experiment import resume, run
+from fourm_ser.files import write_text
+from fourm_ser.model import load_model
+from tests.conftest import Compose
+
+SHORT = ["stage.transfer.epochs=2", "stage.finetune.epochs=2"]
+
+
+def lasting(metrics: dict[str, Any]) -> dict[str, Any]:
+    """The metrics that a repetition has to give again."""
+    return {name: value for name, value in metrics.items() if not name.startswith(("seconds/", "encoded/"))}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, composed: Compose, slice_of_demo: list[str]) -> Path:
+    """A run of both stages."""
+    run_dir = tmp_path_factory.mktemp("run") / "first"
+    run(composed(*slice_of_demo, *SHORT), run_dir)
+    return run_dir
+
+
+def read_metrics(run_dir: Path) -> dict[str, Any]:
+    metrics: dict[str, Any] = json.loads((run_dir / "metrics.json").read_text())
+    return metrics
+
+
+def test_a_run_leaves_what_it_promises(finished: Path) -> None:
+    for name in ("config.yaml", "train.log", "metrics.json", "predictions.csv", "confusion_matrix.png"):
+        assert (finished / name).stat().st_size > 0
+    for stage in ("0-transfer", "1-finetune"):
+        assert (finished / "stages" / stage / "checkpoints" / "best.ckpt").is_file()
+        assert (finished / "stages" / stage / "checkpoints" / "last.ckpt").is_file()
+        table = pd.read_csv(finished / "stages" / stage / "metrics.csv")
+        assert table["epoch"].tolist() == [0, 1]
+        assert table[["train/loss", "val/loss", "val/ua"]].notna().all(axis=None)
+    assert "${" not in (finished / "config.yaml").read_text()
+    metrics = read_metrics(finished)
+    assert metrics["finished"] is True
+    assert metrics["speaker_independent"] is True
+    assert metrics["weights"] == "random"
+    assert {"seconds/transfer", "seconds/finetune", "encoded/text", "encoded/audio", "test/ece"} <= set(metrics)
+
+
+def test_the_metrics_are_those_of_the_predictions(finished: Path) -> None:
+    metrics, table = read_metrics(finished), pd.read_csv(finished / "predictions.csv")
+    emotions = ["anger", "happiness", "sadness", "neutral"]
+    assert table[emotions].sum(axis=1).to_numpy() == pytest.approx(1.0, abs=1e-5)
+    assert (table[emotions].idxmax(axis=1) == table["predicted"]).all()
+    labels, predicted = table["emotion"], table["predicted"]
+    recalls = recall_score(labels, predicted, average=None, labels=emotions)
+    assert metrics["test/ua"] == pytest.approx(recalls.mean())
+    assert metrics["test/wa"] == pytest.approx(accuracy_score(labels, predicted))
+    assert metrics["test/f1_macro"] == pytest.approx(f1_score(labels, predicted, average="macro"))
+    assert [metrics[f"test/recall/{emotion}"] for emotion in emotions] == pytest.approx(recalls.tolist())
+    assert set(table["speaker"]) == {"Ses01F", "Ses01M"}
+
+
+def test_the_model_directory_predicts_what_the_run_predicted(
+    finished: Path, tmp_path: Path, cache: Path, composed: Compose, slice_of_demo: list[str]
+) -> None:
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(finished / "model", moved)
+    assert not [path for path in moved.rglob("*") if path.suffix in (".pt", ".ckpt", ".bin", ".pkl")]
+    network, emotions = load_model(moved, tmp_path / "empty cache")
+    data = build(composed(*slice_of_demo).data, cache=cache, seed=0, pin_memory=False)
+    data.setup()
+    readers = data.readers()
+    data.serve({name: Raw(readers[name], encoder.frontend) for name, encoder in network.by_modality.items()}, 7)
+    table = pd.read_csv(finished / "predictions.csv").set_index("id")
+    with torch.inference_mode():
+        for batch in data.test_dataloader():
+            probabilities = network(batch.text, batch.audio).logits.softmax(1)
+            expected = table.loc[data.frame["id"].iloc[batch.rows.tolist()], emotions].to_numpy()
+            assert probabilities.numpy() == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_same_seed_gives_the_same_metrics_and_encodes_nothing_again(
+    finished: Path, tmp_path: Path, composed: Compose, slice_of_demo: list[str]
+) -> None:
+    again = run(composed(*slice_of_demo, *SHORT), tmp_path / "again")
+    assert lasting(again) == lasting(read_metrics(finished))
+    assert again["encoded/text"] == again["encoded/audio"] == 0
+
+
+def test_seeds_losses_and_fusions_share_the_store(
+    finished: Path, tmp_path: Path, composed: Compose, slice_of_demo: list[str]
+) -> None:
+    one_epoch = [*slice_of_demo, "stage=transfer", "stage.transfer.epochs=1"]
+    seeded = run(composed(*one_epoch, "seed=1"), tmp_path / "seed")
+    centered = run(composed(*one_epoch, "loss=ce_center"), tmp_path / "loss")
+    audio = run(composed(*one_epoch, "fusion=audio_only"), tmp_path / "fusion")
+    assert seeded["encoded/text"] == seeded["encoded/audio"] == 0
+    assert centered["encoded/text"] == centered["encoded/audio"] == 0
+    assert audio["encoded/audio"] == 0
+    assert "encoded/text" not in audio
+    assert {"test/loss/ce", "test/loss/center"} <= set(centered)
+    assert seeded["test/loss"] != read_metrics(finished)["test/loss"]
+
+
+def test_a_frozen_half_is_read_from_the_store_while_the_other_half_trains(
+    finished: Path, tmp_path: Path, composed: Compose, slice_of_demo: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(self: TextEncoder, inputs: Any) -> None:
+        raise AssertionError("a stored encoder was run")
+
+    monkeypatch.setattr(TextEncoder, "stem", never)
+    config = composed(*slice_of_demo, *SHORT, "stage.finetune.unfreeze.text=none")
+    metrics = run(config, tmp_path / "run")
+    assert metrics["encoded/text"] == 0
+    before = torch.load(tmp_path / "run/stages/0-transfer/checkpoints/best.ckpt", weights_only=True)["state_dict"]
+    after = torch.load(tmp_path / "run/stages/1-finetune/checkpoints/best.ckpt", weights_only=True)["state_dict"]
+    trained = [name for name in after if name.startswith("network.encoders.audio.convolutions")]
+    assert trained
+    assert not set(trained) & set(before)  # what never trained is not in a checkpoint
+    assert not [name for name in after if name.startswith("network.encoders.text")]
+
+
+def test_two_stage_goes_on_from_the_best_of_transfer(
+    tmp_path: Path, composed: Compose, slice_of_demo: list[str]
+) -> None:
+    still = ["stage.finetune.unfreeze={text: none, audio: none}", "optimizer@stage.finetune.optimizer=sgd"]
+    config = composed(*slice_of_demo, *SHORT, *still, "stage.finetune.optimizer.lr=0.0", "stage.finetune.epochs=1")
+    run(config, tmp_path)
+    best = torch.load(tmp_path / "stages/0-transfer/checkpoints/best.ckpt", weights_only=True)["state_dict"]
+    last = torch.load(tmp_path / "stages/1-finetune/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    parameters = [name for name in best if name.startswith("network.")]
+    assert parameters
+    assert all(torch.equal(best[name], last[name]) for name in parameters)
+
+
+def wait_for_rows(table: Path, rows: int, process: subprocess.Popen[bytes]) -> None:
+    """Until a stage has finished so many epochs."""
+    deadline = time.monotonic() + 120
+    while not table.is_file() or len(table.read_text().splitlines()) < rows + 1:
+        assert process.poll() is None, "the run ended before it was killed"
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+def test_a_run_killed_in_each_stage_ends_as_if_undisturbed(
+    tmp_path: Path, composed: Compose, slice_of_demo: list[str]
+) -> None:
+    config = composed(
+        *slice_of_demo,
+        "loss=ce_center",
+        "scheduler=step",
+        "scheduler.epochs=2",
+        "stage.transfer.epochs=12",
+        "stage.finetune.epochs=12",
+        "data.workers=1",
+    )
+    undisturbed = run(config, tmp_path / "undisturbed")
+    killed = tmp_path / "killed"
+    write_text(killed / "config.yaml", OmegaConf.to_yaml(OmegaConf.load(tmp_path / "undisturbed" / "config.yaml")))
+    for stage in ("0-transfer", "1-finetune"):
+        with subprocess.Popen([sys.executable, "-m", "fourm_ser.experiment", str(killed)]) as process:
+            wait_for_rows(killed / "stages" / stage / "metrics.csv", 3, process)
+            process.kill()
+        assert not (killed / "stages" / stage / "finished.json").is_file()
+    assert not (killed / "metrics.json").is_file()
+    assert lasting(resume(killed)) == lasting(undisturbed)
+    for stage in ("0-transfer", "1-finetune"):
+        table = Path("stages") / stage / "metrics.csv"
+        pd.testing.assert_frame_equal(pd.read_csv(killed / table), pd.read_csv(tmp_path / "undisturbed" / table))
+
+
+def test_a_finished_run_is_not_run_again(finished: Path) -> None:
+    before = (finished / "metrics.json").stat().st_mtime_ns
+    assert resume(finished) == read_metrics(finished)
+    assert (finished / "metrics.json").stat().st_mtime_ns == before
+
+
+def test_a_directory_with_a_run_of_another_config_is_refused(
+    finished: Path, composed: Compose, slice_of_demo: list[str]
+) -> None:
+    with pytest.raises(InputError, match="another config"):
+        run(composed(*slice_of_demo, *SHORT, "seed=5"), finished)
+
+
+def test_a_second_process_is_kept_out_of_a_run(finished: Path) -> None:
+    with FileLock(finished / ".lock"), pytest.raises(InputError, match="another process"):
+        resume(finished)
+
+
+def test_a_moved_unfinished_run_is_refused(finished: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(finished, moved)
+    (moved / "metrics.json").unlink()
+    (moved / "stages/1-finetune/finished.json").unlink()
+    with pytest.raises(InputError, match="moved"):
+        resume(moved)
+
+
+def test_resuming_what_is_no_run_says_so(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"config\.yaml"):
+        resume(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.fold=9"], "folds 0 to 4"),
+        (["data.emotions=[anger,fear]", "data.drop_other=true"], "no utterance of fear"),
+        (["data.emotions=[anger,sadness]"], r"100 of 200 .* 50 happiness, 50 neutral"),
+        (["encoder.weights=pretrained"], "no pretrained weights"),
+        (["encoder=bert_wav2vec"], r"bert-base-uncased.*PATH.*encoder\.weights=random"),
+        (["fusion.heads=5"], r"fusion\.heads=5"),
+        (["+data.colour=red"], "colour"),
+        (["+stage.transfer.colour=red"], "unknown key colour"),
+        (["stage.transfer.epochs=0"], "epochs=0"),
+        (["stage.transfer.unfreeze.text=9"], "last blocks"),
+        (["data.split=sentence"], "random, speaker, session, official"),
+    ],
+)
+def test_bad_choices_are_named_before_training(
+    overrides: list[str], message: str, tmp_path: Path, composed: Compose, slice_of_demo: list[str]
+) -> None:
+    pair = overrides == ["encoder=bert_wav2vec"]
+    chosen = [choice for choice in slice_of_demo if not (pair and choice.startswith("encoder."))]
+    with pytest.raises(InputError, match=message):
+        run(composed(*chosen, *SHORT, *overrides), tmp_path)
+    assert not (tmp_path / "stages").exists()
+    assert "ERROR" in (tmp_path / "train.log").read_text()
+
+
+def test_a_pair_with_random_weights_needs_no_hub(tmp_path: Path, composed: Compose, cache: Path) -> None:
+    small = ["hidden_size=32", "num_hidden_layers=2", "num_attention_heads=2", "intermediate_size=32"]
+    config = composed(
+        f"cache={cache}",
+        "data.utterances=40",
+        "data.workers=0",
+        "trainer.precision=32-true",
+        "encoder=bert_wav2vec",
+        "encoder.weights=random",
+        "loss=ce_center",
+        *[f"encoder.{modality}.architecture.{field}" for modality in ("text", "audio") for field in small],
+        "+encoder.audio.architecture.conv_dim=[16,16,16,16,16,16,16]",
+        *SHORT,
+    )
+    metrics = run(config, tmp_path)
+    assert metrics["finished"] is True
+    assert "serves instead" in (tmp_path / "train.log").read_text()

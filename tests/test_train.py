@@ -1,0 +1,94 @@
+"""The command line, as a user meets it."""
+
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+
+REPOSITORY = Path(__file__).resolve().parent.parent
+
+
+def call(*arguments: str, cwd: Path, path: Path | None = None) -> subprocess.CompletedProcess[str]:
+    environment = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB", "PYTHONPATH"))}
+    environment |= {"COLUMNS": "200", "NETRC": os.devnull}
+    if path is not None:
+        environment["PYTHONPATH"] = str(path)
+    return subprocess.run(
+        [sys.executable, "-m", "fourm_ser.train", *arguments], cwd=cwd, env=environment, capture_output=True, text=True
+    )
+
+
+def test_help_shows_the_groups_and_loads_nothing_heavy(tmp_path: Path) -> None:
+    shown = call("--help", cwd=tmp_path)
+    assert shown.returncode == 0
+    assert "fusion: audio_only, concat, self_attention, text_only" in shown.stdout
+    assert "loss: ce, ce_center, center" in shown.stdout
+    code = "import sys, fourm_ser.train; sys.exit(any(name in sys.modules for name in ('torch', 'pandas', 'numpy')))"
+    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path).returncode == 0
+
+
+def test_bad_input_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
+    failed = call("data=manifest", "data.manifest=nowhere.csv", f"cache={tmp_path}/cache", cwd=tmp_path)
+    assert failed.returncode == 1
+    assert failed.stderr.startswith("error: nowhere.csv: no such manifest.")
+    assert len(failed.stderr.strip().splitlines()) == 1
+
+
+def test_a_misspelt_option_lists_the_choices(tmp_path: Path) -> None:
+    failed = call("fusion=self_atention", cwd=tmp_path)
+    assert failed.returncode == 1
+    assert "self_attention" in failed.stderr
+    assert "text_only" in failed.stderr
+
+
+def test_resume_takes_no_other_override(tmp_path: Path) -> None:
+    failed = call(f"resume={tmp_path}", "seed=3", cwd=tmp_path)
+    assert failed.returncode == 1
+    assert "seed=3" in failed.stderr
+
+
+def test_a_run_with_wandb_and_no_key_is_logged_offline(tmp_path: Path, cache: Path, slice_of_demo: list[str]) -> None:
+    short = ["stage=transfer", "stage.transfer.epochs=1", "logger=wandb", "hydra.run.dir=run"]
+    ended = call(*slice_of_demo, *short, cwd=tmp_path)
+    assert ended.returncode == 0, ended.stderr
+    assert "no API key" in ended.stdout
+    runs = list((tmp_path / "run" / "wandb").glob("offline-run-*"))
+    assert len(runs) == 1
+    identity = (tmp_path / "run" / "wandb" / "id").read_text()
+    assert runs[0].name.endswith(identity)
+    record = next(runs[0].glob("*.wandb")).read_bytes()
+    for content in (b"transfer/val/ua", b"test/ua", b"self_attention", b"test/confusion_matrix"):
+        assert content in record
+    tables = list(runs[0].rglob("*.table.json"))
+    assert any("Ses01F" in json.dumps(json.loads(table.read_text())["data"]) for table in tables)
+
+
+def test_a_wheel_carries_the_configs(tmp_path: Path) -> None:
+    build = [sys.executable, "-m", "hatchling", "build", "-t", "wheel", "-d", str(tmp_path / "dist")]
+    subprocess.run(build, cwd=REPOSITORY, check=True, capture_output=True)
+    (wheel,) = (tmp_path / "dist").glob("*.whl")
+    with zipfile.ZipFile(wheel) as archive:
+        names = set(archive.namelist())
+        archive.extractall(tmp_path / "installed")
+    for config in (REPOSITORY / "conf").rglob("*.yaml"):
+        assert f"fourm_ser/conf/{config.relative_to(REPOSITORY / 'conf')}" in names
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    shown = call("--info", "searchpath", cwd=empty, path=tmp_path / "installed")
+    assert str(tmp_path / "installed" / "fourm_ser" / "conf") in shown.stdout, shown.stderr
+
+
+@pytest.mark.parametrize("group", ["encoder", "fusion", "loss", "stage", "optimizer", "scheduler", "trainer"])
+def test_every_option_composes(group: str, tmp_path: Path) -> None:
+    options = sorted(path.stem for path in (REPOSITORY / "conf" / group).glob("*.yaml"))
+    assert options
+    from hydra import compose, initialize_config_dir
+
+    for option in options:
+        with initialize_config_dir(str(REPOSITORY / "conf"), version_base="1.3"):
+            config = compose("train", [f"{group}={option}"])
+        assert config[group]
