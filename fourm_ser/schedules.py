@@ -30,7 +30,7 @@ def cosine(optimizer: Optimizer, steps: int, steps_per_epoch: int, warmup: float
         warmup: share of the steps that the rise takes.
         floor: share of the learning rate that is left at the end.
     """
-    rise = max(1, round(warmup * steps))
+    rise = round(warmup * steps)
 
     def share(now: int) -> float:
         if now < rise:

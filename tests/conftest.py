@@ -12,6 +12,8 @@ CONF = Path(__file__).resolve().parent.parent / "conf"
 
 os.environ["WANDB_MODE"] = "offline"
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Models this small only wait for each other's threads; set before torch is imported, and for child processes.
+os.environ["OMP_NUM_THREADS"] = "1"
 
 
 class Compose(Protocol):

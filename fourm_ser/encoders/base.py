@@ -134,7 +134,7 @@ class Encoder(nn.Module, ABC):
         if what in ("none", "all"):
             return
         blocks = self.blocks()
-        if not isinstance(what, int) or not 0 < what <= len(blocks):
+        if isinstance(what, bool) or not isinstance(what, int) or not 0 < what <= len(blocks):
             raise InputError(
                 f"stage: unfreeze.{self.modality}={what}: expected none, all, or how many of the last blocks "
                 f"(1 to {len(blocks)} for {self.name})."
@@ -166,6 +166,8 @@ class Encoder(nn.Module, ABC):
         digest.update(json.dumps(about, sort_keys=True).encode())
         for prefix, module in ((str(place), module) for place, module in enumerate(self.stem_modules())):
             for name, tensor in sorted(module.state_dict().items()):
+                if name.endswith("masked_spec_embed"):
+                    continue  # of training alone, and made anew where a checkpoint lacks it
                 digest.update(f"{prefix}.{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
                 digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         return digest.hexdigest()

@@ -105,7 +105,8 @@ class SpeechEncoder(Encoder):
         self.train_convolutions = train_convolutions
         overrides = {
             "apply_spec_augment": spec_augment > 0,
-            "mask_time_prob": spec_augment,
+            # Whether the model has a mask vector hangs on this, and by it all random weights: it always has one.
+            "mask_time_prob": spec_augment or 0.05,
             "layerdrop": layerdrop,
         }
         self.model = load_model(checkpoint, weights, architecture, overrides, self.modality, init_seed)
@@ -118,6 +119,11 @@ class SpeechEncoder(Encoder):
                     f"says encoder.audio.normalize={str(normalize).lower()}. Set it to {str(stated).lower()}."
                 )
         config = self.model.config
+        if not hasattr(config, "conv_kernel"):
+            raise InputError(
+                f"{checkpoint if weights == 'pretrained' else weights}: {config.model_type} is no speech model. "
+                "Expected wav2vec 2.0, HuBERT or WavLM; text encoders belong to encoder.text."
+            )
         self.kernels, self.strides = list(config.conv_kernel), list(config.conv_stride)
         first = self.model.feature_extractor.conv_layers[0]
         self.masked_norm: MaskedGroupNorm | None = None
@@ -152,7 +158,7 @@ class SpeechEncoder(Encoder):
     def unfreeze(self, what: Unfreeze) -> None:
         super().unfreeze(what)
         if what != "all" or not self.train_convolutions:
-            self.model.freeze_feature_encoder()
+            self.model.feature_extractor.requires_grad_(False)
 
     def describe(self) -> dict[str, Any]:
         return describe_config(self.model.config)

@@ -127,11 +127,13 @@ def _read_header(shard: Path) -> dict[str, Place]:
     try:
         with shard.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
+            if length > shard.stat().st_size:
+                raise ValueError(f"a header of {length} bytes")
             header = json.loads(file.read(length))
         header.pop("__metadata__", None)
         return {
             key: Place(shard, 8 + length + entry["data_offsets"][0], tuple(entry["shape"]), DTYPES[entry["dtype"]])
             for key, entry in header.items()
         }
-    except (struct.error, ValueError, KeyError) as error:
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
         raise InputError(f"{shard}: not a readable shard ({error}). Delete it: it will be encoded anew.") from error

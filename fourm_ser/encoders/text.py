@@ -1,6 +1,7 @@
 """Text encoders: any Hugging Face encoder of tokens."""
 
 import hashlib
+import json
 from collections.abc import Sequence as Items
 from pathlib import Path
 from typing import Any, ClassVar
@@ -11,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from fourm_ser.encoders.base import Encoder, Inputs, Resources, Sequence, pad
 from fourm_ser.encoders.weights import describe_config, load_model, load_tokenizer
+from fourm_ser.errors import InputError
 
 
 class Tokens:
@@ -38,8 +40,10 @@ class Tokens:
 
     def describe(self) -> dict[str, Any]:
         """The tokenizer by the hash of its definition."""
-        definition = self.tokenizer.backend_tokenizer.to_str().encode()
-        return {"tokenizer": hashlib.blake2b(definition, digest_size=12).hexdigest(), "max_tokens": self.max_tokens}
+        # Each call leaves its truncation and padding behind, which say nothing of the ids.
+        definition = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        content = json.dumps({**definition, "truncation": None, "padding": None}, sort_keys=True).encode()
+        return {"tokenizer": hashlib.blake2b(content, digest_size=12).hexdigest(), "max_tokens": self.max_tokens}
 
 
 class TextEncoder(Encoder):
@@ -78,11 +82,21 @@ class TextEncoder(Encoder):
         self.name = name
         self.weights = weights
         # A folder of other weights brings its own tokenizer: ids and embedding rows belong together.
-        source = tokenizer if weights in ("pretrained", "random") or tokenizer == "wordpiece" else weights
+        source = weights if weights not in ("pretrained", "random") and tokenizer == checkpoint else tokenizer
         loaded = load_tokenizer(source, weights, vocabulary, resources)
         self.frontend = Tokens(loaded, max_tokens)
         overrides = {"pad_token_id": loaded.pad_token_id} if weights == "random" else {}
         self.model = load_model(checkpoint, weights, architecture, overrides, self.modality, init_seed)
+        if not hasattr(self.model, "embeddings"):
+            raise InputError(
+                f"{checkpoint if weights == 'pretrained' else weights}: {self.model.config.model_type} is no text "
+                "model. Expected BERT, RoBERTa or their kin; speech encoders belong to encoder.audio."
+            )
+        if len(loaded) > self.model.config.vocab_size:
+            raise InputError(
+                f"encoder.text.tokenizer={source}: the tokenizer knows {len(loaded)} tokens, {name} has "
+                f"{self.model.config.vocab_size}. Use its own tokenizer, or a smaller encoder.text.vocabulary."
+            )
         if getattr(self.model, "pooler", None) is not None:
             self.model.pooler = None  # features are the hidden states; an unused layer would only wait for gradients
         self.stem_dim = self.dim = int(self.model.config.hidden_size)

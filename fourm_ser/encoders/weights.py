@@ -11,6 +11,7 @@ import torch
 from filelock import FileLock
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 
 from fourm_ser.encoders.base import Resources
@@ -23,7 +24,15 @@ if TYPE_CHECKING:
 log = logging.getLogger(__name__)
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-TOKENIZER_FILES = ("tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json", "spiece.model")
+VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
+TOKENIZER_FILES = (
+    "sentencepiece.bpe.model",
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "spiece.model",
+)
 
 
 def checkpoint_folder(checkpoint: str, modality: str, patterns: Items[str]) -> Path:
@@ -92,8 +101,14 @@ def load_model(
     try:
         config = AutoConfig.from_pretrained(folder)
         config.update(overrides)
-        model, report = AutoModel.from_pretrained(folder, config=config, output_loading_info=True, dtype=torch.float32)
-    except (OSError, ValueError, RuntimeError, KeyError) as error:
+        model, report = AutoModel.from_pretrained(
+            folder,
+            config=config,
+            output_loading_info=True,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,  # reported, and refused below
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
         raise InputError(f"{source}: not a checkpoint that can be loaded: {_brief(error)}") from error
     # A pooler and the pretraining mask vector are not part of the features; all else has to be in the file.
     missing = sorted(k for k in report["missing_keys"] if "pooler" not in k and not k.endswith("masked_spec_embed"))
@@ -135,6 +150,11 @@ def load_tokenizer(source: str, weights: str, vocabulary: int, resources: Resour
             )
             return train_wordpiece(resources, vocabulary)
     folder = checkpoint_folder(source, "text", TOKENIZER_FILES)
+    if not any((folder / name).is_file() for name in VOCABULARY_FILES):
+        # transformers would make up a tokenizer that knows no word
+        raise InputError(
+            f"{source}: none of {', '.join(VOCABULARY_FILES)} there. Expected what save_pretrained writes."
+        )
     try:
         return AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
@@ -167,10 +187,25 @@ def train_wordpiece(resources: Resources, vocabulary: int) -> PreTrainedTokenize
             tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
             tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
             tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+            # Trained alone, ids of single letters follow a random hash order and ties between merges with them: the
+            # letters come first, in order, as if they were special.
+            words = (
+                word
+                for text in texts
+                for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(text))
+            )
+            letters = sorted({letter for word in words for letter in word})
             trainer = trainers.WordPieceTrainer(
-                vocab_size=vocabulary, special_tokens=list(SPECIAL_TOKENS), show_progress=False
+                vocab_size=vocabulary,
+                special_tokens=[*SPECIAL_TOKENS, *letters, *(f"##{letter}" for letter in letters)],
+                show_progress=False,
             )
             tokenizer.train_from_iterator(texts, trainer)
+            trained = models.WordPiece(tokenizer.get_vocab(), unk_token="[UNK]")
+            normalizer, pre_tokenizer = tokenizer.normalizer, tokenizer.pre_tokenizer
+            tokenizer = Tokenizer(trained)
+            tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, pre_tokenizer
+            tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
             ends = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
             tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", "[CLS] $A [SEP] $B [SEP]", ends)
             with whole(path) as temporary:

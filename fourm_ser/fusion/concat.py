@@ -44,8 +44,9 @@ class ConcatFusion(Fusion):
 
     def forward(self, text: Sequence | None, audio: Sequence | None, return_attention: bool = False) -> FusionOutput:
         vectors = []
-        for modality, sequence in (("text", text), ("audio", audio)):
-            if modality in self.modalities:
-                assert sequence is not None
-                vectors.append(self.linear[modality](pool(sequence, self.pool[modality])))
+        given = {"text": text, "audio": audio}
+        for modality in self.modalities:
+            sequence = given[modality]
+            assert sequence is not None
+            vectors.append(self.linear[modality](pool(sequence, self.pool[modality])))
         return FusionOutput(torch.cat(vectors, dim=1), text, audio, {})

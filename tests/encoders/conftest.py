@@ -13,8 +13,6 @@ from fourm_ser.encoders.lstm import MelLSTM
 from fourm_ser.encoders.speech import SpeechEncoder
 from fourm_ser.encoders.text import TextEncoder
 
-torch.set_num_threads(1)  # models this small only wait for each other's threads
-
 WORDS = ("angry", "ball", "calm", "door", "every", "fire", "green", "happy", "ice", "jolly", "kind", "lonely")
 
 
