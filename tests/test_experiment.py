@@ -261,3 +261,11 @@ def test_a_pair_with_random_weights_needs_no_hub(tmp_path: Path, composed: Compo
     metrics = run(config, tmp_path)
     assert metrics["finished"] is True
     assert "serves instead" in (tmp_path / "train.log").read_text()
+
+
+def test_mixed_precision_trains_on_a_cpu(tmp_path: Path, composed: Compose, slice_of_demo: list[str]) -> None:
+    chosen = [choice for choice in slice_of_demo if not choice.startswith(("trainer.precision", "data.utterances"))]
+    config = composed(*chosen, "data.utterances=40", "trainer.precision=bf16-mixed", "stage=finetune", *SHORT[1:])
+    metrics = run(config, tmp_path)
+    assert metrics["finished"] is True
+    assert 0 < metrics["test/loss"] < 10

@@ -79,8 +79,11 @@ class BidirectionalLSTM(nn.Module):
         """(batch, time, width) -> (batch, time, 2 * hidden)."""
         time = torch.arange(features.shape[1], device=features.device)
         turned = torch.where(mask, mask.sum(1, keepdim=True) - 1 - time, time)[..., None]  # its own inverse
-        ahead, _ = self.forwards(features)
-        back, _ = self.backwards(features.gather(1, turned.expand_as(features)))
+        # In fp32 throughout: rounding adds up over the steps, and not every CPU has LSTM kernels in bf16.
+        with torch.autocast(features.device.type, enabled=False):
+            features = features.float()
+            ahead, _ = self.forwards(features)
+            back, _ = self.backwards(features.gather(1, turned.expand_as(features)))
         return torch.cat([ahead, back.gather(1, turned.expand_as(back))], dim=-1)
 
 

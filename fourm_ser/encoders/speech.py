@@ -55,7 +55,7 @@ class MaskedGroupNorm(nn.GroupNorm):
     def forward(self, hidden: Tensor) -> Tensor:
         """(batch, channels, frames) -> the same; frames behind an utterance's end become zero."""
         mask = length_mask(self.frames, hidden.shape[-1])[:, None, :]
-        count = self.frames.to(hidden.dtype)[:, None, None]
+        count = self.frames.float()[:, None, None]
         values = hidden.float().masked_fill(~mask, 0.0)
         mean = values.sum(-1, keepdim=True) / count
         centred = (values - mean).masked_fill(~mask, 0.0)
