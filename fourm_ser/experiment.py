@@ -213,7 +213,7 @@ class Experiment:
             "speaker_independent": self.data.split.speaker_independent(self.data.frame),
             "split": config.data.split,
             "fold": config.data.fold,
-            "validation": config.data.validation,
+            "validation": config.data.validation if config.data.split in ("speaker", "session") else config.data.split,
             "weights": origins.pop() if len(origins) == 1 else "+".join(e.weights for e in encoders.values()),
             **{f"seconds/{name}": value for name, value in seconds.items()},
             **{f"encoded/{modality}": count for modality, count in self.encoded.items()},
