@@ -22,6 +22,7 @@ from fourm_ser.data.batch import Raw, Source, Stored
 from fourm_ser.data.datamodule import EmotionDataModule
 from fourm_ser.encoders.base import Resources
 from fourm_ser.encoders.store import FeatureStore
+from fourm_ser.encoders.weights import fetch_weights
 from fourm_ser.encoding import fill_store
 from fourm_ser.errors import InputError
 from fourm_ser.files import write_json, write_text
@@ -101,6 +102,9 @@ class Experiment:
         """All of it, in order."""
         config = self.config
         log.info("trainer: %s, precision %s", config.trainer.accelerator, config.trainer.precision)
+        for modality in config.fusion.modalities:  # what the hub cannot give is known before any work is done
+            if config.encoder[modality].get("weights") == "pretrained" and config.encoder[modality].get("checkpoint"):
+                fetch_weights(config.encoder[modality].checkpoint, modality)
         self.data: EmotionDataModule = build(
             config.data, cache=self.cache, seed=config.seed, pin_memory=self.device.type == "cuda"
         )

@@ -61,6 +61,14 @@ def checkpoint_folder(checkpoint: str, modality: str, patterns: Items[str]) -> P
         ) from error
 
 
+def fetch_weights(source: str, modality: str) -> Path:
+    """The folder of a checkpoint with its weights, as `checkpoint_folder`; safetensors where there are any."""
+    folder = checkpoint_folder(source, modality, ["*.safetensors", "preprocessor_config.json", *TOKENIZER_FILES])
+    if not list(folder.glob("*.safetensors")) and not list(folder.glob("pytorch_model*.bin*")):
+        folder = checkpoint_folder(source, modality, ["pytorch_model*.bin*"])
+    return folder
+
+
 def load_model(
     checkpoint: str | None,
     weights: str,
@@ -93,9 +101,7 @@ def load_model(
             f"encoder.{modality}.weights=pretrained: this encoder has no pretrained weights. "
             "Use encoder.weights=random, or a folder written by save_pretrained."
         )
-    folder = checkpoint_folder(source, modality, ["*.safetensors", "preprocessor_config.json", *TOKENIZER_FILES])
-    if not list(folder.glob("*.safetensors")) and not list(folder.glob("pytorch_model*.bin*")):
-        folder = checkpoint_folder(source, modality, ["pytorch_model*.bin*"])
+    folder = fetch_weights(source, modality)
     if not (folder / "config.json").is_file():
         raise InputError(f"{source}: no config.json there. Expected what save_pretrained writes.")
     try:
