@@ -240,6 +240,9 @@ class Experiment:
 
 def _record(config: DictConfig, run_dir: Path) -> DictConfig:
     """Resolve a config for this machine and write it as the run's record, or hold it against the record there."""
+    missing = OmegaConf.missing_keys(config)
+    if missing:
+        raise InputError(f"config: nothing is given for {', '.join(sorted(missing))}. Add {sorted(missing)[0]}=...")
     config = copy.deepcopy(config)
     OmegaConf.resolve(config)
     OmegaConf.set_struct(config, False)

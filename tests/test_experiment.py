@@ -244,6 +244,11 @@ def test_bad_choices_are_named_before_training(
     assert "ERROR" in (tmp_path / "train.log").read_text()
 
 
+def test_a_key_without_a_value_is_named(tmp_path: Path, composed: Compose) -> None:
+    with pytest.raises(InputError, match=r"Add data\.manifest="):
+        run(composed("data=manifest"), tmp_path)
+
+
 def test_a_pair_with_random_weights_needs_no_hub(tmp_path: Path, composed: Compose, cache: Path) -> None:
     small = ["hidden_size=32", "num_hidden_layers=2", "num_attention_heads=2", "intermediate_size=32"]
     config = composed(
