@@ -1,11 +1,27 @@
-"""From config nodes to objects: the one place where Hydra's `instantiate` is called."""
+"""Where configs are, and from config nodes to objects: the one place where Hydra's `instantiate` is called."""
 
+from pathlib import Path
 from typing import Any
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
+from omegaconf import DictConfig, OmegaConf
 
 from fourm_ser.errors import InputError
+
+PACKAGE = Path(__file__).resolve().parent
+CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.is_dir())
+
+
+def refuse_missing(config: DictConfig) -> None:
+    """Refuse a config in which a key waits for a value (`???`).
+
+    Raises:
+        InputError: the keys.
+    """
+    missing = sorted(OmegaConf.missing_keys(config))
+    if missing:
+        raise InputError(f"config: nothing is given for {', '.join(missing)}. Add {missing[0]}=...")
 
 
 def build(node: Any, **arguments: Any) -> Any:

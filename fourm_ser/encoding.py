@@ -70,6 +70,7 @@ def fill_store(
     batch_length: float,
     workers: int,
     device: torch.device,
+    rows: np.ndarray | None = None,
 ) -> int:
     """Encode what the store lacks of a manifest.
 
@@ -80,21 +81,24 @@ def fill_store(
         keys, lengths, batch_length: see `plan_shards`.
         workers: processes that read and prepare ahead.
         device: where the stem runs.
+        rows: positions of the utterances to encode, which are planned by themselves; None for all.
 
     Returns:
         How many distinct utterances were encoded.
     """
-    if not store.missing(keys):
+    positions = list(range(len(keys))) if rows is None else rows.tolist()
+    wanted = [keys[position] for position in positions]
+    if not store.missing(wanted):
         return 0
     with store.lock():
         store.refresh()  # another process may have encoded them while this one waited
-        missing = set(store.missing(keys))
+        missing = set(store.missing(wanted))
         if not missing:
             return 0
         shards = [
-            shard
-            for shard in plan_shards(keys, lengths, batch_length)
-            if any(keys[position] in missing for batch in shard.batches for position in batch)
+            Shard([[positions[place] for place in batch] for batch in shard.batches])
+            for shard in plan_shards(wanted, lengths[positions], batch_length)
+            if any(wanted[place] in missing for batch in shard.batches for place in batch)
         ]
         started = time.monotonic()
         was_training = encoder.training
@@ -107,15 +111,15 @@ def fill_store(
             task = progress.add_task(f"encoding {encoder.modality} with {encoder.name}", total=sum(map(len, plan)))
             for shard in shards:
                 features: dict[str, np.ndarray] = {}
-                for positions in shard.batches:
+                for batch in shard.batches:
                     inputs = getattr(next(batches), encoder.modality)
                     encoded = encoder.stem({name: tensor.to(device) for name, tensor in inputs.items()})
                     counts = encoded.mask.sum(1).tolist()
-                    rows = encoded.features.float().cpu().numpy()
-                    for position, row, count in zip(positions, rows, counts, strict=True):
+                    padded = encoded.features.float().cpu().numpy()
+                    for position, row, count in zip(batch, padded, counts, strict=True):
                         if keys[position] in missing:
                             features[keys[position]] = np.ascontiguousarray(row[:count])
-                    progress.advance(task, len(positions))
+                    progress.advance(task, len(batch))
                 store.write(features)
         encoder.train(was_training)
         seconds = time.monotonic() - started

@@ -17,10 +17,11 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Trainer, seed_everything
 from rich.logging import RichHandler
 
-from fourm_ser.config import build
+from fourm_ser.config import build, refuse_missing
 from fourm_ser.data.batch import Raw, Source, Stored
+from fourm_ser.data.corpus import Corpus
 from fourm_ser.data.datamodule import EmotionDataModule
-from fourm_ser.encoders.base import Resources
+from fourm_ser.encoders.base import Encoder, Resources
 from fourm_ser.encoders.store import FeatureStore
 from fourm_ser.encoders.weights import fetch_weights
 from fourm_ser.encoding import fill_store
@@ -105,16 +106,15 @@ class Experiment:
         for modality in config.fusion.modalities:  # what the hub cannot give is known before any work is done
             if config.encoder[modality].get("weights") == "pretrained" and config.encoder[modality].get("checkpoint"):
                 fetch_weights(config.encoder[modality].checkpoint, modality)
-        self.data: EmotionDataModule = build(
-            config.data, cache=self.cache, seed=config.seed, pin_memory=self.device.type == "cuda"
-        )
+        self.corpus: Corpus = build(config.data, cache=self.cache)
+        self.data = EmotionDataModule(self.corpus, pin_memory=self.device.type == "cuda", seed=config.seed)
         self.data.prepare_data()
         self.data.setup()
         seed_everything(config.seed, verbose=False)
-        resources = Resources(self.cache, self.data.frame["text"].tolist())
-        network = build_network(config, len(self.data.emotions), resources)
+        resources = Resources(self.cache, self.corpus.training_texts)
+        network = build_network(config, len(self.corpus.emotions), resources)
         loss: Loss = build(config.loss)(
-            classes=len(self.data.emotions), dim=network.fusion.dim, counts=self.data.counts
+            classes=len(self.corpus.emotions), dim=network.fusion.dim, counts=self.corpus.counts
         )
         for encoder in network.by_modality.values():
             size = sum(parameter.numel() for parameter in encoder.parameters())
@@ -125,6 +125,7 @@ class Experiment:
                 size / 1e6,
                 encoder.weights,
             )
+            self._compare_languages(encoder)
         self.encoded = dict.fromkeys(network.by_modality, 0)
         for logger in self.loggers:
             logger.start(self.run_dir, OmegaConf.to_container(config))  # type: ignore[arg-type]
@@ -135,6 +136,18 @@ class Experiment:
             trained |= {modality for modality in network.encoders if stage.unfreeze[modality] != "none"}
             module, seconds[stage.name] = self._train(stage, network, loss, sorted(trained))
         return self._finish(module, trained, seconds)
+
+    def _compare_languages(self, encoder: Encoder) -> None:
+        spoken = sorted(set(self.corpus.frame["language"]) - {""})
+        if encoder.languages is not None and not set(spoken) <= set(encoder.languages):
+            key = f"encoder.{encoder.modality}"
+            log.warning(
+                "%s=[%s]: the corpus speaks %s. Is %s.checkpoint the right one?",
+                f"{key}.languages",
+                ",".join(encoder.languages),
+                ", ".join(spoken),
+                key,
+            )
 
     def _train(
         self, stage: Stage, network: EmotionNetwork, loss: Loss, trained: list[str]
@@ -149,12 +162,12 @@ class Experiment:
         module = EmotionModule(
             network,
             loss,
-            self.data.emotions,
+            self.corpus.emotions,
             stage.optimizer,
             stage.scheduler,
             stage.encoder_learning_rate,
             stage.epochs,
-            len(self.data.sampler(self.data.split.train)),
+            len(self.data.sampler(self.corpus.split.train)),
             self.config.seed,
             stage.number,
             trained,
@@ -189,9 +202,18 @@ class Experiment:
                 continue
             about = {"weights": encoder.weights, "frontend": encoder.frontend.describe(), **encoder.describe()}
             store = FeatureStore(self.cache / "embeddings", encoder.name, encoder.fingerprint(), about)
-            self.encoded[modality] += fill_store(
-                store, encoder, raw, keys[modality], lengths[modality], budget[modality], self.data.workers, self.device
-            )
+            for part in self.corpus.parts:
+                self.encoded[modality] += fill_store(
+                    store,
+                    encoder,
+                    raw,
+                    keys[modality],
+                    lengths[modality],
+                    budget[modality],
+                    self.corpus.workers,
+                    self.device,
+                    part,
+                )
             sources[modality] = Stored(store, keys[modality])
         return sources
 
@@ -214,10 +236,7 @@ class Experiment:
         metrics = {
             **test,
             **val,
-            "speaker_independent": self.data.split.speaker_independent(self.data.frame),
-            "split": config.data.split,
-            "fold": config.data.fold,
-            "validation": config.data.validation if config.data.split in ("speaker", "session") else config.data.split,
+            **self.corpus.protocol_record(),
             "weights": origins.pop() if len(origins) == 1 else "+".join(e.weights for e in encoders.values()),
             **{f"seconds/{name}": value for name, value in seconds.items()},
             **{f"encoded/{modality}": count for modality, count in self.encoded.items()},
@@ -227,9 +246,9 @@ class Experiment:
             for modality, encoder in encoders.items()
             if modality not in trained and not config.export.include_encoders
         }
-        save_model(self.run_dir / "model", module.network, config, self.data.emotions, left_out)
+        save_model(self.run_dir / "model", module.network, config, self.corpus.emotions, left_out)
         stages = [self.run_dir / stage.folder for stage in self.stages]
-        results = write_results(self.run_dir, self.data, metrics, index.numpy(), probabilities.numpy(), stages)
+        results = write_results(self.run_dir, self.corpus, metrics, index.numpy(), probabilities.numpy(), stages)
         for logger in self.loggers:
             logger.finish(results)
         return results.metrics
@@ -240,9 +259,7 @@ class Experiment:
 
 def _record(config: DictConfig, run_dir: Path) -> DictConfig:
     """Resolve a config for this machine and write it as the run's record, or hold it against the record there."""
-    missing = OmegaConf.missing_keys(config)
-    if missing:
-        raise InputError(f"config: nothing is given for {', '.join(sorted(missing))}. Add {sorted(missing)[0]}=...")
+    refuse_missing(config)
     config = copy.deepcopy(config)
     OmegaConf.resolve(config)
     OmegaConf.set_struct(config, False)

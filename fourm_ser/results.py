@@ -10,7 +10,7 @@ import pandas as pd
 from rich.console import Console
 from rich.table import Table
 
-from fourm_ser.data.datamodule import EmotionDataModule
+from fourm_ser.data.corpus import Corpus
 from fourm_ser.files import whole, write_json
 from fourm_ser.report.figures import confusion_figure, curves_figure, save_figure
 
@@ -37,7 +37,7 @@ class Results(NamedTuple):
 
 def write_results(
     run_dir: Path,
-    data: EmotionDataModule,
+    corpus: Corpus,
     metrics: Mapping[str, Any],
     index: np.ndarray,
     probabilities: np.ndarray,
@@ -47,27 +47,27 @@ def write_results(
 
     Args:
         run_dir: the run directory.
-        data: the run's data.
+        corpus: the run's corpus.
         metrics: flat metrics; NaN becomes null.
         index: (n,) positions of the test utterances in the manifest.
         probabilities: (n, classes).
         stages: the stages' folders in order.
     """
-    rows = data.frame.iloc[index]
+    rows = corpus.frame.iloc[index]
     predicted = probabilities.argmax(1)
     predictions = rows[["id", "speaker", "emotion"]].reset_index(drop=True)
-    predictions["predicted"] = [data.emotions[label] for label in predicted]
-    for place, emotion in enumerate(data.emotions):
+    predictions["predicted"] = [corpus.emotions[label] for label in predicted]
+    for place, emotion in enumerate(corpus.emotions):
         predictions[emotion] = probabilities[:, place]
     with whole(run_dir / "predictions.csv") as temporary:
         predictions.to_csv(temporary, index=False)
 
-    labels = data.label[index]
-    counts = np.zeros((len(data.emotions), len(data.emotions)), dtype=np.int64)
+    labels = corpus.label[index]
+    counts = np.zeros((len(corpus.emotions), len(corpus.emotions)), dtype=np.int64)
     np.add.at(counts, (labels, predicted), 1)
     curves = {stage.name: pd.read_csv(stage / "metrics.csv") for stage in stages if (stage / "metrics.csv").is_file()}
     figures = {"confusion_matrix": run_dir / "confusion_matrix.png"}
-    save_figure(confusion_figure(counts, data.emotions), figures["confusion_matrix"])
+    save_figure(confusion_figure(counts, corpus.emotions), figures["confusion_matrix"])
     if curves:
         figures["training_curves"] = run_dir / "training_curves.png"
         save_figure(curves_figure(curves), figures["training_curves"])
@@ -75,7 +75,7 @@ def write_results(
     written = {name: None if isinstance(v, float) and math.isnan(v) else v for name, v in metrics.items()}
     written["finished"] = True
     write_json(run_dir / "metrics.json", written)
-    return Results(written, data.emotions, labels.tolist(), predicted.tolist(), predictions, figures)
+    return Results(written, corpus.emotions, labels.tolist(), predicted.tolist(), predictions, figures)
 
 
 def print_results(metrics: Mapping[str, Any], run_dir: Path) -> None:

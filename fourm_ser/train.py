@@ -7,10 +7,8 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from fourm_ser.config import CONF
 from fourm_ser.errors import InputError
-
-PACKAGE = Path(__file__).resolve().parent
-CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.is_dir())
 
 # A sweep's cell is named by what was chosen, so that a sweep started again finds its jobs.
 OmegaConf.register_new_resolver("cell", lambda text: hashlib.blake2b(text.encode(), digest_size=6).hexdigest())

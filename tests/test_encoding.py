@@ -117,10 +117,18 @@ class Work:
         self.keys = [f"key-{number:03d}" for number in range(len(raws))]
         self.lengths = np.array([raw if isinstance(raw, int) else len(raw) for raw in raws], dtype=float)
 
-    def fill(self, into: FeatureStore, encoder: Encoder | None = None, workers: int = 0) -> int:
+    def fill(
+        self, into: FeatureStore, encoder: Encoder | None = None, workers: int = 0, rows: np.ndarray | None = None
+    ) -> int:
         encoder = encoder or self.encoder
         source = Raw(partial(getitem, self.raws), encoder.frontend)
-        return fill_store(into, encoder, source, self.keys, self.lengths, self.batch_length, workers, CPU)
+        return fill_store(into, encoder, source, self.keys, self.lengths, self.batch_length, workers, CPU, rows)
+
+    def part(self, rows: np.ndarray) -> "Work":
+        """These utterances as a manifest of their own."""
+        part = Work(self.encoder, [self.raws[row] for row in rows], self.batch_length)
+        part.keys = [self.keys[row] for row in rows]
+        return part
 
 
 @pytest.fixture(params=ENCODERS)
@@ -331,3 +339,69 @@ def test_the_plan_does_not_depend_on_the_order_of_the_manifest() -> None:
         return [[[keys[position] for position in batch] for batch in shard.batches] for shard in shards]
 
     assert planned([keys[place] for place in order], lengths[order]) == planned(keys, lengths)
+
+
+PARTS = [np.arange(0, 30, 3), np.setdiff1d(np.arange(30), np.arange(0, 30, 3))]
+
+
+def test_only_the_rows_of_a_part_are_encoded(tmp_path: Path) -> None:
+    encoder = Tally()
+    work, filled = Work(encoder, list(range(1, 31)), 60.0), store(tmp_path)
+    assert work.fill(filled, rows=PARTS[0]) == 10
+    assert set(filled.missing(work.keys)) == {work.keys[row] for row in PARTS[1]}
+    assert encoder.seen == dict.fromkeys((PARTS[0] + 1).tolist(), 1)
+    assert work.fill(filled, rows=PARTS[0]) == 0
+    assert work.fill(filled, rows=PARTS[1]) == 20
+    assert work.fill(filled) == work.fill(filled, rows=np.array([], dtype=int)) == 0
+    assert encoder.seen == dict.fromkeys(range(1, 31), 1)
+    for key, raw in zip(work.keys, work.raws, strict=True):
+        assert filled.read(key).tolist() == [[2.0 * raw] * 2] * raw
+
+
+def test_a_part_is_encoded_with_the_bits_of_a_pass_over_it_alone(
+    work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoding, "SHARD", 6)
+    together = store(tmp_path, "together")
+    for place, rows in enumerate(PARTS):
+        alone = store(tmp_path, f"alone-{place}")
+        part = work.part(rows)
+        assert part.fill(alone) == work.fill(together, rows=rows) == len(rows)
+        assert len(list(together.folder.glob("shard-*"))) > 2 * place + 1
+        for key in part.keys:
+            assert together.read(key).numpy().tobytes() == alone.read(key).numpy().tobytes()
+
+
+def test_a_part_is_planned_by_itself(tmp_path: Path) -> None:
+    class Grouped(Tally):
+        """Writes down who is encoded together."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.groups: list[list[int]] = []
+
+        def stem(self, inputs: Inputs) -> Sequence:
+            self.groups.append(sorted(inputs["lengths"].tolist()))
+            return super().stem(inputs)
+
+    encoder = Grouped()
+    work = Work(encoder, [31 - number for number in range(30)], 60.0)
+    for rows in PARTS:
+        encoder.groups.clear()
+        work.part(rows).fill(store(tmp_path, f"alone-{len(rows)}"))
+        alone = list(encoder.groups)
+        encoder.groups.clear()
+        work.fill(store(tmp_path, f"part-{len(rows)}"), rows=rows)
+        assert encoder.groups == alone
+        assert max(map(len, alone)) > 1
+
+
+def test_what_two_parts_share_is_stored_once(tmp_path: Path) -> None:
+    work, filled = Work(Tally(), [3, 5, 3, 7], 20.0), store(tmp_path)
+    work.keys = ["three", "five", "three", "seven"]
+    assert work.fill(filled, rows=np.array([0, 1])) == 2
+    (first,) = filled.folder.glob("shard-*")
+    assert work.fill(filled, rows=np.array([2, 3])) == 1
+    assert not filled.missing(work.keys)
+    first.unlink()
+    assert set(store(tmp_path).missing(work.keys)) == {"three", "five"}

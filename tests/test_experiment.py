@@ -17,6 +17,8 @@ from sklearn.metrics import accuracy_score, f1_score, recall_score
 
 from fourm_ser.config import build
 from fourm_ser.data.batch import Raw
+from fourm_ser.data.datamodule import EmotionDataModule
+from fourm_ser.data.splits import write_split
 from fourm_ser.encoders.text import TextEncoder
 from fourm_ser.errors import InputError
 from fourm_ser.experiment import resume, run
@@ -83,7 +85,7 @@ def test_the_model_directory_predicts_what_the_run_predicted(
     shutil.copytree(finished / "model", moved)
     assert not [path for path in moved.rglob("*") if path.suffix in (".pt", ".ckpt", ".bin", ".pkl")]
     network, emotions = load_model(moved, tmp_path / "empty cache")
-    data = build(composed(*slice_of_demo).data, cache=cache, seed=0, pin_memory=False)
+    data = EmotionDataModule(build(composed(*slice_of_demo).data, cache=cache), pin_memory=False, seed=0)
     data.setup()
     readers = data.readers()
     data.serve({name: Raw(readers[name], encoder.frontend) for name, encoder in network.by_modality.items()}, 7)
@@ -91,7 +93,7 @@ def test_the_model_directory_predicts_what_the_run_predicted(
     with torch.inference_mode():
         for batch in data.test_dataloader():
             probabilities = network(batch.text, batch.audio).logits.softmax(1)
-            expected = table.loc[data.frame["id"].iloc[batch.rows.tolist()], emotions].to_numpy()
+            expected = table.loc[data.corpus.frame["id"].iloc[batch.rows.tolist()], emotions].to_numpy()
             assert probabilities.numpy() == pytest.approx(expected, abs=1e-5)
 
 
@@ -147,6 +149,34 @@ def test_two_stage_goes_on_from_the_best_of_transfer(
     parameters = [name for name in best if name.startswith("network.")]
     assert parameters
     assert all(torch.equal(best[name], last[name]) for name in parameters)
+
+
+def test_a_run_leaves_a_split_that_another_run_repeats_with_balanced_classes(
+    finished: Path, tmp_path: Path, composed: Compose, slice_of_demo: list[str], cache: Path
+) -> None:
+    corpus = build(composed(*slice_of_demo).data, cache=cache)
+    corpus.setup()
+    write_split(corpus.frame, corpus.split, tmp_path / "split.csv")
+    short = ["stage=transfer", "stage.transfer.epochs=1", "data.sampler=balanced", "data.split=random"]
+    metrics = run(composed(*slice_of_demo, *short, f"data.split_file={tmp_path / 'split.csv'}"), tmp_path / "run")
+    assert (metrics["split"], metrics["validation"], metrics["corpus"]) == ("file", "file", "demo")
+    assert metrics["speaker_independent"] is True
+    tested = pd.read_csv(tmp_path / "run" / "predictions.csv")["id"]
+    assert set(tested) == set(pd.read_csv(finished / "predictions.csv")["id"])
+    assert metrics["encoded/text"] == metrics["encoded/audio"] == 0
+
+
+def test_a_text_encoder_of_another_language_is_warned_of(
+    finished: Path, tmp_path: Path, composed: Compose, slice_of_demo: list[str]
+) -> None:
+    assert "the corpus speaks" not in (finished / "train.log").read_text()
+    short = [*slice_of_demo, "stage=transfer", "stage.transfer.epochs=1", "fusion=text_only"]
+    for languages, warned in (("[en,zh]", False), ("[zh]", True)):
+        metrics = run(composed(*short, f"+encoder.text.languages={languages}"), tmp_path / languages)
+        warning = f"encoder.text.languages={languages}: the corpus speaks en. Is encoder.text.checkpoint the right one?"
+        # The log is wrapped to its width.
+        assert (warning in " ".join((tmp_path / languages / "train.log").read_text().split())) is warned
+        assert metrics["encoded/text"] == 0
 
 
 def wait_for_rows(table: Path, rows: int, process: subprocess.Popen[bytes]) -> None:
@@ -231,6 +261,10 @@ def test_resuming_what_is_no_run_says_so(tmp_path: Path) -> None:
         (["stage.transfer.epochs=0"], "epochs=0"),
         (["stage.transfer.unfreeze.text=9"], "last blocks"),
         (["data.split=sentence"], "random, speaker, session, official"),
+        (["data.label_map={angry: anger}"], "no emotion angry"),
+        (["data.sampler=weighted"], "shuffle or balanced"),
+        (["data.split_file=nowhere.csv"], r"data\.split_file=nowhere\.csv: no such file"),
+        (["data.language=de"], "no utterance of anger"),
     ],
 )
 def test_bad_choices_are_named_before_training(

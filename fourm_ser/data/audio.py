@@ -1,7 +1,12 @@
-"""Reading recordings: any rate, any number of channels, any format of libsndfile -> 16 kHz mono float32."""
+"""Reading recordings: any rate, any number of channels, any format of libsndfile -> 16 kHz mono float32.
 
+What libsndfile does not read, videos above all, is decoded to such a file first.
+"""
+
+import importlib.util
 import math
 import re
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
@@ -9,10 +14,12 @@ import soundfile
 import soxr
 
 from fourm_ser.errors import InputError
+from fourm_ser.files import whole
 
 SAMPLE_RATE = 16_000
 BLOCK = 1 << 18
 UNKNOWN = 0x7FFF0000  # at least so many bytes promises a WAV that was written into a pipe
+CONTAINERS = (".mp4", ".m4a", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".aac", ".wma")
 CUT = re.compile(r"^ ?(?:data|SSND) ?: (\d+) \(should be \d+\)", re.MULTILINE)
 
 
@@ -77,6 +84,66 @@ def check_recording(path: Path) -> float:
             return count / file.samplerate
     except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: a name that ends in .raw
         raise InputError(_unreadable(path, error)) from error
+
+
+def need_decoder() -> None:
+    """Make sure that videos and compressed audio beyond libsndfile's formats can be read.
+
+    Raises:
+        InputError: PyAV is not installed.
+    """
+    if importlib.util.find_spec("av") is None:
+        raise InputError(
+            f"recordings in {', '.join(CONTAINERS)} files need PyAV, which is not installed: "
+            'pip install "fourm_ser[video]"'
+        )
+
+
+def extract_audio(path: Path, target: Path) -> None:
+    """Decode the first audio stream of a video, or of audio that libsndfile cannot read, to 16 kHz mono FLAC.
+
+    Args:
+        path: a file that FFmpeg reads.
+        target: the FLAC, 16 bit, written whole; channels are averaged.
+
+    Raises:
+        InputError: there is no such file, it holds no sound, or it is damaged.
+    """
+    import av
+
+    try:
+        with av.open(str(path)) as container:
+            if not container.streams.audio:
+                raise InputError(f"{path}: holds no sound.")
+            stream = container.streams.audio[0]
+            resampler = av.AudioResampler(format="fltp")  # the type alone: rate and channels stay
+            blocks = [
+                block.to_ndarray().mean(axis=0)
+                for frame in [*container.decode(stream), None]
+                for block in resampler.resample(frame)
+            ]
+            rate = stream.rate
+            promised = float((stream.duration or 0) * (stream.time_base or 0)) or _tagged(stream.metadata)
+    except av.error.FileNotFoundError as error:
+        raise InputError(f"{path}: no such recording.") from error
+    except av.error.FFmpegError as error:
+        raise InputError(f"{path}: cannot be decoded ({error.strerror}). Copy it from the release again.") from error
+    if not sum(map(len, blocks)):
+        raise InputError(_empty(path, 0.0, math.nan, math.nan))
+    samples = soxr.resample(np.concatenate(blocks), rate, SAMPLE_RATE)
+    seconds = len(samples) / SAMPLE_RATE
+    if seconds < min(0.9 * promised, promised - 1.0):
+        raise InputError(f"{path}: truncated: its header promises {promised:.1f} s, {seconds:.1f} s can be decoded.")
+    if not np.isfinite(samples).all():
+        raise InputError(f"{path}: the recording holds samples that are not numbers (NaN or infinite).")
+    with whole(target) as temporary:
+        soundfile.write(temporary, np.clip(samples, -1.0, 1.0), SAMPLE_RATE, subtype="PCM_16", format="FLAC")
+
+
+def _tagged(metadata: Mapping[str, str]) -> float:
+    """Seconds that a Matroska stream's tag promises (`00:00:04.128000000`); 0 where there is none."""
+    found = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", metadata.get("DURATION", ""))
+    return 0.0 if found is None else 3600 * int(found[1]) + 60 * int(found[2]) + float(found[3])
 
 
 def _unreadable(path: Path | str, error: Exception) -> str:

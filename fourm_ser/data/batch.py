@@ -122,6 +122,9 @@ class BucketBatchSampler(Sampler[list[int]]):
     With `shuffle`, utterances are shuffled, sorted by length within pools of 50 batches, cut into batches, and the
     batches shuffled: an order that depends on seed and epoch alone. Without, they are sorted by length.
 
+    With `classes`, an epoch has as many utterances as without, and every class equally often: of a large class some are
+    drawn anew for each epoch, those of a small one come several times.
+
     With several processes all make the same batches and each takes its share of every batch: what is averaged over a
     batch means the same whatever the number of processes, and no utterance is read twice.
 
@@ -133,6 +136,7 @@ class BucketBatchSampler(Sampler[list[int]]):
         seed: seed of the order.
         rank: this process, of
         world: so many processes.
+        classes: class index of each utterance of the manifest, to balance; None for every utterance once.
     """
 
     def __init__(
@@ -144,12 +148,13 @@ class BucketBatchSampler(Sampler[list[int]]):
         seed: int = 0,
         rank: int = 0,
         world: int = 1,
+        classes: np.ndarray | None = None,
     ) -> None:
         if batch_size < world or len(rows) < world:
             raise ValueError(f"batches of {batch_size} out of {len(rows)} utterances cannot feed {world} processes")
         self.rows, self.lengths = np.asarray(rows), np.asarray(lengths, dtype=float)
         self.batch_size, self.shuffle, self.seed = batch_size, shuffle, seed
-        self.rank, self.world = rank, world
+        self.rank, self.world, self.classes = rank, world, classes
         self.epoch = 0
         # Lightning tells the epoch to a batch sampler's `sampler` alone; without it every epoch has the same order.
         self.sampler = self
@@ -164,12 +169,25 @@ class BucketBatchSampler(Sampler[list[int]]):
             order = self.rows[np.argsort(self.lengths[self.rows], kind="stable")]
             return self._cut(order)
         generator = np.random.default_rng([self.seed, self.epoch])
-        order = generator.permutation(self.rows)
+        order = generator.permutation(self.rows if self.classes is None else self._balanced(generator))
         size = POOL * self.batch_size
         pools = [order[start : start + size] for start in range(0, len(order), size)]
         order = np.concatenate([pool[np.argsort(self.lengths[pool], kind="stable")] for pool in pools])
         batches = self._cut(order)
         return [batches[place] for place in generator.permutation(len(batches))]
+
+    def _balanced(self, generator: np.random.Generator) -> np.ndarray:
+        """As many rows as there are, of each class the same number (give or take one), drawn in whole rounds."""
+        assert self.classes is not None
+        members = [self.rows[self.classes[self.rows] == label] for label in np.unique(self.classes[self.rows])]
+        share, more = divmod(len(self.rows), len(members))
+        extra = set(generator.permutation(len(members))[:more].tolist())
+        drawn = []
+        for place, rows in enumerate(members):
+            count = share + (place in extra)
+            rounds = [generator.permutation(rows) for _ in range(-(-count // len(rows)))]
+            drawn.append(np.concatenate(rounds)[:count])
+        return np.concatenate(drawn)
 
     def _cut(self, order: np.ndarray) -> list[np.ndarray]:
         starts = list(range(0, len(order), self.batch_size))
@@ -179,8 +197,9 @@ class BucketBatchSampler(Sampler[list[int]]):
 
     def padding(self) -> float:
         """The share of a batch's length that is padding, over the epoch."""
-        longest = sum(len(batch) * self.lengths[batch].max() for batch in self.batches())
-        return 1.0 - float(self.lengths[self.rows].sum() / longest)
+        batches = self.batches()
+        longest = sum(len(batch) * self.lengths[batch].max() for batch in batches)
+        return 1.0 - float(sum(self.lengths[batch].sum() for batch in batches) / longest)
 
     def __iter__(self) -> Iterator[list[int]]:
         for batch in self.batches():

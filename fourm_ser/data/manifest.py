@@ -105,8 +105,9 @@ def read_manifest(path: Path, audio_root: Path | None = None) -> pd.DataFrame:
 
 
 def write_manifest(frame: pd.DataFrame, path: Path) -> None:
-    """Write the manifest's columns of `frame` to `path` (CSV, UTF-8), whole."""
-    columns = [column for column in (*REQUIRED, *OPTIONAL) if column in frame.columns]
+    """Write the manifest's columns of `frame` to `path` (CSV, UTF-8), whole; optional ones unless they are empty."""
+    said = [column for column in OPTIONAL if column in frame.columns and not frame[column].isin(["", np.nan]).all()]
+    columns = [*REQUIRED, *said]
     with whole(path) as temporary:
         frame[columns].to_csv(temporary, index=False, lineterminator="\n")
 

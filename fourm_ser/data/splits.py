@@ -1,13 +1,15 @@
 """Who is trained on, who validates, who is tested: the protocols."""
 
+import warnings
 from collections.abc import Callable
+from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from sklearn.model_selection import train_test_split
 
 from fourm_ser.errors import InputError
+from fourm_ser.files import whole
 
 SIDES = ("train", "val", "test")
 OFFICIAL = {"train": "train", "val": "val", "dev": "val", "valid": "val", "validation": "val", "test": "test"}
@@ -21,7 +23,7 @@ class Protocol(NamedTuple):
         fold: which speaker or session is tested, counted from 0 in sorted order.
         fractions: shares of train, validation and test in a random split.
         stratify: keep the emotions' shares equal on all sides of what is drawn at random.
-        validation: what the validation side of a speaker or session split is made of: `speakers`, `session`, `random`.
+        validation: what the validation side is made of where the split gives none: `speakers`, `session`, `random`.
         validation_fraction: share of the speakers, or of the utterances, that are not tested.
         seed: seed of what is drawn at random.
     """
@@ -134,7 +136,23 @@ def _fold(frame: pd.DataFrame, protocol: Protocol, column: str) -> np.ndarray:
     return sides
 
 
-def _validation(rest: pd.DataFrame, protocol: Protocol, column: str, held_out: str, session: str) -> np.ndarray:
+def gives_validation(frame: pd.DataFrame, protocol: Protocol) -> bool:
+    """Whether the split itself says who validates, and not `protocol.validation`."""
+    if protocol.split == "official":
+        return bool((frame["split"].map(OFFICIAL) == "val").any())
+    return protocol.split == "random"
+
+
+def draw_validation(frame: pd.DataFrame, protocol: Protocol) -> np.ndarray:
+    """Positions of the rows that validate, out of a training side that came without a validation side."""
+    by_id = frame.reset_index(drop=True).sort_values("id", kind="stable")
+    drawn = _validation(by_id, protocol)
+    return np.sort(by_id.index.to_numpy()[drawn])
+
+
+def _validation(
+    rest: pd.DataFrame, protocol: Protocol, column: str = "speaker", held_out: str = "", session: str = ""
+) -> np.ndarray:
     """Which rows of what is not tested validate; `held_out` and `session` (the last one) are those of the tested."""
     if not 0 < protocol.validation_fraction < 1:
         raise InputError(f"data.validation_fraction={protocol.validation_fraction}: expected a share between 0 and 1.")
@@ -168,11 +186,65 @@ def _official(frame: pd.DataFrame, protocol: Protocol) -> np.ndarray:
         raise InputError(
             f"data.split=official: the manifest's column split holds {named}. Expected {', '.join(OFFICIAL)}."
         )
-    return frame["split"].map(OFFICIAL).to_numpy(dtype=object)
+    sides = frame["split"].map(OFFICIAL).to_numpy(dtype=object)
+    if not gives_validation(frame, protocol):
+        rest = np.flatnonzero(sides == "train")
+        sides[rest[_validation(frame.iloc[rest], protocol)]] = "val"
+    return sides
+
+
+def read_split(path: Path) -> pd.Series:
+    """Read a split file: a CSV in UTF-8 with the columns `id` and `split` (train, val or dev, test).
+
+    Returns:
+        The side of each utterance, by its id.
+
+    Raises:
+        InputError: the file, a column or a cell is not as described, or an id occurs twice.
+    """
+    if not path.is_file():
+        raise InputError(f"data.split_file={path}: no such file. Expected a CSV with the columns id and split.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            frame = pd.read_csv(
+                path, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False, skip_blank_lines=False
+            )
+    except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.ParserWarning, pd.errors.EmptyDataError) as error:
+        raise InputError(f"data.split_file={path}: not a readable CSV in UTF-8: {str(error).strip()}") from error
+    missing = [column for column in ("id", "split") if column not in frame.columns]
+    if missing:
+        raise InputError(
+            f"data.split_file={path}: has no column {', '.join(missing)}. Found {', '.join(frame.columns)}."
+        )
+    frame = frame[(frame != "").any(axis=1)]  # rows keep their numbers in the file
+    if not len(frame):
+        raise InputError(f"data.split_file={path}: has no rows.")
+    unknown = frame[~frame["split"].isin(OFFICIAL)]
+    if len(unknown):
+        raise InputError(
+            f"data.split_file={path}: row {unknown.index[0] + 2} holds the split {unknown['split'].iloc[0]!r}. "
+            f"Expected {', '.join(OFFICIAL)}."
+        )
+    repeated = frame[frame["id"].duplicated()]
+    if len(repeated):
+        raise InputError(
+            f"data.split_file={path}: row {repeated.index[0] + 2} repeats the id {repeated['id'].iloc[0]}."
+        )
+    return frame.set_index("id")["split"].map(OFFICIAL)
+
+
+def write_split(frame: pd.DataFrame, split: Split, path: Path) -> None:
+    """Write a split file for `read_split`, whole, in the order of ids."""
+    sides = {frame["id"].iloc[row]: side for side, rows in split._asdict().items() for row in rows}
+    with whole(path) as temporary:
+        pd.DataFrame(sorted(sides.items()), columns=["id", "split"]).to_csv(temporary, index=False)
 
 
 def _draw(frame: pd.DataFrame, fraction: float, protocol: Protocol, key: str) -> np.ndarray:
     """Draw a share of rows at random, by emotion where the protocol stratifies."""
+    from sklearn.model_selection import train_test_split  # two seconds that most splits do not need
+
     labels = frame["emotion"].to_numpy() if protocol.stratify else None
     try:
         _, drawn = train_test_split(

@@ -72,6 +72,7 @@ class Encoder(nn.Module, ABC):
         frontend: from raw utterances to the stem's inputs.
         stem_dim: width of the stem's features.
         dim: width of the encoder's features, behind the top.
+        languages: codes of the languages it is made for (`en`); None where it does not matter.
     """
 
     modality: ClassVar[str]
@@ -80,6 +81,7 @@ class Encoder(nn.Module, ABC):
     frontend: Frontend
     stem_dim: int
     dim: int
+    languages: list[str] | None = None
 
     @abstractmethod
     def stem(self, inputs: Inputs) -> Sequence:

@@ -59,6 +59,7 @@ class TextEncoder(Encoder):
         max_tokens: tokens kept of a transcript.
         vocabulary: size of a trained tokenizer's vocabulary, at most.
         resources: cache and transcripts.
+        languages: codes of the languages that the pretrained model knows (`en`); None where it does not matter.
 
     Raises:
         InputError: weights or tokenizer cannot be had, or do not fit.
@@ -77,9 +78,10 @@ class TextEncoder(Encoder):
         max_tokens: int,
         vocabulary: int,
         resources: Resources,
+        languages: list[str] | None = None,
     ) -> None:
         super().__init__()
-        self.name = name
+        self.name, self.languages = name, languages
         self.weights = weights
         # A folder of other weights brings its own tokenizer: ids and embedding rows belong together.
         source = weights if weights not in ("pretrained", "random") and tokenizer == checkpoint else tokenizer

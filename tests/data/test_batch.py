@@ -258,3 +258,112 @@ def test_a_modality_without_a_source_is_none() -> None:
     assert batch.audio is None
     assert isinstance(batch.text, dict)
     assert batch.text["numbers"].tolist() == [1, 0]
+
+
+# Balanced classes
+
+CLASSES = np.random.default_rng(1).choice(5, size=1000, p=[0.55, 0.3, 0.1, 0.04, 0.01])  # of the manifest's rows
+
+
+def balanced(
+    epoch: int, seed: int = 0, rows: np.ndarray = ROWS, classes: np.ndarray = CLASSES, size: int = 8
+) -> BucketBatchSampler:
+    sampler = BucketBatchSampler(rows, LENGTHS, size, shuffle=True, seed=seed, classes=classes)
+    sampler.set_epoch(epoch)
+    return sampler
+
+
+def drawn(sampler: BucketBatchSampler) -> list[int]:
+    return [row for batch in sampler for row in batch]
+
+
+@pytest.mark.parametrize("count", [737, 736, 100, 11])
+@pytest.mark.parametrize("size", [1, 8, 5000])
+def test_balanced_epochs_have_every_class_equally_often(count: int, size: int) -> None:
+    rows = ROWS[:count]
+    for epoch in range(4):
+        sampler = balanced(epoch, rows=rows, size=size)
+        seen = drawn(sampler)
+        assert len(seen) == count
+        assert set(seen) <= set(rows.tolist())
+        times = np.bincount(CLASSES[seen])[np.unique(CLASSES[rows])]
+        assert max(times) - min(times) <= 1
+        assert len(list(sampler)) == len(sampler) == -(-count // size)
+        assert max(map(len, sampler)) <= size
+
+
+def test_a_small_class_is_used_as_a_whole_and_each_of_it_about_equally_often() -> None:
+    share = len(ROWS) // 5
+    for epoch in range(4):
+        seen = np.bincount(drawn(balanced(epoch)), minlength=1000)
+        for label in range(5):
+            members = ROWS[CLASSES[ROWS] == label]
+            times = seen[members]
+            assert max(times) - min(times) <= 1
+            assert (min(times) > 0) == (len(members) <= share)
+
+
+def test_a_large_class_takes_turns_over_the_epochs() -> None:
+    members = set(ROWS[CLASSES[ROWS] == 0].tolist())
+    epochs = [members & set(drawn(balanced(epoch))) for epoch in range(40)]
+    assert all(len(seen) < len(members) / 2 for seen in epochs)
+    assert len({frozenset(seen) for seen in epochs}) == 40
+    assert set().union(*epochs) == members
+    times = np.bincount([row for seen in epochs for row in seen])[sorted(members)]
+    expected = sum(map(len, epochs)) / len(members)
+    assert 0.4 * expected < min(times)
+    assert max(times) < 1.6 * expected
+
+
+def test_a_balanced_order_depends_on_seed_and_epoch_alone() -> None:
+    orders = {(seed, epoch): list(balanced(epoch, seed)) for seed in range(3) for epoch in range(3)}
+    np.random.seed(1)
+    torch.manual_seed(1)
+    assert all(list(balanced(epoch, seed)) == expected for (seed, epoch), expected in orders.items())
+    assert len({str(expected) for expected in orders.values()}) == len(orders)
+    sampler = balanced(2)
+    assert list(sampler) == list(sampler) == orders[0, 2]
+
+
+def test_classes_of_equal_size_are_each_used_once() -> None:
+    rows = np.arange(60)
+    seen = drawn(balanced(1, rows=rows, classes=np.arange(1000) % 4))
+    assert sorted(seen) == rows.tolist()
+
+
+def test_balanced_batches_are_of_like_length_and_know_their_padding() -> None:
+    shuffled = np.random.default_rng(0).permutation(ROWS)
+    at_random = padding([shuffled[start : start + 8].tolist() for start in range(0, len(ROWS), 8)])
+    for epoch in range(2):
+        sampler = balanced(epoch)
+        batches = list(sampler)
+        assert sampler.padding() == pytest.approx(padding(batches))
+        assert sampler.padding() < at_random / 4
+
+
+def test_padding_is_the_share_of_a_batch_that_no_utterance_fills() -> None:
+    lengths = np.array([1.0, 3.0, 4.0, 8.0, 6.0])
+    # Sorted: 1 and 3, 4 and 6, 8 alone: 2 + 2 + 0 of 6 + 12 + 8.
+    assert BucketBatchSampler(np.arange(5), lengths, 2).padding() == pytest.approx(4 / 26)
+    assert BucketBatchSampler(np.arange(5), lengths, 1).padding() == pytest.approx(0.0)
+    assert BucketBatchSampler(np.arange(5), lengths, 5).padding() == pytest.approx(1 - 22 / 40)
+
+
+@pytest.mark.parametrize("world", [2, 3])
+@pytest.mark.parametrize("count", [737, 33, 18])
+def test_ranks_share_balanced_batches(count: int, world: int) -> None:
+    rows = ROWS[:count]
+    ranks = [
+        BucketBatchSampler(rows, LENGTHS, 8, True, 3, rank=rank, world=world, classes=CLASSES) for rank in range(world)
+    ]
+    alone = BucketBatchSampler(rows, LENGTHS, 8, True, 3, classes=CLASSES)
+    for epoch in range(2):
+        for sampler in (alone, *ranks):
+            sampler.set_epoch(epoch)
+        shares = [list(sampler) for sampler in ranks]
+        assert {len(share) for share in shares} == {len(sampler) for sampler in ranks} == {len(shares[0])}
+        assert all(batch for share in shares for batch in share)
+        assert sorted(row for share in shares for batch in share for row in batch) == sorted(drawn(alone))
+        if not 0 < count % 8 < world:  # else those left over join the batch before
+            together = [sorted(row for part in parts for row in part) for parts in zip(*shares, strict=True)]
+            assert together == [sorted(batch) for batch in alone]

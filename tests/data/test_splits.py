@@ -1,12 +1,21 @@
 """The protocols: who is trained on, who validates, who is tested."""
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 
-from fourm_ser.data.splits import Protocol, Split, split_manifest
+from fourm_ser.data.splits import (
+    Protocol,
+    Split,
+    draw_validation,
+    gives_validation,
+    read_split,
+    split_manifest,
+    write_split,
+)
 from fourm_ser.errors import InputError
 
 SEEDS = range(6)
@@ -222,12 +231,34 @@ def test_an_official_value_that_is_not_known_is_named() -> None:
     assert "''" in refusal(frame.assign(split=""), protocol("official"))
 
 
-@pytest.mark.parametrize("absent", ["train", "dev", "test"])
+@pytest.mark.parametrize("absent", ["train", "test"])
 def test_an_empty_side_is_named(absent: str) -> None:
     frame = manifest(0)
     frame = frame[frame["split"] != absent].reset_index(drop=True)
-    side = {"dev": "val"}.get(absent, absent)
-    assert f"the {side} side is empty" in refusal(frame, protocol("official"))
+    assert f"the {absent} side is empty" in refusal(frame, protocol("official"))
+
+
+@pytest.mark.parametrize("fraction", [0.2, 0.4, 0.01])
+@pytest.mark.parametrize("seed", SEEDS)
+def test_an_official_split_without_validation_draws_it_by_speakers(seed: int, fraction: float) -> None:
+    frame = manifest(seed)
+    frame["split"] = frame["split"].replace("dev", "train")
+    assert not gives_validation(frame, protocol("official"))
+    split = split_manifest(frame, protocol("official", validation_fraction=fraction))
+    assert_each_row_once(split, frame)
+    assert split.test.tolist() == np.flatnonzero(frame["split"] == "test").tolist()
+    train, val = speakers(frame, split.train), speakers(frame, split.val)
+    assert train.isdisjoint(val)
+    assert len(val) == max(1, round(fraction * len(train | val)))
+
+
+def test_an_official_split_with_validation_draws_none() -> None:
+    frame = manifest(0)
+    assert gives_validation(frame, protocol("official"))
+    for how in (protocol("official"), protocol("official", validation="random", validation_fraction=0.5)):
+        split = split_manifest(frame, how)
+        for side, name in zip(split, ("train", "dev", "test"), strict=True):
+            assert side.tolist() == np.flatnonzero(frame["split"] == name).tolist()
 
 
 @pytest.mark.parametrize("validation", ["speakers", "session"])
@@ -329,3 +360,84 @@ def test_a_random_split_knows_that_it_is_not_speaker_independent() -> None:
     assert not split_manifest(frame, protocol("random")).speaker_independent(frame)
     by_speaker = frame.assign(speaker=frame["id"])
     assert split_manifest(by_speaker, protocol("random")).speaker_independent(by_speaker)
+
+
+@pytest.mark.parametrize("validation", ["speakers", "session", "random"])
+def test_validation_is_drawn_from_a_training_side_whatever_its_order(validation: str) -> None:
+    frame = manifest(2)
+    how = protocol("official", validation=validation)
+    drawn = draw_validation(frame, how)
+    assert (np.diff(drawn) > 0).all()
+    rest = np.setdiff1d(np.arange(len(frame)), drawn)
+    assert len(drawn)
+    assert len(rest)
+    if validation == "random":
+        assert abs(len(drawn) - 0.2 * len(frame)) <= 1
+    else:
+        column = validation.removesuffix("s")
+        assert speakers(frame, drawn, column).isdisjoint(speakers(frame, rest, column))
+    shuffled = frame.sample(frac=1, random_state=0)
+    again = draw_validation(shuffled, how)
+    assert set(shuffled["id"].iloc[again]) == set(frame["id"].iloc[drawn])
+
+
+# Split files
+
+
+def split_refusal(path: Path, content: str | bytes | None) -> str:
+    """What is said of a split file; always with the key and its path."""
+    if content is not None:
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(InputError) as caught:
+        read_split(path)
+    assert f"data.split_file={path}" in str(caught.value)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize("how", [protocol("random"), protocol("speaker", fold=1), protocol("official")])
+def test_a_split_that_is_written_is_read_again(tmp_path: Path, how: Protocol) -> None:
+    frame = manifest(3)
+    frame.loc[:3, "id"] = ['a, "b"', "NA", "Ça 你好", "007"]
+    split = split_manifest(frame, how)
+    write_split(frame, split, tmp_path / "new" / "split.csv")
+    sides = read_split(tmp_path / "new" / "split.csv")
+    assert len(sides) == len(frame)
+    for side, rows in split._asdict().items():
+        assert set(sides.index[sides == side]) == set(frame["id"].to_numpy()[rows])
+    # The file is the split's, not the order of rows'.
+    shuffled = frame.sample(frac=1, random_state=1)
+    write_split(shuffled, split_manifest(shuffled, how), tmp_path / "again.csv")
+    assert (tmp_path / "again.csv").read_bytes() == (tmp_path / "new" / "split.csv").read_bytes()
+    assert [path.name for path in (tmp_path / "new").iterdir()] == ["split.csv"]
+
+
+def test_a_split_file_may_say_dev_and_hold_more_columns(tmp_path: Path) -> None:
+    path = tmp_path / "split.csv"
+    path.write_bytes(b"\xef\xbb\xbfnote,split,id\nx,train,u1\n,dev,u2\n,valid,u3\n,validation,u4\n,val,u5\ny,test,NA\n")
+    sides = {"u1": "train", **dict.fromkeys(("u2", "u3", "u4", "u5"), "val"), "NA": "test"}
+    assert read_split(path).to_dict() == sides
+
+
+@pytest.mark.parametrize("word", ["eval", "Train", "", " test", "nan"])
+def test_a_side_that_is_not_known_is_named_with_its_row(tmp_path: Path, word: str) -> None:
+    message = split_refusal(tmp_path / "split.csv", f"id,split\nu1,train\nu2,{word}\nu3,test\n")
+    assert f"row 3 holds the split {word!r}" in message
+    assert "train, val, dev" in message
+
+
+def test_a_repeated_id_is_named_with_its_row(tmp_path: Path) -> None:
+    message = split_refusal(tmp_path / "split.csv", "id,split\nu1,train\nu2,val\nu3,test\nu1,train\n")
+    assert "row 5 repeats the id u1" in message
+
+
+def test_missing_columns_of_a_split_file_are_named(tmp_path: Path) -> None:
+    assert "no column split. Found id, side" in split_refusal(tmp_path / "split.csv", "id,side\nu1,train\n")
+    assert "no column id, split. Found u1, train" in split_refusal(tmp_path / "split.csv", "u1,train\nu2,test\n")
+
+
+def test_what_is_no_split_file_is_refused(tmp_path: Path) -> None:
+    assert "no such file" in split_refusal(tmp_path / "nowhere.csv", None)
+    assert "no such file" in split_refusal(tmp_path, None)
+    assert "not a readable CSV" in split_refusal(tmp_path / "split.csv", "")
+    assert "not a readable CSV" in split_refusal(tmp_path / "split.csv", "id,split\né,train\n".encode("latin-1"))
+    assert "not a readable CSV" in split_refusal(tmp_path / "split.csv", 'id,split\n"u1,train\nu2,test\n')

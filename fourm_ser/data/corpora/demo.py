@@ -19,8 +19,9 @@ import soundfile
 import soxr
 from filelock import FileLock
 
-from fourm_ser.data.datamodule import EmotionDataModule
-from fourm_ser.data.manifest import write_manifest
+from fourm_ser.data.corpus import Corpus
+from fourm_ser.data.manifest import read_manifest, write_manifest
+from fourm_ser.data.release import Release
 from fourm_ser.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -146,30 +147,33 @@ class _Utterance(NamedTuple):
     text: str
 
 
-class DemoData(EmotionDataModule):
+class DemoCorpus(Corpus):
     """The demo corpus, made once into the cache.
 
     Args:
         utterances: how many, see `synthesise`.
         corpus_seed: the corpus's seed, apart from the run's.
-        **protocol: see `EmotionDataModule`.
+        **use: see `Corpus`.
     """
 
-    def __init__(self, utterances: int, corpus_seed: int, **protocol: Any) -> None:
-        super().__init__(**protocol)
+    name = "demo"
+
+    def __init__(self, utterances: int, corpus_seed: int, **use: Any) -> None:
+        super().__init__(source=f"demo-{VERSION}-{utterances}-{corpus_seed}", **use)
         self.utterances, self.corpus_seed = utterances, corpus_seed
 
-    def make_manifest(self) -> tuple[Path, Path | None]:
-        name = f"demo-{VERSION}-{self.utterances}-{self.corpus_seed}"
-        folder = self.cache / "corpora" / name
+    def read(self) -> Release:
+        folder = self.cache / "corpora" / self.source
         folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(f"{name}.lock")):
+        with FileLock(folder.with_name(f"{self.source}.lock")):
             if not folder.is_dir():
                 log.info("demo corpus: synthesising %d utterances into %s", self.utterances, folder)
-                with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}.") as temporary:
-                    synthesise(Path(temporary) / name, self.utterances, self.corpus_seed)
-                    (Path(temporary) / name).rename(folder)
-        return folder / "manifest.csv", None
+                with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{self.source}.") as temporary:
+                    synthesise(Path(temporary) / self.source, self.utterances, self.corpus_seed)
+                    (Path(temporary) / self.source).rename(folder)
+        frame = read_manifest(folder / "manifest.csv")
+        frame["where"] = [f"row {row}" for row in frame.pop("row")]
+        return Release(frame, [], folder.resolve(), folder / "manifest.csv")
 
 
 def synthesise(folder: Path, utterances: int = 1600, seed: int = 0) -> None:

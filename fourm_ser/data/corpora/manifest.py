@@ -3,22 +3,28 @@
 from pathlib import Path
 from typing import Any
 
-from fourm_ser.data.datamodule import EmotionDataModule
+from fourm_ser.data.corpus import Corpus
+from fourm_ser.data.manifest import read_manifest
+from fourm_ser.data.release import Release
 
 
-class ManifestData(EmotionDataModule):
+class ManifestCorpus(Corpus):
     """A manifest that the user brings.
 
     Args:
         manifest: path of the CSV, see `fourm_ser.data.manifest.read_manifest`.
         audio_root: the folder that its column `audio` is relative to; the manifest's own by default.
-        **protocol: see `EmotionDataModule`.
+        **use: see `Corpus`.
     """
 
-    def __init__(self, manifest: str, audio_root: str | None, **protocol: Any) -> None:
-        super().__init__(**protocol)
-        self.manifest = Path(manifest).expanduser()
-        self.audio_root = None if audio_root is None else Path(audio_root).expanduser()
+    name = "manifest"
 
-    def make_manifest(self) -> tuple[Path, Path | None]:
-        return self.manifest, self.audio_root
+    def __init__(self, manifest: str, audio_root: str | None, **use: Any) -> None:
+        super().__init__(source=manifest, **use)
+        self.manifest = Path(manifest).expanduser()
+        self.folder = self.manifest.parent if audio_root is None else Path(audio_root).expanduser()
+
+    def read(self) -> Release:
+        frame = read_manifest(self.manifest, self.folder)
+        frame["where"] = [f"row {row}" for row in frame.pop("row")]
+        return Release(frame, [], self.folder.resolve(), self.manifest)

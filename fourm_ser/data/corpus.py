@@ -1,0 +1,384 @@
+"""A corpus under a protocol: which utterances are used, what their classes are, and who is on which side."""
+
+import hashlib
+import json
+import logging
+import math
+import os
+from abc import ABC, abstractmethod
+from collections import Counter
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from fourm_ser.data.manifest import EMOTIONS, order_emotions, write_manifest
+from fourm_ser.data.recordings import Recording, scan_recordings
+from fourm_ser.data.release import LeftOut, Release
+from fourm_ser.data.splits import Protocol, Split, gives_validation, read_split, split_manifest
+from fourm_ser.data.summary import summarise
+from fourm_ser.data.transcripts import clean_transcript
+from fourm_ser.errors import InputError
+from fourm_ser.files import whole, write_json
+
+log = logging.getLogger(__name__)
+
+SHOWN = 5
+BAD_RECORDING = "recording that cannot be used"
+OUTSIDE = "segment outside its recording"
+
+
+class Corpus(ABC):
+    """A corpus under a protocol. Each corpus is a subclass that reads its release.
+
+    Nothing here needs torch, so that a corpus is prepared and looked at in seconds; `EmotionDataModule` serves it.
+
+    After `load`, `frame` is the manifest of the utterances that are used (a manifest's columns with `audio` an absolute
+    path, and `file`: what to read; `digest`: hash of its bytes; `seconds`: the length that is used), `left_out` what is
+    not, and `emotions` are the classes in the order of their indices. After `setup`, `label` is the class index of each
+    utterance and `split` says which of them train, validate and test.
+
+    Args:
+        source: the release's folder, the table, or another name for what is read.
+        cache: the folder for what is made once.
+        emotions: the classes in the order of their indices; None for all that the corpus has.
+        label_map: emotions of the corpus to fold into others, before `emotions` chooses.
+        drop_other: leave out utterances of other emotions than `emotions`, instead of refusing them.
+        language: leave out utterances of other languages than this code, and take those that name none to be of it;
+            None or `all` keeps every one.
+        split, fold, fractions, stratify, validation, validation_fraction, split_seed: see `fourm_ser.data.splits`.
+        split_file: a CSV (`id,split`) that says who is where, instead of `split`; None for none.
+        min_seconds: leave out shorter utterances; None keeps all.
+        max_seconds: what to do with longer utterances says `too_long`; None allows any length.
+        too_long: `crop` to the first `max_seconds`, or `refuse`.
+        strict: make every fault of the corpus an error, instead of leaving out what it concerns and counting it.
+        sampler: order of training: `shuffle`, or `balanced`: each epoch has every class equally often.
+        workers: processes that read recordings ahead; stored features are read in the training process.
+    """
+
+    name: str
+
+    def __init__(
+        self,
+        source: str,
+        cache: Path,
+        emotions: list[str] | None,
+        label_map: Mapping[str, str] | None,
+        drop_other: bool,
+        language: str | None,
+        split: str,
+        split_file: str | None,
+        fold: int,
+        fractions: tuple[float, float, float],
+        stratify: bool,
+        validation: str,
+        validation_fraction: float,
+        split_seed: int,
+        min_seconds: float | None,
+        max_seconds: float | None,
+        too_long: str,
+        strict: bool,
+        sampler: str,
+        workers: int,
+    ) -> None:
+        if emotions is not None and (len(set(emotions)) != len(emotions) or len(emotions) < 2):
+            raise InputError(f"data.emotions={emotions}: expected two or more different emotions.")
+        if too_long not in ("crop", "refuse"):
+            raise InputError(f"data.too_long={too_long}: expected crop or refuse.")
+        if sampler not in ("shuffle", "balanced"):
+            raise InputError(f"data.sampler={sampler}: expected shuffle or balanced.")
+        if len(fractions) != 3:
+            raise InputError(f"data.fractions={fractions}: expected three shares (train, val, test) that sum to 1.")
+        self.source, self.cache = source, cache
+        self.wanted, self.label_map, self.drop_other = emotions, dict(label_map or {}), drop_other
+        self.language = None if language == "all" else language
+        self.protocol = Protocol(
+            split,
+            fold,
+            (fractions[0], fractions[1], fractions[2]),
+            stratify,
+            validation,
+            validation_fraction,
+            split_seed,
+        )
+        self.split_file = None if split_file is None else Path(split_file).expanduser()
+        self.min_seconds, self.max_seconds, self.too_long = min_seconds, max_seconds, too_long
+        self.strict, self.sampler, self.workers = strict, sampler, workers
+        self._loaded = self._ready = False
+        self._prepared: Path | None = None
+
+    @abstractmethod
+    def read(self) -> Release:
+        """Read the release as it lies on disk.
+
+        Raises:
+            InputError: it is not the release, or it holds what would change a result without anybody knowing.
+        """
+
+    def load(self) -> None:
+        """Read the corpus, choose the utterances and check their recordings; the second call does nothing.
+
+        Recordings are decoded once and remembered, so that a second process has this done in seconds.
+
+        Raises:
+            InputError: see `read`; emotions that were not chosen, chosen ones that the corpus lacks, utterances that
+                are too long; with `strict`, any fault.
+        """
+        if self._loaded:
+            return
+        release = self.read()
+        self.audio_root, self.origin = release.root, os.path.abspath(release.source)
+        self.left_out = list(release.left_out)
+        self._refuse_faults(release.source)
+        frame = release.frame
+        if not len(frame):
+            raise InputError(f"{release.source}: no utterance can be used: {_told(self.left_out)}.")
+        frame["text"] = [clean_transcript(text) for text in frame["text"]]
+        frame = self._choose_language(frame)
+        frame = self._choose_emotions(frame, release.source)
+        frame = self._check(frame, release.source)
+        self.frame = self._measure(frame, release.source).reset_index(drop=True)
+        self._refuse_faults(release.source)
+        absent = [emotion for emotion in self.emotions if not (self.frame["emotion"] == emotion).any()]
+        if absent or not len(self.frame):
+            named = f" of {', '.join(absent)}" if absent else ""
+            raise InputError(f"{release.source}: no utterance{named} is left. Left out: {_told(self.left_out)}.")
+        self._whole = self.frame, list(self.left_out)  # as it is before a split file takes its part
+        self._loaded = True
+
+    def prepare(self) -> Path:
+        """Load the corpus and write manifest.csv, left_out.csv and summary.json, each whole; once for each object.
+
+        Returns:
+            Their folder in the cache: one for each corpus, folder of a release, and choice of utterances.
+        """
+        if self._prepared is not None:
+            return self._prepared
+        self.load()
+        identity = json.dumps([self.origin, str(self.audio_root), self._choices()], sort_keys=True)
+        key = hashlib.blake2b(identity.encode(), digest_size=4).hexdigest()
+        folder = self.cache / "manifests" / f"{self.name}-{key}"
+        root = f"{self.audio_root}{os.sep}"
+        frame, left_out = self._whole
+        relative = [audio.removeprefix(root).replace(os.sep, "/") for audio in frame["audio"]]
+        write_manifest(frame.assign(audio=relative), folder / "manifest.csv")
+        with whole(folder / "left_out.csv") as temporary:
+            pd.DataFrame(left_out, columns=LeftOut._fields).to_csv(temporary, index=False)
+        about = {"corpus": self.name, "source": self.origin, **self._choices()}
+        write_json(folder / "summary.json", {**about, **summarise(frame, self.emotions, left_out)})
+        self._prepared = folder
+        return folder
+
+    def setup(self) -> None:
+        """Load and split the corpus; the second call does nothing.
+
+        Raises:
+            InputError: see `load`, `read_split` and `split_manifest`.
+        """
+        if self._ready:
+            return
+        self.load()
+        self.split = self._divide()
+        self.label = self.frame["emotion"].map(self.emotions.index).to_numpy(dtype=np.int64)
+        self._ready = True
+        self._report()
+
+    @property
+    def counts(self) -> list[int]:
+        """Training utterances of each class."""
+        return np.bincount(self.label[self.split.train], minlength=len(self.emotions)).tolist()
+
+    @property
+    def parts(self) -> list[np.ndarray]:
+        """Positions of the utterances by the corpus they come from: each is encoded by itself."""
+        return [np.arange(len(self.frame))]
+
+    @property
+    def training_texts(self) -> list[str]:
+        """The transcripts that a tokenizer may be trained on, whatever the fold."""
+        return self.frame["text"].tolist()
+
+    def protocol_record(self) -> dict[str, Any]:
+        """What metrics.json says of the corpus and its split."""
+        split = self.protocol.split if self.split_file is None else "file"
+        return {
+            "corpus": self.name,
+            "speaker_independent": self.split.speaker_independent(self.frame),
+            "split": split,
+            "fold": self.protocol.fold,
+            "validation": split if self._validation_given else self.protocol.validation,
+        }
+
+    def _divide(self) -> Split:
+        """Split what was loaded."""
+        protocol = self.protocol
+        if self.split_file is not None:
+            if protocol.fold != 0:
+                raise InputError(f"data.fold={protocol.fold}: a split file has no folds: leave data.fold at 0.")
+            sides = read_split(self.split_file)
+            self._hold_against(sides)
+            named = self.frame["id"].isin(sides.index)
+            self._leave_out(self.frame[~named], f"not in {self.split_file.name}")
+            self.frame = self.frame[named].reset_index(drop=True)
+            self.frame["split"] = self.frame["id"].map(sides)
+            protocol = protocol._replace(split="official")
+        self._validation_given = gives_validation(self.frame, protocol)
+        return split_manifest(self.frame, protocol)
+
+    def _hold_against(self, sides: pd.Series) -> None:
+        """Refuse a split file that names utterances which are not used."""
+        used = set(self.frame["id"])
+        unknown = [key for key in sides.index if key not in used]
+        if not unknown:
+            return
+        why = {item.id: item.reason for item in self.left_out}
+        shown = ", ".join(f"{key} ({why.get(key, 'not in the corpus')})" for key in unknown[:SHOWN])
+        more = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
+        raise InputError(
+            f"data.split_file={self.split_file}: {len(unknown)} of its {len(sides)} utterances are not used: "
+            f"{shown}{more}. Choose them (data.emotions, data.language, ...), or take them out of the file."
+        )
+
+    def _choices(self) -> dict[str, Any]:
+        """The config's keys that choose utterances."""
+        return {
+            "emotions": self.wanted,
+            "label_map": self.label_map,
+            "drop_other": self.drop_other,
+            "language": self.language,
+            "min_seconds": self.min_seconds,
+        }
+
+    def _leave_out(self, frame: pd.DataFrame, reason: str) -> None:
+        """Note rows that were not asked for."""
+        self.left_out += [
+            LeftOut(key, reason, where, False) for key, where in zip(frame["id"], frame["where"], strict=True)
+        ]
+
+    def _refuse_faults(self, source: Path) -> None:
+        faults = [item for item in self.left_out if item.fault]
+        if faults and self.strict:
+            raise InputError(
+                f"{source}: {len(faults)} {'fault' if len(faults) == 1 else 'faults'}: {_told(faults)}. "
+                "Mend them, or leave out what they concern by data.strict=false."
+            )
+
+    def _choose_language(self, frame: pd.DataFrame) -> pd.DataFrame:
+        if self.language is None:
+            return frame
+        frame["language"] = frame["language"].replace("", self.language)
+        other = frame["language"] != self.language
+        for language in sorted(set(frame["language"][other])):
+            self._leave_out(frame[frame["language"] == language], f"language {language} is not data.language")
+        return frame[~other]
+
+    def _choose_emotions(self, frame: pd.DataFrame, source: Path) -> pd.DataFrame:
+        """Map the labels and keep the wanted emotions."""
+        self._refuse_unknown_labels(Counter(frame["emotion"]), source)
+        frame["emotion"] = frame["emotion"].replace(self.label_map)
+        found = Counter(frame["emotion"])
+        self.emotions = self.wanted or order_emotions(list(found))
+        absent = [emotion for emotion in self.emotions if emotion not in found]
+        if absent:
+            raise InputError(
+                f"data.emotions: {source} has no utterance of {', '.join(absent)}. It has {counted(found) or 'none'}."
+            )
+        other = Counter({emotion: n for emotion, n in found.items() if emotion not in self.emotions})
+        if other and not self.drop_other:
+            raise InputError(
+                f"data.emotions: {other.total()} of {len(frame)} utterances in {source} have an emotion that is not "
+                f"among {', '.join(self.emotions)}: {counted(other)}. Add it to data.emotions, fold it into another by "
+                "data.label_map, or leave these utterances out with data.drop_other=true."
+            )
+        for emotion in order_emotions(list(other)):
+            self._leave_out(frame[frame["emotion"] == emotion], f"emotion {emotion} is not in data.emotions")
+        return frame[frame["emotion"].isin(self.emotions)].copy()
+
+    def _refuse_unknown_labels(self, found: Counter[str], source: Path) -> None:
+        """Refuse a label_map that names an emotion nobody has, which would be a misspelt one."""
+        unknown = [emotion for emotion in self.label_map if emotion not in found and emotion not in EMOTIONS]
+        if unknown:
+            raise InputError(
+                f"data.label_map: {source} has no emotion {', '.join(unknown)} to fold. It has {counted(found)}."
+            )
+
+    def _check(self, frame: pd.DataFrame, source: Path) -> pd.DataFrame:
+        """Decode the recordings, and leave out those that are missing, empty or damaged."""
+        scanned = scan_recordings(frame["audio"].tolist(), source, self.cache)
+        sound: list[Recording] = []
+        for key, audio, where in zip(frame["id"], frame["audio"], frame["where"], strict=True):
+            recording = scanned[audio]
+            if isinstance(recording, Recording):
+                sound.append(recording)
+            else:
+                self.left_out.append(LeftOut(key, BAD_RECORDING, f"{where}: {recording}", True))
+        bad = frame["audio"].map(lambda audio: isinstance(scanned[audio], InputError)).astype(bool)
+        frame = frame[~bad].copy()
+        frame["file"] = [recording.file for recording in sound]
+        frame["digest"] = [recording.digest for recording in sound]
+        frame["seconds"] = [recording.seconds for recording in sound]
+        return frame
+
+    def _measure(self, frame: pd.DataFrame, source: Path) -> pd.DataFrame:
+        """Turn the recordings' lengths into the utterances', and hold them against the limits."""
+        start = frame["start"].fillna(0.0)
+        whole_seconds = frame["seconds"]
+        frame["seconds"] = np.minimum(frame["end"].fillna(math.inf), whole_seconds) - start
+        outside = frame["seconds"] < 0.001
+        for cut, length in zip(frame[outside].to_dict("records"), whole_seconds[outside], strict=True):
+            end = "" if math.isnan(cut["end"]) else f"to {cut['end']} s, "
+            detail = f"{end}from {cut['start']} s of a recording of {length:.3f} s"
+            self.left_out.append(LeftOut(cut["id"], OUTSIDE, f"{cut['where']}: {detail}", True))
+        frame = frame[~outside]
+        if self.min_seconds is not None:
+            short = frame["seconds"] < self.min_seconds
+            self._leave_out(frame[short], f"shorter than data.min_seconds={self.min_seconds}")
+            frame = frame[~short]
+        if self.max_seconds is not None:
+            long = frame[frame["seconds"] > self.max_seconds]
+            if len(long) and self.too_long == "refuse":
+                row = long.iloc[0]
+                raise InputError(
+                    f"{source}: {len(long)} utterances are longer than data.max_seconds={self.max_seconds}; the first "
+                    f"is {row['id']} ({row['where']}, {row['seconds']:.2f} s). Raise it, or use data.too_long=crop."
+                )
+            if len(long):
+                log.info("data: cropped %d utterances to %s s", len(long), self.max_seconds)
+        return frame.assign(duration=frame["seconds"], seconds=frame["seconds"].clip(upper=self.max_seconds))
+
+    def _report(self) -> None:
+        hours = self.frame["seconds"].sum() / 3600
+        log.info(
+            "data: %s, %d utterances, %.2f h, %d speakers",
+            self.name,
+            len(self.frame),
+            hours,
+            self.frame["speaker"].nunique(),
+        )
+        faults = Counter(item.reason for item in self.left_out if item.fault)
+        for reason, count in Counter(item.reason for item in self.left_out).items():
+            log.log(logging.WARNING if reason in faults else logging.INFO, "data: left out %d: %s", count, reason)
+        untrained = [emotion for emotion, count in zip(self.emotions, self.counts, strict=True) if not count]
+        if untrained:
+            log.warning("data: the train side has no utterance of %s", ", ".join(untrained))
+        for side, rows in self.split._asdict().items():
+            log.info("data: %-5s %5d: %s", side, len(rows), counted(Counter(self.frame["emotion"].iloc[rows])))
+        if not self.split.speaker_independent(self.frame):
+            log.warning("data: speakers of the test side are also trained on: the result is not speaker-independent")
+
+
+def _told(items: list[LeftOut]) -> str:
+    """What was left out, by reason, in words."""
+    first = {item.reason: item for item in reversed(items)}
+    counts = Counter(item.reason for item in items)
+    return "; ".join(
+        f"{count} x {reason}, the first is {first[reason].id} ({first[reason].where})"
+        for reason, count in counts.items()
+    )
+
+
+def counted(counts: Counter[str]) -> str:
+    """Counts by emotion, in words."""
+    return ", ".join(f"{counts[emotion]} {emotion}" for emotion in order_emotions(list(counts)))

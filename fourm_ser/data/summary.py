@@ -1,0 +1,125 @@
+"""A prepared corpus in numbers, for summary.json and for the terminal."""
+
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from rich.box import SIMPLE_HEAD
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from fourm_ser.data.release import LeftOut
+from fourm_ser.data.splits import SIDES, Split
+
+GROUPS = ("session", "split", "speaker", "language")
+PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
+ROWS = 24
+SHOWN = 3
+
+
+def summarise(frame: pd.DataFrame, emotions: Sequence[str], left_out: Sequence[LeftOut]) -> dict[str, Any]:
+    """What summary.json says of a corpus.
+
+    Args:
+        frame: a loaded corpus's utterances.
+        emotions: its classes in order.
+        left_out: what is not among the utterances.
+
+    Returns:
+        Numbers of utterances in all, by emotion, and by session, official split, speaker and language (those it has)
+        and emotion; hours; length percentiles in seconds; and for each reason why something was left out whether it is
+        a fault, how often it occurs, and the first places (left_out.csv has them all).
+    """
+    seconds = frame["duration"].to_numpy(dtype=float)
+    reasons = dict.fromkeys(item.reason for item in left_out)
+    return {
+        "utterances": len(frame),
+        "hours": round(float(seconds.sum()) / 3600, 4),
+        "seconds": {
+            f"p{share}": round(float(value), 3)
+            for share, value in zip(PERCENTILES, np.percentile(seconds, PERCENTILES), strict=True)
+        },
+        "emotions": {emotion: int((frame["emotion"] == emotion).sum()) for emotion in emotions},
+        **{f"by_{column}": _counts(frame, column, emotions) for column in GROUPS if (frame[column] != "").any()},
+        "left_out": {
+            reason: {
+                "fault": any(item.fault for item in left_out if item.reason == reason),
+                "count": sum(item.reason == reason for item in left_out),
+                "first": [f"{item.id} ({item.where})" for item in left_out if item.reason == reason][:SHOWN],
+            }
+            for reason in reasons
+        },
+    }
+
+
+def print_summary(summary: dict[str, Any]) -> None:
+    """Show what `summarise` returns."""
+    console = Console(emoji=False)
+    emotions = list(summary["emotions"])
+    for group in (key for key in summary if key.startswith("by_")):
+        rows = summary[group]
+        if group == "by_language" and len(rows) == 1:
+            continue
+        table = _table(f"utterances by {group.removeprefix('by_')}", list(rows)[:ROWS], emotions)
+        for name in list(rows)[:ROWS]:
+            table.add_row(
+                escape(name) or "-", *(str(rows[name][emotion]) for emotion in emotions), str(sum(rows[name].values()))
+            )
+        if len(rows) > ROWS:
+            rest = Counter[str]()
+            for name in list(rows)[ROWS:]:
+                rest.update(rows[name])
+            table.add_row(f"{len(rows) - ROWS} more", *(str(rest[emotion]) for emotion in emotions), str(rest.total()))
+        table.add_section()
+        table.add_row("all", *(str(n) for n in summary["emotions"].values()), str(summary["utterances"]))
+        console.print(table)
+    percentiles = ", ".join(f"{name} {value:.2f}" for name, value in summary["seconds"].items())
+    console.print(f"{summary['utterances']} utterances, {summary['hours']:.2f} h; seconds: {percentiles}")
+    if summary["left_out"]:
+        table = Table(title="left out", title_justify="left", box=SIMPLE_HEAD)
+        for name in ("count", "reason", "first"):
+            table.add_column(name, justify="right" if name == "count" else "left", overflow="fold")
+        for reason, entry in summary["left_out"].items():
+            table.add_row(
+                str(entry["count"]), f"{'fault: ' if entry['fault'] else ''}{escape(reason)}", escape(entry["first"][0])
+            )
+        console.print(table)
+    else:
+        console.print("nothing was left out")
+
+
+def print_split(frame: pd.DataFrame, split: Split, emotions: Sequence[str], record: dict[str, Any]) -> None:
+    """Show who is on which side of a split."""
+    title = f"split {record['split']}, fold {record['fold']}, validation by {record['validation']}"
+    named = [column for column in ("session", "speaker") if (frame[column] != "").any()]
+    table = _table(title, SIDES, emotions, *(f"{column}s" for column in named))
+    for side, rows in split._asdict().items():
+        felt = frame["emotion"].iloc[rows].tolist()
+        names = [escape(", ".join(sorted(set(frame[column].iloc[rows]) - {""}))) for column in named]
+        table.add_row(side, *(str(felt.count(emotion)) for emotion in emotions), str(len(rows)), *names)
+    console = Console(emoji=False)
+    console.print(table)
+    if not record["speaker_independent"]:
+        console.print("speakers of the test side are also on another: not speaker-independent")
+
+
+def _counts(frame: pd.DataFrame, column: str, emotions: Sequence[str]) -> dict[str, dict[str, int]]:
+    """Utterances by a column's values, and by emotion in each."""
+    table = pd.crosstab(frame[column], frame["emotion"]).reindex(columns=list(emotions), fill_value=0)
+    rows = {str(value): {str(emotion): int(n) for emotion, n in row.items()} for value, row in table.iterrows()}
+    order = {side: place for place, side in enumerate(SIDES)}
+    return dict(sorted(rows.items(), key=lambda item: (order.get(item[0], 0), item[0])))
+
+
+def _table(title: str, names: Sequence[str], emotions: Sequence[str], *more: str) -> Table:
+    """A table of counts by emotion, for rows of these names."""
+    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 0))
+    table.add_column("", min_width=min(16, max(map(len, names))))
+    for name in (*emotions, "all"):
+        table.add_column(name, justify="right", overflow="fold")
+    for name in more:
+        table.add_column(name, overflow="fold", min_width=len(name))
+    return table

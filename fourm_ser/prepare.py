@@ -1,0 +1,54 @@
+"""Prepare a corpus and look at it: python -m fourm_ser.prepare data=iemocap data.root=DIR."""
+
+import json
+import logging
+import sys
+from pathlib import Path
+
+import hydra
+from omegaconf import DictConfig, OmegaConf
+
+from fourm_ser.config import CONF, build, refuse_missing
+from fourm_ser.errors import InputError
+
+
+@hydra.main(version_base="1.3", config_path=str(CONF), config_name="prepare")
+def prepare(config: DictConfig) -> None:
+    """Prepare the composed corpus and print what is in it."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    try:
+        show(config)
+    except (InputError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
+def show(config: DictConfig) -> None:
+    """Write the corpus's manifest and print its tables, and the split where it is asked for.
+
+    Raises:
+        InputError: see `Corpus.load` and `Corpus.setup`.
+    """
+    from fourm_ser.data.corpus import Corpus
+    from fourm_ser.data.splits import write_split
+    from fourm_ser.data.summary import print_split, print_summary
+
+    refuse_missing(config)
+    OmegaConf.set_struct(config, False)
+    show_split = config.data.pop("show_split")
+    corpus: Corpus = build(config.data, cache=Path(config.cache).expanduser())
+    folder = corpus.prepare()
+    print_summary(json.loads((folder / "summary.json").read_text(encoding="utf-8")))
+    if show_split or config.write_split is not None:
+        corpus.setup()
+    if show_split:
+        print_split(corpus.frame, corpus.split, corpus.emotions, corpus.protocol_record())
+    if config.write_split is not None:
+        target = Path(config.write_split).expanduser()
+        write_split(corpus.frame, corpus.split, target)
+        print(f"split: {target}")
+    print(f"manifest: {folder / 'manifest.csv'} (audio relative to {corpus.audio_root})")
+    print(f"beside it: summary.json, left_out.csv ({len(corpus.left_out)} rows)")
+
+
+if __name__ == "__main__":
+    prepare()
