@@ -1,0 +1,274 @@
+"""VGGish: a VGG network over 0.96 s of log-mel spectrogram at a time (Hershey et al. 2017).
+
+"CNN architectures for large-scale audio classification", ICASSP 2017, https://arxiv.org/abs/1609.09430; the front end
+and the postprocessing are those of https://github.com/tensorflow/models/tree/master/research/audioset/vggish, the
+weights those of https://github.com/harritaylor/torchvggish.
+"""
+
+import math
+from collections.abc import Sequence as Items
+from itertools import pairwise
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from fourm_ser.encoders.base import Encoder, Inputs, Resources, Sequence, Unfreeze, length_mask, pad
+from fourm_ser.encoders.download import load_official, official_file, read_tensors
+from fourm_ser.errors import InputError
+
+SAMPLE_RATE = 16_000
+WINDOW = 400  # samples: 25 ms
+HOP = 160  # samples: 10 ms
+FFT = 512
+MELS = 64
+LOW, HIGH = 125.0, 7500.0  # Hz
+OFFSET = 0.01
+EXAMPLE = 96  # frames: 0.96 s
+DIM = 128
+
+STAGES = ((64,), (128,), (256, 256), (512, 512))
+CONNECTED = (4096, 4096, DIM)
+
+
+class Examples:
+    """Front end: a waveform -> log-mel spectrogram, cut into examples of 0.96 s.
+
+    The spectrogram is that of the original: magnitudes, not powers; triangular filters over the HTK mel scale;
+    log(mel + 0.01). The last example is filled up with log-mel values of zero, as in 4M-SER: not silence, which would
+    be log 0.01, but a noise about as loud as speech.
+
+    Args:
+        drop_tail: leave out what is behind the last whole example, as the original does. An utterance that is shorter
+            than one example is kept all the same.
+    """
+
+    def __init__(self, drop_tail: bool) -> None:
+        self.drop_tail = drop_tail
+        # In double precision, as the original: the logarithm magnifies roundings of quiet bands a hundredfold.
+        self.window = torch.hann_window(WINDOW, periodic=True, dtype=torch.float64)
+        self.filters = mel_filters()
+
+    def __call__(self, raw: np.ndarray) -> Inputs:
+        """A waveform [samples] at 16 kHz -> `examples` [examples, 96, 64]."""
+        samples = torch.from_numpy(np.asarray(raw, dtype=np.float64))
+        missing = WINDOW - len(samples)
+        if missing > 0:
+            samples = nn.functional.pad(samples, (0, missing))
+        # [frames, samples of a window] -> [frames, bins] -> [frames, mels]
+        windows = samples.unfold(0, WINDOW, HOP) * self.window
+        frames = torch.log(torch.fft.rfft(windows, n=FFT).abs() @ self.filters + OFFSET).float()
+        whole = len(frames) / EXAMPLE
+        count = max(1, math.floor(whole) if self.drop_tail else math.ceil(whole))
+        frames = frames[: count * EXAMPLE]
+        frames = nn.functional.pad(frames, (0, 0, 0, count * EXAMPLE - len(frames)))
+        return {"examples": frames.reshape(count, EXAMPLE, MELS)}
+
+    def collate(self, items: Items[Inputs]) -> Inputs:
+        """`examples` (examples of all utterances, 96, 64) and `counts` (batch,), how many are whose."""
+        rows = [item["examples"] for item in items]
+        return {"examples": torch.cat(rows), "counts": torch.tensor([len(row) for row in rows])}
+
+    def describe(self) -> dict[str, Any]:
+        return {"spectrogram": "vggish", "drop_tail": self.drop_tail}
+
+
+def mel_filters() -> Tensor:
+    """The original's mel filters: (bins, mels), float64.
+
+    The triangles' sides are straight over mel, mel(f) = 1127 ln(1 + f / 700), not over Hz as elsewhere, and the bin of
+    0 Hz belongs to none.
+    """
+
+    def mel(hertz: Tensor) -> Tensor:
+        return 1127.0 * torch.log1p(hertz / 700.0)
+
+    bins = mel(torch.linspace(0, SAMPLE_RATE / 2, FFT // 2 + 1, dtype=torch.float64))[:, None]
+    low, high = mel(torch.tensor([LOW, HIGH], dtype=torch.float64)).tolist()
+    edges = torch.linspace(low, high, MELS + 2, dtype=torch.float64)
+    left, centre, right = edges[:-2], edges[1:-1], edges[2:]
+    filters = torch.minimum((bins - left) / (centre - left), (right - bins) / (right - centre)).clamp(min=0.0)
+    filters[0] = 0.0
+    return filters
+
+
+class Vggish(nn.Module):
+    """The network: four stages of convolutions, three fully connected layers, names as in the official file."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        layers: list[nn.Module] = []
+        before = 1
+        for stage in STAGES:
+            for width in stage:
+                layers += [nn.Conv2d(before, width, kernel_size=3, padding=1), nn.ReLU(inplace=True)]
+                before = width
+            layers.append(nn.MaxPool2d(2))
+        self.features = nn.Sequential(*layers)
+        shrunk = 2 ** len(STAGES)
+        widths = (before * (EXAMPLE // shrunk) * (MELS // shrunk), *CONNECTED)
+        layers = []
+        for width, after in pairwise(widths):
+            layers += [nn.Linear(width, after), nn.ReLU(inplace=True)]
+        self.embeddings = nn.Sequential(*layers)
+
+    def forward(self, examples: Tensor) -> Tensor:
+        """Examples (examples, 96, 64) -> (examples, 128)."""
+        hidden = self.features(examples[:, None])
+        # (examples, channels, time, mels) -> (examples, time * mels * channels): the order of TensorFlow
+        return self.embeddings(hidden.permute(0, 2, 3, 1).flatten(1))
+
+    def draw(self, seed: int) -> None:
+        """Random weights: Kaiming's, which keep the variance through nine layers of ReLU, and biases of zero."""
+        generator = torch.Generator().manual_seed(seed)
+        for module in self.modules():
+            if isinstance(module, nn.Conv2d | nn.Linear):
+                nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
+                nn.init.zeros_(module.bias)  # type: ignore[arg-type]
+
+    def blocks(self) -> list[nn.Module]:
+        """The four convolutional stages and the three fully connected layers."""
+        ends = [place + 1 for place, layer in enumerate(self.features) if isinstance(layer, nn.MaxPool2d)]
+        stages = [self.features[start:end] for start, end in pairwise([0, *ends])]
+        return [*stages, *(self.embeddings[start : start + 2] for start in range(0, len(self.embeddings), 2))]
+
+
+class Whitening(nn.Module):
+    """The postprocessing of AudioSet's published features: PCA with whitening, then eight bits a value.
+
+    A value that lies where two steps meet may fall on either side as batches round it: features of one utterance may
+    differ by one step of 255.
+
+    Args:
+        vectors: (128, 128), an eigenvector a row.
+        means: (128,).
+    """
+
+    pca_eigen_vectors: Tensor
+    pca_means: Tensor
+
+    def __init__(self, vectors: Tensor, means: Tensor) -> None:
+        super().__init__()
+        self.register_buffer("pca_eigen_vectors", vectors)
+        self.register_buffer("pca_means", means)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(examples, 128) -> whole numbers of 0 to 255 (examples, 128): [-2, 2] in 255 steps."""
+        with torch.autocast(features.device.type, enabled=False):
+            whitened = (features.float() - self.pca_means) @ self.pca_eigen_vectors.T
+            return torch.round((whitened.clamp(-2.0, 2.0) + 2.0) * (255.0 / 4.0))
+
+
+class VggishEncoder(Encoder):
+    """VGGish: 128 features for each 0.96 s, behind the last ReLU or after AudioSet's postprocessing.
+
+    Args:
+        name: the encoder's name in the store and in the log.
+        weights: `pretrained`, `random`, the official file, or a folder that holds it by its name.
+        init_seed: seed of random weights.
+        url: where the official file is.
+        digest: what its sha256 begins with; None: it is not checked.
+        pca: AudioSet's postprocessing: False for none, True with the parameters at `pca_url`, or their
+            file, or a folder that holds it by its name.
+        pca_url, pca_digest: the same of the PCA parameters.
+        drop_tail: leave out what is behind the last whole example.
+        resources: the cache.
+
+    Raises:
+        InputError: weights or PCA parameters cannot be had, or do not fit.
+    """
+
+    modality: ClassVar[str] = "audio"
+
+    def __init__(
+        self,
+        name: str,
+        weights: str,
+        init_seed: int,
+        url: str,
+        digest: str | None,
+        pca: bool | str,
+        pca_url: str,
+        pca_digest: str | None,
+        drop_tail: bool,
+        resources: Resources,
+    ) -> None:
+        super().__init__()
+        self.name = name
+        self.weights = weights
+        self.frontend = Examples(drop_tail)
+        with torch.device("meta"):  # 72 million weights that are drawn or read below
+            network = Vggish()
+        self.network = network.to_empty(device="cpu")
+        if weights == "random":
+            self.network.draw(init_seed)
+        else:
+            load_official(self.network, official_file(weights, url, digest, resources.cache))
+        self.whitening: Whitening | None = None
+        if pca:
+            source = "pretrained" if pca is True else pca
+            keys = ("encoder.audio.pca", "encoder.audio.pca=false")
+            self.whitening = load_whitening(official_file(source, pca_url, pca_digest, resources.cache, *keys))
+        self.stem_dim = self.dim = DIM
+
+    def stem(self, inputs: Inputs) -> Sequence:
+        """`examples` (examples, 96, 64), `counts` (batch,) -> features (batch, most examples, 128)."""
+        features = self.network(inputs["examples"])
+        if self.whitening is not None:
+            features = self.whitening(features)
+        rows = pad(features.split(inputs["counts"].tolist()))
+        return Sequence(rows, length_mask(inputs["counts"], rows.shape[1]))
+
+    def stem_modules(self) -> list[nn.Module]:
+        return [self.network] if self.whitening is None else [self.network, self.whitening]
+
+    def blocks(self) -> list[nn.Module]:
+        """The four convolutional stages and the three fully connected layers."""
+        return self.network.blocks()
+
+    def unfreeze(self, what: Unfreeze) -> None:
+        if self.whitening is not None and what != "none":
+            raise InputError(
+                f"stage: unfreeze.audio={what}: {self.name} ends in AudioSet's postprocessing (encoder.audio.pca), "
+                "which rounds, and a rounding has no gradient: nothing would train. Use encoder.audio.pca=false, or "
+                "leave the encoder frozen (unfreeze.audio=none)."
+            )
+        super().unfreeze(what)
+
+    def describe(self) -> dict[str, Any]:
+        return {"pca": self.whitening is not None}
+
+    def save(self, folder: Path) -> dict[str, Any]:
+        if self.whitening is None:
+            return {}
+        folder.mkdir()
+        save_file(self.whitening.state_dict(), folder / "pca.safetensors")
+        return {"pca": f"${{folder}}/{folder.name}/pca.safetensors"}
+
+
+def load_whitening(path: Path) -> Whitening:
+    """PCA parameters out of the official file, or out of a model directory's pca.safetensors.
+
+    Raises:
+        InputError: the file cannot be read, or holds something else.
+    """
+    if path.suffix == ".safetensors":
+        try:
+            tensors = load_file(path)
+        except (OSError, SafetensorError) as error:
+            raise InputError(f"{path}: no safetensors file that can be read: {error}.") from error
+    else:
+        tensors = read_tensors(path)
+    sizes = {"pca_eigen_vectors": DIM * DIM, "pca_means": DIM}
+    if {name: tensor.numel() for name, tensor in tensors.items()} != sizes:
+        found = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in list(tensors.items())[:3])
+        raise InputError(
+            f"{path}: holds {found}; PCA parameters of VGGish are pca_eigen_vectors ({DIM}, {DIM}) and pca_means "
+            f"({DIM},)."
+        )
+    vectors, means = (tensors[name].float().clone() for name in sizes)
+    return Whitening(vectors.reshape(DIM, DIM), means.flatten())
