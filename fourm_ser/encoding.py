@@ -1,6 +1,7 @@
 """Filling the store: one pass of a frozen encoder over what the store lacks."""
 
 import logging
+import shutil
 import time
 from collections.abc import Sequence as Items
 from typing import NamedTuple
@@ -14,6 +15,7 @@ from fourm_ser.data.batch import Raw, Utterances
 from fourm_ser.data.datamodule import loader
 from fourm_ser.encoders.base import Encoder
 from fourm_ser.encoders.store import FeatureStore
+from fourm_ser.errors import InputError
 
 log = logging.getLogger(__name__)
 
@@ -70,6 +72,7 @@ def fill_store(
     batch_length: float,
     workers: int,
     device: torch.device,
+    precision: str = "32",
     rows: np.ndarray | None = None,
 ) -> int:
     """Encode what the store lacks of a manifest.
@@ -81,10 +84,14 @@ def fill_store(
         keys, lengths, batch_length: see `plan_shards`.
         workers: processes that read and prepare ahead.
         device: where the stem runs.
+        precision: `32`, or `bf16`: the stem runs in bf16 and features are stored as float16.
         rows: positions of the utterances to encode, which are planned by themselves; None for all.
 
     Returns:
         How many distinct utterances were encoded.
+
+    Raises:
+        InputError: there is not enough room on the disk. What was encoded is kept.
     """
     positions = list(range(len(keys))) if rows is None else rows.tolist()
     wanted = [keys[position] for position in positions]
@@ -106,6 +113,7 @@ def fill_store(
         dataset = Utterances(np.zeros(len(keys), dtype=np.int64), {encoder.modality: source})
         plan = [batch for shard in shards for batch in shard.batches]
         batches = iter(loader(dataset, plan, workers, pin_memory=device.type == "cuda"))
+        length = float(sum(lengths[batch].sum() + len(batch) for batch in plan))
         columns = (BarColumn(), MofNCompleteColumn(), Speed(), TimeRemainingColumn())
         with Progress(TextColumn("{task.description}"), *columns) as progress:
             task = progress.add_task(f"encoding {encoder.modality} with {encoder.name}", total=sum(map(len, plan)))
@@ -113,9 +121,15 @@ def fill_store(
                 features: dict[str, np.ndarray] = {}
                 for batch in shard.batches:
                     inputs = getattr(next(batches), encoder.modality)
-                    encoded = encoder.stem({name: tensor.to(device) for name, tensor in inputs.items()})
+                    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
+                        encoded = encoder.stem({name: tensor.to(device) for name, tensor in inputs.items()})
                     counts = encoded.mask.sum(1).tolist()
                     padded = encoded.features.float().cpu().numpy()
+                    if precision == "bf16":
+                        padded = _halved(padded)
+                    if batch is plan[0]:
+                        share = (lengths[batch].sum() + len(batch)) / length
+                        _check_room(store, sum(counts) * padded[0, 0].nbytes / share)
                     for position, row, count in zip(batch, padded, counts, strict=True):
                         if keys[position] in missing:
                             features[keys[position]] = np.ascontiguousarray(row[:count])
@@ -133,3 +147,19 @@ def fill_store(
             store.folder,
         )
         return len(missing)
+
+
+def _halved(features: np.ndarray) -> np.ndarray:
+    """Features as float16; as they are where one is beyond its range."""
+    return features.astype(np.float16) if np.abs(features).max() < np.finfo(np.float16).max else features
+
+
+def _check_room(store: FeatureStore, needed: float) -> None:
+    """Say how much room a pass takes, by its first batch, and refuse one that the disk has no room for."""
+    free = shutil.disk_usage(store.folder).free
+    log.info("store: the pass needs about %.2f GB of disk, %.1f GB are free", needed / 1e9, free / 1e9)
+    if needed > free:
+        raise InputError(
+            f"{store.folder}: encoding needs about {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free. "
+            "Make room, or choose another cache."
+        )

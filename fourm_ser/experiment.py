@@ -22,6 +22,7 @@ from fourm_ser.data.batch import Raw, Source, Stored
 from fourm_ser.data.corpus import Corpus
 from fourm_ser.data.datamodule import EmotionDataModule
 from fourm_ser.encoders.base import Encoder, Resources
+from fourm_ser.encoders.download import fetch_file
 from fourm_ser.encoders.store import FeatureStore
 from fourm_ser.encoders.weights import fetch_weights
 from fourm_ser.encoding import fill_store
@@ -33,7 +34,7 @@ from fourm_ser.model import build_network, save_model
 from fourm_ser.module import EmotionModule
 from fourm_ser.network import EmotionNetwork
 from fourm_ser.results import print_results, write_results
-from fourm_ser.stages import Stage, build_trainer, read_stages, resolve_device
+from fourm_ser.stages import Stage, build_trainer, read_stages, resolve_device, resolve_precision
 
 log = logging.getLogger(__name__)
 
@@ -102,10 +103,18 @@ class Experiment:
     def run(self) -> dict[str, Any]:
         """All of it, in order."""
         config = self.config
-        log.info("trainer: %s, precision %s", config.trainer.accelerator, config.trainer.precision)
-        for modality in config.fusion.modalities:  # what the hub cannot give is known before any work is done
-            if config.encoder[modality].get("weights") == "pretrained" and config.encoder[modality].get("checkpoint"):
-                fetch_weights(config.encoder[modality].checkpoint, modality)
+        log.info(
+            "trainer: %s, precision %s; frozen encoders: %s",
+            config.trainer.accelerator,
+            config.trainer.precision,
+            config.encode.precision,
+        )
+        for modality in config.fusion.modalities:  # what cannot be downloaded is known before any work is done
+            node = config.encoder[modality]
+            if node.get("weights") == "pretrained" and node.get("checkpoint"):
+                fetch_weights(node.checkpoint, modality)
+            elif node.get("weights") == "pretrained" and node.get("url"):
+                fetch_file(node.url, node.get("digest"), self.cache)
         self.corpus: Corpus = build(config.data, cache=self.cache)
         self.data = EmotionDataModule(self.corpus, pin_memory=self.device.type == "cuda", seed=config.seed)
         self.data.prepare_data()
@@ -126,6 +135,8 @@ class Experiment:
                 encoder.weights,
             )
             self._compare_languages(encoder)
+            for stage in self.stages:  # what a later stage may not unfreeze is known before the first
+                encoder.unfreeze(stage.unfreeze[encoder.modality])
         self.encoded = dict.fromkeys(network.by_modality, 0)
         for logger in self.loggers:
             logger.start(self.run_dir, OmegaConf.to_container(config))  # type: ignore[arg-type]
@@ -201,7 +212,9 @@ class Experiment:
                 sources[modality] = raw
                 continue
             about = {"weights": encoder.weights, "frontend": encoder.frontend.describe(), **encoder.describe()}
-            store = FeatureStore(self.cache / "embeddings", encoder.name, encoder.fingerprint(), about)
+            # Features of another precision are other features.
+            fingerprint = encoder.fingerprint() + ("-bf16" if self.config.encode.precision == "bf16" else "")
+            store = FeatureStore(self.cache / "embeddings", encoder.name, fingerprint, about)
             for part in self.corpus.parts:
                 self.encoded[modality] += fill_store(
                     store,
@@ -212,6 +225,7 @@ class Experiment:
                     budget[modality],
                     self.corpus.workers,
                     self.device,
+                    self.config.encode.precision,
                     part,
                 )
             sources[modality] = Stored(store, keys[modality])
@@ -267,6 +281,7 @@ def _record(config: DictConfig, run_dir: Path) -> DictConfig:
     config.trainer.accelerator, config.trainer.precision = resolve_device(
         config.trainer.accelerator, str(config.trainer.precision)
     )
+    config.encode.precision = resolve_precision(str(config.encode.precision), config.trainer.accelerator)
     path = run_dir / "config.yaml"
     if not path.is_file():
         write_text(path, OmegaConf.to_yaml(config))

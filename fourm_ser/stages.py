@@ -116,12 +116,28 @@ def resolve_device(accelerator: str, precision: str) -> tuple[str, str]:
     if accelerator == "auto":
         accelerator = "gpu" if has_gpu else "cpu"
     if precision == "auto":
-        if accelerator == "gpu":
-            native = torch.cuda.get_device_capability() >= (8, 0)
-        else:
-            native = torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-        precision = "bf16-mixed" if native else "32-true"
+        precision = "bf16-mixed" if native_bf16(accelerator) else "32-true"
     return accelerator, precision
+
+
+def native_bf16(accelerator: str) -> bool:
+    """Whether `cpu` or `gpu` computes in bf16 natively here."""
+    if accelerator == "gpu":
+        return torch.cuda.get_device_capability() >= (8, 0)
+    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
+
+
+def resolve_precision(precision: str, accelerator: str) -> str:
+    """Replace `auto` in `encode.precision`: `bf16` where the device computes in it natively, else `32`.
+
+    Raises:
+        InputError: it is none of these.
+    """
+    if precision not in ("auto", "32", "bf16"):
+        raise InputError(f"encode.precision={precision}: expected auto, 32 or bf16.")
+    if precision == "auto":
+        return "bf16" if native_bf16(accelerator) else "32"
+    return precision
 
 
 class StopWhenDone(EarlyStopping):

@@ -35,6 +35,7 @@ def slice_of_demo(cache: Path) -> list[str]:
         "data.workers=0",
         "trainer=cpu",
         "trainer.precision=32-true",
+        "encode.precision=32",
         "encoder.text.architecture.hidden_size=32",
         "encoder.audio.hidden=16",
         "fusion.heads=4",

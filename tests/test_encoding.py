@@ -1,6 +1,8 @@
 """Filling the store: what is missing, once, and with the same bits however often a pass was interrupted."""
 
+import errno
 import multiprocessing
+import re
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -8,11 +10,14 @@ from functools import partial
 from multiprocessing.connection import Connection
 from operator import getitem
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
 import pytest
 import torch
+from safetensors import safe_open
+from safetensors.numpy import save_file
 from torch import nn
 
 from fourm_ser import encoding
@@ -23,6 +28,8 @@ from fourm_ser.encoders.speech import SpeechEncoder
 from fourm_ser.encoders.store import FeatureStore
 from fourm_ser.encoders.text import TextEncoder
 from fourm_ser.encoding import fill_store, plan_shards
+from fourm_ser.errors import InputError
+from fourm_ser.stages import resolve_precision
 
 CPU = torch.device("cpu")
 
@@ -89,13 +96,15 @@ ARCHITECTURE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads"
 
 def wav2vec(tmp_path: Path) -> SpeechEncoder:
     architecture = {"model_type": "wav2vec2", "conv_dim": [8] * 7, "feat_extract_norm": "group", **ARCHITECTURE}
-    return SpeechEncoder("tiny_wav2vec2", None, "random", architecture, 0, True, 0.05, 0.1, False, Resources(tmp_path))
+    return SpeechEncoder(
+        "tiny_wav2vec2", None, "random", architecture, 0, True, "last", 0.05, 0.1, False, False, Resources(tmp_path)
+    )
 
 
 def bert(tmp_path: Path) -> TextEncoder:
     architecture = {"model_type": "bert", "vocab_size": 100, "max_position_embeddings": 64, **ARCHITECTURE}
     resources = Resources(tmp_path / "cache", sentences(20))
-    return TextEncoder("tiny_bert", None, "wordpiece", "random", architecture, 0, 64, 100, resources)
+    return TextEncoder("tiny_bert", None, "wordpiece", "random", architecture, 0, 64, 100, "last", False, resources)
 
 
 ENCODERS: dict[str, tuple[Callable[[Path], Encoder], Callable[[int], list[Any]], float]] = {
@@ -118,11 +127,18 @@ class Work:
         self.lengths = np.array([raw if isinstance(raw, int) else len(raw) for raw in raws], dtype=float)
 
     def fill(
-        self, into: FeatureStore, encoder: Encoder | None = None, workers: int = 0, rows: np.ndarray | None = None
+        self,
+        into: FeatureStore,
+        encoder: Encoder | None = None,
+        workers: int = 0,
+        precision: str = "32",
+        rows: np.ndarray | None = None,
     ) -> int:
         encoder = encoder or self.encoder
         source = Raw(partial(getitem, self.raws), encoder.frontend)
-        return fill_store(into, encoder, source, self.keys, self.lengths, self.batch_length, workers, CPU, rows)
+        return fill_store(
+            into, encoder, source, self.keys, self.lengths, self.batch_length, workers, CPU, precision, rows
+        )
 
     def part(self, rows: np.ndarray) -> "Work":
         """These utterances as a manifest of their own."""
@@ -405,3 +421,149 @@ def test_what_two_parts_share_is_stored_once(tmp_path: Path) -> None:
     assert not filled.missing(work.keys)
     first.unlink()
     assert set(store(tmp_path).missing(work.keys)) == {"three", "five"}
+
+
+def stored_types(filled: FeatureStore) -> dict[str, str]:
+    """The type that each key is stored in, as its shard's header says."""
+    types: dict[str, str] = {}
+    for shard in filled.folder.glob("shard-*"):
+        with safe_open(shard, "numpy") as file:
+            types |= {key: file.get_slice(key).get_dtype() for key in file.keys()}  # noqa: SIM118
+    return types
+
+
+def test_bf16_stores_half_of_the_bytes_and_nearly_the_same_features(work: Work, tmp_path: Path) -> None:
+    exact, rough = store(tmp_path, "exact"), store(tmp_path, "rough")
+    assert work.fill(exact) == work.fill(rough, precision="bf16") == 30
+    assert stored_types(exact) == dict.fromkeys(work.keys, "F32")
+    assert stored_types(rough) == dict.fromkeys(work.keys, "F16")
+    for key in work.keys:
+        one, other = exact.read(key), rough.read(key)
+        assert other.shape == one.shape
+        assert torch.cosine_similarity(one.flatten(), other.flatten(), dim=0) >= 0.999
+    assert any(not torch.equal(exact.read(key).half().float(), rough.read(key)) for key in work.keys)
+
+
+@pytest.mark.parametrize("precision", ["32", "bf16"])
+def test_the_stem_computes_in_the_precision_that_is_asked_for(tmp_path: Path, precision: str) -> None:
+    class Product(Tally):
+        """Writes down the type of its products."""
+
+        def stem(self, inputs: Inputs) -> Sequence:
+            dtypes.add((inputs["rows"] @ torch.eye(2)).dtype)
+            return super().stem(inputs)
+
+    dtypes: set[torch.dtype] = set()
+    Work(Product(), [1, 2, 3], 20.0).fill(store(tmp_path), precision=precision)
+    assert dtypes == {torch.bfloat16 if precision == "bf16" else torch.float32}
+
+
+def test_features_beyond_the_range_of_float16_are_stored_as_they_are(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    work, filled = Work(Tally(), list(range(1, 31)), 60.0), store(tmp_path)
+    stem = work.encoder.stem
+
+    def scaled(inputs: Inputs) -> Sequence:
+        features, mask = stem(inputs)
+        return Sequence(torch.where(features > 40, 1e6, 1.0) * features, mask)
+
+    monkeypatch.setattr(work.encoder, "stem", scaled)
+    assert work.fill(filled, precision="bf16") == 30
+    types = stored_types(filled)
+    assert set(types.values()) == {"F16", "F32"}
+    for key, raw in zip(work.keys, work.raws, strict=True):
+        value = 2.0 * raw * (1e6 if raw > 20 else 1.0)
+        assert filled.read(key).tolist() == [[value] * 2] * raw
+        assert raw <= 20 or types[key] == "F32"
+
+
+@pytest.mark.parametrize("native", [True, False])
+def test_the_precision_of_auto_is_the_device_s(monkeypatch: pytest.MonkeyPatch, native: bool) -> None:
+    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: native)
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
+    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (8, 0) if native else (7, 5))
+    for accelerator in ("cpu", "gpu"):
+        assert resolve_precision("auto", accelerator) == ("bf16" if native else "32")
+        assert resolve_precision("32", accelerator) == "32"
+        assert resolve_precision("bf16", accelerator) == "bf16"
+
+
+@pytest.mark.parametrize("precision", ["16", "bf16-mixed", "32-true", "", "None"])
+def test_another_precision_is_refused(precision: str) -> None:
+    with pytest.raises(InputError, match=rf"encode\.precision={precision}: expected auto, 32 or bf16"):
+        resolve_precision(precision, "cpu")
+
+
+class Wide(Tally):
+    """As `Tally`, with so many features that a small manifest fills a disk."""
+
+    def stem(self, inputs: Inputs) -> Sequence:
+        features, mask = super().stem(inputs)
+        return Sequence(features[..., :1].expand(-1, -1, 40_000), mask)
+
+
+@pytest.mark.parametrize(("precision", "size"), [("32", 4), ("bf16", 2)])
+def test_a_pass_that_the_disk_has_no_room_for_is_refused_after_its_first_batch(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, precision: str, size: int
+) -> None:
+    encoder = Wide()
+    work, filled = Work(encoder, [2, 3, 40, 45, 50, 55], 60.0), store(tmp_path)
+    monkeypatch.setattr(encoding, "SHARD", 2)
+    assert work.fill(filled, rows=np.array([0, 1])) == 2
+    before = sorted(filled.folder.iterdir())
+    encoder.seen.clear()
+    need = (40 + 45 + 50 + 55) * 40_000 * size  # bytes
+    with monkeypatch.context() as full:
+        full.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=need - 1_000_000))
+        with pytest.raises(InputError) as refused:
+            work.fill(filled, precision=precision, rows=np.arange(2, 6))
+    free = f"{(need - 1_000_000) / 1e9:.2f} GB"
+    assert re.search(rf"{filled.folder}: encoding needs about {need / 1e9:.2f} GB, {free} are free", str(refused.value))
+    assert encoder.seen == {40: 1}
+    assert sorted(filled.folder.iterdir()) == before
+    assert store(tmp_path).missing(work.keys) == work.keys[2:]
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=need + 1_000_000))
+    assert work.fill(filled, precision=precision, rows=np.arange(2, 6)) == 4
+
+
+def test_an_utterance_without_length_needs_no_room_of_its_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    # An empty transcript has no characters and two tokens; alone in the first batch it says nothing of the others.
+    monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=1e9))
+    for lengths in ([0.0, 50.0], [0.0, 0.0]):
+        work, filled = Work(Tally(), [2, 50], 60.0), store(tmp_path, f"store-{lengths[1]}")
+        work.lengths = np.array(lengths)
+        assert work.fill(filled) == 2
+    assert not [str(warning.message) for warning in recwarn if "divide" in str(warning.message)]
+
+
+def test_a_pass_that_fills_the_disk_goes_on_where_it_stopped(
+    work: Work, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoding, "SHARD", 6)
+    whole, broken = store(tmp_path, "whole"), store(tmp_path, "broken")
+    work.fill(whole)
+    written = 0
+
+    def save(tensors: dict[str, np.ndarray], path: Path) -> None:
+        nonlocal written
+        written += 1
+        if written > 2:
+            path.write_bytes(b"half")
+            raise OSError(errno.ENOSPC, "No space left on device")
+        save_file(tensors, path)
+
+    with monkeypatch.context() as full:
+        full.setattr("fourm_ser.encoders.store.save_file", save)
+        with pytest.raises(InputError, match="the disk is full"):
+            work.fill(broken)
+    reader = store(tmp_path, "broken")
+    kept = 30 - len(reader.missing(work.keys))
+    assert len(list(reader.folder.glob("shard-*"))) == 2
+    assert 0 < kept < 30
+    assert not list(reader.folder.glob(".shard-*"))
+    assert work.fill(reader) == 30 - kept
+    for key in work.keys:
+        assert torch.equal(reader.read(key), whole.read(key))

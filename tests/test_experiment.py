@@ -1,10 +1,12 @@
 """Whole runs on a slice of the demo corpus."""
 
+import itertools
 import json
 import shutil
 import subprocess
 import sys
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -255,6 +257,8 @@ def test_resuming_what_is_no_run_says_so(tmp_path: Path) -> None:
         (["data.emotions=[anger,sadness]"], r"100 of 200 .* 50 happiness, 50 neutral"),
         (["encoder.weights=pretrained"], "no pretrained weights"),
         (["encoder=bert_wav2vec"], r"bert-base-uncased.*PATH.*encoder\.weights=random"),
+        (["encoder.text.layer=5"], r"encoder\.text\.layer=5: expected last, weighted or a layer from 0 to 2"),
+        (["encode.precision=16"], r"encode\.precision=16: expected auto, 32 or bf16"),
         (["fusion.heads=5"], r"fusion\.heads=5"),
         (["+data.colour=red"], "colour"),
         (["+stage.transfer.colour=red"], "unknown key colour"),
@@ -300,6 +304,81 @@ def test_a_pair_with_random_weights_needs_no_hub(tmp_path: Path, composed: Compo
     metrics = run(config, tmp_path)
     assert metrics["finished"] is True
     assert "serves instead" in (tmp_path / "train.log").read_text()
+
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+
+
+def test_the_pairs_of_a_study_encode_with_each_encoder_once(tmp_path: Path, composed: Compose, cache: Path) -> None:
+    texts, audios = ("bert", "roberta"), ("vggish", "hubert", "wav2vec", "wavlm")
+    encoded: Counter[str] = Counter()
+    first = {"text": set[str](), "audio": set[str]()}
+    for text, audio in itertools.product(texts, audios):
+        halves = ["text"] if audio == "vggish" else ["text", "audio"]
+        config = composed(
+            f"cache={cache}",
+            "data.utterances=40",
+            "data.workers=0",
+            "trainer=cpu",
+            "trainer.precision=32-true",
+            "encode.precision=32",
+            f"encoder={text}_{audio}",
+            "encoder.weights=random",
+            "encoder.init_seed=7",  # of no other test's encoders
+            *[f"encoder.{half}.architecture.{field}={value}" for half in halves for field, value in SMALL.items()],
+            *(["+encoder.audio.architecture.conv_dim=[16,16,16,16,16,16,16]"] if "audio" in halves else []),
+            "stage=transfer",
+            "stage.transfer.epochs=1",
+        )
+        metrics = run(config, tmp_path / f"{text}_{audio}")
+        assert metrics["finished"] is True
+        for half, name in (("text", text), ("audio", audio)):
+            encoded[half] += metrics[f"encoded/{half}"]
+            assert (metrics[f"encoded/{half}"] > 0) == (name not in first[half])
+            first[half].add(name)
+    corpus = build(config.data, cache=cache)
+    corpus.setup()
+    keys = EmotionDataModule(corpus, pin_memory=False, seed=0).keys()
+    assert encoded == {"text": 2 * len(set(keys["text"])), "audio": 4 * len(set(keys["audio"]))}
+    assert len(set(keys["audio"])) == 40
+
+
+def test_features_in_bf16_have_a_store_of_their_own(
+    finished: Path, tmp_path: Path, composed: Compose, slice_of_demo: list[str], cache: Path
+) -> None:
+    def folders() -> set[str]:
+        return {path.name for path in (cache / "embeddings").glob("tiny_*") if list(path.glob("shard-*"))}
+
+    short = [*slice_of_demo, "data.utterances=40", "stage=transfer", "stage.transfer.epochs=1"]
+    exact = run(composed(*short, "encode.precision=32"), tmp_path / "exact")
+    before = folders()
+    rough = run(composed(*short, "encode.precision=bf16"), tmp_path / "rough")
+    assert exact["finished"] is rough["finished"] is True
+    assert min(rough["encoded/text"], rough["encoded/audio"]) > 0
+    assert rough["test/loss"] == pytest.approx(exact["test/loss"], rel=0.05)
+    new = folders() - before
+    assert {name.removesuffix("-bf16") for name in new} <= before
+    assert len(new) == 2
+    assert all(name.endswith("-bf16") for name in new)
+    for run_dir, precision in (("exact", "32"), ("rough", "bf16")):
+        assert OmegaConf.load(tmp_path / run_dir / "config.yaml").encode.precision == precision
+        assert f"frozen encoders: {precision}" in (tmp_path / run_dir / "train.log").read_text()
+    again = run(composed(*short, "encode.precision=bf16", "seed=1"), tmp_path / "again")
+    assert again["encoded/text"] == again["encoded/audio"] == 0
+
+
+def test_a_layer_is_chosen_on_the_command_line(
+    tmp_path: Path, composed: Compose, slice_of_demo: list[str], cache: Path
+) -> None:
+    short = [*slice_of_demo, "data.utterances=40", "fusion=text_only", "stage=transfer", "stage.transfer.epochs=1"]
+    run(composed(*short, "encoder.text.layer=weighted"), tmp_path / "run")
+    best = torch.load(tmp_path / "run/stages/0-transfer/checkpoints/best.ckpt", weights_only=True)["state_dict"]
+    weights = best["network.encoders.text.layers.weights"]
+    assert weights.shape == (3,)
+    assert weights.abs().min() > 0  # they were zero, and trained while the stem was frozen
+    network, _ = load_model(tmp_path / "run" / "model", cache)
+    (loaded,) = network.by_modality["text"].top_parameters()
+    assert torch.equal(loaded, weights)
 
 
 def test_mixed_precision_trains_on_a_cpu(tmp_path: Path, composed: Compose, slice_of_demo: list[str]) -> None:

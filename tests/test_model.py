@@ -51,6 +51,19 @@ def speech(model_type: str, norm: str) -> list[str]:
     ]
 
 
+DISTILBERT = [
+    "encoder/text=distilbert",
+    "encoder.text.architecture.dim=32",
+    "encoder.text.architecture.n_layers=2",
+    "encoder.text.architecture.n_heads=4",
+    "encoder.text.architecture.hidden_dim=64",
+]
+
+
+def layered(layer: str) -> list[str]:
+    return [f"encoder.{modality}.layer={layer}" for modality in ("text", "audio")]
+
+
 CONFIGS = {
     "tiny": TINY,
     "tiny-text_only": [*TINY, "fusion=text_only"],
@@ -58,6 +71,12 @@ CONFIGS = {
     "wav2vec2": speech("wav2vec2", "group"),
     "hubert": speech("hubert", "layer"),
     "wavlm": speech("wavlm", "group"),
+    "hubert-layer_1": [*speech("hubert", "layer"), *layered("1")],
+    "wavlm-weighted": [
+        *(choice for choice in speech("wavlm", "group") if choice not in shrunk("text")),
+        *DISTILBERT,
+        *layered("weighted"),
+    ],
 }
 
 
@@ -107,6 +126,8 @@ def trained(configs: Compose, tmp_path: Path) -> Callable[..., Trained]:
 def left_out_of(name: str) -> list[tuple[str, ...]]:
     if name.endswith("_only"):
         return [(), (name.removeprefix("tiny-").removesuffix("_only"),)]
+    if name.endswith(("-layer_1", "-weighted")):
+        return [(), ("text", "audio")]
     return [(), ("text",), ("audio",), ("text", "audio")]
 
 

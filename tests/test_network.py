@@ -48,6 +48,11 @@ ENCODERS: dict[str, list[str]] = {
         for (model_type, norm), text in zip(SPEECH, itertools.cycle(("bert", "roberta")), strict=False)
     },
 }
+WEIGHTED = "bert-wav2vec2-group-weighted"
+ENCODERS[WEIGHTED] = [
+    *ENCODERS["bert-wav2vec2-group"],
+    *(f"encoder.{modality}.layer=weighted" for modality in ("text", "audio")),
+]
 FUSIONS: dict[str, list[str]] = {
     "self_attention": ["fusion=self_attention", "fusion.dim=16", "fusion.heads=4"],
     "self_attention-min_max": ["fusion=self_attention", "fusion.dim=16", "fusion.heads=4", "fusion.audio_norm=min_max"],
@@ -118,9 +123,12 @@ def test_logits_alone_are_the_logits_in_a_padded_batch(
     assert (together[2] - together[3]).abs().max() > 1e-3
 
 
+@pytest.mark.parametrize("encoder", ["bert-lstm", WEIGHTED])
 @pytest.mark.parametrize("fusion", FUSIONS)
-def test_stored_features_give_the_logits_of_raw_inputs(build: Callable[..., EmotionNetwork], fusion: str) -> None:
-    network = build("bert-lstm", fusion)
+def test_stored_features_give_the_logits_of_raw_inputs(
+    build: Callable[..., EmotionNetwork], encoder: str, fusion: str
+) -> None:
+    network = build(encoder, fusion)
     raw = batch(network, [0, 1, 2, 3])
     with torch.no_grad():
         expected = network(**raw).logits

@@ -84,10 +84,34 @@ def test_a_wheel_carries_the_configs(tmp_path: Path) -> None:
     assert str(tmp_path / "installed" / "fourm_ser" / "conf") in shown.stdout, shown.stderr
 
 
-@pytest.mark.parametrize("group", ["data", "encoder", "fusion", "loss", "stage", "optimizer", "scheduler", "trainer"])
+@pytest.mark.parametrize("group", ["data", "fusion", "loss", "stage", "optimizer", "scheduler", "trainer"])
 def test_every_option_composes(group: str, composed: Compose) -> None:
     options = sorted(path.stem for path in (REPOSITORY / "conf" / group).glob("*.yaml"))
     assert options
     for option in options:
         pair = ["data@data.train=iemocap", "data@data.test=esd"] if option == "cross_corpus" else []
         assert composed(f"{group}={option}", *pair)[group]
+
+
+@pytest.mark.parametrize("modality", ["text", "audio"])
+def test_every_half_of_a_pair_composes(modality: str, composed: Compose) -> None:
+    options = sorted(path.stem for path in (REPOSITORY / "conf" / "encoder" / modality).glob("*.yaml"))
+    assert options
+    for option in options:
+        half = composed(f"encoder/{modality}={option}").encoder[modality]
+        assert half.name.removeprefix("tiny_") in (option, "bert", "lstm")
+        if option.endswith("_large"):  # built on the base model's file
+            assert (half.architecture.num_hidden_layers, half.normalize) == (24, True)
+            assert "large" in half.checkpoint
+
+
+def test_a_pair_is_what_its_name_says(composed: Compose) -> None:
+    pairs = {path.stem for path in (REPOSITORY / "conf" / "encoder").glob("*_*.yaml")}
+    study = {f"{text}_{audio}" for text in ("bert", "roberta") for audio in ("vggish", "hubert", "wav2vec", "wavlm")}
+    assert study <= pairs
+    assert composed("encoder=tiny").encoder.weights == "random"
+    for pair in pairs:
+        text, audio = pair.split("_", 1)
+        encoder = composed(f"encoder={pair}").encoder
+        assert (encoder.text.name, encoder.audio.name) == (text, audio)
+        assert (encoder.weights, encoder.text.weights) == ("pretrained", "pretrained")

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fourm_ser.encoders.base import Encoder, Inputs, Resources, Sequence, Unfreeze, length_mask, pad
+from fourm_ser.encoders.layers import LayerChoice
 from fourm_ser.encoders.weights import checkpoint_folder, describe_config, load_model, read_preprocessor
 from fourm_ser.errors import InputError
 
@@ -66,7 +67,7 @@ class MaskedGroupNorm(nn.GroupNorm):
 
 
 class SpeechEncoder(Encoder):
-    """wav2vec 2.0, HuBERT or WavLM: the hidden states of the last layer, one feature vector every 20 ms.
+    """wav2vec 2.0, HuBERT or WavLM: hidden states of the transformer, one feature vector every 20 ms.
 
     Args:
         name: the encoder's name in the store and in the log.
@@ -75,9 +76,13 @@ class SpeechEncoder(Encoder):
         architecture: `model_type` and fields of the model's config, for random weights.
         init_seed: seed of random weights.
         normalize: scale waveforms to zero mean and unit variance, as the checkpoint was trained.
+        layer: which hidden states are the features: `last`, a number, or `weighted`; see `LayerChoice`.
         spec_augment: share of frames that SpecAugment masks while the stem trains; 0 turns it off.
-        layerdrop: probability that a transformer layer is skipped while the stem trains.
+        layerdrop: probability that a transformer layer is skipped while the stem trains; none is with another `layer`
+            than `last`.
         train_convolutions: let `unfreeze: all` train the convolutional feature extractor too; by custom it is frozen.
+        gradient_checkpointing: while the stem trains, compute activations anew for the backward pass: less memory,
+            about a third more time.
         resources: not used.
 
     Raises:
@@ -94,9 +99,11 @@ class SpeechEncoder(Encoder):
         architecture: dict[str, Any],
         init_seed: int,
         normalize: bool,
+        layer: str | int,
         spec_augment: float,
         layerdrop: float,
         train_convolutions: bool,
+        gradient_checkpointing: bool,
         resources: Resources,
     ) -> None:
         super().__init__()
@@ -107,7 +114,8 @@ class SpeechEncoder(Encoder):
             "apply_spec_augment": spec_augment > 0,
             # Whether the model has a mask vector hangs on this, and by it all random weights: it always has one.
             "mask_time_prob": spec_augment or 0.05,
-            "layerdrop": layerdrop,
+            # Hidden states are counted as they pass: a layer that is skipped would shift all behind it.
+            "layerdrop": layerdrop if layer == "last" else 0.0,
         }
         self.model = load_model(checkpoint, weights, architecture, overrides, self.modality, init_seed)
         if weights != "random":
@@ -131,7 +139,15 @@ class SpeechEncoder(Encoder):
             self.masked_norm = _with_masked_statistics(first.layer_norm)
             first.layer_norm = self.masked_norm
         self.frontend = Waveform(normalize, _receptive_field(self.kernels, self.strides))
-        self.stem_dim = self.dim = int(config.hidden_size)
+        self.dim = int(config.hidden_size)
+        self.layers = LayerChoice(layer, len(self.model.encoder.layers), self.dim, "encoder.audio.layer")
+        if self.layers.count is not None:
+            # Models with pre-norm layers normalise what leaves their last one: the layer behind the chosen one stays.
+            spare = int(config.do_stable_layer_norm)
+            self.model.encoder.layers = self.model.encoder.layers[: max(1, self.layers.count + spare)]
+        self.stem_dim = self.layers.stem_dim
+        if gradient_checkpointing:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
 
     def frames(self, samples: Tensor, layers: int | None = None) -> Tensor:
         """How many frames the first `layers` convolutions (all by default) make of so many samples."""
@@ -145,23 +161,37 @@ class SpeechEncoder(Encoder):
         if self.masked_norm is not None:
             self.masked_norm.frames = self.frames(lengths, layers=1)
         attention = length_mask(lengths, samples.shape[1])
-        states = self.model(samples, attention_mask=attention.long()).last_hidden_state
+        output = self.model(
+            samples, attention_mask=attention.long(), output_hidden_states=self.layers.asks_all, return_dict=True
+        )
+        states = self.layers.pick(output.last_hidden_state, output.hidden_states)
         return Sequence(states, length_mask(self.frames(lengths), states.shape[1]))
+
+    def top(self, features: Sequence) -> Sequence:
+        """(batch, frames, stem_dim) -> (batch, frames, dim)."""
+        return self.layers(features)
+
+    def top_parameters(self) -> list[nn.Parameter]:
+        return list(self.layers.parameters())
 
     def stem_modules(self) -> list[nn.Module]:
         return [self.model]
 
     def blocks(self) -> list[nn.Module]:
         """The projection of the convolutional features, and each transformer layer."""
-        return [self.model.feature_projection, *self.model.encoder.layers]
+        return [self.model.feature_projection, *self.model.encoder.layers[: self.layers.count]]
 
     def unfreeze(self, what: Unfreeze) -> None:
         super().unfreeze(what)
         if what != "all" or not self.train_convolutions:
             self.model.feature_extractor.requires_grad_(False)
+        if self.layers.count is not None:
+            self.model.encoder.layers[self.layers.count :].requires_grad_(False)
+        if self.layers.asks_all and self.model.config.do_stable_layer_norm:
+            self.model.encoder.layer_norm.requires_grad_(False)  # it stands behind all hidden states
 
     def describe(self) -> dict[str, Any]:
-        return describe_config(self.model.config)
+        return {**describe_config(self.model.config), **self.layers.describe()}
 
     def save(self, folder: Path) -> dict[str, Any]:
         return {"architecture": self.model.config.to_dict()}

@@ -4,6 +4,7 @@ A folder an encoder holds `store.json`, which says what made it, and shards in s
 index: where each key's features lie in the file. Shards appear whole, so index and data cannot disagree.
 """
 
+import errno
 import json
 import logging
 import os
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 from filelock import FileLock
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 from torch import Tensor
 
@@ -97,10 +99,23 @@ class FeatureStore:
         return torch.from_numpy(features.astype(np.float32))
 
     def write(self, features: Mapping[str, np.ndarray]) -> None:
-        """Add a shard: a [time, dim] array of float32 or float16 for each key."""
+        """Add a shard: a [time, dim] array of float32 or float16 for each key.
+
+        Raises:
+            InputError: the disk is full; shards written before stay as they are.
+        """
         shard = self.folder / f"shard-{uuid.uuid4().hex}.safetensors"
-        with whole(shard) as temporary:
-            save_file(dict(features), temporary)
+        try:
+            with whole(shard) as temporary:
+                save_file(dict(features), temporary)
+        except (OSError, SafetensorError) as error:
+            if getattr(error, "errno", None) != errno.ENOSPC and "No space left" not in str(error):
+                raise
+            size = sum(array.nbytes for array in features.values())
+            raise InputError(
+                f"{self.folder}: the disk is full: a shard of {size / 1e6:.1f} MB was to be written. Make room, or "
+                "choose another cache; what was encoded before is kept, and the same command goes on from there."
+            ) from error
         self.refresh()
 
     def lock(self) -> FileLock:

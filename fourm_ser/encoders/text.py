@@ -10,7 +10,8 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from fourm_ser.encoders.base import Encoder, Inputs, Resources, Sequence, pad
+from fourm_ser.encoders.base import Encoder, Inputs, Resources, Sequence, Unfreeze, pad
+from fourm_ser.encoders.layers import LayerChoice
 from fourm_ser.encoders.weights import describe_config, load_model, load_tokenizer
 from fourm_ser.errors import InputError
 
@@ -47,7 +48,7 @@ class Tokens:
 
 
 class TextEncoder(Encoder):
-    """BERT, RoBERTa and their kin: the hidden states of the last layer, one feature vector a token.
+    """BERT, RoBERTa, DistilBERT and their kin: hidden states of the transformer, one feature vector a token.
 
     Args:
         name: the encoder's name in the store and in the log.
@@ -58,6 +59,9 @@ class TextEncoder(Encoder):
         init_seed: seed of random weights.
         max_tokens: tokens kept of a transcript.
         vocabulary: size of a trained tokenizer's vocabulary, at most.
+        layer: which hidden states are the features: `last`, a number, or `weighted`; see `LayerChoice`.
+        gradient_checkpointing: while the stem trains, compute activations anew for the backward pass: less memory,
+            about a third more time.
         resources: cache and transcripts.
         languages: codes of the languages that the pretrained model knows (`en`); None where it does not matter.
 
@@ -77,6 +81,8 @@ class TextEncoder(Encoder):
         init_seed: int,
         max_tokens: int,
         vocabulary: int,
+        layer: str | int,
+        gradient_checkpointing: bool,
         resources: Resources,
         languages: list[str] | None = None,
     ) -> None:
@@ -101,23 +107,50 @@ class TextEncoder(Encoder):
             )
         if getattr(self.model, "pooler", None) is not None:
             self.model.pooler = None  # features are the hidden states; an unused layer would only wait for gradients
-        self.stem_dim = self.dim = int(self.model.config.hidden_size)
+        self.dim = int(self.model.config.hidden_size)
+        stack = self._stack()
+        self.layers = LayerChoice(layer, len(stack.layer), self.dim, "encoder.text.layer")
+        if self.layers.count is not None:
+            stack.layer = stack.layer[: max(1, self.layers.count)]
+        self.stem_dim = self.layers.stem_dim
+        if gradient_checkpointing:
+            self.model.gradient_checkpointing_enable({"use_reentrant": False})
 
     def stem(self, inputs: Inputs) -> Sequence:
         """`ids`, `mask` (batch, tokens) -> features (batch, tokens, dim)."""
-        states = self.model(input_ids=inputs["ids"], attention_mask=inputs["mask"].long()).last_hidden_state
-        return Sequence(states, inputs["mask"])
+        output = self.model(
+            input_ids=inputs["ids"],
+            attention_mask=inputs["mask"].long(),
+            output_hidden_states=self.layers.asks_all,
+            return_dict=True,
+        )
+        return Sequence(self.layers.pick(output.last_hidden_state, output.hidden_states), inputs["mask"])
+
+    def top(self, features: Sequence) -> Sequence:
+        """(batch, tokens, stem_dim) -> (batch, tokens, dim)."""
+        return self.layers(features)
+
+    def top_parameters(self) -> list[nn.Parameter]:
+        return list(self.layers.parameters())
 
     def stem_modules(self) -> list[nn.Module]:
         return [self.model]
 
     def blocks(self) -> list[nn.Module]:
         """The embedding layer and each transformer layer."""
-        stack = self.model.transformer if hasattr(self.model, "transformer") else self.model.encoder
-        return [self.model.embeddings, *stack.layer]
+        return [self.model.embeddings, *self._stack().layer[: self.layers.count]]
+
+    def _stack(self) -> Any:
+        """The module that holds the transformer's layers."""
+        return self.model.transformer if hasattr(self.model, "transformer") else self.model.encoder
+
+    def unfreeze(self, what: Unfreeze) -> None:
+        super().unfreeze(what)
+        if self.layers.count is not None:
+            self._stack().layer[self.layers.count :].requires_grad_(False)
 
     def describe(self) -> dict[str, Any]:
-        return describe_config(self.model.config)
+        return {**describe_config(self.model.config), **self.layers.describe()}
 
     def save(self, folder: Path) -> dict[str, Any]:
         folder.mkdir()

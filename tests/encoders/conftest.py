@@ -60,6 +60,8 @@ def text_encoder(resources: Resources) -> Callable[..., TextEncoder]:
             "init_seed": 0,
             "max_tokens": 128,
             "vocabulary": 120,
+            "layer": "last",
+            "gradient_checkpointing": False,
             "resources": resources,
         }
         return TextEncoder(**{**settings, "architecture": {**fields, **(architecture or {})}, **arguments})
@@ -90,9 +92,11 @@ def speech_encoder(resources: Resources) -> Callable[..., SpeechEncoder]:
             "weights": "random",
             "init_seed": 0,
             "normalize": True,
+            "layer": "last",
             "spec_augment": 0.05,
             "layerdrop": 0.1,
             "train_convolutions": False,
+            "gradient_checkpointing": False,
             "resources": resources,
         }
         return SpeechEncoder(**{**settings, "architecture": {**fields, **(architecture or {})}, **arguments})

@@ -1,5 +1,6 @@
 """The embedding store: what was written comes back, from any process, and damage is named."""
 
+import errno
 import json
 import os
 import pickle
@@ -10,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 
 from fourm_ser.encoders.store import FeatureStore
 from fourm_ser.errors import InputError
@@ -206,6 +208,53 @@ def test_a_writer_that_is_interrupted_leaves_nothing(tmp_path: Path, monkeypatch
         store.write(features(3, seed=1))
     assert sorted(store.folder.iterdir()) == before
     assert len(opened(tmp_path)) == 3
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(errno.ENOSPC, "No space left on device"),
+        SafetensorError("Error while serializing: I/O error: No space left on device (os error 28)"),
+    ],
+    ids=["python", "safetensors"],
+)
+def test_a_disk_that_fills_up_is_named_and_keeps_what_was_written(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    store = opened(tmp_path)
+    first, second = features(3), {"key": np.zeros((1000, 300), dtype=np.float32)}
+    store.write(first)
+    before = sorted(store.folder.iterdir())
+
+    def half(tensors: dict[str, np.ndarray], path: Path) -> None:
+        path.write_bytes(b"half")
+        raise error
+
+    with monkeypatch.context() as full:
+        full.setattr("fourm_ser.encoders.store.save_file", half)
+        with pytest.raises(InputError, match=rf"{store.folder}: the disk is full: a shard of 1\.2 MB.*Make room"):
+            store.write(second)
+    assert sorted(store.folder.iterdir()) == before
+    for reader in (store, opened(tmp_path)):
+        assert reader.missing([*first, *second]) == ["key"]
+        for key, array in first.items():
+            np.testing.assert_array_equal(reader.read(key).numpy(), array)
+    store.write(second)
+    assert not opened(tmp_path).missing([*first, *second])
+
+
+@pytest.mark.parametrize("error", [PermissionError(errno.EACCES, "not yours"), SafetensorError("something else")])
+def test_another_error_of_a_write_is_not_taken_for_a_full_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    store = opened(tmp_path)
+
+    def fail(tensors: dict[str, np.ndarray], path: Path) -> None:
+        raise error
+
+    monkeypatch.setattr("fourm_ser.encoders.store.save_file", fail)
+    with pytest.raises(type(error)):
+        store.write(features(3))
 
 
 @pytest.mark.parametrize("about", [{"format": 2}, {"format": None}, {}])
