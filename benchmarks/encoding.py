@@ -1,0 +1,229 @@
+"""How fast frozen encoders fill the store: python -m benchmarks.encoding [--pairs bert_wav2vec bert_vggish].
+
+Compared, in one process and taking turns: a plain loop over the utterances, one at a time in fp32, as the research code
+runs (for Hugging Face models their own forward pass, for VGGish torchvggish), and a pass that fills the store from
+nothing, front end and disk included. Utterances are noise of IEMOCAP's lengths (0.58 s to 34.1 s, 4.55 s on average,
+95% under 11.1 s) with words to match; weights are random. A ratio is that of utterances a second, medians over the
+turns. Peak is the machine's matrix multiplication in the same precision, measured in the same run.
+"""
+
+import argparse
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from hydra import compose, initialize_config_dir
+from rich.console import Console
+from rich.table import Table
+from torch.utils.flop_counter import FlopCounterMode
+from transformers import AutoModel
+
+from fourm_ser.config import CONF, build
+from fourm_ser.data.batch import Raw
+from fourm_ser.encoders.base import Encoder, Resources
+from fourm_ser.encoders.speech import SpeechEncoder
+from fourm_ser.encoders.store import FeatureStore
+from fourm_ser.encoders.text import TextEncoder
+from fourm_ser.encoding import fill_store, plan_shards
+from fourm_ser.stages import native_bf16
+
+RATE = 16_000
+WORDS = [
+    "the",
+    "a",
+    "I",
+    "you",
+    "we",
+    "they",
+    "was",
+    "is",
+    "not",
+    "so",
+    "happy",
+    "angry",
+    "calm",
+    "home",
+    "never",
+    "why",
+]
+
+
+class Corpus:
+    """Made-up utterances of IEMOCAP's lengths.
+
+    Args:
+        count: how many.
+    """
+
+    def __init__(self, count: int) -> None:
+        rng = np.random.default_rng(0)
+        seconds = np.exp(rng.normal(1.28, 0.685, count)).clip(0.58, 34.1)
+        waves = [rng.normal(0, 0.1, round(length * RATE)).astype(np.float32) for length in seconds]
+        texts = [" ".join(rng.choice(WORDS, max(1, round(2.5 * length)))) for length in seconds]
+        self.raw: dict[str, list[Any]] = {"audio": waves, "text": texts}
+        characters = np.array([len(text) + 2.0 for text in texts])
+        self.lengths = {"audio": seconds, "text": characters}
+
+
+def plain(encoder: Encoder) -> Callable[[Any], torch.Tensor]:
+    """The research code's way to encode one utterance: raw -> features."""
+    if isinstance(encoder, TextEncoder | SpeechEncoder):
+        config = encoder.model.config
+        model = AutoModel.from_config(config).eval()
+        if isinstance(encoder, TextEncoder):
+            tokenizer = encoder.frontend.tokenizer  # type: ignore[attr-defined]
+            return lambda text: model(**tokenizer(text, return_tensors="pt", truncation=True)).last_hidden_state
+
+        def speech(wave: np.ndarray) -> torch.Tensor:
+            samples = torch.from_numpy((wave - wave.mean()) / np.sqrt(wave.var() + 1e-7))
+            return model(samples[None]).last_hidden_state
+
+        return speech
+    from torchvggish.torchvggish import VGG, make_layers
+    from torchvggish.vggish_input import waveform_to_examples
+
+    network = VGG(make_layers(), False).eval()
+    return lambda wave: network(waveform_to_examples(np.pad(wave, (0, max(0, 15_600 - len(wave)))), RATE))
+
+
+def work(encoder: Encoder, corpus: Corpus) -> float:
+    """Floating-point operations of all utterances, each alone: a parabola through the counts of a few short ones."""
+    run, raw, lengths = plain(encoder), corpus.raw[encoder.modality], corpus.lengths[encoder.modality]
+    picked = np.argsort(lengths)[np.linspace(0, len(lengths) // 2, 4).astype(int)]
+    counts = []
+    for place in picked:
+        with FlopCounterMode(display=False) as counter, torch.no_grad():
+            run(raw[place])
+        counts.append(counter.get_total_flops())
+    return float(np.polyval(np.polyfit(lengths[picked], counts, 2), lengths).sum())
+
+
+def matmul_peak(dtype: torch.dtype) -> float:
+    """Operations a second of a large matrix multiplication."""
+    a, b = torch.randn(2048, 2048, dtype=dtype), torch.randn(2048, 2048, dtype=dtype)
+    times = []
+    for _ in range(5):
+        started = time.perf_counter()
+        a @ b
+        times.append(time.perf_counter() - started)
+    return 2 * 2048**3 / min(times)
+
+
+def peak_memory(run: Callable[[], object]) -> tuple[float, float]:
+    """Seconds that `run` takes, and the most resident memory meanwhile, in GB (Linux)."""
+    Path("/proc/self/clear_refs").write_text("5")
+    started = time.perf_counter()
+    run()
+    seconds = time.perf_counter() - started
+    status = Path("/proc/self/status").read_text().split("VmHWM:")[1]
+    return seconds, int(status.split()[0]) / 1e6
+
+
+class Turns(NamedTuple):
+    """What one encoder's turns gave: medians in seconds and memory in GB by way (`plain`, `32`, `bf16`), stores."""
+
+    seconds: dict[str, float]
+    memory: dict[str, float]
+    stores: dict[str, FeatureStore]
+
+
+def take_turns(
+    encoder: Encoder, corpus: Corpus, precisions: list[str], turns: int, budget: float, workers: int, folder: Path
+) -> Turns:
+    """Encode the corpus by the plain loop and into empty stores, in turns."""
+    run, raw, lengths = plain(encoder), corpus.raw[encoder.modality], corpus.lengths[encoder.modality]
+    source = Raw(lambda index: raw[index], encoder.frontend)
+    keys = [str(place) for place in range(len(raw))]
+    seconds: dict[str, list[float]] = {way: [] for way in ("plain", *precisions)}
+    memory: dict[str, float] = {}
+    stores: dict[str, FeatureStore] = {}
+
+    @torch.inference_mode()
+    def loop() -> None:
+        for item in raw:
+            run(item)
+
+    for turn in range(turns):
+        took, memory["plain"] = peak_memory(loop)
+        seconds["plain"].append(took)
+        for precision in precisions:
+            store = stores[precision] = FeatureStore(folder, encoder.name, f"{precision}-{turn}", {})
+            fill = partial(fill_store, store, encoder, source, keys, lengths, budget, workers, torch.device("cpu"))
+            took, memory[precision] = peak_memory(partial(fill, precision))
+            seconds[precision].append(took)
+    return Turns({way: statistics.median(times) for way, times in seconds.items()}, memory, stores)
+
+
+def main() -> None:
+    """Measure each encoder of the pairs and print the tables."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", nargs="+", default=["bert_wav2vec", "bert_vggish"])
+    parser.add_argument("--utterances", type=int, default=64)
+    parser.add_argument("--turns", type=int, default=3)
+    parser.add_argument("--precisions", nargs="+", default=["32", "bf16"] if native_bf16("cpu") else ["32"])
+    options = parser.parse_args()
+    corpus = Corpus(options.utterances)
+    types = {"32": torch.float32, "bf16": torch.bfloat16}
+    peaks = {precision: matmul_peak(types[precision]) for precision in options.precisions}
+    console = Console()
+    console.print(f"{options.utterances} utterances, {corpus.lengths['audio'].sum():.0f} s of audio")
+    for precision, peak in peaks.items():
+        console.print(f"matrix multiplication in {precision}: {peak / 1e9:.0f} GFLOP/s")
+    table = Table(title="filling the store, against a plain loop in fp32", title_justify="left")
+    for name in ("encoder", "precision", "plain/s", "store/s", "ratio", "of peak", "padding", "memory GB", "cosine"):
+        table.add_column(name, justify="left" if name == "encoder" else "right")
+    for pair in options.pairs:
+        with initialize_config_dir(str(CONF), version_base="1.3"):
+            config = compose("train", [f"encoder={pair}", "encoder.weights=random"])
+        budgets = {"text": config.encode.max_characters, "audio": config.encode.max_seconds}
+        total = dict.fromkeys(("plain", *options.precisions), 0.0)
+        with tempfile.TemporaryDirectory() as scratch:
+            for modality, budget in budgets.items():
+                encoder: Encoder = build(
+                    config.encoder[modality], resources=Resources(Path(scratch), corpus.raw["text"])
+                )
+                encoder.unfreeze("none")
+                encoder.eval()
+                workers = config.data.workers
+                took = take_turns(encoder, corpus, options.precisions, options.turns, budget, workers, Path(scratch))
+                lengths, operations = corpus.lengths[modality], work(encoder, corpus)
+                shards = plan_shards([str(place) for place in range(len(lengths))], lengths, budget)
+                padded = sum(len(batch) * lengths[batch].max() for shard in shards for batch in shard.batches)
+                for precision, store in took.stores.items():
+                    cosine = min(
+                        _cosine(store, took.stores[options.precisions[0]], key)
+                        for key in (str(place) for place in range(len(lengths)))
+                    )
+                    table.add_row(
+                        encoder.name,
+                        precision,
+                        f"{len(lengths) / took.seconds['plain']:.1f}",
+                        f"{len(lengths) / took.seconds[precision]:.1f}",
+                        f"{took.seconds['plain'] / took.seconds[precision]:.2f}",
+                        f"{100 * operations / took.seconds[precision] / peaks[precision]:.0f}%",
+                        f"{100 * (1 - lengths.sum() / padded):.1f}%",
+                        f"{took.memory[precision]:.1f} (plain {took.memory['plain']:.1f})",
+                        f"{cosine:.4f}",
+                    )
+                for way, median in took.seconds.items():
+                    total[way] += median
+        for precision in options.precisions:
+            rates = [f"{options.utterances / total[way]:.1f}" for way in ("plain", precision)]
+            table.add_row(pair, precision, *rates, f"{total['plain'] / total[precision]:.2f}", "", "", "", "")
+        table.add_section()
+    console.print(table)
+
+
+def _cosine(one: FeatureStore, other: FeatureStore, key: str) -> float:
+    """The smallest cosine between two stores' frames of an utterance."""
+    return float(torch.nn.functional.cosine_similarity(one.read(key), other.read(key), dim=-1).min())
+
+
+if __name__ == "__main__":
+    main()
