@@ -1,27 +1,160 @@
-"""What every loss is: built from (classes, embedding width, class counts), called on (network output, labels)."""
+"""What every loss is: built from plain numbers, set up for the classes and widths, called on logits and features."""
 
+import math
 from abc import ABC, abstractmethod
-from typing import Any
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as Items
+from typing import Any, Self
 
+import torch
 from torch import Tensor, nn
 
-from fourm_ser.network import NetworkOutput
+from fourm_ser.errors import InputError
+
+FEATURES = ("embedding", "text", "audio")
 
 
 class Loss(nn.Module, ABC):
     """A loss, and the parameters of its own.
 
+    The constructor takes the config's numbers and refuses bad ones; `setup` makes the parameters once the number of
+    classes and the widths are known. A loss sees the whole batch, of all processes, and computes in float32 at least.
+
     Attributes:
+        name: what its value is called beside `total`.
         learning_rate: of the loss's own parameters; None where it has none.
+        uses_head: whether it trains the head's logits.
     """
 
+    name: str
     learning_rate: float | None = None
+    uses_head: bool = False
 
     @abstractmethod
-    def forward(self, output: NetworkOutput, labels: Tensor) -> dict[str, Tensor]:
-        """Network output and labels (batch,) -> `total`, and one scalar a term by its name."""
+    def setup(self, classes: int, dims: Mapping[str, int], counts: Items[int]) -> Self:
+        """Make the parameters, and refuse what does not fit.
+
+        Args:
+            classes: number of classes.
+            dims: widths by name of the features that `forward` will be given.
+            counts: training utterances of each class.
+
+        Raises:
+            InputError: numbers that do not fit the classes, or features that are not given.
+        """
+
+    @abstractmethod
+    def forward(self, logits: Tensor, features: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
+        """A batch -> `total`, and one scalar a term by its name.
+
+        Args:
+            logits: (batch, classes), of the head.
+            features: `embedding`, the fused vector, and `text` and `audio`, pooled, where the fusion reads them; each
+                (batch, dim of its own).
+            labels: (batch,), indices of classes.
+        """
+
+    def classifier(self) -> nn.Module | None:
+        """The classifier that a loss trains in place of the head, embedding (batch, dim) -> logits; else None."""
+        return None
 
     def groups(self) -> list[dict[str, Any]]:
         """The loss's own parameters as optimizer groups, untouched by weight decay."""
         parameters = list(self.parameters())
         return [{"params": parameters, "lr": self.learning_rate, "weight_decay": 0.0}] if parameters else []
+
+    def check_classifier(self) -> None:
+        """Refuse a loss that leaves the run without a classifier.
+
+        Raises:
+            InputError: it trains neither the head nor a classifier of its own.
+        """
+        if not self.uses_head and self.classifier() is None:
+            raise InputError(
+                f"loss={self.name} draws embeddings together but trains no classifier: use it in a sum, such as "
+                "loss=ce_center."
+            )
+
+
+class FeatureLoss(Loss):
+    """A loss on features, with class vectors of its own for each feature it acts on; its value is the sum over them.
+
+    Args:
+        on: the features it acts on, any of `FEATURES`.
+        learning_rate: of the class vectors.
+
+    Raises:
+        InputError: an unknown feature, one given twice, none, or a learning rate that is not positive.
+    """
+
+    def __init__(self, on: Items[str], learning_rate: float) -> None:
+        super().__init__()
+        given = [on] if isinstance(on, str) else list(on)
+        if isinstance(on, str) or not given or len(set(given)) < len(given) or not set(given) <= set(FEATURES):
+            shown = ", ".join(str(where) for where in given)
+            raise InputError(f"loss.on=[{shown}]: expected a list of any of {', '.join(FEATURES)}, each once.")
+        check_positive("learning_rate", learning_rate)
+        self.on = given
+        self.learning_rate = learning_rate
+
+    def setup(self, classes: int, dims: Mapping[str, int], counts: Items[int]) -> Self:
+        if not set(self.on) <= set(dims):
+            raise InputError(f"loss.on=[{', '.join(self.on)}]: the fusion gives {', '.join(dims)}.")
+        self.make({where: (classes, dims[where]) for where in self.on})
+        return self
+
+    @abstractmethod
+    def make(self, shapes: Mapping[str, tuple[int, int]]) -> None:
+        """Make the class vectors, (classes, dim) for each feature."""
+
+    @abstractmethod
+    def term(self, where: str, features: Tensor, labels: Tensor) -> Tensor:
+        """The value on one feature, (batch, dim), in float32 or float64."""
+
+    def forward(self, logits: Tensor, features: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
+        terms = {where: self.term(where, at_least_float32(features[where]), labels) for where in self.on}
+        total = torch.stack(list(terms.values())).sum()
+        parts = {f"{self.name}/{where}": value for where, value in terms.items()} if len(terms) > 1 else {}
+        return {"total": total, self.name: total, **parts}
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Half precision widened to float32; float32 and float64 as they are."""
+    return tensor if tensor.dtype == torch.float64 else tensor.float()
+
+
+def check_number(key: str, value: Any, accepted: Callable[[float], bool], expected: str) -> None:
+    """Refuse what is not a finite number in a range.
+
+    Args:
+        key: the key below `loss` to name.
+        value: what was given.
+        accepted: whether a number is in the range.
+        expected: the range in words.
+
+    Raises:
+        InputError: it is no number, or out of the range.
+    """
+    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+    if not is_number or not accepted(value):
+        raise InputError(f"loss.{key}={value}: expected {expected}.")
+
+
+def check_positive(key: str, value: Any) -> None:
+    """Refuse what is not a number greater than 0; see `check_number`."""
+    check_number(key, value, lambda number: number > 0, "a number greater than 0")
+
+
+def check_not_negative(key: str, value: Any) -> None:
+    """Refuse what is not a number, 0 or more; see `check_number`."""
+    check_number(key, value, lambda number: number >= 0, "a number, 0 or more")
+
+
+def check_choice(key: str, value: str, choices: Items[str]) -> None:
+    """Refuse what is not one of `choices`.
+
+    Raises:
+        InputError: it is none; `key` is the key below `loss` to name.
+    """
+    if value not in choices:
+        raise InputError(f"loss.{key}={value}: expected one of {', '.join(choices)}.")

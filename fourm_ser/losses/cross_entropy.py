@@ -1,53 +1,44 @@
 """Cross-entropy over the classes."""
 
+from collections.abc import Mapping
 from collections.abc import Sequence as Items
+from typing import Self
 
-import torch
 from torch import Tensor, nn
 
-from fourm_ser.errors import InputError
-from fourm_ser.losses.base import Loss
-from fourm_ser.network import NetworkOutput
+from fourm_ser.losses.base import Loss, at_least_float32, check_number
+from fourm_ser.losses.class_weights import ClassWeights, check_class_weights, class_weights
 
 
 class CrossEntropyLoss(Loss):
-    """-log p(label), averaged over the batch.
+    """-log p(label), averaged over the batch; with class weights the average is weighted by the labels' weights.
 
     Args:
-        classes: number of classes.
-        dim: not used.
-        counts: training utterances of each class.
         label_smoothing: share of the target that is spread over all classes (Szegedy et al. 2016).
-        class_weights: a weight for each class; `balanced` for utterances / (classes * count); None for 1.
+        class_weights: a weight for each class; `balanced`, see `fourm_ser.losses.class_weights`; None for 1.
 
     Raises:
-        InputError: smoothing outside [0, 1), or weights that do not fit the classes.
+        InputError: smoothing outside [0, 1), or weights that are not positive numbers.
     """
 
-    def __init__(
-        self,
-        classes: int,
-        dim: int,
-        counts: Items[int],
-        label_smoothing: float,
-        class_weights: Items[float] | str | None,
-    ) -> None:
-        super().__init__()
-        if not 0 <= label_smoothing < 1:
-            raise InputError(f"loss.label_smoothing={label_smoothing}: expected a share from 0 to below 1.")
-        if class_weights == "balanced":
-            class_weights = [sum(counts) / (classes * count) if count else 0.0 for count in counts]
-        if isinstance(class_weights, str) or (class_weights is not None and len(class_weights) != classes):
-            raise InputError(f"loss.class_weights={class_weights}: expected balanced, null, or {classes} numbers.")
-        self.label_smoothing = label_smoothing
-        weights = None if class_weights is None else torch.tensor(class_weights, dtype=torch.float32)
-        self.register_buffer("weights", weights, persistent=False)
+    name = "ce"
+    uses_head = True
+    weights: Tensor | None
 
-    def forward(self, output: NetworkOutput, labels: Tensor) -> dict[str, Tensor]:
-        loss = nn.functional.cross_entropy(
-            output.logits.float(),
-            labels,
-            weight=self.weights,  # type: ignore[arg-type]
-            label_smoothing=self.label_smoothing,
-        )
+    def __init__(self, label_smoothing: float, class_weights: ClassWeights) -> None:
+        super().__init__()
+        check_number("label_smoothing", label_smoothing, lambda share: 0 <= share < 1, "a share from 0 to below 1")
+        check_class_weights(class_weights)
+        self.label_smoothing = label_smoothing
+        self.class_weights = class_weights
+        self.register_buffer("weights", None, persistent=False)
+
+    def setup(self, classes: int, dims: Mapping[str, int], counts: Items[int]) -> Self:
+        self.weights = class_weights(self.class_weights, classes, counts)
+        return self
+
+    def forward(self, logits: Tensor, features: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
+        logits = at_least_float32(logits)
+        weights = None if self.weights is None else self.weights.to(logits.dtype)
+        loss = nn.functional.cross_entropy(logits, labels, weight=weights, label_smoothing=self.label_smoothing)
         return {"total": loss, "ce": loss}

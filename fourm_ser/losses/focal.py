@@ -1,0 +1,54 @@
+"""Focal loss (Lin et al. 2017)."""
+
+from collections.abc import Mapping
+from collections.abc import Sequence as Items
+from typing import Self
+
+import torch
+from torch import Tensor, nn
+
+from fourm_ser.losses.base import Loss, at_least_float32, check_not_negative
+from fourm_ser.losses.class_weights import ClassWeights, check_class_weights, class_weights
+
+
+class FocalLoss(Loss):
+    """-a (1 - p)^gamma log p of the label's probability p, averaged over the batch: easy utterances count less.
+
+    Lin, Goyal, Girshick, He, Dollar: "Focal Loss for Dense Object Detection", ICCV 2017, eq. 5, with the softmax in
+    place of the sigmoid. The weight a of the label's class is a factor, as there: the average is over utterances,
+    not over weights. gamma = 0 is cross-entropy. The gradient is that of the whole formula; 4M-SER's code holds the
+    factor (1 - p)^gamma constant.
+
+    Args:
+        gamma: how much less easy utterances count.
+        class_weights: a for each class; `balanced`, see `fourm_ser.losses.class_weights`; None for 1.
+
+    Raises:
+        InputError: a negative gamma, or weights that are not positive numbers.
+    """
+
+    name = "focal"
+    uses_head = True
+    weights: Tensor | None
+
+    def __init__(self, gamma: float, class_weights: ClassWeights) -> None:
+        super().__init__()
+        check_not_negative("gamma", gamma)
+        check_class_weights(class_weights)
+        self.gamma = gamma
+        self.class_weights = class_weights
+        self.register_buffer("weights", None, persistent=False)
+
+    def setup(self, classes: int, dims: Mapping[str, int], counts: Items[int]) -> Self:
+        self.weights = class_weights(self.class_weights, classes, counts)
+        return self
+
+    def forward(self, logits: Tensor, features: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
+        log_p = nn.functional.log_softmax(at_least_float32(logits), dim=1).gather(1, labels[:, None])[:, 0]  # (batch,)
+        # Where p rounds to 1, a gamma below 1 would have an infinite gradient times zero.
+        rest = (-torch.expm1(log_p)).clamp_min(torch.finfo(log_p.dtype).tiny)
+        values = -rest.pow(self.gamma) * log_p
+        if self.weights is not None:
+            values = self.weights.to(values.dtype)[labels] * values
+        loss = values.mean()
+        return {"total": loss, "focal": loss}
