@@ -1,7 +1,9 @@
 """What every fusion is: two feature sequences in, one embedding out."""
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from collections.abc import Sequence as Items
 from typing import NamedTuple
 
 import torch
@@ -20,7 +22,9 @@ class FusionOutput(NamedTuple):
         embedding: (batch, dim), the fused vector that heads and feature losses act on.
         text: the text features as the fusion normalises them; None where it reads no text.
         audio: the same of the audio.
-        attention: maps by name, (batch, heads, queries, keys), when they were asked for; else empty.
+        attention: maps by name, (batch, heads, queries, keys), when they were asked for; else empty. A row sums to 1
+            over the utterance's own keys and is 0 on padding; the rows of padded queries are 0. While training, the
+            attention's dropout is on them.
     """
 
     embedding: Tensor
@@ -35,14 +39,21 @@ class Fusion(nn.Module, ABC):
     Attributes:
         modalities: the modalities it reads; encoders of others are not built.
         dim: width of the embedding.
+        widths: width of each sequence that it returns beside the embedding, by modality: `text`, `audio`.
     """
 
     modalities: tuple[str, ...]
     dim: int
+    widths: dict[str, int]
 
     @abstractmethod
     def forward(self, text: Sequence | None, audio: Sequence | None, return_attention: bool = False) -> FusionOutput:
         """Fuse text (batch, tokens, dim) and audio (batch, frames, dim), each with its mask."""
+
+
+def zero_padding(sequence: Sequence) -> Sequence:
+    """The same sequence with zeros where padding stands, whatever stood there."""
+    return Sequence(sequence.features.masked_fill(~sequence.mask[..., None], 0.0), sequence.mask)
 
 
 def pool(sequence: Sequence, how: str) -> Tensor:
@@ -63,6 +74,69 @@ def pool(sequence: Sequence, how: str) -> Tensor:
     return total if how == "sum" else total / mask.sum(1)
 
 
+def concatenate(first: Sequence, second: Sequence) -> Sequence:
+    """Two sequences one after the other in time, each with its padding where it was.
+
+    The result's own frames do not stand first in a row any more; attention and pooling go by the mask alone.
+    """
+    return Sequence(torch.cat([first.features, second.features], 1), torch.cat([first.mask, second.mask], 1))
+
+
+class Attention(nn.Module):
+    """Multi-head attention of one sequence to another, or to itself, that never looks at padding.
+
+    Args:
+        queries: width of the features that attend, and of the result.
+        keys: width of the features that are attended to.
+        heads: number of heads; divides `queries`.
+        dropout: dropout on the attention weights.
+    """
+
+    def __init__(self, queries: int, keys: int, heads: int, dropout: float) -> None:
+        super().__init__()
+        self.attention = nn.MultiheadAttention(queries, heads, dropout, kdim=keys, vdim=keys, batch_first=True)
+
+    def forward(
+        self, queries: Sequence, keys: Sequence, return_attention: bool = False
+    ) -> tuple[Sequence, Tensor | None]:
+        """Attend.
+
+        Args:
+            queries: (batch, queries, width), and
+            keys: (batch, keys, width of theirs), the same utterances.
+            return_attention: whether the maps are wanted: without them they are never held in memory.
+
+        Returns:
+            (batch, queries, width), and the maps (batch, heads, queries, keys) when asked for.
+        """
+        # Two tensors also where both are one sequence: given the same one, torch takes a kernel in evaluation that
+        # holds the maps in memory, instead of its scaled dot-product attention.
+        attending, attended = zero_padding(queries).features, zero_padding(keys).features
+        features, weights = self.attention(
+            attending,
+            attended,
+            attended,
+            key_padding_mask=~keys.mask,
+            need_weights=return_attention,
+            average_attn_weights=False,
+        )
+        if weights is not None:
+            weights = weights.masked_fill(~queries.mask[:, None, :, None], 0.0)
+        return Sequence(features, queries.mask), weights
+
+
+def check_modalities(modalities: Items[str], count: int) -> tuple[str, ...]:
+    """The modalities, if they are so many different ones.
+
+    Raises:
+        InputError: they are not.
+    """
+    if len(modalities) != count or len(set(modalities)) != count:
+        expected = "one modality" if count == 1 else "[text, audio]"
+        raise InputError(f"fusion.modalities={list(modalities)}: expected {expected}.")
+    return tuple(modalities)
+
+
 def check_pool(how: str, key: str) -> str:
     """`how`, if it is a way to pool.
 
@@ -74,41 +148,39 @@ def check_pool(how: str, key: str) -> str:
     return how
 
 
-class SelfAttention(nn.Module):
-    """Multi-head self-attention that never looks at padding.
-
-    Args:
-        dim: width of the features.
-        heads: number of heads; divides `dim`.
-        dropout: dropout on the attention weights.
-        key: the config key to name when they do not fit.
+def check_width(width: int, key: str) -> int:
+    """`width`, if it can be a layer's width.
 
     Raises:
-        InputError: `heads` does not divide `dim`.
+        InputError: it cannot; `key` is the config key to name.
     """
-
-    def __init__(self, dim: int, heads: int, dropout: float, key: str) -> None:
-        super().__init__()
-        if heads < 1 or dim % heads:
-            raise InputError(f"{key}={heads}: does not divide the features' width {dim}.")
-        self.attention = nn.MultiheadAttention(dim, heads, dropout, batch_first=True)
-
-    def forward(self, sequence: Sequence, return_attention: bool = False) -> tuple[Sequence, Tensor | None]:
-        """(batch, time, dim) -> the same, and the maps (batch, heads, time, time) when asked for."""
-        features, weights = self.attention(
-            sequence.features,
-            sequence.features,
-            sequence.features,
-            key_padding_mask=~sequence.mask,
-            need_weights=return_attention,
-            average_attn_weights=False,
-        )
-        return Sequence(features, sequence.mask), weights
+    if isinstance(width, bool) or not isinstance(width, int) or width < 1:
+        raise InputError(f"{key}={width}: expected a whole number from 1.")
+    return width
 
 
-def concatenate(first: Sequence, second: Sequence) -> Sequence:
-    """Two sequences one after the other in time, each with its padding where it was.
+def check_dropout(dropout: float, key: str) -> float:
+    """`dropout`, if it can be the share that is dropped.
 
-    The result's own frames do not stand first in a row any more; attention and pooling go by the mask alone.
+    Raises:
+        InputError: it cannot; `key` is the config key to name.
     """
-    return Sequence(torch.cat([first.features, second.features], 1), torch.cat([first.mask, second.mask], 1))
+    if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
+        raise InputError(f"{key}={dropout}: expected a number from 0 to less than 1.")
+    return dropout
+
+
+def check_heads(heads: int, dims: Mapping[str, int]) -> int:
+    """`heads`, if it divides the width of each modality's features.
+
+    Raises:
+        InputError: it does not; the counts of heads that do are named.
+    """
+    is_count = isinstance(heads, int) and not isinstance(heads, bool) and heads > 0
+    unfit = [modality for modality, width in dims.items() if not is_count or width % heads]
+    if unfit:
+        common = math.gcd(*dims.values())
+        fit = ", ".join(str(count) for count in range(1, common + 1) if common % count == 0)
+        widths = " and ".join(f"the {modality} features' width {dims[modality]}" for modality in unfit)
+        raise InputError(f"fusion.heads={heads}: does not divide {widths}. Expected one of {fit}.")
+    return heads

@@ -7,11 +7,15 @@ import torch
 from torch import nn
 
 from fourm_ser.encoders.base import Sequence
-from fourm_ser.fusion.base import Fusion, FusionOutput, check_pool, pool
+from fourm_ser.errors import InputError
+from fourm_ser.fusion.base import Fusion, FusionOutput, check_pool, check_width, pool
 
 
 class ConcatFusion(Fusion):
-    """Each modality pooled over time and projected; the embedding is the vectors one after the other (SERVER, 2023).
+    """Each modality pooled over time and projected; the embedding is the vectors one after the other.
+
+    SERVER (2023, https://github.com/nhattruongpham/mmser) takes BERT's pooled output through a projection and the sum
+    of VGGish's examples as it is.
 
     Args:
         dims: width of each modality's features.
@@ -20,7 +24,7 @@ class ConcatFusion(Fusion):
         pool: how each modality is pooled; see `fourm_ser.fusion.base.pool`.
 
     Raises:
-        InputError: an unknown pooling.
+        InputError: no modality or one twice, a modality without its entry, an unknown pooling, a width out of range.
     """
 
     def __init__(
@@ -31,16 +35,25 @@ class ConcatFusion(Fusion):
         pool: Mapping[str, str],
     ) -> None:
         super().__init__()
+        if not modalities or len(set(modalities)) < len(modalities):
+            raise InputError(f"fusion.modalities={list(modalities)}: expected text, audio or both.")
         self.modalities = tuple(modalities)
+        for key, entries in (("project", project), ("pool", pool)):
+            lacking = [modality for modality in modalities if modality not in entries]
+            if lacking:
+                raise InputError(f"fusion.{key}: expected an entry for {lacking[0]}, which the fusion reads.")
         self.pool = {modality: check_pool(pool[modality], f"fusion.pool.{modality}") for modality in modalities}
-        widths = {modality: project[modality] or dims[modality] for modality in modalities}
-        self.linear = nn.ModuleDict(
-            {
-                modality: nn.Identity() if project[modality] is None else nn.Linear(dims[modality], widths[modality])
-                for modality in modalities
-            }
-        )
-        self.dim = sum(widths.values())
+        self.widths = {modality: dims[modality] for modality in modalities}
+        self.linear = nn.ModuleDict()
+        self.dim = 0
+        for modality in modalities:
+            width = project[modality]
+            if width is None:
+                self.linear[modality] = nn.Identity()
+                self.dim += dims[modality]
+            else:
+                self.linear[modality] = nn.Linear(dims[modality], check_width(width, f"fusion.project.{modality}"))
+                self.dim += width
 
     def forward(self, text: Sequence | None, audio: Sequence | None, return_attention: bool = False) -> FusionOutput:
         vectors = []

@@ -7,33 +7,47 @@ from torch import Tensor, nn
 
 from fourm_ser.encoders.base import Sequence
 from fourm_ser.errors import InputError
-from fourm_ser.fusion.base import Fusion, FusionOutput, SelfAttention, check_pool, concatenate, pool
+from fourm_ser.fusion.base import (
+    Attention,
+    Fusion,
+    FusionOutput,
+    check_dropout,
+    check_heads,
+    check_modalities,
+    check_pool,
+    check_width,
+    concatenate,
+    pool,
+    zero_padding,
+)
 
 
 class SelfAttentionFusion(Fusion):
     """Text attends to itself and is brought to the audio's width; then both attend to each other as one sequence.
 
     text -> self-attention -> linear to the audio's width -> LayerNorm; audio -> normalisation; both one after the
-    other in time -> self-attention -> linear to `dim` -> LayerNorm -> pooling (3M-SER, 2023; 4M-SER).
+    other in time -> self-attention -> linear to `dim` -> LayerNorm -> pooling (3M-SER, 2023,
+    https://github.com/tpnam0901/3m-ser; 4M-SER, https://github.com/tpnam0901/4M-MER).
 
     Args:
         dims: width of each modality's features.
         modalities: `[text, audio]`.
-        dim: width of the embedding.
+        dim: width of the embedding; None for the audio's width, as published.
         heads: attention heads; divide both widths.
         dropout: dropout on the attention weights.
         pool: `first`, `mean`, `max` or `min` over text and audio together; see `fourm_ser.fusion.base.pool`.
-        audio_norm: `layer_norm`, `min_max` (each feature to 0..1 over the utterance) or `none`.
+        audio_norm: `layer_norm`, `min_max` (the utterance's least value to 0 and its greatest to 1, over all features
+            together) or `none`.
 
     Raises:
-        InputError: heads that do not divide a width, an unknown pooling or normalisation.
+        InputError: heads that do not divide a width, an unknown pooling or normalisation, a number out of range.
     """
 
     def __init__(
         self,
         dims: Mapping[str, int],
         modalities: Items[str],
-        dim: int,
+        dim: int | None,
         heads: int,
         dropout: float,
         pool: str,
@@ -42,37 +56,43 @@ class SelfAttentionFusion(Fusion):
         super().__init__()
         if audio_norm not in ("layer_norm", "min_max", "none"):
             raise InputError(f"fusion.audio_norm={audio_norm}: expected layer_norm, min_max or none.")
-        self.modalities = tuple(modalities)
-        self.dim = dim
+        self.modalities = check_modalities(modalities, 2)
+        width = dims["audio"]
+        self.dim = width if dim is None else check_width(dim, "fusion.dim")
+        self.widths = {"text": width, "audio": width}
         self.pool = check_pool(pool, "fusion.pool")
         self.audio_norm = audio_norm
-        self.text_attention = SelfAttention(dims["text"], heads, dropout, "fusion.heads")
-        self.text_linear = nn.Linear(dims["text"], dims["audio"])
-        self.text_layer_norm = nn.LayerNorm(dims["audio"])
-        self.audio_layer_norm = nn.LayerNorm(dims["audio"]) if audio_norm == "layer_norm" else nn.Identity()
-        self.fusion_attention = SelfAttention(dims["audio"], heads, dropout, "fusion.heads")
-        self.fusion_linear = nn.Linear(dims["audio"], dim)
-        self.fusion_layer_norm = nn.LayerNorm(dim)
+        check_heads(heads, dims)
+        check_dropout(dropout, "fusion.dropout")
+        self.text_attention = Attention(dims["text"], dims["text"], heads, dropout)
+        self.text_linear = nn.Linear(dims["text"], width)
+        self.text_layer_norm = nn.LayerNorm(width)
+        self.audio_layer_norm = nn.LayerNorm(width) if audio_norm == "layer_norm" else nn.Identity()
+        self.fusion_attention = Attention(width, width, heads, dropout)
+        self.fusion_linear = nn.Linear(width, self.dim)
+        self.fusion_layer_norm = nn.LayerNorm(self.dim)
 
     def forward(self, text: Sequence | None, audio: Sequence | None, return_attention: bool = False) -> FusionOutput:
         assert text is not None
         assert audio is not None
-        attended, text_map = self.text_attention(text, return_attention)
-        text = Sequence(self.text_layer_norm(self.text_linear(attended.features)), text.mask)
-        audio = self._normalised(audio)
+        attended, text_map = self.text_attention(text, text, return_attention)
+        text = zero_padding(Sequence(self.text_layer_norm(self.text_linear(attended.features)), text.mask))
+        audio = self._normalised(zero_padding(audio))
         # (batch, tokens + frames, audio's width)
-        fused, fusion_map = self.fusion_attention(concatenate(text, audio), return_attention)
+        both = concatenate(text, audio)
+        fused, fusion_map = self.fusion_attention(both, both, return_attention)
         fused = Sequence(self.fusion_layer_norm(self.fusion_linear(fused.features)), fused.mask)
         attention = {"text": text_map, "fusion": fusion_map} if return_attention else {}
         return FusionOutput(pool(fused, self.pool), text, audio, attention)
 
     def _normalised(self, audio: Sequence) -> Sequence:
-        if self.audio_norm == "min_max":
-            return Sequence(_min_max(audio), audio.mask)
-        return Sequence(self.audio_layer_norm(audio.features), audio.mask)
+        features = _min_max(audio) if self.audio_norm == "min_max" else self.audio_layer_norm(audio.features)
+        return zero_padding(Sequence(features, audio.mask))
 
 
 def _min_max(sequence: Sequence) -> Tensor:
-    """Each feature scaled to 0..1 over the utterance's own frames; padding does not count."""
-    low, high = pool(sequence, "min")[:, None], pool(sequence, "max")[:, None]
+    """The utterance scaled so that its least value is 0 and its greatest 1; padding does not count."""
+    # (batch, dim) -> (batch, 1, 1)
+    low = pool(sequence, "min").amin(1)[:, None, None]
+    high = pool(sequence, "max").amax(1)[:, None, None]
     return (sequence.features - low) / (high - low).clamp_min(1e-6)

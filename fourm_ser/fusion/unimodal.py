@@ -6,8 +6,18 @@ from collections.abc import Sequence as Items
 from torch import nn
 
 from fourm_ser.encoders.base import Sequence
-from fourm_ser.errors import InputError
-from fourm_ser.fusion.base import Fusion, FusionOutput, SelfAttention, check_pool, pool
+from fourm_ser.fusion.base import (
+    Attention,
+    Fusion,
+    FusionOutput,
+    check_dropout,
+    check_heads,
+    check_modalities,
+    check_pool,
+    check_width,
+    pool,
+    zero_padding,
+)
 
 
 class UnimodalFusion(Fusion):
@@ -22,30 +32,31 @@ class UnimodalFusion(Fusion):
         pool: see `fourm_ser.fusion.base.pool`.
 
     Raises:
-        InputError: not one modality, heads that do not divide the width, an unknown pooling.
+        InputError: not one modality, heads that do not divide the width, an unknown pooling, a number out of range.
     """
 
     def __init__(
         self, dims: Mapping[str, int], modalities: Items[str], dim: int, heads: int, dropout: float, pool: str
     ) -> None:
         super().__init__()
-        if len(modalities) != 1:
-            raise InputError(f"fusion.modalities={list(modalities)}: expected one modality.")
-        self.modalities = tuple(modalities)
-        self.dim = dim
+        self.modalities = check_modalities(modalities, 1)
+        (modality,) = self.modalities
+        self.dim = check_width(dim, "fusion.dim")
+        self.widths = {modality: dim}
         self.pool = check_pool(pool, "fusion.pool")
-        width = dims[self.modalities[0]]
-        self.attention = SelfAttention(width, heads, dropout, "fusion.heads")
+        width = dims[modality]
+        check_heads(heads, {modality: width})
+        check_dropout(dropout, "fusion.dropout")
+        self.attention = Attention(width, width, heads, dropout)
         self.linear = nn.Linear(width, dim)
         self.layer_norm = nn.LayerNorm(dim)
 
     def forward(self, text: Sequence | None, audio: Sequence | None, return_attention: bool = False) -> FusionOutput:
-        sequences = {"text": text, "audio": audio}
-        modality = self.modalities[0]
-        sequence = sequences[modality]
+        (modality,) = self.modalities
+        sequence = {"text": text, "audio": audio}[modality]
         assert sequence is not None
-        attended, weights = self.attention(sequence, return_attention)
-        sequence = Sequence(self.layer_norm(self.linear(attended.features)), sequence.mask)
+        attended, weights = self.attention(sequence, sequence, return_attention)
+        sequence = zero_padding(Sequence(self.layer_norm(self.linear(attended.features)), sequence.mask))
         normalised = {modality: sequence}
         attention = {} if weights is None else {modality: weights}
         return FusionOutput(pool(sequence, self.pool), normalised.get("text"), normalised.get("audio"), attention)

@@ -1,19 +1,22 @@
-"""Fusions: padding never counts, attention maps are maps, and each is what its paper says."""
+"""Fusions: padding never counts, attention maps are maps, and what does not fit is refused."""
 
 import itertools
 from collections.abc import Mapping
 from typing import Any
 
+import hypothesis.strategies as st
 import pytest
 import torch
-from torch import Tensor, nn
+from hypothesis import given, settings
+from torch import Tensor
 
-from fourm_ser.encoders.base import Sequence, length_mask, pad
 from fourm_ser.errors import InputError
-from fourm_ser.fusion.base import POOLS, Fusion, FusionOutput, pool
+from fourm_ser.fusion.base import POOLS, Fusion, pool
 from fourm_ser.fusion.concat import ConcatFusion
+from fourm_ser.fusion.cross_attention import CrossAttentionFusion
 from fourm_ser.fusion.self_attention import SelfAttentionFusion
 from fourm_ser.fusion.unimodal import UnimodalFusion
+from tests.fusion.sequences import fuse, padded, train_a_little, utterances
 
 DIMS = {"text": 16, "audio": 24}
 TEXT_LENGTHS, AUDIO_LENGTHS = (2, 5, 40, 1), (60, 1, 7, 9)
@@ -25,6 +28,13 @@ FUSIONS: dict[str, tuple[type[Fusion], dict[str, Any]]] = {
             {"modalities": ["text", "audio"], "dim": 8, "heads": 4, "dropout": 0.1, "pool": how, "audio_norm": norm},
         )
         for how, norm in itertools.product(POOLS, ("layer_norm", "min_max", "none"))
+    },
+    **{
+        f"cross_attention-{how}": (
+            CrossAttentionFusion,
+            {"modalities": ["text", "audio"], "dim": 12, "heads": 4, "dropout": 0.1, "pool": how},
+        )
+        for how in POOLS
     },
     **{
         f"concat-{how}-{width}": (
@@ -51,31 +61,10 @@ ATTENTIVE = pytest.mark.parametrize("name", [name for name in FUSIONS if not nam
 
 def build(name: str, **changes: Any) -> Fusion:
     kind, arguments = FUSIONS[name]
-    torch.manual_seed(0)
-    fusion = kind(dims=DIMS, **{**arguments, **changes})
-    for parameter in fusion.parameters():  # biases and norms as after training, not zeros and ones
-        nn.init.normal_(parameter, std=0.3)
-    return fusion.eval()
-
-
-def utterances(lengths: tuple[int, ...], width: int, seed: int) -> list[Tensor]:
-    generator = torch.Generator().manual_seed(seed)
-    return [torch.randn(count, width, generator=generator) * 2 + 0.5 for count in lengths]
+    return train_a_little(kind(dims=DIMS, **{**arguments, **changes}))
 
 
 TEXTS, AUDIOS = utterances(TEXT_LENGTHS, DIMS["text"], 1), utterances(AUDIO_LENGTHS, DIMS["audio"], 2)
-
-
-def padded(rows: list[Tensor], value: float = 0.0) -> Sequence:
-    features = pad(rows, value)
-    return Sequence(features, length_mask(torch.tensor([len(row) for row in rows]), features.shape[1]))
-
-
-def fuse(fusion: Fusion, texts: list[Tensor], audios: list[Tensor], value: float = 0.0, **flags: bool) -> FusionOutput:
-    """Both modalities padded with `value`, of which the fusion gets those that it reads."""
-    text = padded(texts, value) if "text" in fusion.modalities else None
-    audio = padded(audios, value) if "audio" in fusion.modalities else None
-    return fusion(text, audio, **flags)
 
 
 # Without gradients torch takes another path through its attention.
@@ -119,30 +108,55 @@ def test_what_stands_in_the_padding_does_not_matter(name: str, gradients: bool, 
         torch.testing.assert_close(fuse(fusion, TEXTS, AUDIOS, value).embedding, expected, rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", [name for name in FUSIONS if name.startswith("concat")])
-def test_pooled_modalities_do_not_even_mind_nan_in_the_padding(name: str) -> None:
+@EVERY
+def test_not_even_nan_in_the_padding_matters(name: str) -> None:
     fusion = build(name)
-    found = fuse(fusion, TEXTS, AUDIOS, float("nan")).embedding
-    assert torch.equal(found, fuse(fusion, TEXTS, AUDIOS).embedding)
+    parameters = list(fusion.parameters())
+    found = []
+    for value in (float("nan"), 0.0):
+        embedding = fuse(fusion, TEXTS, AUDIOS, value).embedding
+        found.append((embedding, *(torch.autograd.grad(embedding.square().sum(), parameters) if parameters else ())))
+    for with_nan, with_zero in zip(*found, strict=True):
+        assert torch.equal(with_nan, with_zero)
 
 
 @EVERY
 def test_padding_gets_no_gradient(name: str) -> None:
     fusion = build(name)
-    text, audio = padded(TEXTS), padded(AUDIOS)
-    for sequence in (text, audio):
+    given = {modality: padded(rows, 1e6) for modality, rows in (("text", TEXTS), ("audio", AUDIOS))}
+    for sequence in given.values():
         sequence.features.requires_grad_()
-    given = {"text": text, "audio": audio}
-    read = {modality: given[modality] if modality in fusion.modalities else None for modality in given}
-    output = fusion(read["text"], read["audio"])
+    output = fusion(*(given[modality] if modality in fusion.modalities else None for modality in ("text", "audio")))
+    total = output.embedding.square().sum()
+    for returned in (output.text, output.audio):
+        if returned is not None:
+            total = total + returned.features[returned.mask].square().sum()
     features = [given[modality].features for modality in fusion.modalities]
-    for modality, gradient in zip(
-        fusion.modalities, torch.autograd.grad(output.embedding.square().sum(), features), strict=True
-    ):
+    for modality, gradient in zip(fusion.modalities, torch.autograd.grad(total, features), strict=True):
         mask = given[modality].mask
         assert (gradient[~mask] == 0).all()
         assert gradient[mask].abs().max() > 0
         assert torch.isfinite(gradient).all()
+
+
+@EVERY
+def test_widths_are_those_of_the_sequences_returned(name: str) -> None:
+    fusion = build(name)
+    output = fuse(fusion, TEXTS, AUDIOS)
+    returned = {"text": output.text, "audio": output.audio}
+    found = {modality: part.features.shape[-1] for modality, part in returned.items() if part is not None}
+    assert fusion.widths == found
+    assert set(fusion.widths) == set(fusion.modalities)
+
+
+@ATTENTIVE
+def test_what_is_returned_is_zero_where_padding_stands(name: str) -> None:
+    output = fuse(build(name), TEXTS, AUDIOS, 1e6)
+    for returned in (output.text, output.audio):
+        if returned is not None:
+            assert (~returned.mask).any()
+            assert (returned.features[~returned.mask] == 0).all()
+            assert torch.isfinite(returned.features).all()
 
 
 def maps(fusion: Fusion) -> dict[str, tuple[Tensor, Tensor]]:
@@ -151,6 +165,8 @@ def maps(fusion: Fusion) -> dict[str, tuple[Tensor, Tensor]]:
     if isinstance(fusion, SelfAttentionFusion):
         both = torch.cat([text, audio], 1)
         return {"text": (text, text), "fusion": (both, both)}
+    if isinstance(fusion, CrossAttentionFusion):
+        return {"text": (audio, text), "audio": (text, audio)}
     (modality,) = fusion.modalities
     own = text if modality == "text" else audio
     return {modality: (own, own)}
@@ -174,6 +190,7 @@ def test_attention_maps_are_maps(name: str, gradients: bool) -> None:
         torch.testing.assert_close(own.sum(-1), torch.ones_like(own[..., 0]), rtol=0, atol=1e-5)
         nothing = ~keys[:, None, None, :].expand_as(weights).transpose(1, 2)[queries]
         assert (own[nothing] == 0).all()
+        assert (weights.transpose(1, 2)[~queries] == 0).all()
         assert (own >= 0).all()
         assert (weights[:, 0] - weights[:, 1]).abs().max() > 1e-3  # a map a head, no average
 
@@ -183,50 +200,41 @@ def test_a_fusion_without_attention_has_no_maps(name: str) -> None:
     assert fuse(build(name), TEXTS, AUDIOS, return_attention=True).attention == {}
 
 
-def test_attention_maps_say_what_was_attended_to() -> None:
-    fusion = build("text_only-mean")
-    assert isinstance(fusion, UnimodalFusion)
-    attention = fusion.attention.attention
-    output = fuse(fusion, [TEXTS[2]], [AUDIOS[2]], return_attention=True)
-    projected = TEXTS[2] @ attention.in_proj_weight.T + attention.in_proj_bias
-    query, key, value = (part.view(-1, 4, 4).transpose(0, 1) for part in torch.split(projected, 16, dim=1))
-    weights = (query @ key.transpose(1, 2) / 2).softmax(-1)
-    torch.testing.assert_close(output.attention["text"][0], weights, rtol=0, atol=1e-5)
-    attended = (weights @ value).transpose(0, 1).reshape(-1, 16)
-    features = fusion.layer_norm(fusion.linear(attention.out_proj(attended)))
-    assert output.text is not None
-    torch.testing.assert_close(output.text.features[0], features, rtol=0, atol=1e-5)
-    torch.testing.assert_close(output.embedding[0], features.mean(0), rtol=0, atol=1e-5)
+@ATTENTIVE
+@pytest.mark.parametrize("mode", ["training", "evaluation", "evaluation without gradients"])
+def test_maps_are_made_only_where_they_are_asked_for(name: str, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    functional, calls = torch.nn.functional, []
+    fused = functional.scaled_dot_product_attention
+
+    def spy(*arguments: Any, **options: Any) -> Tensor:
+        calls.append(options.get("dropout_p", arguments[4] if len(arguments) > 4 else 0.0))
+        return fused(*arguments, **options)
+
+    monkeypatch.setattr(functional, "scaled_dot_product_attention", spy)
+    fusion = build(name, dropout=0.25).train(mode == "training")
+    with torch.set_grad_enabled(mode != "evaluation without gradients"):
+        count = len(fuse(fusion, TEXTS, AUDIOS, return_attention=True).attention)
+        assert not calls
+        fuse(fusion, TEXTS, AUDIOS)
+    assert count > 0
+    assert calls == [0.25 if mode == "training" else 0.0] * count
 
 
-@pytest.mark.parametrize("norm", ["layer_norm", "min_max", "none"])
-def test_self_attention_is_over_both_as_one_sequence(norm: str) -> None:
-    fusion = build(f"self_attention-mean-{norm}")
-    assert isinstance(fusion, SelfAttentionFusion)
-    text, audio = TEXTS[2][None], AUDIOS[2][None]
-    attend = [part.attention for part in (fusion.text_attention, fusion.fusion_attention)]
-    brought = fusion.text_layer_norm(fusion.text_linear(attend[0](text, text, text)[0]))
-    low, high = audio.amin(1, keepdim=True), audio.amax(1, keepdim=True)
-    normalised = {
-        "layer_norm": fusion.audio_layer_norm(audio),
-        "min_max": (audio - low) / (high - low),
-        "none": audio,
-    }[norm]
-    both = torch.cat([brought, normalised], 1)
-    expected = fusion.fusion_layer_norm(fusion.fusion_linear(attend[1](both, both, both)[0])).mean(1)
-    output = fusion(Sequence(text, torch.ones(1, 40, dtype=torch.bool)), Sequence(audio, torch.ones(1, 7) > 0))
-    torch.testing.assert_close(output.embedding, expected, rtol=0, atol=1e-5)
-    torch.testing.assert_close(output.text.features, brought, rtol=0, atol=1e-5)
-    torch.testing.assert_close(output.audio.features, normalised, rtol=0, atol=1e-5)
-
-
-def test_a_feature_that_does_not_move_stays_finite_under_min_max() -> None:
+def test_an_utterance_of_one_value_stays_finite_under_min_max() -> None:
     fusion = build("self_attention-mean-min_max")
     still = [torch.full((count, DIMS["audio"]), 0.3) for count in (1, 5)]
     output = fuse(fusion, TEXTS[:2], still)
     assert output.audio is not None
     assert torch.isfinite(output.embedding).all()
     assert (output.audio.features[output.audio.mask] == 0).all()
+
+
+def test_min_max_is_over_all_features_of_an_utterance() -> None:
+    audio = fuse(build("self_attention-mean-min_max"), TEXTS, AUDIOS, -1e6).audio
+    assert audio is not None
+    for row, utterance in enumerate(AUDIOS):
+        expected = (utterance - utterance.min()) / (utterance.max() - utterance.min())
+        torch.testing.assert_close(audio.features[row, : len(utterance)], expected, rtol=0, atol=1e-6)
 
 
 def test_pooling_is_over_a_row_s_own_frames() -> None:
@@ -268,30 +276,78 @@ def test_dropout_is_on_while_training_alone(name: str) -> None:
     assert not torch.equal(fuse(fusion, TEXTS, AUDIOS).embedding, fuse(fusion, TEXTS, AUDIOS).embedding)
 
 
-@pytest.mark.parametrize("name", ["self_attention-mean-layer_norm", "concat-mean-8", "text_only-mean"])
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_a_batch_of_one_is_its_row_in_a_batch_of_many(data: st.DataObject) -> None:
+    fusion = build(data.draw(st.sampled_from(list(FUSIONS))))
+    lengths = st.lists(st.integers(1, 60), min_size=32, max_size=32)
+    texts = utterances(tuple(data.draw(lengths)), DIMS["text"], data.draw(st.integers(0, 99)))
+    audios = utterances(tuple(data.draw(lengths)), DIMS["audio"], data.draw(st.integers(100, 199)))
+    row = data.draw(st.integers(0, 31))
+    with torch.no_grad():
+        batch = fuse(fusion, texts, audios, 1e6)
+        alone = fuse(fusion, [texts[row]], [audios[row]])
+    torch.testing.assert_close(batch.embedding[row], alone.embedding[0], rtol=1e-5, atol=1e-4)
+    for one, many in ((alone.text, batch.text), (alone.audio, batch.audio)):
+        if one is not None and many is not None:
+            torch.testing.assert_close(many.features[row, many.mask[row]], one.features[0], rtol=1e-5, atol=1e-4)
+
+
+KINDS = ["self_attention-mean-layer_norm", "cross_attention-mean", "text_only-mean", "audio_only-mean"]
+
+
+@pytest.mark.parametrize("name", [*KINDS, "concat-mean-8"])
 def test_an_unknown_pooling_is_refused(name: str) -> None:
     bad: Any = {"text": "mean", "audio": "median"} if name.startswith("concat") else "median"
     with pytest.raises(InputError, match=r"fusion\.pool.*median.*expected one of first, mean, max, min, sum"):
         build(name, pool=bad)
 
 
-@pytest.mark.parametrize("name", ["self_attention-mean-layer_norm", "text_only-mean", "audio_only-mean"])
-@pytest.mark.parametrize("heads", [0, -1, 5, 9])
-def test_heads_that_do_not_divide_the_width_are_refused(name: str, heads: int) -> None:
-    with pytest.raises(InputError, match=rf"fusion\.heads={heads}"):
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("heads", [0, -1, 5, 9, True, 2.0])
+def test_heads_that_do_not_divide_the_width_are_refused(name: str, heads: Any) -> None:
+    fit = {"text_only-mean": "1, 2, 4, 8, 16", "audio_only-mean": "1, 2, 3, 4, 6, 8, 12, 24"}.get(name, "1, 2, 4, 8")
+    with pytest.raises(InputError, match=rf"^fusion\.heads={heads}: .*Expected one of {fit}\.$"):
         build(name, heads=heads)
 
 
-def test_heads_have_to_divide_both_widths() -> None:
-    with pytest.raises(InputError, match=r"fusion\.heads=16.* 24"):
-        build("self_attention-mean-layer_norm", heads=16)
-    with pytest.raises(InputError, match=r"fusion\.heads=12.* 16"):
-        build("self_attention-mean-layer_norm", heads=12)
+@pytest.mark.parametrize("name", KINDS[:2])
+def test_heads_have_to_divide_both_widths(name: str) -> None:
+    with pytest.raises(InputError, match=r"fusion\.heads=16: does not divide the audio features' width 24\."):
+        build(name, heads=16)
+    with pytest.raises(InputError, match=r"fusion\.heads=12: does not divide the text features' width 16\."):
+        build(name, heads=12)
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("dropout", [-0.1, 1.0, 1, True, "much", float("nan")])
+def test_dropout_out_of_range_is_refused(name: str, dropout: Any) -> None:
+    with pytest.raises(InputError, match=rf"fusion\.dropout={dropout}: expected a number from 0 to less than 1"):
+        build(name, dropout=dropout)
+
+
+@pytest.mark.parametrize("name", KINDS)
+@pytest.mark.parametrize("dim", [0, -8, 2.5, True])
+def test_a_width_out_of_range_is_refused(name: str, dim: Any) -> None:
+    with pytest.raises(InputError, match=rf"fusion\.dim={dim}: expected a whole number from 1"):
+        build(name, dim=dim)
+    with pytest.raises(InputError, match=rf"fusion\.project\.audio={dim}: expected a whole number from 1"):
+        build("concat-mean-8", project={"text": 8, "audio": dim})
 
 
 def test_other_nonsense_is_refused() -> None:
     with pytest.raises(InputError, match=r"fusion\.audio_norm=batch"):
         build("self_attention-mean-none", audio_norm="batch")
-    for modalities in ([], ["text", "audio"]):
-        with pytest.raises(InputError, match=r"fusion\.modalities"):
-            build("text_only-mean", modalities=modalities)
+    for name in FUSIONS:
+        for modalities in ([], ["text", "text"], ["audio", "text", "audio"]):
+            with pytest.raises(InputError, match=r"fusion\.modalities=\["):
+                build(name, modalities=modalities)
+    for key in ("project", "pool"):
+        with pytest.raises(InputError, match=rf"fusion\.{key}: expected an entry for audio"):
+            build("concat-mean-8", **{key: {"text": None if key == "project" else "mean"}})
+
+
+def test_without_a_width_of_its_own_the_embedding_has_the_audio_s() -> None:
+    fusion = build("self_attention-mean-layer_norm", dim=None)
+    assert fusion.dim == DIMS["audio"]
+    assert fuse(fusion, TEXTS, AUDIOS).embedding.shape == (4, DIMS["audio"])
