@@ -1,0 +1,122 @@
+"""In which settings runs differ, and what those settings are called."""
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from fourm_ser.report.collect import Run
+
+REPEATS = ("seed", "data.fold", "data.split_seed")
+# Where a run is done and how it is watched: no choice of the experiment.
+PLACE = {"seed", "cache", "resume", "trainer.accelerator"}
+PLACE_OF_DATA = {"root", "audio_root", "workers", "strict", "fold", "split_seed"}
+# Keys of `data` that change how a model is trained, not what it is tested on.
+TRAINING = {"data.sampler", "data.max_seconds", "data.too_long"}
+# Options in the order in which people read them; the others follow.
+GROUPS = ("experiment", "encoder", "encoder/text", "encoder/audio", "fusion", "head", "loss", "stage", "optimizer")
+ABSENT = "-"
+
+
+def find_axes(settings: list[dict[str, str]], given: set[str], options: set[str]) -> list[str]:
+    """The settings that tell runs apart, without those that only follow from others.
+
+    `loss=ce,focal` changes many keys of the resolved config: they follow from `loss`. A key that varies while the axes
+    stay the same is an axis of its own.
+
+    Args:
+        settings: each run's settings: options by group, and the leaves of its config.
+        given: names that some command line gave a value to.
+        options: the names that are groups.
+    """
+    names = sorted({name for setting in settings for name in setting}, key=lambda name: rank(name, options))
+    differing = [name for name in names if len({setting.get(name, ABSENT) for setting in settings}) > 1]
+    axes = [name for name in differing if name in options & given]
+    for chosen in (given - options, options, set(differing)):
+        for name in differing:
+            several = len({setting[name] for setting in settings if name in setting}) > 1
+            if (
+                name in chosen
+                and name not in axes
+                and (not _follows(name, axes, settings) or (several and name in given))
+            ):
+                axes.append(name)
+    return sorted(axes, key=lambda name: rank(name, options))
+
+
+def name_options(runs: list[Run]) -> None:
+    """Name the options of runs that no command line recorded: as other runs call the same config, or by its classes."""
+    named: dict[tuple[str, str], str] = {}
+    groups: set[str] = set()
+    for run in runs:
+        for group, option in run.options.items():
+            groups.add(group)
+            named.setdefault((group, _text(_node(run.config, group))), option)
+    for run in runs:
+        if not run.options:
+            for group in groups or {"encoder", "fusion", "loss", "stage", "optimizer", "scheduler"}:
+                node = _node(run.config, group)
+                if node is not None:
+                    run.options[group] = named.get((group, _text(node))) or describe(group, node)
+
+
+def flatten(node: Any, name: str = "") -> dict[str, str]:
+    """The leaves of a config by their dotted keys, as text; a list is a leaf."""
+    if isinstance(node, Mapping) and node:
+        leaves: dict[str, str] = {}
+        for key, below in node.items():
+            leaves |= flatten(below, f"{name}.{key}" if name else str(key))
+        return leaves
+    return {name: _text(node)}
+
+
+def protocol_of(run: Run) -> dict[str, str]:
+    """The settings that say what is tested and what may be trained on."""
+    leaves = flatten({"data": run.config.get("data", {})})
+    return {name: text for name, text in leaves.items() if not is_place(name) and name not in TRAINING}
+
+
+def is_place(name: str) -> bool:
+    parts = name.split(".")
+    return name in PLACE or parts[0] == "logger" or (parts[0] == "data" and parts[-1] in PLACE_OF_DATA)
+
+
+def _follows(name: str, axes: list[str], settings: list[dict[str, str]]) -> bool:
+    """Whether the values on the axes tell the value of `name`."""
+    seen: dict[tuple[str, ...], str] = {}
+    for setting in settings:
+        key = tuple(setting.get(axis, ABSENT) for axis in axes)
+        value = setting.get(name, ABSENT)
+        if seen.setdefault(key, value) != value:
+            return False
+    return True
+
+
+def rank(name: str, options: set[str]) -> tuple[bool, int, int, str]:
+    return name not in options, GROUPS.index(name) if name in GROUPS else len(GROUPS), name.count("."), name
+
+
+def _node(config: Mapping[str, Any], group: str) -> Any:
+    """The part of a config that an option of a group fills."""
+    node: Any = config
+    for key in group.partition("@")[2].split(".") if "@" in group else group.split("/"):
+        node = node.get(key) if isinstance(node, Mapping) else None
+    return node
+
+
+def describe(group: str, node: Any) -> str:
+    """A name for a config node by its classes."""
+    if not isinstance(node, Mapping):
+        return _text(node)
+    if "_target_" in node:
+        name = str(node["_target_"]).rpartition(".")[2]
+        return f"{name}({', '.join(node['terms'])})" if isinstance(node.get("terms"), Mapping) else name
+    if group == "encoder":
+        halves = [node[half] for half in ("text", "audio") if isinstance(node.get(half), Mapping)]
+        return "_".join(str(half.get("name", "unnamed")) for half in halves) or "unnamed"
+    return "+".join(str(key) for key in node)
+
+
+def _text(value: Any) -> str:
+    if isinstance(value, str):
+        return value
+    return json.dumps(value, sort_keys=True, default=str)

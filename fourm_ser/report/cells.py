@@ -1,0 +1,303 @@
+"""From runs to tables: which settings differ, which runs repeat each other, means and deviations over the repeats.
+
+A *section* holds the runs of one protocol: the same corpus, split, validation and classes. A *cell* is one choice on
+every *axis*, the settings in which a section's runs differ; its runs differ in `seed`, `data.fold` and
+`data.split_seed` alone. Where a section has several folds (or drawn splits), each is one *repeat*, and seeds are
+averaged within it first: a fold's seeds are tested on the same utterances and are no further evidence about others.
+Otherwise each seed is a repeat.
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import pandas as pd
+
+from fourm_ser.report.axes import (
+    ABSENT,
+    REPEATS,
+    describe,
+    find_axes,
+    flatten,
+    is_place,
+    name_options,
+    protocol_of,
+    rank,
+)
+from fourm_ser.report.collect import Run
+
+SHOWN = ("ua", "wa", "f1_macro", "f1_weighted", "ece")
+
+
+@dataclass
+class Cell:
+    """One choice on every axis.
+
+    Attributes:
+        values: the choice by axis.
+        runs: the finished runs, one for each seed and fold.
+        others: the runs that did not finish.
+    """
+
+    values: dict[str, str]
+    runs: list[Run] = field(default_factory=list)
+    others: list[Run] = field(default_factory=list)
+
+    @property
+    def name(self) -> str:
+        """The choice in a few words."""
+        return " · ".join(in_words(axis, value) for axis, value in self.values.items())
+
+    @property
+    def random_weights(self) -> bool:
+        """Whether an encoder's weights are random, untrained by anyone before."""
+        configured = [flatten(run.config).get("encoder.weights", "") for run in self.others]
+        recorded = [str(run.metrics.get("weights")) for run in self.runs]
+        return any("random" in weights for weights in recorded or configured)
+
+
+@dataclass
+class Section:
+    """The runs of one protocol.
+
+    Attributes:
+        protocol: `corpus`, `split`, `validation`, `classes`; then what tells the section from others alike.
+        axes: the values of each axis in their order.
+        constants: options in which the runs agree.
+        cells: in the order of their values.
+        repeat: what a repeat is: `fold`, `split` (drawn anew by data.split_seed), or `seed`.
+        table: one row a finished run: `cell` (number), `seed`, `fold`, `repeat`, and the numbers of metrics.json.
+        notes: what a reader must know, in sentences.
+    """
+
+    protocol: dict[str, str]
+    axes: dict[str, list[str]]
+    constants: dict[str, str]
+    cells: list[Cell]
+    repeat: str
+    table: pd.DataFrame
+    notes: list[str]
+
+    @property
+    def classes(self) -> list[str]:
+        """The emotions in the order of their indices."""
+        return self.protocol["classes"].split(", ")
+
+    def values(self, metric: str) -> pd.DataFrame:
+        """A test metric by cell (rows) and repeat (columns), seeds averaged within a fold; NaN where there is no run.
+
+        Args:
+            metric: as in metrics.json, without `test/`.
+        """
+        named = f"test/{metric}"
+        if named not in self.table:
+            return pd.DataFrame(index=range(len(self.cells)), columns=[], dtype=float)
+        return self.table.pivot_table(index="cell", columns="repeat", values=named, aggfunc="mean").reindex(
+            range(len(self.cells))
+        )
+
+    def summary(self, metric: str) -> pd.DataFrame:
+        """Mean, standard deviation (of a sample, n - 1) and number of repeats of a metric, a row a cell."""
+        values = self.values(metric)
+        return pd.DataFrame({"mean": values.mean(axis=1), "std": values.std(axis=1), "n": values.count(axis=1)})
+
+    @property
+    def complete(self) -> list[int]:
+        """The cells that have as many runs as any other: only those compete for the best."""
+        most = max((len(cell.runs) for cell in self.cells), default=0)
+        return [number for number, cell in enumerate(self.cells) if cell.runs and len(cell.runs) == most]
+
+    def best(self, metric: str) -> int:
+        """The complete cell with the highest mean, the first of equals; the lowest for `ece`."""
+        means = self.summary(metric)["mean"].loc[self.complete].to_numpy()
+        return self.complete[int(means.argmin() if metric == "ece" else means.argmax())]
+
+    @property
+    def baseline(self) -> int:
+        """The first complete cell: the first value of every axis, where that was run."""
+        return self.complete[0]
+
+
+def make_sections(runs: Iterable[Run]) -> tuple[list[Section], list[str]]:
+    """Part runs by protocol, and the runs of each into cells.
+
+    Args:
+        runs: finished or not; those without a config are left out.
+
+    Returns:
+        The sections, those with finished runs first, and what was set aside, in sentences.
+    """
+    known = [run for run in runs if run.config]
+    name_options(known)
+    parts: dict[str, list[Run]] = {}
+    of_config: dict[str, str] = {}
+    for run in sorted(known, key=lambda run: run.state != "finished"):
+        asked = json.dumps(protocol_of(run), sort_keys=True, default=str)
+        if run.state == "finished":
+            key = asked + json.dumps(_recorded(run))
+            of_config.setdefault(asked, key)
+        else:
+            key = of_config.get(asked, asked)
+        parts.setdefault(key, []).append(run)
+    order = {run.path: place for place, run in enumerate(known)}
+    problems: list[str] = []
+    sections = []
+    for part in parts.values():
+        part.sort(key=lambda run: order[run.path])
+        sections.append(_make_section(part, problems))
+    _tell_apart(sections, list(parts.values()))
+    return sections, problems
+
+
+def in_words(axis: str, value: str) -> str:
+    """A value of an axis that can stand alone: an option's name does, a number needs its key."""
+    return f"{axis.rpartition('.')[2]}={value}" if "." in axis else value
+
+
+def _make_section(runs: list[Run], problems: list[str]) -> Section:
+    options = {group for run in runs for group in run.options} - {"logger", "trainer", "data"}
+    settings = [
+        {name: text for name, text in flatten(run.config).items() if not is_place(name)}
+        | {group: option for group, option in run.options.items() if group in options}
+        for run in runs
+    ]
+    given = {word.lstrip("+~").partition("=")[0] for run in runs for word in run.overrides}
+    names = find_axes(settings, given, options)
+    constants = {
+        group: settings[0][group]
+        for group in sorted(options, key=lambda name: rank(name, options))
+        if len({setting.get(group) for setting in settings}) == 1
+    }
+    if not names:
+        names = [group for group in ("encoder", "loss") if group in constants] or sorted(constants)[:1]
+    axes = {name: _in_order(setting.get(name, ABSENT) for setting in settings) for name in names}
+    cells: dict[tuple[str, ...], Cell] = {}
+    for run, setting in zip(runs, settings, strict=True):
+        values = {name: setting.get(name, ABSENT) for name in names}
+        cell = cells.setdefault(tuple(values.values()), Cell(values))
+        (cell.runs if run.state == "finished" else cell.others).append(run)
+    for cell in cells.values():
+        cell.runs = _without_doubles(cell, problems)
+    place = {name: {value: number for number, value in enumerate(values)} for name, values in axes.items()}
+    ordered = sorted(cells.values(), key=lambda cell: [place[name][value] for name, value in cell.values.items()])
+    repeat, table = _tabulate(ordered)
+    section = Section(_state(runs), axes, constants, ordered, repeat, table, [])
+    _note(section)
+    return section
+
+
+def _without_doubles(cell: Cell, problems: list[str]) -> list[Run]:
+    """One finished run for each seed and fold: the newest."""
+    newest: dict[tuple[str, ...], Run] = {}
+    for run in sorted(cell.runs, key=lambda run: (run.path / "metrics.json").stat().st_mtime_ns):
+        key = repeat_of(run)
+        if key in newest:
+            problems.append(f"{newest[key].path}: the same run as {run.path}, which is newer and is used instead.")
+        newest[key] = run
+    kept = {run.path for run in newest.values()}
+    return [run for run in cell.runs if run.path in kept]
+
+
+def repeat_of(run: Run) -> tuple[str, ...]:
+    """What tells a run from the others of its cell: seed, fold, seed of the split."""
+    leaves = flatten({"seed": run.config.get("seed"), "data": run.config.get("data", {})})
+    return tuple(leaves.get(name, ABSENT) for name in REPEATS)
+
+
+def _tabulate(cells: list[Cell]) -> tuple[str, pd.DataFrame]:
+    rows = []
+    for number, cell in enumerate(cells):
+        for run in cell.runs:
+            seed, fold, drawn = repeat_of(run)
+            kept = {name: value for name, value in run.metrics.items() if name.startswith(("test/", "seconds/"))}
+            rows.append({"cell": number, "seed": seed, "fold": fold, "drawn": drawn, **kept})
+    words = ["cell", "seed", "fold", "drawn"]
+    table = pd.DataFrame(rows, columns=None if rows else words)
+    numbers = [str(name) for name in table.columns if name not in words]
+    table = table.astype(dict.fromkeys(numbers, float))
+    folds, draws = table["fold"].nunique(), table["drawn"].nunique()
+    repeat = "fold" if folds > 1 else "split" if draws > 1 else "seed"
+    table["repeat"] = table[{"fold": "fold", "split": "drawn", "seed": "seed"}[repeat]]
+    if folds > 1 and draws > 1:
+        table["repeat"] += "/" + table["drawn"]
+    return repeat, table
+
+
+def _note(section: Section) -> None:
+    finished = [run for cell in section.cells for run in cell.runs]
+    if not finished:
+        section.notes.append("No run has finished yet.")
+        return
+    if any(cell.random_weights for cell in section.cells):
+        section.notes.append(
+            "Random weights: cells marked † began with an encoder of random weights. They do not tell how well "
+            "pretrained encoders do."
+        )
+    if any(run.metrics.get("speaker_independent") is False for run in finished):
+        section.notes.append("Not speaker-independent: speakers of the test side were also trained on.")
+    seeds = section.table["seed"].nunique()
+    repeats = section.table["repeat"].nunique()
+    if repeats == 1:
+        section.notes.append("Each cell ran once: there is no deviation over repeats.")
+    elif section.repeat != "seed" and seeds > 1:
+        section.notes.append(
+            f"Mean and standard deviation are over {repeats} {section.repeat}s; the {seeds} seeds are averaged within "
+            f"each {section.repeat} first."
+        )
+    elif section.repeat != "seed":
+        section.notes.append(f"Mean and standard deviation are over {repeats} {section.repeat}s.")
+    else:
+        section.notes.append(
+            f"Mean and standard deviation are over {repeats} seeds, tested on the same utterances: the deviation tells "
+            "how much training varies, not how much other speakers would."
+        )
+    behind = [cell for number, cell in enumerate(section.cells) if number not in section.complete]
+    if behind:
+        section.notes.append(
+            f"{len(behind)} of {len(section.cells)} cells have fewer finished runs than the others. They are marked "
+            "incomplete and are no candidates for the best: their means are over other repeats than those beside them."
+        )
+
+
+def _recorded(run: Run) -> list[str]:
+    metrics = run.metrics
+    classes = [name.removeprefix("test/recall/") for name in metrics if name.startswith("test/recall/")]
+    return [*(str(metrics.get(name, "unknown")) for name in ("corpus", "split", "validation")), ", ".join(classes)]
+
+
+def _state(runs: list[Run]) -> dict[str, str]:
+    """A section's protocol, from what runs recorded, or before any finished from what was asked for."""
+    finished = [run for run in runs if run.state == "finished"]
+    if finished:
+        return dict(zip(("corpus", "split", "validation", "classes"), _recorded(finished[0]), strict=True))
+    data = runs[0].config.get("data", {})
+    emotions = data.get("emotions") or ["all"]
+    corpus = runs[0].options.get("data") or describe("data", data)
+    return {
+        "corpus": corpus,
+        "split": str(data.get("split", "unknown")),
+        "validation": str(data.get("validation", "unknown")),
+        "classes": ", ".join(str(emotion) for emotion in emotions),
+    }
+
+
+def _tell_apart(sections: list[Section], parts: list[list[Run]]) -> None:
+    """Add to the protocols of sections that read alike the keys in which they differ."""
+    alike: dict[str, list[int]] = {}
+    for number, section in enumerate(sections):
+        alike.setdefault(json.dumps(section.protocol), []).append(number)
+    for numbers in alike.values():
+        asked = [protocol_of(parts[number][0]) for number in numbers]
+        for name in sorted({name for keys in asked for name in keys}):
+            if len({keys.get(name, ABSENT) for keys in asked}) > 1:
+                for number, keys in zip(numbers, asked, strict=True):
+                    sections[number].protocol[name] = keys.get(name, ABSENT)
+
+
+def _in_order(texts: Iterable[str]) -> list[str]:
+    """Distinct values in the order they come, numbers by size."""
+    values = list(dict.fromkeys(texts))
+    try:
+        return sorted(values, key=float)
+    except ValueError:
+        return values

@@ -1,0 +1,227 @@
+"""From folders to runs: what finished, what failed, what is still under way, what has not begun."""
+
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from fourm_ser.errors import InputError
+
+# Where a config.yaml has none of these beside it, it is somebody else's.
+SIGNS = ("metrics.json", "failure.json", "train.log", ".hydra")
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C one reads a hundred runs in a second
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run directory.
+
+    Attributes:
+        path: the directory.
+        state: `finished`, `failed` (failure.json), `unfinished` (running or ended), `damaged`.
+        why: what is known of a run that did not finish.
+        config: the resolved config; empty where it cannot be read.
+        options: what each config group chose (`loss`: `ce_center`); empty for a run that no command line started.
+        overrides: the command line's `key=value` words, without Hydra's own.
+        folders: `--config-dir` and the like of the command line.
+        module: what was run, `fourm_ser.train`.
+        job: its number in its sweep.
+        recorded: whether Hydra recorded the command line; a run from a notebook has none.
+        metrics: what metrics.json holds; empty unless finished.
+    """
+
+    path: Path
+    state: str
+    why: str = ""
+    config: dict[str, Any] = field(default_factory=dict)
+    options: dict[str, str] = field(default_factory=dict)
+    overrides: list[str] = field(default_factory=list)
+    folders: list[str] = field(default_factory=list)
+    module: str = "fourm_ser.train"
+    job: int = 0
+    recorded: bool = False
+    metrics: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def stages(self) -> dict[str, Path]:
+        """The metrics.csv of each stage that has one, by the stage's name, in the order they were run."""
+        tables = sorted(self.path.glob("stages/*/metrics.csv"), key=lambda path: _number(path.parent.name))
+        return {path.parent.name.partition("-")[2]: path for path in tables}
+
+
+@dataclass(frozen=True)
+class Collection:
+    """What was found.
+
+    Attributes:
+        runs: in the order of the folders, and of the jobs in a sweep.
+        waiting: overrides of sweep jobs that have no run directory yet, by the sweep's folder.
+        problems: what is wrong with the folders, in sentences.
+    """
+
+    runs: list[Run]
+    waiting: dict[Path, list[list[str]]]
+    problems: list[str]
+
+
+def collect(folders: list[Path]) -> Collection:
+    """Read all runs under the folders.
+
+    Raises:
+        InputError: a folder that does not exist, or no run under any of them.
+    """
+    runs: dict[Path, Run] = {}
+    waiting: dict[Path, list[list[str]]] = {}
+    problems = []
+    for folder in folders:
+        if not folder.is_dir():
+            raise InputError(f"{folder}: no such folder. Expected a run or a folder of runs, such as a sweep.")
+        found = [read_run(path) for path in find_runs(folder)]
+        found.sort(key=lambda run: (str(run.path.parent), run.job, str(run.path)))
+        if not found:
+            problems.append(f"{folder}: holds no run (looked for folders with a config.yaml and a train.log).")
+        runs |= {run.path.resolve(): run for run in found if run.path.resolve() not in runs}
+        for sweep in sorted(path.parent for path in folder.rglob("multirun.yaml")):
+            begun = {frozenset(run.overrides) for run in found if sweep in run.path.parents}
+            jobs = [job for job in planned(sweep / "multirun.yaml") if frozenset(job) not in begun]
+            if jobs:
+                waiting[sweep] = jobs
+    if not runs:
+        raise InputError(f"no run found. {' '.join(problems)} Give the folder of a sweep or of a run.")
+    return Collection(list(runs.values()), waiting, problems)
+
+
+def find_runs(folder: Path) -> Iterator[Path]:
+    """The run directories at or under a folder; nothing inside a run is one."""
+    for place, below, files in os.walk(folder):
+        below.sort()
+        if (
+            "failure.json" in files
+            or ({"config.yaml", "metrics.json"} & set(files) and _is_run(Path(place)))
+            or (".hydra" in below and "multirun.yaml" not in files)
+        ):
+            below.clear()
+            yield Path(place)
+        below[:] = [name for name in below if not name.startswith(".")]
+
+
+def read_run(path: Path) -> Run:
+    """Read one run directory; what is wrong with it becomes its state."""
+    command = _command(path)
+    try:
+        config = _mapping(yaml.load((path / "config.yaml").read_text(encoding="utf-8"), LOADER))
+    except FileNotFoundError:
+        config = {}
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        return Run(path, "damaged", f"config.yaml cannot be read: {_line(error)}", **command)
+    if config and not isinstance(config.get("data"), dict):
+        return Run(path, "damaged", "config.yaml has no `data`: is this a run of fourm_ser?", **command)
+    if (path / "metrics.json").is_file():
+        try:
+            metrics = read_metrics(path / "metrics.json")
+        except (OSError, ValueError) as error:
+            return Run(path, "damaged", f"metrics.json: {_line(error)}", config, **command)
+        if not config:
+            return Run(path, "damaged", "config.yaml is missing or empty, so nobody knows what was run.", **command)
+        return Run(path, "finished", "", config, metrics=metrics, **command)
+    if (path / "failure.json").is_file():
+        try:
+            failure = _mapping(json.loads((path / "failure.json").read_text(encoding="utf-8")))
+            why = str(failure.get("error") or "failure.json gives no error")
+        except (OSError, ValueError) as error:
+            failure, why = {}, f"failure.json cannot be read: {_line(error)}"
+        if not command["overrides"] and isinstance(failure.get("overrides"), list):
+            command["overrides"] = _own([str(word) for word in failure["overrides"]])
+        return Run(path, "failed", why, config, **command)
+    return Run(path, "unfinished", "running, or ended before its results were written", config, **command)
+
+
+def read_metrics(path: Path) -> dict[str, Any]:
+    """Read a metrics.json.
+
+    Raises:
+        ValueError: it is damaged, unfinished, or has no accuracy.
+    """
+    metrics = _mapping(json.loads(path.read_text(encoding="utf-8")))
+    if metrics.get("finished") is not True:
+        raise ValueError("does not say that the run has finished")
+    for name in ("test/ua", "test/wa"):
+        value = metrics.get(name)
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+            raise ValueError(f"{name} is {value!r}, expected a number from 0 to 1")
+    for name, value in metrics.items():
+        sound = value is None or (isinstance(value, int | float) and math.isfinite(value))
+        if name.startswith("test/") and not sound:
+            raise ValueError(f"{name} is {value!r}, expected a number")
+    return metrics
+
+
+def planned(path: Path) -> list[list[str]]:
+    """The overrides of each job that a multirun.yaml announces; none where its sweeper chooses them as it goes."""
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+    from hydra.errors import HydraException
+
+    try:
+        node = _mapping(yaml.load(path.read_text(encoding="utf-8"), LOADER))["hydra"]
+        words, sweeper = node["overrides"]["task"], node["sweeper"]
+        if not sweeper["_target_"].endswith("BasicSweeper"):
+            return []
+        given = {word.partition("=")[0] for word in words}
+        words = [f"{key}={value}" for key, value in (sweeper["params"] or {}).items() if key not in given] + words
+        choices = []
+        for parsed in OverridesParser.create().parse_overrides(words):
+            key = parsed.get_key_element()
+            if parsed.is_sweep_override():
+                choices.append([f"{key}={value}" for value in parsed.sweep_string_iterator()])
+            else:
+                choices.append([str(parsed.input_line)])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError, HydraException):
+        return []
+    return [_own(list(job)) for job in product(*choices)]
+
+
+def _command(path: Path) -> dict[str, Any]:
+    """What Hydra recorded of the command line, as arguments of Run."""
+    try:
+        hydra = _mapping(yaml.load((path / ".hydra" / "hydra.yaml").read_text(encoding="utf-8"), LOADER))["hydra"]
+        choices: Mapping[str, Any] = hydra["runtime"]["choices"]
+        sources = hydra["runtime"]["config_sources"]
+        return {
+            "options": {key: str(name) for key, name in choices.items() if name and not key.startswith("hydra/")},
+            "overrides": _own([str(word) for word in hydra["overrides"]["task"]]),
+            "folders": [source["path"] for source in sources if source["provider"] == "command-line"],
+            "module": f"fourm_ser.{hydra['job']['name']}",
+            "recorded": True,
+            "job": int(hydra["job"].get("num") or 0),
+        }
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
+        return {"options": {}, "overrides": []}
+
+
+def _own(overrides: list[str]) -> list[str]:
+    return [word for word in overrides if not word.lstrip("+~").startswith("hydra.")]
+
+
+def _is_run(path: Path) -> bool:
+    return any((path / sign).exists() for sign in SIGNS)
+
+
+def _mapping(value: Any) -> dict[str, Any]:
+    if not isinstance(value, dict):
+        raise ValueError("expected keys and values")
+    return value
+
+
+def _number(name: str) -> int:
+    number = name.partition("-")[0]
+    return int(number) if number.isdigit() else 0
+
+
+def _line(error: Exception) -> str:
+    return " ".join(str(error).split())

@@ -1,0 +1,285 @@
+"""Which numbers go into which figure of the report."""
+
+import math
+from itertools import product
+
+import numpy as np
+import pandas as pd
+
+from fourm_ser.report.cells import Cell, Section, in_words
+from fourm_ser.report.effects import Effects, marginal_effects
+from fourm_ser.report.svg import Figure, Grid, bars, curves, heat_map, intervals
+from fourm_ser.report.tables import cell_seconds, percent
+
+METRICS = {"ua": "UA", "wa": "WA"}
+FACETS = 6  # heat maps beside each other; with more settings of the other axes, their mean is shown
+PANELS = 24  # training curves of so many cells
+
+
+def heat_maps(section: Section, metric: str) -> list[Figure]:
+    """UA and WA by encoder and loss, a map for each setting of the other axes while these are few."""
+    rows, columns = _two_axes(section)
+    others = [name for name in section.axes if name not in (rows, columns)]
+    settings = list(product(*(section.axes[name] for name in others)))
+    figures = []
+    for name, shown in METRICS.items():
+        means, stds = section.summary(name)["mean"], section.summary(name)["std"]
+        span = means.min(), means.max()
+        for setting in settings if len(settings) <= FACETS else [None]:
+            chosen = {
+                number: cell
+                for number, cell in enumerate(section.cells)
+                if cell.runs and (setting is None or tuple(cell.values[other] for other in others) == setting)
+            }
+            if not chosen:
+                continue
+            where = "".join(f", {in_words(*choice)}" for choice in zip(others, setting or (), strict=False))
+            if setting is None:
+                where = f", mean over {', '.join(others)}"
+            best = section.best(name) if setting is not None else -1
+            figure = _heat_map(section, chosen, rows, columns, means, stds, span, best)
+            alt = (
+                f"Heat map of test {shown}{where}: rows {rows}, columns {columns}. "
+                f"From {100 * span[0]:.2f} to {100 * span[1]:.2f} percent over all cells"
+                + (f"; the best is {section.cells[best].name}." if best in chosen else ".")
+            )
+            header = [f"{rows} \\ {columns}", *figure.columns]
+            table = [
+                [label, *(" ".join(lines) for lines in texts)]
+                for label, texts in zip(figure.rows, figure.texts, strict=True)
+            ]
+            figures.append(Figure(f"Test {shown}{where}", alt, heat_map(figure, alt), header, table))
+    return figures
+
+
+def _heat_map(
+    section: Section,
+    chosen: dict[int, Cell],
+    rows: str,
+    columns: str,
+    means: pd.Series,
+    stds: pd.Series,
+    span: tuple[float, float],
+    best: int,
+) -> Grid:
+    names = {axis: section.axes.get(axis, [section.constants.get(axis, "all")]) for axis in (rows, columns)}
+    shade = np.full((len(names[rows]), len(names[columns])), math.nan)
+    texts: list[list[list[str]]] = [[["-"] for _ in names[columns]] for _ in names[rows]]
+    marked = set()
+    places: dict[tuple[int, int], list[int]] = {}
+    for number, cell in chosen.items():
+        place = tuple(names[axis].index(cell.values[axis]) if axis in cell.values else 0 for axis in (rows, columns))
+        places.setdefault((place[0], place[1]), []).append(number)
+    for place, numbers in places.items():
+        mean = float(means.loc[numbers].mean())
+        shade[place] = (mean - span[0]) / (span[1] - span[0]) if span[1] > span[0] else 1.0
+        mark = "†" if any(chosen[number].random_weights for number in numbers) else ""
+        star = "" if all(number in section.complete for number in numbers) else "*"
+        lines = [f"{100 * mean:.2f}{mark}{star}"]
+        if len(numbers) == 1 and not math.isnan(stds[numbers[0]]):
+            lines.append(f"± {100 * stds[numbers[0]]:.2f}")
+        texts[place[0]][place[1]] = lines
+        if best in numbers:
+            marked.add(place)
+    return Grid(names[rows], names[columns], shade, texts, marked)
+
+
+def _two_axes(section: Section) -> tuple[str, str]:
+    """The axes of the heat map: encoder and loss where they vary, else those with most values."""
+    varied = [name for name, values in section.axes.items() if len(values) > 1]
+    left = sorted(varied, key=lambda name: -len(section.axes[name]))
+
+    def take(group: str) -> str | None:
+        name = next((name for name in varied if name in left and name.replace(".", "/").split("/")[0] == group), None)
+        if name is not None:
+            left.remove(name)
+        return name
+
+    rows, columns = take("encoder"), take("loss")
+    rows = rows or (left.pop(0) if left else "encoder")
+    columns = columns or (left.pop(0) if left else next(name for name in ("loss", "encoder") if name != rows))
+    return rows, columns
+
+
+def effects_figure(section: Section) -> tuple[list[Figure], str]:
+    """Marginal effect of each axis on UA and WA, and what its intervals are."""
+    varied = [name for name, values in section.axes.items() if len(values) > 1]
+    figures = []
+    words = ""
+    for name, shown in METRICS.items():
+        found = [marginal_effects(section, axis, name) for axis in varied]
+        drawn = [effects for effects in found if effects.effects]
+        words = _effects_words(drawn, [effects.axis for effects in found if not effects.effects])
+        if not drawn:
+            return [], words
+        groups = {
+            effects.axis: [(e.value, 100 * e.mean, 100 * e.low, 100 * e.high) for e in effects.effects]
+            for effects in drawn
+        }
+        strongest = max((row for rows in groups.values() for row in rows), key=lambda row: row[1])
+        alt = (
+            f"Points with intervals: effect of each value on test {shown}, in percentage points about the axis's mean. "
+            f"The strongest gain is {strongest[0]} with {strongest[1]:+.2f}."
+        )
+        table = [
+            [axis, value, f"{mean:+.2f}", "-" if math.isnan(low) else f"{low:+.2f} to {high:+.2f}"]
+            for axis, rows in groups.items()
+            for value, mean, low, high in rows
+        ]
+        header = ["axis", "value", "effect (points)", "95% interval"]
+        image = intervals(groups, f"effect on {shown}, percentage points", alt)
+        figures.append(Figure(f"Effect on {shown}", alt, image, header, table))
+    return figures, words
+
+
+def _effects_words(drawn: list[Effects], left_out: list[str]) -> str:
+    words = (
+        "A value's effect is its distance from the mean over the axis's values, all else equal: only settings of the "
+        "other axes that were run with every value count. "
+    )
+    for effects in drawn:
+        interval = (
+            f"95% t-interval over {effects.n} {effects.over}" if effects.n > 1 else "nothing repeated: no interval"
+        )
+        words += f"{effects.axis}: {effects.settings} such settings, {interval}. "
+    if left_out:
+        words += f"No setting was run with every value of {', '.join(left_out)}: no effect is given. "
+    return words if drawn or left_out else "Nothing varies between the cells."
+
+
+def recalls(section: Section, metric: str) -> list[Figure]:
+    """Recall of each class, a row a cell."""
+    means = section.summary(metric)["mean"].dropna().sort_values(ascending=False, kind="stable")
+    by_class = {emotion: section.summary(f"recall/{emotion}") for emotion in section.classes}
+    rows = [section.cells[number].name for number in means.index]
+    shade = np.array([[table["mean"][number] for table in by_class.values()] for number in means.index])
+    texts = [
+        [percent(table["mean"][number], table["std"][number]).split(" ± ") for table in by_class.values()]
+        for number in means.index
+    ]
+    texts = [[[line[0], *(f"± {text}" for text in line[1:])] for line in row] for row in texts]
+    grid = Grid(rows, section.classes, shade, texts, set())
+    weakest = section.classes[int(np.nanargmin(np.nanmean(shade, axis=0)))] if np.isfinite(shade).any() else "none"
+    alt = f"Heat map of the recall of each class by cell, best cell first. On average {weakest} is recognised least."
+    table = [[name, *(" ".join(lines) for lines in row)] for name, row in zip(rows, texts, strict=True)]
+    image = heat_map(grid, alt)
+    return [Figure("Recall of each class, percent", alt, image, ["cell", *section.classes], table)]
+
+
+def confusion(section: Section, best: int, predictions: pd.DataFrame) -> list[Figure]:
+    """The confusion matrix of the best cell, summed over its runs."""
+    if predictions.empty:
+        return []
+    classes = section.classes
+    counts = pd.crosstab(predictions["emotion"], predictions["predicted"]).reindex(
+        index=classes, columns=classes, fill_value=0
+    )
+    shares = counts.div(counts.sum(axis=1).clip(lower=1), axis=0).to_numpy()
+    places = range(len(classes))
+    texts = [[[str(counts.iloc[r, c]), f"{100 * shares[r, c]:.0f}%"] for c in places] for r in places]
+    wrong = [(shares[r, c], classes[r], classes[c]) for r, c in product(places, repeat=2) if r != c]
+    share, label, taken = max(wrong, default=(0.0, "nothing", "nothing"))
+    cell = section.cells[best]
+    runs = predictions.groupby(level=["seed", "fold", "drawn"]).ngroups
+    alt = (
+        f"Confusion matrix of {cell.name}, summed over {runs} runs: rows are the labels, columns the predictions. "
+        f"The most frequent mistake is {label} taken for {taken}, {100 * share:.0f} percent of {label}."
+    )
+    header = ["label \\ predicted", *classes]
+    table = [[label, *(" · ".join(lines) for lines in row)] for label, row in zip(classes, texts, strict=True)]
+    image = heat_map(Grid(classes, classes, shares, texts, set()), alt)
+    return [Figure(f"{cell.name}, summed over {_runs_words(section, cell)}", alt, image, header, table)]
+
+
+def _runs_words(section: Section, cell: Cell) -> str:
+    rows = section.table[section.table["cell"] == section.cells.index(cell)]
+    counts = {"fold": rows["fold"].nunique(), "split": rows["drawn"].nunique(), "seed": rows["seed"].nunique()}
+    words = [f"{count} {name}s" for name, count in counts.items() if count > 1]
+    return " and ".join(words) or "one run"
+
+
+def training_curves(section: Section, best: int, metric: str) -> tuple[list[Figure], str]:
+    """Losses of the best cell, and validation UA of the best cells, over the epochs; and what is drawn."""
+    means = section.summary(metric)["mean"].dropna().sort_values(ascending=False, kind="stable")
+    losses = {"train/loss": "training loss", "val/loss": "validation loss"}
+    wanted = [(best, losses), *((number, {"val/ua": "validation UA"}) for number in means.index[:PANELS])]
+    figures = []
+    for number, keys in wanted:
+        cell = section.cells[number]
+        histories, stages = _histories(cell)
+        lines = []
+        for key, shown in keys.items():
+            several = [(table["at"].tolist(), table[key].tolist()) for table in histories.values() if key in table]
+            if several:
+                lines.append((shown, several))
+        if not lines:
+            continue
+        what = " and ".join(shown for shown, _ in lines)
+        alt = f"Curves of {what} over the epochs, {cell.name}, {len(histories)} runs; last values in the table."
+        image = curves(lines, stages, alt, None if keys is losses else (0.0, 1.0))
+        header = ["run", "stage", "epochs", "last training loss", "last validation loss", "best validation UA (%)"]
+        figures.append(Figure(f"{cell.name}: {what}", alt, image, header, _ends(histories)))
+    words = "Each run is a thin line, their mean, as far as all of them went, a thick one. "
+    if len(means) > PANELS:
+        words += f"Drawn are the best {PANELS} of {len(means)} cells; the others' are in their stages/*/metrics.csv."
+    return figures, words if figures else "No run has a metrics.csv of a stage that can be read."
+
+
+def _histories(cell: Cell) -> tuple[dict[str, pd.DataFrame], list[tuple[str, float]]]:
+    """The epochs of each run of a cell, and where each stage begins.
+
+    Epochs are numbered from 1 through all stages, in `at`. A stage begins where the longest run ended the one before,
+    so that runs that stopped early are still compared stage by stage. What cannot be read is left out.
+    """
+    tables: dict[str, dict[str, pd.DataFrame]] = {}
+    for run in cell.runs:
+        for stage, path in run.stages.items():
+            try:
+                table = pd.read_csv(path).apply(pd.to_numeric, errors="coerce")
+            except (OSError, ValueError):
+                continue
+            if len(table):
+                tables.setdefault(stage, {})[run.path.name] = table
+    parts: dict[str, list[pd.DataFrame]] = {}
+    stages, begun = [], 0
+    for stage, by_run in tables.items():
+        stages.append((stage, begun + 1.0))
+        for name, table in by_run.items():
+            numbered = table.assign(stage=stage, at=range(begun + 1, begun + len(table) + 1))
+            parts.setdefault(name, []).append(numbered)
+        begun += max(len(table) for table in by_run.values())
+    return {name: pd.concat(several, ignore_index=True) for name, several in parts.items()}, stages
+
+
+def _ends(histories: dict[str, pd.DataFrame]) -> list[list[str]]:
+    """The table of the curves: a row a run and stage."""
+    rows = []
+    for name, history in histories.items():
+        for stage, part in history.groupby("stage", sort=False):
+            ends = [f"{part[key].iloc[-1]:.4f}" if key in part else "-" for key in ("train/loss", "val/loss")]
+            peak = f"{100 * part['val/ua'].max():.2f}" if "val/ua" in part else "-"
+            rows.append([name, str(stage), str(len(part)), *ends, peak])
+    return rows
+
+
+def time_figure(section: Section) -> list[Figure]:
+    """Seconds of training by cell and stage."""
+    rows = [
+        (cell.name, {str(stage): float(value) for stage, value in cell_seconds(section, number).items()})
+        for number, cell in enumerate(section.cells)
+        if cell.runs
+    ]
+    rows = [(name, shares) for name, shares in rows if shares]
+    if not rows:
+        return []
+    rows.sort(key=lambda row: -sum(row[1].values()))
+    stages = list(dict.fromkeys(stage for _, shares in rows for stage in shares))
+    alt = (
+        f"Bars of training seconds by cell, longest first: from {sum(rows[-1][1].values()):.1f} s ({rows[-1][0]}) "
+        f"to {sum(rows[0][1].values()):.1f} s ({rows[0][0]})."
+    )
+    table = [
+        [name, *(f"{shares[stage]:.1f}" if stage in shares else "-" for stage in stages), f"{sum(shares.values()):.1f}"]
+        for name, shares in rows
+    ]
+    return [Figure("Seconds of training", alt, bars(rows, alt), ["cell", *stages, "together"], table)]

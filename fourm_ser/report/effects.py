@@ -1,0 +1,80 @@
+"""What one axis does by itself, whatever is chosen on the others."""
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+from fourm_ser.report.cells import Section
+
+LEVEL = 0.95
+
+
+class Effect(NamedTuple):
+    """What a value of an axis adds to a metric.
+
+    Attributes:
+        value: the value of the axis.
+        mean: its distance from the mean over the axis's values.
+        low, high: 95% interval of it; NaN where nothing was repeated.
+    """
+
+    value: str
+    mean: float
+    low: float
+    high: float
+
+
+class Effects(NamedTuple):
+    """The effects of an axis.
+
+    Attributes:
+        axis: the axis.
+        effects: one a value; empty where no setting of the other axes was run with every value.
+        settings: how many settings of the other axes were run with every value.
+        n: over how many the interval is.
+        over: of what: repeats (`folds`, `seeds` ...) or, where nothing was repeated, `settings of the other axes`.
+    """
+
+    axis: str
+    effects: list[Effect]
+    settings: int
+    n: int
+    over: str
+
+
+def t_interval(values: np.ndarray) -> tuple[float, float]:
+    """95% interval of a mean by Student's t; NaN for fewer than two values."""
+    if len(values) < 2:
+        return math.nan, math.nan
+    half = stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
+    return float(values.mean() - half), float(values.mean() + half)
+
+
+def marginal_effects(section: Section, axis: str, metric: str) -> Effects:
+    """Mean effect of each value of an axis over all settings of the other axes.
+
+    Only settings of the other axes that were run with every value of the axis, in the same repeat, are compared, so
+    that an incomplete sweep favours nobody. In each of them a value's effect is its distance from the mean over the
+    axis's values. The interval is Student's over the repeats' mean effects, or over the settings where there is one
+    repeat.
+    """
+    others = [name for name in section.axes if name != axis]
+    long = section.values(metric).melt(ignore_index=False, value_name="score").dropna().reset_index()
+    cells = long["cell"].map(lambda number: section.cells[number])
+    long["value"] = [cell.values[axis] for cell in cells]
+    long["setting"] = [" · ".join(cell.values[name] for name in others) for cell in cells]
+    wide = long.pivot_table(index=["repeat", "setting"], columns="value", values="score")
+    present = [value for value in section.axes[axis] if value in wide]
+    wide = wide[present].dropna()
+    if wide.empty or len(present) < 2:
+        return Effects(axis, [], 0, 0, f"{section.repeat}s")
+    deviations = wide.sub(wide.mean(axis=1), axis=0)
+    by_repeat = deviations.groupby("repeat").mean()
+    by_setting = deviations.groupby("setting").mean()
+    repeated = len(by_repeat) > 1
+    chosen = by_repeat if repeated else by_setting
+    effects = [Effect(value, float(chosen[value].mean()), *t_interval(chosen[value].to_numpy())) for value in present]
+    over = f"{section.repeat}s" if repeated else "settings of the other axes"
+    return Effects(axis, effects, len(by_setting), len(chosen), over)

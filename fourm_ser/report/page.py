@@ -1,0 +1,216 @@
+"""report.html: one file that opens from disk, with everything in it."""
+
+import math
+from datetime import UTC, datetime
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+
+from fourm_ser import __version__
+from fourm_ser.files import write_text
+from fourm_ser.report import significance as tests
+from fourm_ser.report.cells import SHOWN, Section, repeat_of
+from fourm_ser.report.collect import Collection, Run
+from fourm_ser.report.commands import cell_commands, resume_command, waiting_command
+from fourm_ser.report.drawings import confusion, effects_figure, heat_maps, recalls, time_figure, training_curves
+from fourm_ser.report.significance import Comparison
+from fourm_ser.report.tables import best_of, percent, title
+
+NAMES = {"ua": "UA", "wa": "WA", "f1_macro": "macro F1", "f1_weighted": "weighted F1", "ece": "ECE"}
+
+
+class Row(NamedTuple):
+    """A cell in the table of results: choices, then text and whether it is the best, by metric."""
+
+    choices: list[str]
+    numbers: list[tuple[str, bool]]
+    n: int
+    random: bool
+    complete: bool
+
+
+def write_page(
+    sections: list[Section], collection: Collection, problems: list[str], folder: Path, metric: str
+) -> list[str]:
+    """Write report.html.
+
+    Args:
+        sections: what `make_sections` made of the runs.
+        collection: the runs and what is missing.
+        problems: what else was found, in sentences.
+        folder: where to write.
+        metric: which one makes the best cell.
+
+    Returns:
+        All problems, with those that came up while predictions were read.
+    """
+    problems = list(problems)
+    views = [_view(section, metric, problems) for section in sections]
+    environment = Environment(
+        loader=PackageLoader("fourm_ser.report", "."),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
+    )
+    states: dict[str, int] = {}
+    for run in collection.runs:
+        states[run.state] = states.get(run.state, 0) + 1
+    page = environment.get_template("report.html.j2").render(
+        version=__version__,
+        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        metric=NAMES[metric],
+        states=states,
+        waiting={sweep: [waiting_command(job) for job in jobs] for sweep, jobs in collection.waiting.items()},
+        lost=[run for run in collection.runs if not run.config],
+        problems=problems,
+        sections=views,
+    )
+    write_text(folder / "report.html", page)
+    return problems
+
+
+def _view(section: Section, metric: str, problems: list[str]) -> dict[str, Any]:
+    """All that the template shows of a section."""
+    predictions = []
+    for cell in section.cells:
+        table, wrong = tests.read_predictions(cell.runs)
+        predictions.append(table)
+        problems += wrong
+    view: dict[str, Any] = {
+        "title": title(section),
+        "protocol": {name.removeprefix("data."): value for name, value in section.protocol.items()},
+        "constants": section.constants,
+        "notes": section.notes,
+        "axes": list(section.axes),
+        "repeat": section.repeat,
+        "rows": [],
+        "groups": [],
+        "missing": _missing(section),
+        "commands": [
+            (cell.name, cell.random_weights, cell_commands([*cell.runs, *cell.others])) for cell in section.cells
+        ],
+        "tests": None,
+    }
+    if not section.complete:
+        return view
+    best = section.best(metric)
+    view["best"] = section.cells[best].name
+    view["rows"] = _rows(section, metric)
+    effects, effects_words = effects_figure(section)
+    training, training_words = training_curves(section, best, metric)
+    view["groups"] = [
+        ("Every cell", _heat_words(section), heat_maps(section, metric)),
+        ("What each axis does", effects_words, effects),
+        ("Recall of each class", "Mean over the repeats, of the cells in the table's order.", recalls(section, metric)),
+        (
+            "What the best cell mistakes for what",
+            "Counts of test utterances; a row's shares add up to 100%.",
+            confusion(section, best, predictions[best]),
+        ),
+        ("Training", training_words, training),
+        ("Time", "Seconds of training, mean over a cell's runs. Encoding is not counted.", time_figure(section)),
+    ]
+    view["tests"] = _tests(section, tests.compare(section, predictions, metric), best)
+    return view
+
+
+def _rows(section: Section, metric: str) -> list[Row]:
+    summaries = {name: section.summary(name) for name in SHOWN}
+    best = {name: best_of(section, name) for name in SHOWN if name != "ece"}
+    order = summaries[metric]["mean"].dropna().sort_values(ascending=False, kind="stable").index
+    rows = []
+    for number in order:
+        cell = section.cells[number]
+        numbers = [
+            (percent(table["mean"][number], table["std"][number]), number in best.get(name, set()))
+            for name, table in summaries.items()
+        ]
+        n = int(summaries[metric]["n"][number])
+        complete = number in section.complete
+        rows.append(Row(list(cell.values.values()), numbers, n, cell.random_weights, complete))
+    return rows
+
+
+def _heat_words(section: Section) -> str:
+    spread = "± its standard deviation" if section.table["repeat"].nunique() > 1 else "of one run"
+    return f"Mean over {section.repeat}s {spread}, in percent. The stronger the colour, the higher; the best is framed."
+
+
+def _missing(section: Section) -> list[dict[str, str]]:
+    """What did not finish, and the seeds and folds that a cell lacks of those that any cell of the section has."""
+    rows = []
+    everything = list(dict.fromkeys(repeat_of(run) for cell in section.cells for run in [*cell.runs, *cell.others]))
+    for cell in section.cells:
+        for run in cell.others:
+            rows.append({"cell": cell.name, "what": _which(run), "state": run.state, "why": run.why, **_mend(run)})
+        begun = {repeat_of(run) for run in [*cell.runs, *cell.others]}
+        for seed, fold, drawn in everything:
+            if (seed, fold, drawn) not in begun:
+                what = f"seed {seed}, fold {fold}" + (f", split {drawn}" if section.repeat == "split" else "")
+                why = "other cells have this seed and fold"
+                rows.append(
+                    {"cell": cell.name, "what": what, "state": "not run", "why": why, "command": "", "path": ""}
+                )
+    return rows
+
+
+def _which(run: Run) -> str:
+    seed, fold, _ = repeat_of(run)
+    return f"seed {seed}, fold {fold}"
+
+
+def _mend(run: Run) -> dict[str, str]:
+    again = run.state in ("unfinished", "failed") and (run.path / "config.yaml").is_file()
+    return {"path": str(run.path), "command": resume_command(run) if again else ""}
+
+
+def _tests(section: Section, comparisons: list[Comparison], best: int) -> dict[str, Any] | None:
+    """What the template shows of the comparisons."""
+    if not comparisons:
+        return None
+    tables = []
+    for metric, against in product(tests.METRICS, ("best", "baseline")):
+        shown = [
+            comparison
+            for comparison in comparisons
+            if comparison.metric == metric and (comparison.first == best) == (against == "best")
+        ]
+        if shown:
+            reference = section.cells[best if against == "best" else section.baseline].name
+            rows = [_test_row(section, comparison, against) for comparison in shown]
+            tables.append({"metric": NAMES[metric], "against": against, "reference": reference, "rows": rows})
+    of_ua = [comparison for comparison in comparisons if comparison.metric == "ua"]
+    repeats = max(comparison.repeats for comparison in of_ua)
+    with_wilcoxon = sum(not math.isnan(comparison.wilcoxon) for comparison in of_ua)
+    with_bootstrap = sum(comparison.bootstrap is not None for comparison in of_ua)
+    return {
+        "tables": tables,
+        "baseline": section.cells[section.baseline].name,
+        "bootstrap_count": with_bootstrap,
+        "wilcoxon_count": with_wilcoxon,
+        "repeats": repeats,
+        "least": _p(tests.least_p(repeats)),
+        "least_corrected": _p(min(1.0, tests.least_p(repeats) * with_wilcoxon)),
+        "hopeless": min(1.0, tests.least_p(repeats) * with_wilcoxon) > 0.05,
+        "resamples": tests.RESAMPLES,
+    }
+
+
+def _test_row(section: Section, comparison: Comparison, against: str) -> list[str]:
+    other = section.cells[comparison.second if against == "best" else comparison.first].name
+    found = comparison.bootstrap
+    resampled = ["-", "-", "-", "-"]
+    if found is not None:
+        interval = f"{100 * found.low:+.2f} to {100 * found.high:+.2f}"
+        resampled = [f"{100 * found.difference:+.2f}", interval, _p(found.p), _p(comparison.bootstrap_holm)]
+    ranked = [_p(comparison.wilcoxon), _p(comparison.wilcoxon_holm), str(comparison.repeats)]
+    return [other, *resampled, str(comparison.utterances), *ranked]
+
+
+def _p(value: float) -> str:
+    if math.isnan(value):
+        return "-"
+    return "< 0.001" if value < 0.001 else f"{value:.4f}" if value < 0.1 else f"{value:.3f}"

@@ -1,0 +1,207 @@
+"""Whether two cells differ by more than chance: paired bootstrap over utterances, Wilcoxon over repeats, Holm."""
+
+import math
+from collections.abc import Sequence as Items
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+from scipy import stats
+
+from fourm_ser.report.cells import Section, repeat_of
+from fourm_ser.report.collect import Run
+
+RESAMPLES = 9999
+LEVEL = 0.95
+METRICS = ("ua", "wa")
+
+
+class Interval(NamedTuple):
+    """A bootstrapped difference.
+
+    Attributes:
+        difference: as observed.
+        low, high: 95% percentile interval.
+        p: two-sided p value: twice the share of resamples on the rarer side of zero.
+    """
+
+    difference: float
+    low: float
+    high: float
+    p: float
+
+
+class Comparison(NamedTuple):
+    """Two cells on what both were tested on.
+
+    Attributes:
+        first, second: numbers of the cells; differences are first minus second.
+        metric: `ua` or `wa`.
+        utterances: how many test utterances both have; 0 where there is nothing to resample.
+        bootstrap: over these utterances, or None.
+        bootstrap_holm: its p value after Holm's correction; NaN without one.
+        repeats: how many repeats both have.
+        wilcoxon: p value of the signed-rank test over these repeats; NaN with fewer than two.
+        wilcoxon_holm: the same after Holm's correction.
+    """
+
+    first: int
+    second: int
+    metric: str
+    utterances: int
+    bootstrap: Interval | None
+    bootstrap_holm: float
+    repeats: int
+    wilcoxon: float
+    wilcoxon_holm: float
+
+
+def paired_bootstrap(
+    emotions: Items[str] | np.ndarray, first: np.ndarray, second: np.ndarray, seed: int = 0
+) -> dict[str, Interval]:
+    """Difference of two models in UA and WA, by resampling the utterances that both were tested on.
+
+    An utterance brings its emotion and how much more often the first model is right, and nothing else; so resampling
+    utterances is drawing how often each such pair occurs, from a multinomial distribution. That is the same bootstrap
+    as drawing utterance by utterance, in a thousandth of the time. Utterances are taken to be independent.
+
+    Args:
+        emotions: (n,) the labels.
+        first: (n,) how often the first model is right on each, from 0 to 1.
+        second: (n,) the same of the second.
+        seed: of the draws.
+    """
+    kinds, counts = np.unique(
+        np.stack([np.unique(emotions, return_inverse=True)[1], np.round(first - second, 9)]), axis=1, return_counts=True
+    )
+    classes, gains = kinds[0].astype(int), kinds[1]
+    drawn = np.random.default_rng(seed).multinomial(counts.sum(), counts / counts.sum(), size=RESAMPLES)
+    one_hot = np.eye(classes.max() + 1)[classes]  # (kinds, classes)
+
+    def both(times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        of_class = times @ one_hot
+        recall = np.divide(times * gains @ one_hot, of_class, out=np.full(of_class.shape, np.nan), where=of_class > 0)
+        return np.nanmean(recall, axis=1), times @ gains / counts.sum()
+
+    result = {}
+    for metric, observed, sampled in zip(METRICS, both(counts[None]), both(drawn), strict=True):
+        low, high = np.quantile(sampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        rarer = min((sampled <= 0).sum(), (sampled >= 0).sum())
+        p = min(1.0, 2 * float(rarer + 1) / (RESAMPLES + 1))
+        result[metric] = Interval(float(observed[0]), float(low), float(high), p)
+    return result
+
+
+def wilcoxon(first: np.ndarray, second: np.ndarray) -> float:
+    """Two-sided p value of Wilcoxon's signed-rank test over pairs; 1 where all are equal, NaN for fewer than two."""
+    if len(first) < 2:
+        return math.nan
+    if not (first - second).any():
+        return 1.0
+    return float(stats.wilcoxon(first, second).pvalue)
+
+
+def least_p(n: int) -> float:
+    """The least two-sided p value that Wilcoxon's test can give for n pairs: all differences of one sign."""
+    return min(1.0, 2.0 ** (1 - n))
+
+
+def holm(values: Items[float]) -> list[float]:
+    """Holm's (1979) step-down correction: times the number of hypotheses not yet rejected, never below one before it.
+
+    Args:
+        values: p values; NaN for a test that was not done, which counts as none and stays NaN.
+    """
+    p = np.asarray(values, dtype=float)
+    done = np.flatnonzero(~np.isnan(p))
+    corrected = np.full(p.shape, np.nan)
+    least = 0.0
+    for rank, place in enumerate(done[np.argsort(p[done], kind="stable")]):
+        least = max(least, min(1.0, (len(done) - rank) * p[place]))
+        corrected[place] = least
+    return corrected.tolist()
+
+
+def compare(section: Section, predictions: list[pd.DataFrame], metric: str) -> list[Comparison]:
+    """Compare the best cell and the baseline with every other cell that has finished runs.
+
+    Holm's correction is over all pairs of the section, for each metric and each test by itself.
+
+    Args:
+        section: the section.
+        predictions: each cell's, see `read_predictions`.
+        metric: which one makes the best cell.
+    """
+    if not section.complete:
+        return []
+    best, baseline = section.best(metric), section.baseline
+    others = [number for number, cell in enumerate(section.cells) if cell.runs]
+    pairs = [(best, other) for other in others if other != best]
+    pairs += [(other, baseline) for other in others if baseline != best and other not in (best, baseline)]
+    found = [comparison for pair in pairs for comparison in _pair(section, predictions, *pair)]
+    for name in METRICS:
+        places = [place for place, comparison in enumerate(found) if comparison.metric == name]
+        of_bootstrap = holm([b.p if (b := found[place].bootstrap) else math.nan for place in places])
+        of_wilcoxon = holm([found[place].wilcoxon for place in places])
+        for place, p, q in zip(places, of_bootstrap, of_wilcoxon, strict=True):
+            found[place] = found[place]._replace(bootstrap_holm=p, wilcoxon_holm=q)
+    return found
+
+
+def _pair(section: Section, predictions: list[pd.DataFrame], first: int, second: int) -> list[Comparison]:
+    common = predictions[first].merge(
+        predictions[second], left_index=True, right_index=True, suffixes=("_first", "_second")
+    )
+    common = common[common["emotion_first"] == common["emotion_second"]]
+    bootstrap: dict[str, Interval] = {}
+    means = common.groupby("id").agg(
+        emotion=("emotion_first", "first"), first=("correct_first", "mean"), second=("correct_second", "mean")
+    )
+    if len(means):
+        bootstrap = paired_bootstrap(means["emotion"].to_numpy(), means["first"].to_numpy(), means["second"].to_numpy())
+    comparisons = []
+    runs = section.table.set_index(["seed", "fold", "drawn"])
+    for metric in METRICS:
+        both = pd.concat(
+            [runs[runs["cell"] == number][["repeat", f"test/{metric}"]] for number in (first, second)],
+            axis=1,
+            join="inner",
+            keys=["first", "second"],
+        )
+        values = both.xs(f"test/{metric}", axis=1, level=1).groupby(both["first"]["repeat"]).mean()
+        p = wilcoxon(values["first"].to_numpy(), values["second"].to_numpy())
+        comparisons.append(
+            Comparison(first, second, metric, len(means), bootstrap.get(metric), math.nan, len(values), p, math.nan)
+        )
+    return comparisons
+
+
+def read_predictions(runs: Items[Run]) -> tuple[pd.DataFrame, list[str]]:
+    """The predictions of a cell's runs.
+
+    Returns:
+        Indexed by `seed`, `fold`, `drawn`, `id`: `emotion`, `predicted`, `correct`. And the problems, in sentences: a
+        run whose predictions cannot be read, or are not those that its metrics.json was computed from, is left out.
+    """
+    tables, problems = [], []
+    for run in runs:
+        path = run.path / "predictions.csv"
+        try:
+            table = pd.read_csv(path, usecols=["id", "emotion", "predicted"], dtype=str, keep_default_na=False)
+        except (OSError, ValueError) as error:
+            problems.append(
+                f"{path}: cannot be read ({' '.join(str(error).split())}); left out of what needs utterances."
+            )
+            continue
+        table["correct"] = (table["emotion"] == table["predicted"]).astype(float)
+        if not table["id"].is_unique or abs(table["correct"].mean() - run.metrics["test/wa"]) > 1e-4:
+            problems.append(
+                f"{path}: does not belong to the metrics.json beside it (WA {table['correct'].mean():.4f} here, "
+                f"{run.metrics['test/wa']:.4f} there); left out of what needs utterances."
+            )
+            continue
+        seed, fold, drawn = repeat_of(run)
+        tables.append(table.assign(seed=seed, fold=fold, drawn=drawn))
+    columns = ["seed", "fold", "drawn", "id", "emotion", "predicted", "correct"]
+    whole = pd.concat(tables) if tables else pd.DataFrame(columns=columns)
+    return whole.set_index(columns[:4]), problems
