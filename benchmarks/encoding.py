@@ -31,7 +31,7 @@ from fourm_ser.encoders.speech import SpeechEncoder
 from fourm_ser.encoders.store import FeatureStore
 from fourm_ser.encoders.text import TextEncoder
 from fourm_ser.encoding import fill_store, plan_shards
-from fourm_ser.stages import native_bf16
+from fourm_ser.stages import native_bf16, resolve_budget
 
 RATE = 16_000
 WORDS = [
@@ -181,7 +181,10 @@ def main() -> None:
     for pair in options.pairs:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             config = compose("train", [f"encoder={pair}", "encoder.weights=random"])
-        budgets = {"text": config.encode.max_characters, "audio": config.encode.max_seconds}
+        budgets = {
+            modality: resolve_budget(key, config.encode[key], "cpu")
+            for modality, key in (("text", "max_tokens"), ("audio", "max_seconds"))
+        }
         total = dict.fromkeys(("plain", *options.precisions), 0.0)
         with tempfile.TemporaryDirectory() as scratch:
             for modality, budget in budgets.items():

@@ -20,6 +20,7 @@ from fourm_ser.errors import InputError
 log = logging.getLogger(__name__)
 
 SHARD = 256
+PADDING = 0.05
 
 
 class Speed(ProgressColumn):
@@ -44,21 +45,25 @@ def plan_shards(keys: Items[str], lengths: np.ndarray, batch_length: float) -> l
     Args:
         keys: key of each utterance; of those that share one, the first is encoded.
         lengths: length of each utterance.
-        batch_length: total length of a batch, padding included; a longer utterance is a batch of its own.
+        batch_length: total length of a batch, padding included; a longer utterance is a batch of its own. A batch in
+            which more than 5% would be padding is closed before it is full.
     """
     first: dict[str, int] = {}
     for position, key in enumerate(keys):
         first.setdefault(key, position)
     order = sorted(first.values(), key=lambda position: (lengths[position], keys[position]))
     shards, batches, batch = [], [], list[int]()
+    own = 0.0  # length of the batch's utterances without padding
     for position in order:
-        if batch and (len(batch) + 1) * lengths[position] > batch_length:
+        size = (len(batch) + 1) * lengths[position]  # the order is that of lengths: it is the longest
+        if batch and (size > batch_length or size - own - lengths[position] > PADDING * size):
             batches.append(batch)
-            batch = []
+            batch, own = [], 0.0
             if sum(map(len, batches)) >= SHARD:
                 shards.append(Shard(batches))
                 batches = []
         batch.append(position)
+        own += lengths[position]
     return [*shards, Shard([*batches, batch])]
 
 

@@ -3,10 +3,12 @@
 import hashlib
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from collections.abc import Sequence as Items
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
@@ -115,6 +117,15 @@ class Encoder(nn.Module, ABC):
     def collate(self, items: Items[Inputs]) -> Inputs:
         """Utterances as one padded batch."""
         return self.frontend.collate(items)
+
+    def lengths(self, read: Callable[[int], Any], known: np.ndarray) -> np.ndarray:
+        """How long utterances are to this encoder, for batches of similar length.
+
+        Args:
+            read: position -> the raw utterance.
+            known: what the corpus says of each position: seconds, or characters.
+        """
+        return known
 
     def stem_parameters(self) -> dict[str, nn.Parameter]:
         """The stem's parameters by their names in this module."""

@@ -130,7 +130,7 @@ class Cnn14(nn.Module):
         # bn0 norms mel bands as if they were channels: (batch, time, mels) -> (batch, mels, time, 1)
         hidden = self.bn0(frames.transpose(1, 2)[..., None])
         # -> (batch, 1, time, mels)
-        hidden = silence(hidden.permute(0, 3, 2, 1), lengths)
+        hidden = silence(hidden.permute(0, 3, 2, 1), lengths).contiguous(memory_format=torch.channels_last)
         *others, last = self.conv_blocks
         for block in others:
             hidden = nn.functional.avg_pool2d(block(hidden, lengths), kernel_size=2)

@@ -43,27 +43,33 @@ class Waveform:
         return {"normalize": self.normalize, "receptive_field": self.receptive_field}
 
 
-class MaskedGroupNorm(nn.GroupNorm):
-    """A group norm over time whose statistics come from each utterance's own frames.
+class OwnConvolutions(nn.Module):
+    """The convolutional feature extractor of the self-supervised models, run over each utterance by itself.
 
-    The base models of the family normalise the first convolution's output over time, a channel a group, so that an
-    utterance's features depend on how far its batch is padded. Mean and variance over the valid frames alone give
-    each utterance what it gets by itself. Set `frames` (batch,) before each forward pass.
+    The base models normalise the first convolution's output over time, so that in a padded batch an utterance's
+    features depend on how far it is padded. By itself it has no padding, and the largest tensors of the model are held
+    for one utterance at a time, which a processor's caches thank for. Set `lengths` (batch,) in samples before each
+    forward pass.
+
+    Args:
+        layers: the extractor's convolutional layers.
     """
 
-    frames: Tensor
+    lengths: Tensor
 
-    def forward(self, hidden: Tensor) -> Tensor:
-        """(batch, channels, frames) -> the same; frames behind an utterance's end become zero."""
-        mask = length_mask(self.frames, hidden.shape[-1])[:, None, :]
-        count = self.frames.float()[:, None, None]
-        values = hidden.float().masked_fill(~mask, 0.0)
-        mean = values.sum(-1, keepdim=True) / count
-        centred = (values - mean).masked_fill(~mask, 0.0)
-        variance = centred.square().sum(-1, keepdim=True) / count
-        scaled = centred * torch.rsqrt(variance + self.eps)
-        scaled = scaled * self.weight[:, None] + self.bias[:, None]
-        return scaled.masked_fill(~mask, 0.0).to(hidden.dtype)
+    def __init__(self, layers: nn.ModuleList) -> None:
+        super().__init__()
+        self.conv_layers = layers
+
+    def forward(self, samples: Tensor) -> Tensor:
+        """(batch, samples) -> (batch, channels, frames), zero behind an utterance's frames."""
+        rows = []
+        for row, count in zip(samples, self.lengths.tolist(), strict=True):
+            hidden = row[None, None, :count]  # (1, 1, samples)
+            for layer in self.conv_layers:
+                hidden = layer(hidden)
+            rows.append(hidden[0].T)
+        return pad(rows).transpose(1, 2)
 
 
 class SpeechEncoder(Encoder):
@@ -133,11 +139,7 @@ class SpeechEncoder(Encoder):
                 "Expected wav2vec 2.0, HuBERT or WavLM; text encoders belong to encoder.text."
             )
         self.kernels, self.strides = list(config.conv_kernel), list(config.conv_stride)
-        first = self.model.feature_extractor.conv_layers[0]
-        self.masked_norm: MaskedGroupNorm | None = None
-        if config.feat_extract_norm == "group":
-            self.masked_norm = _with_masked_statistics(first.layer_norm)
-            first.layer_norm = self.masked_norm
+        self.model.feature_extractor = OwnConvolutions(self.model.feature_extractor.conv_layers)
         self.frontend = Waveform(normalize, _receptive_field(self.kernels, self.strides))
         self.dim = int(config.hidden_size)
         self.layers = LayerChoice(layer, len(self.model.encoder.layers), self.dim, "encoder.audio.layer")
@@ -149,17 +151,16 @@ class SpeechEncoder(Encoder):
         if gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
 
-    def frames(self, samples: Tensor, layers: int | None = None) -> Tensor:
-        """How many frames the first `layers` convolutions (all by default) make of so many samples."""
-        for kernel, stride in list(zip(self.kernels, self.strides, strict=True))[:layers]:
+    def frames(self, samples: Tensor) -> Tensor:
+        """How many frames the convolutions make of so many samples."""
+        for kernel, stride in zip(self.kernels, self.strides, strict=True):
             samples = (samples - kernel) // stride + 1
         return samples
 
     def stem(self, inputs: Inputs) -> Sequence:
         """`samples` (batch, samples), `lengths` (batch,) -> features (batch, frames, dim)."""
         samples, lengths = inputs["samples"], inputs["lengths"]
-        if self.masked_norm is not None:
-            self.masked_norm.frames = self.frames(lengths, layers=1)
+        self.model.feature_extractor.lengths = lengths
         attention = length_mask(lengths, samples.shape[1])
         output = self.model(
             samples, attention_mask=attention.long(), output_hidden_states=self.layers.asks_all, return_dict=True
@@ -195,15 +196,6 @@ class SpeechEncoder(Encoder):
 
     def save(self, folder: Path) -> dict[str, Any]:
         return {"architecture": self.model.config.to_dict()}
-
-
-def _with_masked_statistics(norm: nn.GroupNorm) -> MaskedGroupNorm:
-    """The same layer, parameters shared, with statistics over valid frames."""
-    if norm.num_groups != norm.num_channels:
-        raise ValueError(f"expected a channel a group, found {norm.num_channels} channels in {norm.num_groups} groups")
-    masked = MaskedGroupNorm(norm.num_groups, norm.num_channels, eps=norm.eps)
-    masked.weight, masked.bias = norm.weight, norm.bias
-    return masked
 
 
 def _receptive_field(kernels: Items[int], strides: Items[int]) -> int:

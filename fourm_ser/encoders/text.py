@@ -2,10 +2,12 @@
 
 import hashlib
 import json
+from collections.abc import Callable
 from collections.abc import Sequence as Items
 from pathlib import Path
 from typing import Any, ClassVar
 
+import numpy as np
 import torch
 from torch import nn
 from transformers import PreTrainedTokenizerFast
@@ -125,6 +127,10 @@ class TextEncoder(Encoder):
             return_dict=True,
         )
         return Sequence(self.layers.pick(output.last_hidden_state, output.hidden_states), inputs["mask"])
+
+    def lengths(self, read: Callable[[int], Any], known: np.ndarray) -> np.ndarray:
+        """Tokens of each transcript: characters tell them only roughly."""
+        return np.array([len(self.frontend(read(index))["ids"]) for index in range(len(known))], dtype=float)
 
     def top(self, features: Sequence) -> Sequence:
         """(batch, tokens, stem_dim) -> (batch, tokens, dim)."""

@@ -285,3 +285,27 @@ def test_reading_does_not_hold_the_store_in_memory(tmp_path: Path) -> None:
             total += reader.read(f"{shard}-{number}").sum()
     assert total > 0
     assert resident() - before < 20e6
+
+
+def anonymous() -> int:
+    """Bytes of memory that this process itself holds."""
+    return int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0]) * 1024
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells a process's anonymous memory")
+def test_reading_at_random_does_not_hold_what_was_read(tmp_path: Path) -> None:
+    rows = np.random.default_rng(0).normal(size=(40, 768)).astype(np.float16)
+    store = opened(tmp_path)
+    keys = [f"{number:04d}" for number in range(1_000)]
+    for start in range(0, len(keys), 250):
+        store.write(dict.fromkeys(keys[start : start + 250], rows))
+    store = opened(tmp_path)
+    order = np.random.default_rng(1).permutation(keys).tolist()
+    for key in order[:50]:
+        store.read(key)
+    before = anonymous()
+    for key in order:
+        store.read(key)
+    size = sum(shard.stat().st_size for shard in shards(store))
+    assert size > 60e6
+    assert anonymous() - before < size / 4
