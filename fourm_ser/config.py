@@ -44,4 +44,17 @@ def build(node: Any, **arguments: Any) -> Any:
             cause = cause.__cause__
         if cause is None:
             raise
-        raise cause from None
+        raise InputError(_at_full_key(str(cause), str(error))) from None
+
+
+def _at_full_key(message: str, error: str) -> str:
+    """What a class says of `group.key`, said of the place where its node lies: `loss.terms.center.key`.
+
+    Args:
+        message: the class's message, which begins with the key as if the node lay at the top of its group.
+        error: Hydra's message, whose last line names the node.
+    """
+    place = error.rpartition("full_key: ")[2].strip()
+    group = place.partition(".")[0]
+    is_short = message.startswith(f"{group}.") and not message.startswith(f"{place}.")
+    return place + message.removeprefix(group) if is_short else message

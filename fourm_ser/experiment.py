@@ -3,6 +3,7 @@
 import copy
 import json
 import logging
+import math
 import sys
 import time
 import warnings
@@ -31,10 +32,10 @@ from fourm_ser.files import write_json, write_text
 from fourm_ser.loggers import RunLogger
 from fourm_ser.losses.base import Loss
 from fourm_ser.model import build_network, save_model
-from fourm_ser.module import EmotionModule
+from fourm_ser.module import EmotionModule, NotFiniteError
 from fourm_ser.network import EmotionNetwork
 from fourm_ser.results import print_results, write_results
-from fourm_ser.stages import Stage, build_trainer, read_stages, resolve_device, resolve_precision
+from fourm_ser.stages import Stage, build_trainer, read_stages, resolve_budget, resolve_device, resolve_precision
 
 log = logging.getLogger(__name__)
 
@@ -96,6 +97,7 @@ class Experiment:
             build(config.optimizer),
             build(config.scheduler),
         )
+        self.loss: Loss = build(config.loss)
         self.device = torch.device("cuda" if config.trainer.accelerator == "gpu" else config.trainer.accelerator)
         self.loggers: list[RunLogger] = list(build(config.logger).values())
         self.encoded: dict[str, int] = {}
@@ -122,9 +124,11 @@ class Experiment:
         seed_everything(config.seed, verbose=False)
         resources = Resources(self.cache, self.corpus.training_texts)
         network = build_network(config, len(self.corpus.emotions), resources)
-        loss: Loss = build(config.loss)(
-            classes=len(self.corpus.emotions), dim=network.fusion.dim, counts=self.corpus.counts
-        )
+        self.loss.setup(len(self.corpus.emotions), network.widths, self.corpus.counts)
+        self.loss.check_classifier()
+        classifier = self.loss.classifier()
+        if classifier is not None and not self.loss.uses_head:
+            network.head = classifier  # logits are then what the loss trains, without its margin
         for encoder in network.by_modality.values():
             size = sum(parameter.numel() for parameter in encoder.parameters())
             log.info(
@@ -145,7 +149,7 @@ class Experiment:
         seconds: dict[str, float] = {}
         for stage in self.stages:
             trained |= {modality for modality in network.encoders if stage.unfreeze[modality] != "none"}
-            module, seconds[stage.name] = self._train(stage, network, loss, sorted(trained))
+            module, seconds[stage.name] = self._train(stage, network, sorted(trained))
         return self._finish(module, trained, seconds)
 
     def _compare_languages(self, encoder: Encoder) -> None:
@@ -160,9 +164,7 @@ class Experiment:
                 key,
             )
 
-    def _train(
-        self, stage: Stage, network: EmotionNetwork, loss: Loss, trained: list[str]
-    ) -> tuple[EmotionModule, float]:
+    def _train(self, stage: Stage, network: EmotionNetwork, trained: list[str]) -> tuple[EmotionModule, float]:
         """One stage, or what is left of it; the network ends with the stage's best weights."""
         folder = self.run_dir / stage.folder
         for modality, encoder in network.by_modality.items():
@@ -172,13 +174,13 @@ class Experiment:
             self.data.serve(self._sources(network), stage.batch_size)
         module = EmotionModule(
             network,
-            loss,
+            self.loss,
             self.corpus.emotions,
             stage.optimizer,
             stage.scheduler,
             stage.encoder_learning_rate,
             stage.epochs,
-            len(self.data.sampler(self.corpus.split.train)),
+            math.ceil(len(self.data.sampler(self.corpus.split.train)) / stage.accumulate),
             self.config.seed,
             stage.number,
             trained,
@@ -194,18 +196,36 @@ class Experiment:
             started = time.monotonic()
             loggers = [logger.stage(folder, stage.name) for logger in self.loggers]
             trainer = build_trainer(stage, self.run_dir, self._trainer_arguments(), loggers)
-            trainer.fit(module, datamodule=self.data, ckpt_path=last if last.is_file() else None, weights_only=True)
+            with self._finite(stage):
+                trainer.fit(module, datamodule=self.data, ckpt_path=last if last.is_file() else None, weights_only=True)
             write_json(finished, {"seconds": time.monotonic() - started, "epochs": trainer.current_epoch})
         best = torch.load(folder / "checkpoints" / "best.ckpt", map_location="cpu", weights_only=True)
         module.load_state_dict(best["state_dict"])
         log.info("stage %s: best validation UA in epoch %d", stage.name, best["epoch"])
         return module, float(json.loads(finished.read_text(encoding="utf-8"))["seconds"])
 
+    @contextmanager
+    def _finite(self, stage: Stage) -> Iterator[None]:
+        """Say of a loss that is not finite where it became so, by whom, and what there is to go on from."""
+        try:
+            yield
+        except NotFiniteError as error:
+            checkpoints = [self.run_dir / stage.folder / "checkpoints" / "last.ckpt"]
+            earlier = reversed(self.stages[: stage.number])
+            checkpoints += [self.run_dir / before.folder / "checkpoints" / "best.ckpt" for before in earlier]
+            good = next((str(path) for path in checkpoints if path.is_file()), "none: no epoch was finished")
+            ids = self.corpus.frame["id"].iloc[error.rows]
+            raise InputError(
+                f"loss: {', '.join(error.terms)} became NaN or infinite in stage {stage.name} ({error.place}). "
+                f"The batch: {', '.join(ids)}. The last good checkpoint: {good}. "
+                f"Try a smaller learning rate, stage.{stage.name}.gradient_clip, or trainer.precision=32-true."
+            ) from error
+
     def _sources(self, network: EmotionNetwork) -> dict[str, Source]:
         """Where each modality comes from: the store where its stem is frozen, else raw through its front end."""
         sources: dict[str, Source] = {}
         readers, keys, lengths = self.data.readers(), self.data.keys(), self.data.lengths()
-        budget = {"text": self.config.encode.max_characters, "audio": self.config.encode.max_seconds}
+        budget = {"text": self.config.encode.max_tokens, "audio": self.config.encode.max_seconds}
         for modality, encoder in network.by_modality.items():
             raw = Raw(readers[modality], encoder.frontend)
             if not encoder.frozen:
@@ -215,13 +235,16 @@ class Experiment:
             # Features of another precision are other features.
             fingerprint = encoder.fingerprint() + ("-bf16" if self.config.encode.precision == "bf16" else "")
             store = FeatureStore(self.cache / "embeddings", encoder.name, fingerprint, about)
+            length = lengths[modality]
+            if store.missing(keys[modality]):
+                length = encoder.lengths(readers[modality], length)
             for part in self.corpus.parts:
                 self.encoded[modality] += fill_store(
                     store,
                     encoder,
                     raw,
                     keys[modality],
-                    lengths[modality],
+                    length,
                     budget[modality],
                     self.corpus.workers,
                     self.device,
@@ -282,6 +305,8 @@ def _record(config: DictConfig, run_dir: Path) -> DictConfig:
         config.trainer.accelerator, str(config.trainer.precision)
     )
     config.encode.precision = resolve_precision(str(config.encode.precision), config.trainer.accelerator)
+    for key in ("max_seconds", "max_tokens"):
+        config.encode[key] = resolve_budget(key, config.encode[key], config.trainer.accelerator)
     path = run_dir / "config.yaml"
     if not path.is_file():
         write_text(path, OmegaConf.to_yaml(config))

@@ -14,6 +14,7 @@ from fourm_ser.config import build
 from fourm_ser.encoders.base import Encoder, Resources
 from fourm_ser.errors import InputError
 from fourm_ser.files import write_json, write_text
+from fourm_ser.losses.margin import CosineClassifier
 from fourm_ser.network import EmotionNetwork
 
 
@@ -62,6 +63,9 @@ def save_model(
         nodes: dict[str, Any] = {
             key: OmegaConf.to_container(config[key], resolve=True) for key in ("encoder", "fusion", "head")
         }
+        if isinstance(network.head, CosineClassifier):  # the loss's own classifier in the head's place
+            target = f"{CosineClassifier.__module__}.{CosineClassifier.__qualname__}"
+            nodes["head"] = {"_target_": target, "scale": network.head.scale}
         kept: dict[str, Any] = {}
         for modality, encoder in network.by_modality.items():
             changes = encoder.save(temporary / modality)

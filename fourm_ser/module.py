@@ -12,9 +12,25 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from fourm_ser.data.batch import Batch
+from fourm_ser.distributed import gather_rows
 from fourm_ser.losses.base import Loss
 from fourm_ser.metrics import EmotionMetrics
 from fourm_ser.network import EmotionNetwork, NetworkOutput
+from fourm_ser.schedules import Plateau
+
+
+class NotFiniteError(Exception):
+    """A loss became NaN or infinite.
+
+    Args:
+        terms: its terms that are.
+        rows: the batch's positions in the manifest, on this process.
+        place: where in the run.
+    """
+
+    def __init__(self, terms: Items[str], rows: Items[int], place: str) -> None:
+        super().__init__(f"{', '.join(terms)} not finite in {place}")
+        self.terms, self.rows, self.place = list(terms), list(rows), place
 
 
 class EmotionModule(LightningModule):
@@ -22,7 +38,7 @@ class EmotionModule(LightningModule):
 
     Args:
         network: the network, its stems frozen or not.
-        loss: the loss.
+        loss: the loss, set up for the network.
         emotions: the classes in the order of their indices.
         optimizer: parameter groups -> optimizer.
         scheduler: optimizer, `steps` and `steps_per_epoch` -> a scheduler that goes on with every step.
@@ -61,7 +77,7 @@ class EmotionModule(LightningModule):
         self.seed, self.stage = seed, stage
         untouched = [modality for modality in network.encoders if modality not in trained]
         self.left_out = {f"network.{name}" for name in network.stem_state(untouched)}
-        self.val_metrics, self.test_metrics = EmotionMetrics(emotions), EmotionMetrics(emotions)
+        self.val_metrics, self.test_metrics = (EmotionMetrics(emotions, network.fusion.dim) for _ in range(2))
         self.test_outputs: list[tuple[Tensor, Tensor]] = []
 
     def forward(self, batch: Batch, return_attention: bool = False) -> NetworkOutput:
@@ -75,9 +91,7 @@ class EmotionModule(LightningModule):
         seed_everything(seed, verbose=False)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        terms = self.loss(self(batch), batch.labels)
-        self._log_terms("train", terms, len(batch.labels))
-        return terms["total"]
+        return self._step("train", batch)[1]
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate("val", batch, self.val_metrics)
@@ -97,16 +111,25 @@ class EmotionModule(LightningModule):
         self._log_metrics("test", self.test_metrics)
 
     def _evaluate(self, side: str, batch: Batch, metrics: EmotionMetrics) -> NetworkOutput:
-        output = self(batch)
-        self._log_terms(side, self.loss(output, batch.labels), len(batch.labels))
-        metrics.update(output.logits, batch.labels)
+        output, _ = self._step(side, batch)
+        metrics.update(output.logits, output.embedding, batch.labels)
         return output
 
-    def _log_terms(self, side: str, terms: Mapping[str, Tensor], size: int) -> None:
+    def _step(self, side: str, batch: Batch) -> tuple[NetworkOutput, Tensor]:
+        """The network's output for this process's share of a batch, and the loss of the whole batch, logged by term."""
+        output = self(batch)
+        labels = gather_rows(batch.labels)
+        features = {name: gather_rows(vectors) for name, vectors in output.features().items()}
+        terms = self.loss(gather_rows(output.logits), features, labels)
+        if not terms["total"].isfinite():
+            bad = [name for name, value in terms.items() if not value.isfinite()]
+            place = f"{side}, epoch {self.current_epoch}, step {self.global_step}"
+            raise NotFiniteError(bad, batch.rows.tolist(), place)
         values = {f"{side}/loss": terms["total"].detach()}
-        if len(terms) > 2:  # a loss of one term is its own total
-            values |= {f"{side}/loss/{name}": value.detach() for name, value in terms.items() if name != "total"}
-        self.log_dict(values, on_step=False, on_epoch=True, batch_size=size, sync_dist=True, prog_bar=side == "train")
+        values |= {f"{side}/loss/{name}": value.detach() for name, value in terms.items() if name != "total"}
+        shown = side == "train"
+        self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(labels), sync_dist=True, prog_bar=shown)
+        return output, terms["total"]
 
     def _log_metrics(self, side: str, metrics: EmotionMetrics) -> None:
         values = {f"{side}/{name}": value for name, value in metrics.compute().items()}
@@ -114,12 +137,15 @@ class EmotionModule(LightningModule):
         if side == "val":
             self.log("ua", values["val/ua"], prog_bar=True, logger=False)
             metrics.reset()
+            schedule = self.lr_schedulers() if self.trainer.training else None
+            if isinstance(schedule, Plateau):
+                schedule.observe(float(values["val/ua"]))
 
     def configure_optimizers(self) -> Any:
         """The network's own parameters, the stems that train, the loss's parameters, each with its learning rate."""
         stems = [p for encoder in self.network.by_modality.values() for p in encoder.stem_parameters().values()]
-        in_stem = {id(parameter) for parameter in stems}
-        groups: list[dict[str, Any]] = [{"params": [p for p in self.network.parameters() if id(p) not in in_stem]}]
+        elsewhere = {id(parameter) for parameter in [*stems, *self.loss.parameters()]}
+        groups: list[dict[str, Any]] = [{"params": [p for p in self.network.parameters() if id(p) not in elsewhere]}]
         thawed = [parameter for parameter in stems if parameter.requires_grad]
         if thawed:
             rate = {} if self.encoder_learning_rate is None else {"lr": self.encoder_learning_rate}

@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from fourm_ser.encoders.base import Encoder, Inputs, Sequence
 from fourm_ser.errors import InputError
-from fourm_ser.fusion.base import Fusion
+from fourm_ser.fusion.base import Fusion, check_dropout, check_width, pool
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -37,6 +37,12 @@ class NetworkOutput(NamedTuple):
     audio: Sequence | None
     attention: Mapping[str, Tensor]
 
+    def features(self) -> dict[str, Tensor]:
+        """The vectors that feature losses act on: `embedding`, and the mean over time of `text` and `audio`."""
+        sequences = {"text": self.text, "audio": self.audio}
+        pooled = {name: pool(sequence, "mean") for name, sequence in sequences.items() if sequence is not None}
+        return {"embedding": self.embedding, **pooled}
+
 
 class Head(nn.Module):
     """From the embedding to the classes: dropout, hidden layers with an activation each, a linear classifier.
@@ -47,20 +53,29 @@ class Head(nn.Module):
         layers: widths of the hidden layers.
         dropout: dropout on the embedding.
         activation: one of `ACTIVATIONS`.
+        last_dropout: dropout before the linear classifier.
 
     Raises:
-        InputError: an unknown activation.
+        InputError: an unknown activation, a dropout or a width out of range.
     """
 
-    def __init__(self, dim: int, classes: int, layers: Items[int], dropout: float, activation: str) -> None:
+    def __init__(
+        self, dim: int, classes: int, layers: Items[int], dropout: float, activation: str, last_dropout: float
+    ) -> None:
         super().__init__()
+        if isinstance(layers, str | int | float) or layers is None:
+            raise InputError(f"head.layers={layers}: expected a list of widths, such as [64].")
+        for place, width in enumerate(layers):
+            check_width(width, f"head.layers[{place}]")
+        check_dropout(dropout, "head.dropout")
+        check_dropout(last_dropout, "head.last_dropout")
         if activation not in ACTIVATIONS:
             raise InputError(f"head.activation={activation}: expected one of {', '.join(ACTIVATIONS)}.")
         widths = [dim, *layers]
         modules: list[nn.Module] = [nn.Dropout(dropout)]
         for before, after in pairwise(widths):
             modules += [nn.Linear(before, after), ACTIVATIONS[activation]()]
-        self.layers = nn.Sequential(*modules, nn.Linear(widths[-1], classes))
+        self.layers = nn.Sequential(*modules, nn.Dropout(last_dropout), nn.Linear(widths[-1], classes))
 
     def forward(self, embedding: Tensor) -> Tensor:
         """(batch, dim) -> logits (batch, classes)."""
@@ -76,7 +91,7 @@ class EmotionNetwork(nn.Module):
         head: from the embedding to the logits.
     """
 
-    def __init__(self, encoders: Mapping[str, Encoder], fusion: Fusion, head: Head) -> None:
+    def __init__(self, encoders: Mapping[str, Encoder], fusion: Fusion, head: nn.Module) -> None:
         super().__init__()
         self.encoders = nn.ModuleDict(encoders)
         self.fusion = fusion
@@ -95,6 +110,11 @@ class EmotionNetwork(nn.Module):
     def by_modality(self) -> dict[str, Encoder]:
         """The encoders by the modality they read."""
         return dict(self.encoders.items())  # type: ignore[arg-type]
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """The width of each of `NetworkOutput.features`."""
+        return {"embedding": self.fusion.dim, **self.fusion.widths}
 
     def stem_state(self, modalities: Items[str]) -> set[str]:
         """The names in this module's state dict that belong to the stems of `modalities`."""

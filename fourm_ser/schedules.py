@@ -9,6 +9,8 @@ import math
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
+from fourm_ser.errors import InputError
+
 
 def constant(optimizer: Optimizer, steps: int, steps_per_epoch: int) -> LambdaLR:
     """The optimizer's own learning rates throughout."""
@@ -39,3 +41,44 @@ def cosine(optimizer: Optimizer, steps: int, steps_per_epoch: int, warmup: float
         return floor + (1.0 - floor) * 0.5 * (1.0 + math.cos(math.pi * progress))
 
     return LambdaLR(optimizer, share)
+
+
+class Plateau(LambdaLR):
+    """Multiply the learning rates by `gamma` whenever the validation UA has not become better for `patience` epochs.
+
+    What it waits for is told by `observe` at each epoch's end, before the epoch's checkpoint is written.
+
+    Args:
+        optimizer: what is scheduled.
+        steps, steps_per_epoch: not used.
+        patience: epochs without a better validation UA, after which the rates fall.
+        gamma: what they are multiplied by.
+        floor: share of the learning rates below which they do not fall.
+
+    Raises:
+        InputError: a patience below 1, a `gamma` that is not between 0 and 1, a floor outside 0 to 1.
+    """
+
+    def __init__(
+        self, optimizer: Optimizer, steps: int, steps_per_epoch: int, patience: int, gamma: float, floor: float
+    ) -> None:
+        if patience < 1:
+            raise InputError(f"scheduler.patience={patience}: expected 1 or more epochs.")
+        if not 0 < gamma < 1:
+            raise InputError(f"scheduler.gamma={gamma}: expected a number between 0 and 1.")
+        if not 0 <= floor <= 1:
+            raise InputError(f"scheduler.floor={floor}: expected a share from 0 to 1.")
+        self.patience, self.gamma, self.floor = patience, gamma, floor
+        self.best, self.waited, self.share = -math.inf, 0, 1.0
+        super().__init__(optimizer, lambda now: self.share)
+
+    def observe(self, score: float) -> None:
+        """Take note of an epoch's score; the higher, the better."""
+        if score > self.best:
+            self.best, self.waited = score, 0
+            return
+        self.waited += 1
+        if self.waited >= self.patience:
+            self.waited, self.share = 0, max(self.floor, self.share * self.gamma)
+            for group, rate in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
+                group["lr"] = rate * self.share

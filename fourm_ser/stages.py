@@ -36,6 +36,7 @@ class Stage:
         encoder_learning_rate: of stems that train; None for the optimizer's.
         patience: epochs without a better validation UA before the stage ends; None for never.
         gradient_clip: largest norm of the gradient; None for any.
+        accumulate: batches whose mean gradient makes one optimizer step.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Stage:
     encoder_learning_rate: float | None
     patience: int | None
     gradient_clip: float | None
+    accumulate: int
 
     @property
     def folder(self) -> str:
@@ -88,9 +90,12 @@ def read_stages(entries: Mapping[str, Any], optimizer: Any, scheduler: Any) -> l
             raise InputError(
                 f"stage.{name}.unfreeze: expected the keys text and audio, found {', '.join(stage.unfreeze)}."
             )
-        for key in ("epochs", "batch_size"):
+        for key in ("epochs", "batch_size", "accumulate"):
             if getattr(stage, key) < 1:
                 raise InputError(f"stage.{name}.{key}={getattr(stage, key)}: expected 1 or more.")
+        for key in ("encoder_learning_rate", "patience", "gradient_clip"):
+            if getattr(stage, key) is not None and getattr(stage, key) <= 0:
+                raise InputError(f"stage.{name}.{key}={getattr(stage, key)}: expected more than 0, or null.")
         stages.append(stage)
     if not stages:
         raise InputError("stage: no stage to run. Choose stage=transfer, stage=finetune or stage=two_stage.")
@@ -140,6 +145,24 @@ def resolve_precision(precision: str, accelerator: str) -> str:
     return precision
 
 
+BUDGETS = {"max_seconds": {"cpu": 16.0, "gpu": 240.0}, "max_tokens": {"cpu": 2_000.0, "gpu": 32_000.0}}
+
+
+def resolve_budget(key: str, value: str | float, accelerator: str) -> float:
+    """Replace `auto` in `encode.max_seconds` or `encode.max_tokens` by what a batch may hold on `cpu` or `gpu`.
+
+    A processor is fastest on batches whose activations stay near its caches.
+
+    Raises:
+        InputError: it is no positive number.
+    """
+    if value == "auto":
+        return BUDGETS[key][accelerator]
+    if isinstance(value, str) or not value > 0:
+        raise InputError(f"encode.{key}={value}: expected a number above 0, or auto.")
+    return float(value)
+
+
 class StopWhenDone(EarlyStopping):
     """Early stopping that a resumed run obeys too: one killed after its last epoch would train another."""
 
@@ -183,6 +206,7 @@ def build_trainer(stage: Stage, run_dir: Path, arguments: Mapping[str, Any], log
     return Trainer(
         max_epochs=stage.epochs,
         gradient_clip_val=stage.gradient_clip,
+        accumulate_grad_batches=stage.accumulate,
         callbacks=callbacks,
         logger=loggers,
         default_root_dir=run_dir,

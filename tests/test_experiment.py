@@ -2,6 +2,8 @@
 
 import itertools
 import json
+import math
+import re
 import shutil
 import subprocess
 import sys
@@ -16,6 +18,7 @@ import torch
 from filelock import FileLock
 from omegaconf import OmegaConf
 from sklearn.metrics import accuracy_score, f1_score, recall_score
+from torch import Tensor
 
 from fourm_ser.config import build
 from fourm_ser.data.batch import Raw
@@ -25,6 +28,7 @@ from fourm_ser.encoders.text import TextEncoder
 from fourm_ser.errors import InputError
 from fourm_ser.experiment import resume, run
 from fourm_ser.files import write_text
+from fourm_ser.losses.center import CenterLoss
 from fourm_ser.model import load_model
 from tests.conftest import Compose
 
@@ -80,9 +84,13 @@ def test_the_metrics_are_those_of_the_predictions(finished: Path) -> None:
     assert set(table["speaker"]) == {"Ses01F", "Ses01M"}
 
 
+@pytest.mark.parametrize("loss", ["ce", "arcface"])
 def test_the_model_directory_predicts_what_the_run_predicted(
-    finished: Path, tmp_path: Path, cache: Path, composed: Compose, slice_of_demo: list[str]
+    loss: str, finished: Path, tmp_path: Path, cache: Path, composed: Compose, slice_of_demo: list[str]
 ) -> None:
+    if loss != "ce":  # it brings a classifier of its own
+        finished = tmp_path / "run"
+        run(composed(*slice_of_demo, "stage=transfer", "stage.transfer.epochs=1", f"loss={loss}"), finished)
     moved = tmp_path / "elsewhere"
     shutil.copytree(finished / "model", moved)
     assert not [path for path in moved.rglob("*") if path.suffix in (".pt", ".ckpt", ".bin", ".pkl")]
@@ -120,6 +128,51 @@ def test_seeds_losses_and_fusions_share_the_store(
     assert "encoded/text" not in audio
     assert {"test/loss/ce", "test/loss/center"} <= set(centered)
     assert seeded["test/loss"] != read_metrics(finished)["test/loss"]
+
+
+def test_batches_accumulate_into_optimizer_steps(
+    tmp_path: Path, composed: Compose, slice_of_demo: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[list[float]] = []
+    take = torch.optim.AdamW.step
+
+    def step(self: torch.optim.AdamW, *arguments: Any, **others: Any) -> Any:
+        steps.append([group["lr"] for group in self.param_groups])
+        return take(self, *arguments, **others)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    run(composed(*slice_of_demo, "stage=transfer", "stage.transfer.epochs=2", "stage.transfer.accumulate=3"), tmp_path)
+    batches = int(re.findall(r"batches: (\d+) of", (tmp_path / "train.log").read_text())[0])
+    assert batches > 3
+    assert len(steps) == 2 * math.ceil(batches / 3)
+    assert len({rate for (rate, *_) in steps}) == len(steps)  # the schedule goes on with every step of the optimizer
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_what_there_is_to_know(
+    tmp_path: Path, composed: Compose, slice_of_demo: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take = CenterLoss.forward
+
+    def forward(self: CenterLoss, logits: Tensor, features: Any, labels: Tensor) -> dict[str, Tensor]:
+        terms = take(self, logits, features, labels)
+        seen.append(self.training)
+        return {name: value * math.nan for name, value in terms.items()} if len(seen) > 30 else terms
+
+    seen: list[bool] = []
+    monkeypatch.setattr(CenterLoss, "forward", forward)
+    config = composed(*slice_of_demo, "stage=transfer", "stage.transfer.epochs=90", "loss=ce_center")
+    with pytest.raises(InputError, match=r"total, center became NaN .* stage transfer \((train|val), epoch") as caught:
+        run(config, tmp_path)
+    said = str(caught.value)
+    checkpoint = Path(re.findall(r"last good checkpoint: (\S+ckpt)\.", said)[0])
+    state = torch.load(checkpoint, weights_only=True)["state_dict"]
+    assert all(tensor.isfinite().all() for tensor in state.values())
+    ids = re.findall(r"The batch: (.+?)\. ", said)[0].split(", ")
+    assert 1 <= len(ids) <= 32
+    data = build(config.data, cache=Path(config.cache))
+    data.load()
+    assert set(ids) <= set(data.frame["id"])
+    assert not (tmp_path / "metrics.json").exists()
 
 
 def test_a_frozen_half_is_read_from_the_store_while_the_other_half_trains(
@@ -198,6 +251,9 @@ def test_a_run_killed_in_each_stage_ends_as_if_undisturbed(
         "loss=ce_center",
         "scheduler=step",
         "scheduler.epochs=2",
+        "scheduler@stage.finetune.scheduler=plateau",
+        "stage.finetune.scheduler.patience=1",
+        "stage.finetune.accumulate=2",
         "stage.transfer.epochs=12",
         "stage.finetune.epochs=12",
         "data.workers=1",
@@ -260,6 +316,16 @@ def test_resuming_what_is_no_run_says_so(tmp_path: Path) -> None:
         (["encoder.text.layer=5"], r"encoder\.text\.layer=5: expected last, weighted or a layer from 0 to 2"),
         (["encode.precision=16"], r"encode\.precision=16: expected auto, 32 or bf16"),
         (["fusion.heads=5"], r"fusion\.heads=5"),
+        (
+            ["fusion=text_only", "loss=ce_center", "loss.terms.center.on=[audio]"],
+            r"center\.on=\[audio\]: the fusion gives",
+        ),
+        (["loss=ce", "loss.class_weights=[1,2]"], r"loss\.class_weights=\[1, 2\].*4"),
+        (["loss=ce_center", "loss.alpha=1.5"], r"loss\.alpha=1\.5: expected a number from 0 to 1"),
+        (["loss=arcface", "loss.m2=-1"], r"loss\.m2=-1"),
+        (["loss=center"], "trains no classifier"),
+        (["stage.transfer.patience=0"], r"patience=0: expected more than 0, or null"),
+        (["scheduler=plateau", "scheduler.gamma=2"], r"scheduler\.gamma=2"),
         (["+data.colour=red"], "colour"),
         (["+stage.transfer.colour=red"], "unknown key colour"),
         (["stage.transfer.epochs=0"], "epochs=0"),

@@ -56,6 +56,7 @@ ENCODERS[WEIGHTED] = [
 FUSIONS: dict[str, list[str]] = {
     "self_attention": ["fusion=self_attention", "fusion.dim=16", "fusion.heads=4"],
     "self_attention-min_max": ["fusion=self_attention", "fusion.dim=16", "fusion.heads=4", "fusion.audio_norm=min_max"],
+    "cross_attention": ["fusion=cross_attention", "fusion.dim=16", "fusion.heads=4"],
     "concat": ["fusion=concat", "fusion.project={text: 8, audio: null}", "fusion.pool={text: first, audio: max}"],
     "text_only": ["fusion=text_only", "fusion.dim=16", "fusion.heads=4"],
     "audio_only": ["fusion=audio_only", "fusion.dim=16", "fusion.heads=4"],
@@ -209,7 +210,7 @@ def test_frozen_encoders_are_quiet_while_the_rest_trains(build: Callable[..., Em
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_a_head_is_layers_with_an_activation_each(activation: str) -> None:
     torch.manual_seed(0)
-    head = Head(6, 3, [5, 4], dropout=0.5, activation=activation)
+    head = Head(6, 3, [5, 4], dropout=0.5, activation=activation, last_dropout=0.0)
     embedding = torch.randn(7, 6)
     first, second, last = (module for module in head.modules() if isinstance(module, torch.nn.Linear))
     function = ACTIVATIONS[activation]()
@@ -220,7 +221,7 @@ def test_a_head_is_layers_with_an_activation_each(activation: str) -> None:
 
 
 def test_a_head_without_hidden_layers_is_linear() -> None:
-    head = Head(6, 3, [], dropout=0.0, activation="relu")
+    head = Head(6, 3, [], dropout=0.0, activation="relu", last_dropout=0.0)
     (layer,) = (module for module in head.modules() if isinstance(module, torch.nn.Linear))
     embedding = torch.randn(2, 6)
     torch.testing.assert_close(head(embedding), layer(embedding))
@@ -228,7 +229,7 @@ def test_a_head_without_hidden_layers_is_linear() -> None:
 
 def test_an_unknown_activation_is_refused() -> None:
     with pytest.raises(InputError, match=r"head\.activation=swish: expected one of relu"):
-        Head(6, 3, [], dropout=0.0, activation="swish")
+        Head(6, 3, [], dropout=0.0, activation="swish", last_dropout=0.0)
 
 
 def test_the_same_seed_builds_the_same_network_whatever_the_encoders_seed(

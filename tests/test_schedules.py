@@ -9,6 +9,7 @@ from torch.optim import SGD, Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from fourm_ser import schedules
+from fourm_ser.errors import InputError
 
 RATES = (0.1, 0.02)
 
@@ -82,3 +83,50 @@ def test_step_multiplies_every_so_many_epochs(steps_per_epoch: int) -> None:
 def test_constant_is_constant() -> None:
     scheduled = optimizer()
     assert run(scheduled, schedules.constant(scheduled, 1_000, 100), 10) == [list(RATES)] * 10
+
+
+def plateau(scheduled: Optimizer, patience: int = 2, floor: float = 0.0) -> schedules.Plateau:
+    return schedules.Plateau(scheduled, 100, 3, patience=patience, gamma=0.5, floor=floor)
+
+
+def share(scheduled: Optimizer, schedule: schedules.Plateau, score: float) -> float:
+    """What is left of the rates in an epoch of three steps that ends with `score`."""
+    rates = run(scheduled, schedule, 3)
+    shares = {round(rate / whole, 12) for step in rates for rate, whole in zip(step, RATES, strict=True)}
+    assert len(shares) == 1  # from the epoch's first step on, in both groups
+    schedule.observe(score)
+    return shares.pop()
+
+
+def test_plateau_falls_after_so_many_epochs_that_are_no_better() -> None:
+    scheduled = optimizer()
+    schedule = plateau(scheduled)
+    scores = [0.5, 0.6, 0.6, 0.55, 0.7, 0.7, 0.7, 0.7, 0.7, 0.7]
+    found = [share(scheduled, schedule, score) for score in scores]
+    assert found == [1, 1, 1, 1, 0.5, 0.5, 0.5, 0.25, 0.25, 0.125]
+
+
+def test_plateau_stays_at_its_floor() -> None:
+    scheduled = optimizer()
+    schedule = plateau(scheduled, patience=1, floor=0.3)
+    assert [share(scheduled, schedule, 0.1) for _ in range(5)] == [1, 1, 0.5, 0.3, 0.3]
+
+
+def test_plateau_goes_on_from_its_state() -> None:
+    scheduled = optimizer()
+    schedule = plateau(scheduled)
+    for score in (0.5, 0.4, 0.4, 0.4):
+        share(scheduled, schedule, score)
+    again = optimizer()
+    resumed = plateau(again)
+    resumed.load_state_dict(schedule.state_dict())
+    again.load_state_dict(scheduled.state_dict())
+    for score in (0.4, 0.6, 0.6, 0.6):
+        assert share(again, resumed, score) == share(scheduled, schedule, score)
+
+
+@pytest.mark.parametrize(("key", "value"), [("patience", 0), ("gamma", 1.0), ("gamma", 0.0), ("floor", -0.1)])
+def test_plateau_refuses_what_is_no_plateau(key: str, value: float) -> None:
+    arguments = {"patience": 2, "gamma": 0.5, "floor": 0.0, key: value}
+    with pytest.raises(InputError, match=rf"scheduler\.{key}={value}"):
+        schedules.Plateau(optimizer(), 100, 3, **arguments)  # type: ignore[arg-type]

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.conftest import Compose
+from tests.conftest import CONF, Compose
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 
@@ -27,8 +27,10 @@ def call(*arguments: str, cwd: Path, path: Path | None = None) -> subprocess.Com
 def test_help_shows_the_groups_and_loads_nothing_heavy(tmp_path: Path) -> None:
     shown = call("--help", cwd=tmp_path)
     assert shown.returncode == 0
-    assert "fusion: audio_only, concat, self_attention, text_only" in shown.stdout
-    assert "loss: ce, ce_center, center" in shown.stdout
+    for group in ("encoder", "experiment", "fusion", "loss", "stage"):
+        options = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
+        assert len(options) > 3
+        assert f"{group}: {', '.join(options)}\n" in shown.stdout
     code = "import sys, fourm_ser.train; sys.exit(any(name in sys.modules for name in ('torch', 'pandas', 'numpy')))"
     assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path).returncode == 0
 

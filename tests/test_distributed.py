@@ -1,0 +1,54 @@
+"""Rows and gradients across two processes."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, distributed
+from torch.multiprocessing import spawn  # type: ignore[attr-defined]
+
+from fourm_ser.distributed import gather_rows
+
+COUNTS = [3, 2]
+
+
+def rows() -> tuple[Tensor, Tensor]:
+    """All rows (5, 4), and labels (5,)."""
+    generator = torch.Generator().manual_seed(0)
+    return torch.randn(sum(COUNTS), 4, generator=generator), torch.arange(sum(COUNTS))
+
+
+def scalar(values: Tensor) -> Tensor:
+    """No mean over rows: every row's gradient depends on all rows."""
+    return values.norm() * values.sin().sum()
+
+
+def work(rank: int, rendezvous: str, folder: str) -> None:
+    distributed.init_process_group("gloo", f"file://{rendezvous}", rank=rank, world_size=2)
+    values, labels = (torch.split(part, COUNTS)[rank] for part in rows())
+    values = values.clone().requires_grad_()
+    gathered = gather_rows(values)
+    torch.autograd.backward(scalar(gathered))
+    torch.save([gathered.detach(), gather_rows(labels), values.grad], Path(folder) / str(rank))
+    distributed.destroy_process_group()
+
+
+def test_each_process_has_the_rows_of_all_and_their_gradients(tmp_path: Path) -> None:
+    spawn(  # type: ignore[no-untyped-call]
+        work, (str(tmp_path / "rendezvous"), str(tmp_path)), nprocs=2
+    )
+    values, labels = rows()
+    values.requires_grad_()
+    torch.autograd.backward(scalar(values))
+    assert values.grad is not None
+    for rank, gradient in enumerate(torch.split(values.grad, COUNTS)):
+        found: list[Any] = torch.load(tmp_path / str(rank), weights_only=True)
+        torch.testing.assert_close(found[0], values.detach(), atol=0, rtol=0)
+        torch.testing.assert_close(found[1], labels)
+        # Both processes computed the scalar: its gradient comes twice, which the mean over processes takes back.
+        torch.testing.assert_close(found[2], 2 * gradient)
+
+
+def test_alone_rows_are_themselves() -> None:
+    values, _ = rows()
+    assert gather_rows(values) is values

@@ -1,0 +1,166 @@
+"""The module: across processes, the loss's own parameters, a loss that is not finite."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from omegaconf import OmegaConf
+from torch import Tensor, distributed, nn
+from torch.multiprocessing import spawn  # type: ignore[attr-defined]
+from torch.nn.parallel import DistributedDataParallel
+
+from fourm_ser.config import build
+from fourm_ser.data.batch import Batch
+from fourm_ser.encoders.base import Encoder, Inputs, Sequence, length_mask
+from fourm_ser.fusion.self_attention import SelfAttentionFusion
+from fourm_ser.losses.base import Loss
+from fourm_ser.module import EmotionModule, NotFiniteError
+from fourm_ser.network import EmotionNetwork, Head
+from tests.conftest import CONF, Compose
+
+EMOTIONS = ["anger", "happiness", "sadness", "neutral"]
+LOSSES = [
+    path.stem for path in sorted((CONF / "loss").glob("*.yaml")) if path.stem not in ("center", "contrastive_center")
+]
+VARIANTS = {
+    **{name: [f"loss={name}"] for name in LOSSES},
+    "ce-balanced": ["loss=ce", "loss.class_weights=balanced", "loss.label_smoothing=0.1"],
+    "focal-balanced": ["loss=focal", "loss.class_weights=balanced"],
+    "center-everywhere": ["loss=ce_center", "loss.terms.center.on=[embedding,text,audio]"],
+    "center-4m_ser": ["loss=ce_center", "loss.terms.center.form=4m_ser", "loss.weighting=convex"],
+    "contrastive-4m_ser": ["loss=ce_contrastive_center", "loss.terms.contrastive_center.form=4m_ser"],
+    "learned": ["loss=ce_center", "loss.weighting=learned"],
+}
+COUNT, TOKENS, FRAMES = 7, 5, 9
+
+
+class Stored(Encoder):
+    """An encoder whose features come from the store."""
+
+    def __init__(self, modality: str, dim: int) -> None:
+        super().__init__()
+        self.modality = modality  # type: ignore[misc]
+        self.name, self.weights, self.dim, self.stem_dim = "stored", "random", dim, dim
+
+    def stem(self, inputs: Inputs) -> Sequence:
+        raise AssertionError("features come from the store")
+
+    def stem_modules(self) -> list[nn.Module]:
+        return []
+
+    def blocks(self) -> list[nn.Module]:
+        return []
+
+
+def build_module(node: dict[str, Any]) -> EmotionModule:
+    torch.manual_seed(0)
+    dims = {"text": 8, "audio": 8}
+    fusion = SelfAttentionFusion(
+        dims, ["text", "audio"], dim=6, heads=2, dropout=0.0, pool="mean", audio_norm="layer_norm"
+    )
+    head: nn.Module = Head(6, len(EMOTIONS), [5], 0.0, "relu", 0.0)
+    network = EmotionNetwork({modality: Stored(modality, dim) for modality, dim in dims.items()}, fusion, head)
+    loss: Loss = build(node)
+    loss.setup(len(EMOTIONS), network.widths, [3, 1, 2, 1])
+    classifier = loss.classifier()
+    if classifier is not None:
+        network.head = classifier
+    module = EmotionModule(network, loss, EMOTIONS, torch.optim.AdamW, lambda *_, **__: None, None, 1, 1, 0, 0, [])  # type: ignore[arg-type]
+    module.log_dict = lambda *_, **__: None  # type: ignore[method-assign]
+    return module.double()  # sums in another order differ by less than any tolerance
+
+
+def batch(rows: Tensor) -> Batch:
+    """Those rows of a batch of seven, padded as the whole batch is."""
+    generator = torch.Generator().manual_seed(1)
+    counts = torch.arange(COUNT)
+    sequences = [
+        Sequence(
+            torch.randn(COUNT, longest, 8, generator=generator).double(), length_mask(counts % longest + 1, longest)
+        )
+        for longest in (TOKENS, FRAMES)
+    ]
+    text, audio = (Sequence(features[rows], mask[rows]) for features, mask in sequences)
+    return Batch(rows, torch.tensor([0, 0, 1, 2, 0, 2, 3])[rows], text, audio)
+
+
+class Step(nn.Module):
+    """A training step as a module's forward pass, as Lightning wraps it."""
+
+    def __init__(self, module: EmotionModule) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, batch: Batch) -> Tensor:
+        return self.module.training_step(batch, 0)
+
+
+def work(rank: int, nodes: dict[str, dict[str, Any]], folder: str) -> None:
+    distributed.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    results = {}
+    for name, node in nodes.items():
+        module = build_module(node)
+        parallel = DistributedDataParallel(Step(module))  # kept: its end is the end of its hooks
+        total = parallel(batch(torch.arange(rank, COUNT, 2)))
+        total.backward()
+        results[name] = {"total": total.detach(), **{key: p.grad for key, p in module.named_parameters()}}
+    torch.save(results, f"{folder}/{rank}")
+    distributed.destroy_process_group()
+
+
+def test_two_processes_have_the_loss_and_the_gradients_of_one(tmp_path: Path, composed: Compose) -> None:
+    nodes = {name: build_node(composed, overrides) for name, overrides in VARIANTS.items()}
+    spawn(work, (nodes, str(tmp_path)), nprocs=2)  # type: ignore[no-untyped-call]
+    for rank in range(2):
+        found = torch.load(tmp_path / str(rank), weights_only=True)
+        for name, node in nodes.items():
+            module = build_module(node)
+            total = module.training_step(batch(torch.arange(COUNT)), 0)
+            torch.autograd.backward(total)
+            torch.testing.assert_close(found[name]["total"], total.detach(), atol=1e-9, rtol=1e-9, msg=name)
+            parameters = dict(module.named_parameters())
+            assert found[name].keys() == {"total", *parameters}
+            for key, parameter in parameters.items():
+                assert parameter.grad is not None, (name, key)
+                torch.testing.assert_close(found[name][key], parameter.grad, atol=1e-9, rtol=1e-9, msg=f"{name} {key}")
+
+
+def build_node(composed: Compose, overrides: list[str]) -> dict[str, Any]:
+    node = OmegaConf.to_container(composed(*overrides).loss, resolve=True)
+    assert isinstance(node, dict)
+    return {str(key): value for key, value in node.items()}
+
+
+@pytest.mark.parametrize("name", ["ce", "arcface", "ce_center", "ce_arcface", "learned"])
+def test_every_parameter_is_in_one_group_and_the_loss_s_own_do_not_decay(name: str, composed: Compose) -> None:
+    module = build_module(build_node(composed, VARIANTS[name]))
+    module.build_scheduler = lambda *_, **__: None  # type: ignore[assignment]
+    groups = module.configure_optimizers()["optimizer"].param_groups
+    grouped = [id(parameter) for group in groups for parameter in group["params"]]
+    assert sorted(grouped) == sorted(id(parameter) for parameter in module.parameters())
+    own = {id(parameter) for parameter in module.loss.parameters()}
+    for group in groups:
+        ids = {id(parameter) for parameter in group["params"]}
+        assert ids <= own or not ids & own
+        assert (group["weight_decay"] == 0) == bool(ids & own)
+
+
+def test_a_margin_alone_classifies_by_its_cosines(composed: Compose) -> None:
+    module = build_module(build_node(composed, ["loss=arcface"])).eval()
+    output = module(batch(torch.arange(COUNT)))
+    (weight,) = module.loss.parameters()
+    cosine = output.embedding @ weight.T / (output.embedding.norm(dim=1)[:, None] * weight.norm(dim=1))
+    torch.testing.assert_close(output.logits, 64.0 * cosine, atol=1e-3, rtol=1e-4)
+
+
+def test_a_loss_that_is_not_finite_stops_the_step(composed: Compose) -> None:
+    module = build_module(build_node(composed, ["loss=ce_center"]))
+    module.trainer = type("Trainer", (), {"current_epoch": 3, "global_step": 8})()
+    with torch.no_grad():
+        dict(module.loss.named_parameters())["terms.center.centers.embedding"].fill_(np.nan)
+    with pytest.raises(NotFiniteError) as caught:
+        module.training_step(batch(torch.tensor([4, 2])), 0)
+    assert caught.value.terms == ["total", "center"]
+    assert caught.value.rows == [4, 2]
