@@ -13,6 +13,7 @@ from torchmetrics.classification import (
     MulticlassF1Score,
     MulticlassRecall,
 )
+from torchmetrics.utilities import dim_zero_cat
 
 BINS = 15
 
@@ -20,42 +21,34 @@ BINS = 15
 class DistanceRatio(Metric):
     """How tightly classes lie in the embedding: distances within a class over distances between classes.
 
-    The root mean squared Euclidean distance of the embeddings to the mean of their own class, over that between the
-    means of every two classes that occur. It does not change with the embedding's scale; the smaller, the better apart
-    the classes. NaN where fewer than two classes occur.
-
-    Args:
-        classes: number of classes.
-        dim: width of the embedding.
+    The mean Euclidean distance of an embedding to the mean of its own class, over the mean distance between the means
+    of every two classes that occur. It does not change with the embedding's scale; the smaller, the better apart the
+    classes. NaN where fewer than two classes occur.
     """
 
     full_state_update = False
-    count: Tensor
-    total: Tensor
-    squares: Tensor
+    embeddings: list[Tensor] | Tensor
+    labels: list[Tensor] | Tensor
 
-    def __init__(self, classes: int, dim: int) -> None:
+    def __init__(self) -> None:
         super().__init__()
-        shape = {"count": (classes,), "total": (classes, dim), "squares": (classes,)}
-        for name, sizes in shape.items():
-            self.add_state(name, torch.zeros(sizes, dtype=torch.float64), dist_reduce_fx="sum")
-        self.set_dtype(torch.float64)
+        self.add_state("embeddings", [], dist_reduce_fx="cat")
+        self.add_state("labels", [], dist_reduce_fx="cat")
 
     def update(self, embedding: Tensor, labels: Tensor) -> None:
         """Add a batch: embedding (batch, dim), labels (batch,)."""
-        embedding = embedding.detach().double()
-        self.count.index_add_(0, labels, torch.ones_like(labels, dtype=torch.float64))
-        self.total.index_add_(0, labels, embedding)
-        self.squares.index_add_(0, labels, embedding.square().sum(1))
+        assert isinstance(self.embeddings, list)
+        assert isinstance(self.labels, list)
+        self.embeddings.append(embedding.detach().float())
+        self.labels.append(labels)
 
     def compute(self) -> Tensor:
         """The ratio, a scalar."""
-        occurs = self.count > 0
-        count = self.count[occurs]
-        means = self.total[occurs] / count[:, None]  # (classes that occur, dim)
-        within = (self.squares[occurs] - count * means.square().sum(1)).clamp(min=0).sum() / count.sum()
-        between = torch.pdist(means).square().mean()  # NaN over no pair
-        return (within / between).sqrt()
+        embeddings, labels = dim_zero_cat(self.embeddings), dim_zero_cat(self.labels)
+        classes = [embeddings[labels == label] for label in labels.bincount().nonzero()]
+        means = torch.stack([rows.mean(0) for rows in classes])  # (classes that occur, dim)
+        within = torch.cat([(rows - mean).norm(dim=1) for rows, mean in zip(classes, means, strict=True)]).mean()
+        return within / torch.pdist(means).mean()  # NaN over no pair
 
 
 class EmotionMetrics(nn.Module):
@@ -66,10 +59,9 @@ class EmotionMetrics(nn.Module):
 
     Args:
         emotions: the classes in the order of their indices.
-        dim: width of the embedding.
     """
 
-    def __init__(self, emotions: Items[str], dim: int) -> None:
+    def __init__(self, emotions: Items[str]) -> None:
         super().__init__()
         self.emotions = list(emotions)
         classes = len(self.emotions)
@@ -79,7 +71,7 @@ class EmotionMetrics(nn.Module):
         self.f1_weighted = MulticlassF1Score(classes, average="weighted")
         self.ece = MulticlassCalibrationError(classes, n_bins=BINS)
         self.confusion = MulticlassConfusionMatrix(classes)
-        self.intra_inter = DistanceRatio(classes, dim)
+        self.intra_inter = DistanceRatio()
 
     def update(self, logits: Tensor, embedding: Tensor, labels: Tensor) -> None:
         """Add a batch: logits (batch, classes), embedding (batch, dim), labels (batch,)."""

@@ -77,7 +77,7 @@ class EmotionModule(LightningModule):
         self.seed, self.stage = seed, stage
         untouched = [modality for modality in network.encoders if modality not in trained]
         self.left_out = {f"network.{name}" for name in network.stem_state(untouched)}
-        self.val_metrics, self.test_metrics = (EmotionMetrics(emotions, network.fusion.dim) for _ in range(2))
+        self.val_metrics, self.test_metrics = (EmotionMetrics(emotions) for _ in range(2))
         self.test_outputs: list[tuple[Tensor, Tensor]] = []
 
     def forward(self, batch: Batch, return_attention: bool = False) -> NetworkOutput:
