@@ -42,8 +42,8 @@ def contents(config: DictConfig) -> Any:
     return OmegaConf.to_container(config)
 
 
-def test_the_four_published_models_are_there() -> None:
-    assert PRESETS == ["3m_ser", "4m_ser", "memocmt", "server"]
+def test_the_presets_are_there() -> None:
+    assert PRESETS == ["3m_ser", "4m_ser", "from_scratch", "memocmt", "server"]
 
 
 @every
@@ -92,7 +92,7 @@ PUBLISHED: dict[str, tuple[list[tuple[int, int]], int | None, list[int]]] = {
 }
 
 
-@every
+@pytest.mark.parametrize("name", PUBLISHED)
 def test_a_preset_builds_the_published_network_and_stages(name: str, composed: Compose) -> None:
     config = composed(f"experiment={name}")
     dims = {"text": 768, "audio": 768 if config.encoder.audio.name == "hubert" else 128}

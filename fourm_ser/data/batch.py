@@ -12,7 +12,8 @@ from torch.utils.data import Dataset, Sampler
 from fourm_ser.encoders.base import Frontend, Inputs, Sequence, length_mask, pad
 from fourm_ser.encoders.store import FeatureStore
 
-POOL = 50
+POOL = 50  # batches, and
+POOLS = 8  # at least so many pools: a corpus whose emotions differ in length would get batches of one emotion
 
 
 class Batch(NamedTuple):
@@ -119,8 +120,9 @@ class Utterances(Dataset[tuple[int, dict[str, Any]]]):
 class BucketBatchSampler(Sampler[list[int]]):
     """Batches of utterances of similar length.
 
-    With `shuffle`, utterances are shuffled, sorted by length within pools of 50 batches, cut into batches, and the
-    batches shuffled: an order that depends on seed and epoch alone. Without, they are sorted by length.
+    With `shuffle`, utterances are shuffled, sorted by length within pools of at most 50 batches and an eighth of the
+    utterances, cut into batches, and the batches shuffled: an order that depends on seed and epoch alone. Without, they
+    are sorted by length.
 
     With `classes`, an epoch has as many utterances as without, and every class equally often: of a large class some are
     drawn anew for each epoch, those of a small one come several times.
@@ -170,7 +172,7 @@ class BucketBatchSampler(Sampler[list[int]]):
             return self._cut(order)
         generator = np.random.default_rng([self.seed, self.epoch])
         order = generator.permutation(self.rows if self.classes is None else self._balanced(generator))
-        size = POOL * self.batch_size
+        size = self.batch_size * max(1, min(POOL, len(order) // (POOLS * self.batch_size)))
         pools = [order[start : start + size] for start in range(0, len(order), size)]
         order = np.concatenate([pool[np.argsort(self.lengths[pool], kind="stable")] for pool in pools])
         batches = self._cut(order)

@@ -95,9 +95,9 @@ class SpecAugment(nn.Module):
         if not self.training:
             return frames, lengths
         if self.stretch:
-            frames, lengths = self._change_speed(frames, lengths)
+            frames, lengths = self.change_speed(frames, lengths)
         if self.shift:
-            frames = self._move(frames)
+            frames = self.move(frames)
         time, bands = frames.shape[1:]
         whole = torch.full_like(lengths, bands)
         hidden = self._masks(self.time_masks, self.time_share * lengths, lengths, time)[..., None]
@@ -105,7 +105,7 @@ class SpecAugment(nn.Module):
         hidden = hidden | self._masks(self.band_masks, widest + 1 - 1e-3, whole, bands)[:, None]
         return frames.masked_fill(hidden, 0.0), lengths
 
-    def _change_speed(self, frames: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+    def change_speed(self, frames: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Read each row's own frames at another speed, in a line between neighbours."""
         rate = 1 + self.stretch * (2 * torch.rand(len(frames), device=frames.device) - 1)
         after = (lengths * rate).round().long().clamp(min=1)
@@ -120,7 +120,7 @@ class SpecAugment(nn.Module):
         )
         return before + share * (behind - before), after
 
-    def _move(self, frames: Tensor) -> Tensor:
+    def move(self, frames: Tensor) -> Tensor:
         """Move each row's spectrum by a fraction of bands; the outermost band repeats where nothing is left."""
         bands = torch.arange(frames.shape[2], device=frames.device)
         distance = self.shift * (2 * torch.rand(len(frames), 1, device=frames.device) - 1)

@@ -75,8 +75,22 @@ def test_lengths_within_a_batch_are_similar(shuffle: bool) -> None:
     at_random = padding([shuffled[start : start + 8].tolist() for start in range(0, len(ROWS), 8)])
     batches = order(shuffle=shuffle)
     assert at_random > 0.3
-    assert padding(batches) < at_random / 4
+    assert padding(batches) < at_random / (2 if shuffle else 4)  # shuffled, a small corpus has small pools
     assert BucketBatchSampler(ROWS, LENGTHS, 8, shuffle).padding() == pytest.approx(padding(batches))
+
+
+def test_batches_of_a_small_corpus_mix_emotions_that_differ_in_length() -> None:
+    rows = np.arange(500)
+    classes = rows % 5
+    lengths = 2.0 + classes  # by its length alone an utterance would be in a batch of one emotion
+    batches = list(BucketBatchSampler(rows, lengths, 32, shuffle=True))
+    assert len(batches) == 16
+    assert np.mean([len(set(classes[batch])) for batch in batches]) > 2.5
+
+
+def test_a_large_corpus_has_batches_of_like_length() -> None:
+    lengths = np.random.default_rng(0).uniform(1, 10, 20_000)
+    assert BucketBatchSampler(np.arange(20_000), lengths, 8, shuffle=True).padding() < 0.05
 
 
 def test_training_does_not_go_from_short_to_long() -> None:
@@ -338,7 +352,7 @@ def test_balanced_batches_are_of_like_length_and_know_their_padding() -> None:
         sampler = balanced(epoch)
         batches = list(sampler)
         assert sampler.padding() == pytest.approx(padding(batches))
-        assert sampler.padding() < at_random / 4
+        assert sampler.padding() < at_random / 2
 
 
 def test_padding_is_the_share_of_a_batch_that_no_utterance_fills() -> None:

@@ -1,0 +1,110 @@
+"""One modality alone, as statistics of its features over time: for encoders that are trained from nothing."""
+
+from collections.abc import Mapping
+from collections.abc import Sequence as Items
+
+import torch
+from torch import Tensor, nn
+
+from fourm_ser.encoders.base import Sequence
+from fourm_ser.errors import InputError
+from fourm_ser.fusion.base import Fusion, FusionOutput
+
+FLOOR = 1e-4  # below a root: its slope at nothing is endless
+LEAST = 1e-3  # weight of an utterance's frames, together
+MEMORY = 0.05  # share of a batch in the running statistics, once there were twenty
+
+
+class RunningScale(nn.Module):
+    """Standardises each component by its mean and deviation over the utterances that training has shown so far.
+
+    As batch norm in evaluation, but in training, too: an utterance does not depend on the batch it comes in, which may
+    hold it alone, and no gradient runs through the statistics. They are a part of the state.
+
+    Args:
+        dim: components.
+    """
+
+    mean: Tensor
+    square: Tensor
+    batches: Tensor
+
+    def __init__(self, dim: int) -> None:
+        super().__init__()
+        self.register_buffer("mean", torch.zeros(dim))
+        self.register_buffer("square", torch.ones(dim))
+        self.register_buffer("batches", torch.zeros((), dtype=torch.long))
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """(batch, dim) -> the same."""
+        if self.training:
+            self._remember(embedding.detach())
+        variance = (self.square - self.mean.square()).clamp(min=0)
+        return (embedding - self.mean) * torch.rsqrt(variance + FLOOR)
+
+    def _remember(self, embedding: Tensor) -> None:
+        self.batches += 1
+        share = (1 / self.batches).clamp(min=MEMORY)  # the first batches count alike
+        self.mean.lerp_(embedding.mean(0), share)
+        self.square.lerp_(embedding.square().mean(0), share)
+
+
+class StatisticsFusion(Fusion):
+    """Mean, standard deviation and mean step of one modality's features over its own frames, standardised.
+
+    Mean and deviation are the statistics pooling of x-vectors (Snyder et al. 2018). The step is the mean absolute
+    difference of one frame from the next, which tells how fast the features move; 0 where there is one frame.
+
+    Args:
+        dims: width of each modality's features.
+        modalities: the one modality, `[text]` or `[audio]`.
+        weight: the feature, from 0 to 1, that says how much a frame counts in a second mean and deviation; -1 is the
+            last one (of `prosody_cnn`: whether the frame is voiced). None for no second ones.
+
+    Raises:
+        InputError: not one modality, a feature that there is not.
+    """
+
+    def __init__(self, dims: Mapping[str, int], modalities: Items[str], weight: int | None) -> None:
+        super().__init__()
+        if len(modalities) != 1:
+            raise InputError(f"fusion.modalities={list(modalities)}: expected one modality.")
+        self.modalities = tuple(modalities)
+        width = dims[self.modalities[0]]
+        self.widths = {self.modalities[0]: width}
+        if weight is not None and not -width <= weight < width:
+            raise InputError(f"fusion.weight={weight}: expected one of the {width} features, from 0 or -1, or null.")
+        self.weight = weight
+        self.dim = (3 if weight is None else 5) * width
+        self.scale = RunningScale(self.dim)
+
+    def forward(self, text: Sequence | None, audio: Sequence | None, return_attention: bool = False) -> FusionOutput:
+        sequence = {"text": text, "audio": audio}[self.modalities[0]]
+        assert sequence is not None
+        # In fp32 throughout: the running variance is a difference of two large numbers.
+        with torch.autocast(sequence.features.device.type, enabled=False):
+            own = sequence.mask[..., None].float()
+            features = sequence.features.float().masked_fill(own == 0, 0.0)  # padding may hold anything
+            parts = [*moments(features, own), mean_step(features, sequence.mask)]
+            if self.weight is not None:
+                parts += moments(features, own * features[..., self.weight, None].clamp(0, 1))
+            embedding = self.scale(torch.cat(parts, dim=-1))
+        return FusionOutput(embedding, text, audio, {})
+
+
+def moments(features: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation (batch, dim) of features (batch, time, dim) by weights (batch, time, 1).
+
+    Where no frame weighs anything both are nothing.
+    """
+    total = weights.sum(1).clamp(min=LEAST)
+    mean = (features * weights).sum(1) / total
+    variance = ((features - mean[:, None]).square() * weights).sum(1) / total
+    return mean, (variance + FLOOR).sqrt()
+
+
+def mean_step(features: Tensor, mask: Tensor) -> Tensor:
+    """Mean absolute difference between neighbours in time: (batch, time, dim), mask (batch, time) -> (batch, dim)."""
+    both = (mask[:, 1:] & mask[:, :-1])[..., None]
+    steps = (features[:, 1:] - features[:, :-1]).abs() * both
+    return steps.sum(1) / both.sum(1).clamp(min=1)
