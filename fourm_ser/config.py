@@ -39,6 +39,8 @@ def build(node: Any, **arguments: Any) -> Any:
     except InstantiationException as error:
         cause: BaseException | None = error
         while cause is not None and not isinstance(cause, InputError):
+            if isinstance(cause, TypeError) and "keywords must be strings" in str(cause):
+                raise InputError('config: a key is no text: write "on" in quotes, YAML reads it as true.') from error
             if isinstance(cause, TypeError) and "argument" in str(cause):
                 raise InputError(f"config: {str(cause).replace('.__init__()', '')}") from error
             cause = cause.__cause__
