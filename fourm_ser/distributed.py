@@ -1,10 +1,75 @@
 """What processes that train one network together have to tell each other."""
 
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
 from typing import Any
 
 import torch
 from torch import Tensor, distributed
 from torch.autograd.function import once_differentiable
+
+# Rank zero may encode a corpus for hours; gloo and NCCL would give up on a neighbour after minutes.
+PATIENCE = timedelta(days=7)
+
+_waiting: Any = None
+
+
+def launched() -> bool:
+    """Whether torchrun started this process, as one of those that do a run."""
+    return distributed.is_available() and distributed.is_torchelastic_launched()
+
+
+def rank() -> int:
+    """This process's number among those that do the run, from 0."""
+    return int(os.environ["RANK"]) if launched() else 0
+
+
+def world() -> int:
+    """How many processes do the run."""
+    return int(os.environ["WORLD_SIZE"]) if launched() else 1
+
+
+@contextmanager
+def joined(accelerator: str) -> Iterator[None]:
+    """Connect the processes that torchrun started, for as long as the block runs.
+
+    Args:
+        accelerator: `cpu` or `gpu`: what their tensors lie on.
+    """
+    global _waiting
+    if accelerator == "gpu":
+        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    distributed.init_process_group("nccl" if accelerator == "gpu" else "gloo")
+    # A group of its own for long waits, so that a hang in training is still found in minutes.
+    _waiting = distributed.new_group(backend="gloo", timeout=PATIENCE)
+    try:
+        yield
+        barrier()
+    finally:
+        distributed.destroy_process_group()
+        _waiting = None
+
+
+def barrier() -> None:
+    """Wait until all processes are here."""
+    if _waiting is not None:
+        distributed.barrier(_waiting)
+
+
+@contextmanager
+def first() -> Iterator[None]:
+    """Let rank zero run the block before the others do.
+
+    Of the others the first of each machine goes before the rest, for what machines do not share.
+    """
+    turn = 0 if rank() == 0 else 1 if os.environ["LOCAL_RANK"] == "0" else 2
+    for _ in range(turn):
+        barrier()
+    yield
+    for _ in range(2 - turn):
+        barrier()
 
 
 class _Gather(torch.autograd.Function):

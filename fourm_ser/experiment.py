@@ -7,7 +7,7 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -22,22 +22,32 @@ from fourm_ser.config import build, refuse_missing
 from fourm_ser.data.batch import Raw, Source, Stored
 from fourm_ser.data.corpus import Corpus
 from fourm_ser.data.datamodule import EmotionDataModule
+from fourm_ser.distributed import barrier, first, joined, launched, rank, world
 from fourm_ser.encoders.base import Encoder, Resources
 from fourm_ser.encoders.download import fetch_file
 from fourm_ser.encoders.store import FeatureStore
 from fourm_ser.encoders.weights import fetch_weights
 from fourm_ser.encoding import fill_store
-from fourm_ser.errors import InputError
+from fourm_ser.errors import BusyError, InputError, OtherRunError
 from fourm_ser.files import write_json, write_text
+from fourm_ser.launch import launch, processes
 from fourm_ser.loggers import RunLogger
 from fourm_ser.losses.base import Loss
 from fourm_ser.model import build_network, save_model
 from fourm_ser.module import EmotionModule, NotFiniteError
 from fourm_ser.network import EmotionNetwork
 from fourm_ser.results import print_results, write_results
-from fourm_ser.stages import Stage, build_trainer, read_stages, resolve_budget, resolve_device, resolve_precision
+from fourm_ser.stages import (
+    Stage,
+    build_trainer,
+    read_stages,
+    resolve_budget,
+    resolve_device,
+    resolve_devices,
+    resolve_precision,
+)
 
-log = logging.getLogger(__name__)
+log = logging.getLogger("fourm_ser.experiment")  # also where it is `__main__`
 
 
 def run(config: DictConfig, run_dir: Path) -> dict[str, Any]:
@@ -55,30 +65,69 @@ def run(config: DictConfig, run_dir: Path) -> dict[str, Any]:
     """
     run_dir = run_dir.resolve()
     run_dir.mkdir(parents=True, exist_ok=True)
+    try:
+        if launched():
+            with joined(config.trainer.accelerator):
+                return _run(config, run_dir)
+        metrics = _run(config, run_dir)
+        if not metrics:
+            launch(_read_record(run_dir), run_dir)
+            metrics = json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))
+        return metrics
+    except OtherRunError:
+        raise
+    except Exception as error:
+        if rank() == 0 or not (run_dir / "failure.json").is_file():  # rank zero's word comes first
+            note_failure(run_dir, error)
+        raise
+
+
+def _run(config: DictConfig, run_dir: Path) -> dict[str, Any]:
+    """The run as far as this process does it: nothing where others have to be started, or have the results."""
+    results = run_dir / "metrics.json"
     with _alone(run_dir), _logged(run_dir / "train.log"):
+        if rank() == 0:
+            (run_dir / "failure.json").unlink(missing_ok=True)
         config = _record(config, run_dir)
-        results = run_dir / "metrics.json"
         if results.is_file():
             log.info("this run has finished already: %s", run_dir)
             metrics = json.loads(results.read_text(encoding="utf-8"))
+        elif processes(config) > 1 and not launched():
+            log.info("starting %d processes", processes(config))
+            return {}
         else:
+            if processes(config) != world():
+                raise InputError(
+                    f"{run_dir}: is recorded for {processes(config)} processes (trainer.devices, trainer.num_nodes), "
+                    f"and {world()} do it. Give torchrun the numbers of the record."
+                )
             try:
                 metrics = Experiment(config, run_dir).run()
             except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second
                 log.warning("interrupted: go on with python -m fourm_ser.train resume=%s", run_dir)
                 raise
-        print_results(metrics, run_dir)
+        if metrics:
+            print_results(metrics, run_dir)
         return metrics
 
 
 def resume(run_dir: Path) -> dict[str, Any]:
     """Go on with the run that `run_dir` records; see `run`."""
-    path = run_dir / "config.yaml"
-    if not path.is_file():
+    if not (run_dir / "config.yaml").is_file():
         raise InputError(f"resume={run_dir}: no config.yaml there. Expected the directory of an earlier run.")
-    config = OmegaConf.load(path)
-    assert isinstance(config, DictConfig)
-    return run(config, run_dir)
+    return run(_read_record(run_dir), run_dir)
+
+
+def note_failure(run_dir: Path, error: Exception, overrides: Sequence[str] = ()) -> None:
+    """Write failure.json: why a run ended before its results; it is gone as soon as the run goes on.
+
+    Args:
+        run_dir: the run directory.
+        error: what ended the run.
+        overrides: the run's `key=value` words.
+    """
+    said = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+    write_json(run_dir / "failure.json", {"error": said, "overrides": list(overrides)})
 
 
 class Experiment:
@@ -99,7 +148,7 @@ class Experiment:
         )
         self.loss: Loss = build(config.loss)
         self.device = torch.device("cuda" if config.trainer.accelerator == "gpu" else config.trainer.accelerator)
-        self.loggers: list[RunLogger] = list(build(config.logger).values())
+        self.loggers: list[RunLogger] = list(build(config.logger).values()) if rank() == 0 else []
         self.encoded: dict[str, int] = {}
 
     def run(self) -> dict[str, Any]:
@@ -111,19 +160,8 @@ class Experiment:
             config.trainer.precision,
             config.encode.precision,
         )
-        for modality in config.fusion.modalities:  # what cannot be downloaded is known before any work is done
-            node = config.encoder[modality]
-            if node.get("weights") == "pretrained" and node.get("checkpoint"):
-                fetch_weights(node.checkpoint, modality)
-            elif node.get("weights") == "pretrained" and node.get("url"):
-                fetch_file(node.url, node.get("digest"), self.cache)
-        self.corpus: Corpus = build(config.data, cache=self.cache)
-        self.data = EmotionDataModule(self.corpus, pin_memory=self.device.type == "cuda", seed=config.seed)
-        self.data.prepare_data()
-        self.data.setup()
-        seed_everything(config.seed, verbose=False)
-        resources = Resources(self.cache, self.corpus.training_texts)
-        network = build_network(config, len(self.corpus.emotions), resources)
+        with first():
+            network = self._prepare()
         self.loss.setup(len(self.corpus.emotions), network.widths, self.corpus.counts)
         self.loss.check_classifier()
         classifier = self.loss.classifier()
@@ -152,6 +190,23 @@ class Experiment:
             module, seconds[stage.name] = self._train(stage, network, sorted(trained))
         return self._finish(module, trained, seconds)
 
+    def _prepare(self) -> EmotionNetwork:
+        """Fetch, prepare and read what is not there yet; the network, as it begins."""
+        config = self.config
+        for modality in config.fusion.modalities:  # what cannot be downloaded is known before any work is done
+            node = config.encoder[modality]
+            if node.get("weights") == "pretrained" and node.get("checkpoint"):
+                fetch_weights(node.checkpoint, modality)
+            elif node.get("weights") == "pretrained" and node.get("url"):
+                fetch_file(node.url, node.get("digest"), self.cache)
+        self.corpus: Corpus = build(config.data, cache=self.cache)
+        self.data = EmotionDataModule(self.corpus, pin_memory=self.device.type == "cuda", seed=config.seed)
+        self.data.prepare_data()
+        self.data.setup()
+        seed_everything(config.seed, verbose=False)
+        resources = Resources(self.cache, self.corpus.training_texts)
+        return build_network(config, len(self.corpus.emotions), resources)
+
     def _compare_languages(self, encoder: Encoder) -> None:
         spoken = sorted(set(self.corpus.frame["language"]) - {""})
         if encoder.languages is not None and not set(spoken) <= set(encoder.languages):
@@ -171,7 +226,9 @@ class Experiment:
             encoder.unfreeze(stage.unfreeze[modality])
         finished = folder / "finished.json"
         if not finished.is_file() or stage is self.stages[-1]:
-            self.data.serve(self._sources(network), stage.batch_size)
+            with first():
+                sources = self._sources(network)
+            self.data.serve(sources, stage.batch_size)
         module = EmotionModule(
             network,
             self.loss,
@@ -198,7 +255,9 @@ class Experiment:
             trainer = build_trainer(stage, self.run_dir, self._trainer_arguments(), loggers)
             with self._finite(stage):
                 trainer.fit(module, datamodule=self.data, ckpt_path=last if last.is_file() else None, weights_only=True)
-            write_json(finished, {"seconds": time.monotonic() - started, "epochs": trainer.current_epoch})
+            if rank() == 0:
+                write_json(finished, {"seconds": time.monotonic() - started, "epochs": trainer.current_epoch})
+            barrier()
         best = torch.load(folder / "checkpoints" / "best.ckpt", map_location="cpu", weights_only=True)
         module.load_state_dict(best["state_dict"])
         log.info("stage %s: best validation UA in epoch %d", stage.name, best["epoch"])
@@ -255,7 +314,7 @@ class Experiment:
         return sources
 
     def _finish(self, module: EmotionModule, trained: set[str], seconds: dict[str, float]) -> dict[str, Any]:
-        """Test the last stage's best weights and write the run directory's results."""
+        """Test the last stage's best weights and write the run directory's results: rank zero, which returns them."""
         trainer = Trainer(
             logger=False,
             enable_checkpointing=False,
@@ -266,6 +325,8 @@ class Experiment:
         )
         val = trainer.validate(module, datamodule=self.data, verbose=False)[0]
         test = trainer.test(module, datamodule=self.data, verbose=False)[0]
+        if rank() != 0:
+            return {}
         index, probabilities = module.predictions()
         encoders = module.network.by_modality
         origins = {encoder.weights for encoder in encoders.values()}
@@ -300,10 +361,12 @@ def _record(config: DictConfig, run_dir: Path) -> DictConfig:
     config = copy.deepcopy(config)
     OmegaConf.resolve(config)
     OmegaConf.set_struct(config, False)
-    config.pop("resume", None)
+    for key in ("resume", "sweep"):  # how a run is started is no part of it
+        config.pop(key, None)
     config.trainer.accelerator, config.trainer.precision = resolve_device(
         config.trainer.accelerator, str(config.trainer.precision)
     )
+    config.trainer.devices = resolve_devices(config.trainer.devices, config.trainer.accelerator)
     config.encode.precision = resolve_precision(str(config.encode.precision), config.trainer.accelerator)
     for key in ("max_seconds", "max_tokens"):
         config.encode[key] = resolve_budget(key, config.encode[key], config.trainer.accelerator)
@@ -311,9 +374,15 @@ def _record(config: DictConfig, run_dir: Path) -> DictConfig:
     if not path.is_file():
         write_text(path, OmegaConf.to_yaml(config))
     elif OmegaConf.load(path) != config:
-        raise InputError(
+        raise OtherRunError(
             f"{run_dir}: holds a run of another config. Continue it with resume={run_dir}, or choose another directory."
         )
+    return config
+
+
+def _read_record(run_dir: Path) -> DictConfig:
+    config = OmegaConf.load(run_dir / "config.yaml")
+    assert isinstance(config, DictConfig)
     return config
 
 
@@ -329,13 +398,16 @@ def _check_place(checkpoint: Path) -> None:
 
 @contextmanager
 def _alone(run_dir: Path) -> Iterator[None]:
-    """Keep a second process out of a run directory."""
+    """Keep a second process out of a run directory; of those that do the run together, rank zero speaks for all."""
+    if rank() != 0:
+        yield
+        return
     lock = FileLock(run_dir / ".lock")
     try:
         with lock.acquire(timeout=0):
             yield
     except Timeout as error:
-        raise InputError(f"{run_dir}: another process is running this run. Wait for it, or end it.") from error
+        raise BusyError(f"{run_dir}: another process is running this run. Wait for it, or end it.") from error
 
 
 # Remarks of Lightning's that are true of every run here, and no news to its user.
@@ -344,13 +416,22 @@ EXPECTED = (
     "Found .* module.* in eval mode",  # frozen stems
     ".*does not have many workers",  # stored features are read in the training process on purpose
     "`isinstance.treespec, LeafSpec.` is deprecated",
+    "It is recommended to use .self.log.*sync_dist=True",  # metrics are those of all processes already
+    "Using `DistributedSampler` with the dataloaders",  # the batch sampler gives no utterance twice
 )
 
 
 @contextmanager
 def _logged(path: Path) -> Iterator[None]:
-    """Send the package's log to the terminal, and in more detail to a file."""
+    """Send rank zero's log to the terminal, and in more detail to a file."""
     root = logging.getLogger("fourm_ser")
+    if rank() != 0:
+        root.addHandler(logging.NullHandler())
+        root.propagate = False
+        logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+        warnings.simplefilter("ignore")
+        yield
+        return
     terminal = RichHandler(show_path=False, show_time=False, show_level=False, markup=False, highlighter=None)
     terminal.setLevel(logging.INFO)
     file = logging.FileHandler(path, encoding="utf-8")
@@ -368,8 +449,9 @@ def _logged(path: Path) -> Iterator[None]:
             for message in EXPECTED:
                 warnings.filterwarnings("ignore", message)
             yield
-    except InputError as error:
-        file.handle(logging.LogRecord("fourm_ser", logging.ERROR, __file__, 0, str(error), None, None))
+    except Exception as error:
+        trace = None if isinstance(error, InputError) else sys.exc_info()
+        file.handle(logging.LogRecord("fourm_ser", logging.ERROR, __file__, 0, str(error), None, trace))
         raise
     finally:
         for handler in (terminal, file):

@@ -1,10 +1,12 @@
-"""Where a run's numbers go while it trains: a table in the run directory, Weights & Biases."""
+"""Where a run's numbers go while it trains: a table in the run directory, Weights & Biases, TensorBoard."""
 
 import logging
 import os
+import shlex
 import uuid
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -126,7 +128,7 @@ class WandB(RunLogger):
         mode = self.mode
         if mode == "online" and not _has_key(wandb.Settings().base_url):
             mode = "offline"
-            log.warning("wandb: no API key (run `wandb login`), so this run is logged offline; `wandb sync` uploads it")
+            log.warning("wandb: no API key (run `wandb login`), so this run is logged offline")
         identity = run_dir / "wandb" / "id"
         if not identity.is_file():
             write_text(identity, uuid.uuid4().hex[:8])
@@ -164,6 +166,39 @@ class WandB(RunLogger):
             }
         )
         self.run.finish()
+        if self.run.offline:
+            log.info(
+                "wandb: logged offline; upload it with: wandb sync %s", shlex.quote(str(Path(self.run.dir).parent))
+            )
+
+
+class TensorBoard(RunLogger):
+    """TensorBoard: the events of each stage, and of the test, in the run directory's `tensorboard` folder.
+
+    Args:
+        choices: what tells runs of a sweep apart, beside their test metrics: encoder, fusion, loss.
+    """
+
+    def __init__(self, choices: Mapping[str, Any]) -> None:
+        self.choices = {name: str(value) for name, value in choices.items()}
+        self.folder = Path()
+
+    def start(self, run_dir: Path, config: Mapping[str, Any]) -> None:
+        if find_spec("tensorboard") is None:
+            raise InputError('logger=tensorboard: tensorboard is not installed. pip install "fourm_ser[tensorboard]"')
+        self.folder = run_dir / "tensorboard"
+
+    def stage(self, folder: Path, name: str) -> Logger:
+        from pytorch_lightning.loggers import TensorBoardLogger
+
+        return TensorBoardLogger(self.folder, name="", version=name)
+
+    def finish(self, results: Results) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        numbers = {name: float(value) for name, value in results.metrics.items() if isinstance(value, float)}
+        with SummaryWriter(str(self.folder)) as writer:
+            writer.add_hparams(self.choices, numbers, run_name="results")
 
 
 def _has_key(base_url: str) -> bool:

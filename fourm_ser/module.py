@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from fourm_ser.data.batch import Batch
-from fourm_ser.distributed import gather_rows
+from fourm_ser.distributed import gather_rows, rank
 from fourm_ser.losses.base import Loss
 from fourm_ser.metrics import EmotionMetrics
 from fourm_ser.network import EmotionNetwork, NetworkOutput
@@ -24,7 +24,7 @@ class NotFiniteError(Exception):
 
     Args:
         terms: its terms that are.
-        rows: the batch's positions in the manifest, on this process.
+        rows: the batch's positions in the manifest.
         place: where in the run.
     """
 
@@ -85,9 +85,9 @@ class EmotionModule(LightningModule):
         return self.network(batch.text, batch.audio, return_attention)
 
     def on_train_epoch_start(self) -> None:
-        """Seed the epoch."""
-        key = f"{self.seed} {self.stage} {self.current_epoch}".encode()
-        seed = int.from_bytes(hashlib.blake2b(key, digest_size=4).digest(), "big")
+        """Seed the epoch; of several processes each draws its own dropout."""
+        key = f"{self.seed} {self.stage} {self.current_epoch}" + (f" {rank()}" if rank() else "")
+        seed = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=4).digest(), "big")
         seed_everything(seed, verbose=False)
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -98,7 +98,8 @@ class EmotionModule(LightningModule):
 
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         output = self._evaluate("test", batch, self.test_metrics)
-        self.test_outputs.append((batch.rows.cpu(), output.logits.detach().float().softmax(1).cpu()))
+        probabilities = output.logits.detach().float().softmax(1)
+        self.test_outputs.append((gather_rows(batch.rows).cpu(), gather_rows(probabilities).cpu()))
 
     def on_validation_epoch_end(self) -> None:
         self._log_metrics("val", self.val_metrics)
@@ -124,7 +125,7 @@ class EmotionModule(LightningModule):
         if not terms["total"].isfinite():
             bad = [name for name, value in terms.items() if not value.isfinite()]
             place = f"{side}, epoch {self.current_epoch}, step {self.global_step}"
-            raise NotFiniteError(bad, batch.rows.tolist(), place)
+            raise NotFiniteError(bad, gather_rows(batch.rows).tolist(), place)
         values = {f"{side}/loss": terms["total"].detach()}
         values |= {f"{side}/loss/{name}": value.detach() for name, value in terms.items() if name != "total"}
         shown = side == "train"

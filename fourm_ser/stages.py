@@ -125,6 +125,24 @@ def resolve_device(accelerator: str, precision: str) -> tuple[str, str]:
     return accelerator, precision
 
 
+def resolve_devices(devices: Any, accelerator: str) -> int:
+    """Replace `auto` in `trainer.devices` by the number of GPUs here, or by one process on `cpu`.
+
+    Raises:
+        InputError: it is no positive number, or there are fewer GPUs.
+    """
+    if devices == "auto":
+        return torch.cuda.device_count() if accelerator == "gpu" else 1
+    if isinstance(devices, bool) or not isinstance(devices, int) or devices < 1:
+        raise InputError(
+            f"trainer.devices={devices}: expected auto or how many processes train together, each on its own device. "
+            "CUDA_VISIBLE_DEVICES says which GPUs."
+        )
+    if accelerator == "gpu" and devices > torch.cuda.device_count():
+        raise InputError(f"trainer.devices={devices}: PyTorch sees {torch.cuda.device_count()} GPUs here.")
+    return devices
+
+
 def native_bf16(accelerator: str) -> bool:
     """Whether `cpu` or `gpu` computes in bf16 natively here."""
     if accelerator == "gpu":

@@ -1,23 +1,24 @@
 """Train, test and report one experiment: python -m fourm_ser.train encoder=bert_wav2vec loss=ce_center."""
 
-import hashlib
 import sys
 from pathlib import Path
 
 import hydra
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
+from fourm_ser import sweeps
 from fourm_ser.config import CONF
 from fourm_ser.errors import InputError
-
-# A sweep's cell is named by what was chosen, so that a sweep started again finds its jobs.
-OmegaConf.register_new_resolver("cell", lambda text: hashlib.blake2b(text.encode(), digest_size=6).hexdigest())
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
 def train(config: DictConfig) -> float:
     """Run the composed experiment; returns the best validation UA, for sweepers that optimise it."""
     from hydra.core.hydra_config import HydraConfig
+    from hydra.types import RunMode
+
+    if HydraConfig.get().mode == RunMode.MULTIRUN:
+        return sweeps.job(config)
 
     from fourm_ser.experiment import run
 
@@ -44,8 +45,11 @@ def main() -> None:
     """The command."""
     if any(argument.startswith("resume=") and argument != "resume=null" for argument in sys.argv[1:]):
         resume(sys.argv[1:])
-    else:
+        return
+    try:
         train()
+    finally:
+        sweeps.close()
 
 
 if __name__ == "__main__":

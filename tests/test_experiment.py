@@ -130,6 +130,18 @@ def test_seeds_losses_and_fusions_share_the_store(
     assert seeded["test/loss"] != read_metrics(finished)["test/loss"]
 
 
+def test_center_losses_draw_classes_together(tmp_path: Path, composed: Compose, slice_of_demo: list[str]) -> None:
+    voices = ["data.emotions=[anger,sadness]", "data.drop_other=true"]  # which the voice alone tells apart
+    stage = ["stage=transfer", *(f"stage.transfer.{word}" for word in ("epochs=20", "patience=null", "batch_size=6"))]
+    ratio = {}
+    for loss in ("ce", "ce_center", "ce_contrastive_center"):
+        run(composed(*slice_of_demo, *voices, *stage, f"loss={loss}"), tmp_path / loss)
+        table = pd.read_csv(tmp_path / loss / "stages" / "0-transfer" / "metrics.csv")
+        ratio[loss] = table["val/intra_inter"].iloc[-1]
+    assert 0 < ratio["ce_center"] < 0.95 * ratio["ce"]
+    assert 0 < ratio["ce_contrastive_center"] < 0.95 * ratio["ce"]
+
+
 def test_batches_accumulate_into_optimizer_steps(
     tmp_path: Path, composed: Compose, slice_of_demo: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

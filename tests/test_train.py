@@ -14,11 +14,9 @@ from tests.conftest import CONF, Compose
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
-def call(*arguments: str, cwd: Path, path: Path | None = None) -> subprocess.CompletedProcess[str]:
+def call(*arguments: str, cwd: Path, path: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB", "PYTHONPATH"))}
-    environment |= {"COLUMNS": "200", "NETRC": os.devnull}
-    if path is not None:
-        environment["PYTHONPATH"] = str(path)
+    environment |= {"COLUMNS": "200", "NETRC": os.devnull, "PYTHONPATH": str(path)}
     return subprocess.run(
         [sys.executable, "-m", "fourm_ser.train", *arguments], cwd=cwd, env=environment, capture_output=True, text=True
     )
@@ -32,7 +30,7 @@ def test_help_shows_the_groups_and_loads_nothing_heavy(tmp_path: Path) -> None:
         assert len(options) > 3
         assert f"{group}: {', '.join(options)}\n" in shown.stdout
     code = "import sys, fourm_ser.train; sys.exit(any(name in sys.modules for name in ('torch', 'pandas', 'numpy')))"
-    assert subprocess.run([sys.executable, "-c", code], cwd=tmp_path).returncode == 0
+    assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY).returncode == 0
 
 
 def test_bad_input_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
@@ -62,6 +60,7 @@ def test_a_run_with_wandb_and_no_key_is_logged_offline(tmp_path: Path, cache: Pa
     assert "no API key" in ended.stdout
     runs = list((tmp_path / "run" / "wandb").glob("offline-run-*"))
     assert len(runs) == 1
+    assert f"wandb sync {runs[0]}" in " ".join(ended.stdout.split())
     identity = (tmp_path / "run" / "wandb" / "id").read_text()
     assert runs[0].name.endswith(identity)
     record = next(runs[0].glob("*.wandb")).read_bytes()
@@ -86,7 +85,7 @@ def test_a_wheel_carries_the_configs(tmp_path: Path) -> None:
     assert str(tmp_path / "installed" / "fourm_ser" / "conf") in shown.stdout, shown.stderr
 
 
-@pytest.mark.parametrize("group", ["data", "fusion", "loss", "stage", "optimizer", "scheduler", "trainer"])
+@pytest.mark.parametrize("group", ["data", "fusion", "loss", "stage", "optimizer", "scheduler", "sweep", "trainer"])
 def test_every_option_composes(group: str, composed: Compose) -> None:
     options = sorted(path.stem for path in (REPOSITORY / "conf" / group).glob("*.yaml"))
     assert options

@@ -13,6 +13,8 @@ from torch.utils.data import DataLoader
 from fourm_ser.data.audio import SAMPLE_RATE, read_audio
 from fourm_ser.data.batch import Batch, BucketBatchSampler, Raw, Source, Utterances
 from fourm_ser.data.corpus import Corpus
+from fourm_ser.distributed import rank, world
+from fourm_ser.errors import InputError
 
 log = logging.getLogger(__name__)
 
@@ -105,11 +107,17 @@ class EmotionDataModule(LightningDataModule):
         return self._loader(self.sampler(self.corpus.split.test))
 
     def sampler(self, rows: np.ndarray, shuffle: bool = False) -> BucketBatchSampler:
-        """The batches of a side, for this process."""
+        """The batches of a side, for this process.
+
+        Raises:
+            InputError: there are more processes than utterances in a batch.
+        """
         lengths = self.lengths()["audio" if "audio" in self.sources else "text"]
-        rank, world = (self.trainer.global_rank, self.trainer.world_size) if self.trainer else (0, 1)
         classes = self.corpus.label if shuffle and self.corpus.sampler == "balanced" else None
-        return BucketBatchSampler(rows, lengths, self.batch_size, shuffle, self.seed, rank, world, classes)
+        try:
+            return BucketBatchSampler(rows, lengths, self.batch_size, shuffle, self.seed, rank(), world(), classes)
+        except ValueError as error:
+            raise InputError(f"trainer.devices: {error}. Use fewer, or a larger batch_size of the stage.") from error
 
     def _loader(self, sampler: BucketBatchSampler) -> DataLoader[Batch]:
         workers = self.corpus.workers if any(isinstance(source, Raw) for source in self.sources.values()) else 0

@@ -205,7 +205,8 @@ def _command(path: Path) -> dict[str, Any]:
 
 
 def _own(overrides: list[str]) -> list[str]:
-    return [word for word in overrides if not word.lstrip("+~").startswith("hydra.")]
+    """Without Hydra's words, and those that make a sweep of a run."""
+    return [word for word in overrides if not word.lstrip("+~").startswith(("hydra.", "hydra/", "sweep=", "sweep."))]
 
 
 def _is_run(path: Path) -> bool:
