@@ -23,7 +23,7 @@ train: $(INSTALLED)  ## train with options of your own: make train ARGS="encoder
 	$(BIN)/python -m fourm_ser.train $(ARGS)
 
 test: $(INSTALLED)  ## run the tests: no network, no GPU
-	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=loadfile
+	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal
 
 lint: $(INSTALLED)  ## check style and types
 	$(BIN)/ruff check .

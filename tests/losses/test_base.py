@@ -76,7 +76,7 @@ def test_own_parameters_have_an_own_learning_rate_and_no_decay(option: str) -> N
     assert grouped == [id(parameter) for parameter in loss.parameters()]
     assert bool(groups) == (option not in ("ce", "ce_smooth", "focal"))
     for group in groups:
-        assert group["lr"] == (0.001 if "face" in option else 0.01)
+        assert group["lr"] == (0.05 if "contrastive_center" in option else 0.001)
         assert group["weight_decay"] == 0
 
 
