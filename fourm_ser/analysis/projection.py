@@ -96,7 +96,7 @@ def make_panel(name: str, embeddings: "Embeddings", plain: bool = False) -> Pane
     learned = centres is not None
     centres = class_means(vectors, embeddings.labels, len(embeddings.emotions)) if centres is None else unit(centres)
     points, flat, shares = project(vectors, centres)
-    title = f"{name}: distance ratio {embeddings.ratio:.2f}"
+    title = f"{name}: distance ratio {embeddings.ratio:.3f}"
     return Panel(title, embeddings.emotions, embeddings.labels, points, flat, learned, shares)
 
 

@@ -91,7 +91,7 @@ def test_a_plain_panel_has_means_and_a_unit_panel_the_loss_s_vectors(embeddings:
     assert embeddings.class_vectors is not None
     whole = np.linalg.norm(unit(embeddings.vectors) - unit(embeddings.class_vectors)[0], axis=1)
     assert (np.linalg.norm(at_unit.points - at_unit.centres[0], axis=1) <= whole + 1e-5).all()
-    assert at_unit.title == f"a: distance ratio {embeddings.ratio:.2f}"
+    assert at_unit.title == f"a: distance ratio {embeddings.ratio:.3f}"
 
 
 def test_a_figure_has_a_panel_a_run_and_one_look_an_emotion(embeddings: Embeddings) -> None:
