@@ -1,21 +1,24 @@
-"""Filling the store: one pass of a frozen encoder over what the store lacks."""
+"""Filling the store, one pass of a frozen encoder over what the store lacks, and reading from it."""
 
 import logging
 import shutil
 import time
 from collections.abc import Sequence as Items
-from typing import NamedTuple
+from pathlib import Path
+from typing import NamedTuple, Self
 
 import numpy as np
 import torch
+from omegaconf import DictConfig
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
-from fourm_ser.data.batch import Raw, Utterances
-from fourm_ser.data.datamodule import loader
+from fourm_ser.data.batch import Raw, Source, Stored, Utterances
+from fourm_ser.data.datamodule import EmotionDataModule, loader
 from fourm_ser.encoders.base import Encoder
 from fourm_ser.encoders.store import FeatureStore
 from fourm_ser.errors import InputError
+from fourm_ser.network import EmotionNetwork
 
 log = logging.getLogger(__name__)
 
@@ -28,6 +31,32 @@ class Speed(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         return Text(f"{task.speed or 0.0:.0f}/s")
+
+
+class Encoding(NamedTuple):
+    """How frozen stems are run, and where their features are kept.
+
+    Attributes:
+        cache: the folder whose `embeddings` are the stores.
+        precision: see `fill_store`.
+        max_seconds: of audio in a batch, padding included.
+        max_tokens: of text in a batch, likewise.
+        device: where stems run.
+    """
+
+    cache: Path
+    precision: str
+    max_seconds: float
+    max_tokens: float
+    device: torch.device
+
+    @classmethod
+    def of(cls, config: DictConfig) -> Self:
+        """That of a run, by its resolved config."""
+        accelerator = config.trainer.accelerator
+        device = torch.device("cuda" if accelerator == "gpu" else accelerator)
+        encode = config.encode
+        return cls(Path(config.cache).expanduser(), encode.precision, encode.max_seconds, encode.max_tokens, device)
 
 
 class Shard(NamedTuple):
@@ -65,6 +94,52 @@ def plan_shards(keys: Items[str], lengths: np.ndarray, batch_length: float) -> l
         batch.append(position)
         own += lengths[position]
     return [*shards, Shard([*batches, batch])]
+
+
+def make_sources(
+    network: EmotionNetwork, data: EmotionDataModule, encoding: Encoding
+) -> tuple[dict[str, Source], dict[str, int]]:
+    """Where each modality of a network comes from: the store where its stem is frozen, else raw through its front end.
+
+    Args:
+        network: the network.
+        data: the corpus, split.
+        encoding: how the store is filled, for all utterances of the corpus, with what it lacks.
+
+    Returns:
+        A source by modality, and how many distinct utterances were encoded for it.
+    """
+    sources: dict[str, Source] = {}
+    encoded = dict.fromkeys(network.by_modality, 0)
+    readers, keys, lengths = data.readers(), data.keys(), data.lengths()
+    budget = {"text": encoding.max_tokens, "audio": encoding.max_seconds}
+    for modality, encoder in network.by_modality.items():
+        raw = Raw(readers[modality], encoder.frontend)
+        if not encoder.frozen:
+            sources[modality] = raw
+            continue
+        about = {"weights": encoder.weights, "frontend": encoder.frontend.describe(), **encoder.describe()}
+        # Features of another precision are other features.
+        fingerprint = encoder.fingerprint() + ("-bf16" if encoding.precision == "bf16" else "")
+        store = FeatureStore(encoding.cache / "embeddings", encoder.name, fingerprint, about)
+        length = lengths[modality]
+        if store.missing(keys[modality]):
+            length = encoder.lengths(readers[modality], length)
+        for part in data.corpus.parts:
+            encoded[modality] += fill_store(
+                store,
+                encoder,
+                raw,
+                keys[modality],
+                length,
+                budget[modality],
+                data.corpus.workers,
+                encoding.device,
+                encoding.precision,
+                part,
+            )
+        sources[modality] = Stored(store, keys[modality])
+    return sources, encoded
 
 
 @torch.inference_mode()
@@ -131,7 +206,7 @@ def fill_store(
                     counts = encoded.mask.sum(1).tolist()
                     padded = encoded.features.float().cpu().numpy()
                     if precision == "bf16":
-                        padded = _halved(padded)
+                        padded = halved(padded)
                     if batch is plan[0]:
                         share = (lengths[batch].sum() + len(batch)) / length
                         _check_room(store, sum(counts) * padded[0, 0].nbytes / share)
@@ -154,7 +229,7 @@ def fill_store(
         return len(missing)
 
 
-def _halved(features: np.ndarray) -> np.ndarray:
+def halved(features: np.ndarray) -> np.ndarray:
     """Features as float16; as they are where one is beyond its range."""
     return features.astype(np.float16) if np.abs(features).max() < np.finfo(np.float16).max else features
 

@@ -19,21 +19,19 @@ from pytorch_lightning import Trainer, seed_everything
 from rich.logging import RichHandler
 
 from fourm_ser.config import build, refuse_missing
-from fourm_ser.data.batch import Raw, Source, Stored
 from fourm_ser.data.corpus import Corpus
 from fourm_ser.data.datamodule import EmotionDataModule
 from fourm_ser.distributed import barrier, first, joined, launched, rank, world
 from fourm_ser.encoders.base import Encoder, Resources
 from fourm_ser.encoders.download import fetch_file
-from fourm_ser.encoders.store import FeatureStore
 from fourm_ser.encoders.weights import fetch_weights
-from fourm_ser.encoding import fill_store
+from fourm_ser.encoding import Encoding, make_sources
 from fourm_ser.errors import BusyError, InputError, OtherRunError
 from fourm_ser.files import write_json, write_text
 from fourm_ser.launch import launch, processes
 from fourm_ser.loggers import RunLogger
 from fourm_ser.losses.base import Loss
-from fourm_ser.model import build_network, save_model
+from fourm_ser.model import Model, Use, build_network, save_model
 from fourm_ser.module import EmotionModule, NotFiniteError
 from fourm_ser.network import EmotionNetwork
 from fourm_ser.results import print_results, write_results
@@ -164,9 +162,7 @@ class Experiment:
             network = self._prepare()
         self.loss.setup(len(self.corpus.emotions), network.widths, self.corpus.counts)
         self.loss.check_classifier()
-        classifier = self.loss.classifier()
-        if classifier is not None and not self.loss.uses_head:
-            network.head = classifier  # logits are then what the loss trains, without its margin
+        network.adopt(self.loss)
         for encoder in network.by_modality.values():
             size = sum(parameter.numel() for parameter in encoder.parameters())
             log.info(
@@ -227,7 +223,9 @@ class Experiment:
         finished = folder / "finished.json"
         if not finished.is_file() or stage is self.stages[-1]:
             with first():
-                sources = self._sources(network)
+                sources, encoded = make_sources(network, self.data, Encoding.of(self.config))
+            for modality, count in encoded.items():
+                self.encoded[modality] += count
             self.data.serve(sources, stage.batch_size)
         module = EmotionModule(
             network,
@@ -280,39 +278,6 @@ class Experiment:
                 f"Try a smaller learning rate, stage.{stage.name}.gradient_clip, or trainer.precision=32-true."
             ) from error
 
-    def _sources(self, network: EmotionNetwork) -> dict[str, Source]:
-        """Where each modality comes from: the store where its stem is frozen, else raw through its front end."""
-        sources: dict[str, Source] = {}
-        readers, keys, lengths = self.data.readers(), self.data.keys(), self.data.lengths()
-        budget = {"text": self.config.encode.max_tokens, "audio": self.config.encode.max_seconds}
-        for modality, encoder in network.by_modality.items():
-            raw = Raw(readers[modality], encoder.frontend)
-            if not encoder.frozen:
-                sources[modality] = raw
-                continue
-            about = {"weights": encoder.weights, "frontend": encoder.frontend.describe(), **encoder.describe()}
-            # Features of another precision are other features.
-            fingerprint = encoder.fingerprint() + ("-bf16" if self.config.encode.precision == "bf16" else "")
-            store = FeatureStore(self.cache / "embeddings", encoder.name, fingerprint, about)
-            length = lengths[modality]
-            if store.missing(keys[modality]):
-                length = encoder.lengths(readers[modality], length)
-            for part in self.corpus.parts:
-                self.encoded[modality] += fill_store(
-                    store,
-                    encoder,
-                    raw,
-                    keys[modality],
-                    length,
-                    budget[modality],
-                    self.corpus.workers,
-                    self.device,
-                    self.config.encode.precision,
-                    part,
-                )
-            sources[modality] = Stored(store, keys[modality])
-        return sources
-
     def _finish(self, module: EmotionModule, trained: set[str], seconds: dict[str, float]) -> dict[str, Any]:
         """Test the last stage's best weights and write the run directory's results: rank zero, which returns them."""
         trainer = Trainer(
@@ -344,7 +309,13 @@ class Experiment:
             for modality, encoder in encoders.items()
             if modality not in trained and not config.export.include_encoders
         }
-        save_model(self.run_dir / "model", module.network, config, self.corpus.emotions, left_out)
+        use = Use(
+            [modality for modality, encoder in encoders.items() if encoder.frozen],
+            config.encode.precision,
+            str(config.trainer.precision),
+            config.data.max_seconds,
+        )
+        save_model(self.run_dir / "model", Model(module.network, self.corpus.emotions, use), config, left_out)
         stages = [self.run_dir / stage.folder for stage in self.stages]
         results = write_results(self.run_dir, self.corpus, metrics, index.numpy(), probabilities.numpy(), stages)
         for logger in self.loggers:

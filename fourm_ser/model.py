@@ -5,7 +5,7 @@ import shutil
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file, save_file
@@ -16,6 +16,36 @@ from fourm_ser.errors import InputError
 from fourm_ser.files import write_json, write_text
 from fourm_ser.losses.margin import CosineClassifier
 from fourm_ser.network import EmotionNetwork
+
+
+class Use(NamedTuple):
+    """How a network was trained, as far as it has to be used in the same way.
+
+    Attributes:
+        stored: modalities whose stem was frozen in the end: its features came from the embedding store.
+        encoding: the precision of that encoding, `32` or `bf16` (stored as float16).
+        precision: the trainer's precision, such as `32-true` or `bf16-mixed`.
+        max_seconds: what longer utterances were cropped to; None for any length.
+    """
+
+    stored: list[str]
+    encoding: str
+    precision: str
+    max_seconds: float | None
+
+
+class Model(NamedTuple):
+    """A trained network with what it takes to use it.
+
+    Attributes:
+        network: the network.
+        emotions: the classes in the order of their indices.
+        use: how it was trained.
+    """
+
+    network: EmotionNetwork
+    emotions: list[str]
+    use: Use
 
 
 def build_network(config: DictConfig, classes: int, resources: Resources) -> EmotionNetwork:
@@ -40,23 +70,17 @@ def build_network(config: DictConfig, classes: int, resources: Resources) -> Emo
     return EmotionNetwork(encoders, fusion, head)
 
 
-def save_model(
-    folder: Path,
-    network: EmotionNetwork,
-    config: DictConfig,
-    emotions: list[str],
-    left_out: Mapping[str, str],
-) -> None:
+def save_model(folder: Path, model: Model, config: DictConfig, left_out: Mapping[str, str]) -> None:
     """Write a model directory, whole: model.safetensors, config.yaml, labels.json and tokenizer files.
 
     Args:
         folder: the directory; one that stands there is replaced.
-        network: the network.
+        model: the model.
         config: the run's config, of which the nodes `encoder`, `fusion` and `head` are kept.
-        emotions: the classes in the order of their indices.
         left_out: fingerprints by modality of the stems that are not written but built again from the config: those
             that never trained. The others' weights are in model.safetensors.
     """
+    network = model.network
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
     temporary.mkdir(parents=True)
     try:
@@ -76,12 +100,13 @@ def save_model(
             kept[modality] = {**nodes["encoder"][modality], **changes}
         nodes["encoder"] = kept
         nodes["fingerprints"] = dict(left_out)
+        nodes["use"] = model.use._asdict()
         names = network.stem_state(list(left_out))
         # Tensors that share memory are not allowed in the format: each gets its own.
         state = {name: tensor.clone() for name, tensor in network.state_dict().items() if name not in names}
         save_file(state, temporary / "model.safetensors")
         write_text(temporary / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(nodes)))
-        write_json(temporary / "labels.json", emotions)
+        write_json(temporary / "labels.json", model.emotions)
         if folder.exists():
             shutil.rmtree(folder)
         os.replace(temporary, folder)
@@ -89,7 +114,7 @@ def save_model(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def load_model(folder: Path, cache: Path) -> tuple[EmotionNetwork, list[str]]:
+def load_model(folder: Path, cache: Path) -> Model:
     """Read a model directory.
 
     Args:
@@ -97,7 +122,7 @@ def load_model(folder: Path, cache: Path) -> tuple[EmotionNetwork, list[str]]:
         cache: the folder for what is made once.
 
     Returns:
-        The network in evaluation mode, and its emotions in the order of their indices.
+        The model, its network in evaluation mode; stems whose features came from the store are frozen.
 
     Raises:
         InputError: no model directory, weights that cannot be had, or encoders that are not the ones it was trained on.
@@ -106,8 +131,14 @@ def load_model(folder: Path, cache: Path) -> tuple[EmotionNetwork, list[str]]:
         raise InputError(f"{folder}: no model.safetensors there. Expected the folder `model` of a finished run.")
     config = OmegaConf.merge({"folder": str(folder.resolve())}, OmegaConf.load(folder / "config.yaml"))
     assert isinstance(config, DictConfig)
+    if "use" not in config:
+        raise InputError(f"{folder / 'config.yaml'}: has no key use: an earlier version wrote it. Train the run again.")
+    use = Use(**OmegaConf.to_container(config.use))  # type: ignore[arg-type]
     emotions = [str(emotion) for emotion in OmegaConf.load(folder / "labels.json")]
-    network = build_network(config, len(emotions), Resources(cache))
+    try:
+        network = build_network(config, len(emotions), Resources(cache))
+    except InputError as error:
+        raise InputError(f"{folder}: an encoder of the model cannot be built: {error}") from error
     for modality, fingerprint in config.fingerprints.items():
         encoder = network.by_modality[modality]
         found = encoder.fingerprint()
@@ -120,4 +151,6 @@ def load_model(folder: Path, cache: Path) -> tuple[EmotionNetwork, list[str]]:
     left_out = network.stem_state(list(config.fingerprints))
     own = {name: tensor for name, tensor in network.state_dict().items() if name in left_out}
     network.load_state_dict({**own, **state})
-    return network.eval(), emotions
+    for modality in use.stored:
+        network.by_modality[modality].unfreeze("none")
+    return Model(network.eval(), emotions, use)

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from fourm_ser.encoders.base import Encoder, Inputs, Sequence
 from fourm_ser.errors import InputError
 from fourm_ser.fusion.base import Fusion, check_dropout, check_width, pool
+from fourm_ser.losses.base import Loss
 
 ACTIVATIONS: dict[str, type[nn.Module]] = {
     "relu": nn.ReLU,
@@ -105,6 +106,16 @@ class EmotionNetwork(nn.Module):
         sequences = {modality: encoder(given[modality]) for modality, encoder in self.by_modality.items()}
         fused = self.fusion(sequences.get("text"), sequences.get("audio"), return_attention)
         return NetworkOutput(self.head(fused.embedding), *fused)
+
+    def adopt(self, loss: Loss) -> None:
+        """Let the classifier of a loss that trains no head take the head's place: its logits without the margin.
+
+        Args:
+            loss: the loss, set up.
+        """
+        classifier = loss.classifier()
+        if classifier is not None and not loss.uses_head:
+            self.head = classifier
 
     @property
     def by_modality(self) -> dict[str, Encoder]:

@@ -94,7 +94,7 @@ def test_the_model_directory_predicts_what_the_run_predicted(
     moved = tmp_path / "elsewhere"
     shutil.copytree(finished / "model", moved)
     assert not [path for path in moved.rglob("*") if path.suffix in (".pt", ".ckpt", ".bin", ".pkl")]
-    network, emotions = load_model(moved, tmp_path / "empty cache")
+    network, emotions, _ = load_model(moved, tmp_path / "empty cache")
     data = EmotionDataModule(build(composed(*slice_of_demo).data, cache=cache), pin_memory=False, seed=0)
     data.setup()
     readers = data.readers()
@@ -454,7 +454,7 @@ def test_a_layer_is_chosen_on_the_command_line(
     weights = best["network.encoders.text.layers.weights"]
     assert weights.shape == (3,)
     assert weights.abs().min() > 0  # they were zero, and trained while the stem was frozen
-    network, _ = load_model(tmp_path / "run" / "model", cache)
+    network = load_model(tmp_path / "run" / "model", cache).network
     (loaded,) = network.by_modality["text"].top_parameters()
     assert torch.equal(loaded, weights)
 

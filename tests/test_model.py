@@ -16,12 +16,13 @@ from torch import Tensor, nn
 
 from fourm_ser.encoders.base import Inputs, Resources
 from fourm_ser.errors import InputError
-from fourm_ser.model import build_network, load_model, save_model
+from fourm_ser.model import Model, Use, build_network, load_model, save_model
 from fourm_ser.network import EmotionNetwork
 
 Compose = Callable[..., DictConfig]
 
 EMOTIONS = ["anger", "happiness", "sadness", "neutral"]
+USE = Use([], "32", "32-true", 30.0)
 TEXTS = ["", "calm", "every green ball and every happy door", "fire"]
 WAVEFORMS = [
     np.random.default_rng(count).normal(0, 0.1, count).astype(np.float32) for count in (400, 4_800, 9_000, 16_000)
@@ -141,7 +142,7 @@ def test_what_was_saved_is_what_is_loaded(
     model.move(tuple(modality for modality in modalities if modality not in left_out))
     expected = logits(model.network)
     assert not torch.equal(expected, untouched)
-    save_model(tmp_path / "model", model.network, model.config, EMOTIONS, model.fingerprints(*left_out))
+    save_model(tmp_path / "model", Model(model.network, EMOTIONS, USE), model.config, model.fingerprints(*left_out))
     written = set(load_file(tmp_path / "model" / "model.safetensors"))
     assert written == set(model.network.state_dict()) - model.network.stem_state(list(left_out))
     # Nothing but the folder itself is there, and it lies elsewhere.
@@ -149,7 +150,7 @@ def test_what_was_saved_is_what_is_loaded(
     shutil.rmtree(tmp_path / "model")
     shutil.rmtree(tmp_path / "cache", ignore_errors=True)
     torch.manual_seed(2)
-    network, emotions = load_model(tmp_path / "elsewhere" / "copy", tmp_path / "other_cache")
+    network, emotions, _ = load_model(tmp_path / "elsewhere" / "copy", tmp_path / "other_cache")
     assert emotions == EMOTIONS
     assert not any(module.training for module in network.modules())
     assert torch.equal(logits(network), expected)
@@ -162,13 +163,13 @@ def test_what_was_saved_is_what_is_loaded(
 
 def test_a_loaded_model_is_saved_and_loaded_again(trained: Callable[..., Trained], tmp_path: Path) -> None:
     model = trained()
-    save_model(tmp_path / "one", model.network, model.config, EMOTIONS, {})
-    network, _ = load_model(tmp_path / "one", tmp_path / "cache")
+    save_model(tmp_path / "one", Model(model.network, EMOTIONS, USE), model.config, {})
+    network = load_model(tmp_path / "one", tmp_path / "cache").network
     config = OmegaConf.merge({"folder": str(tmp_path / "one")}, OmegaConf.load(tmp_path / "one" / "config.yaml"))
     assert isinstance(config, DictConfig)
-    save_model(tmp_path / "two", network, config, EMOTIONS, {})
+    save_model(tmp_path / "two", Model(network, EMOTIONS, USE), config, {})
     shutil.rmtree(tmp_path / "one")
-    again, _ = load_model(tmp_path / "two", tmp_path / "cache")
+    again = load_model(tmp_path / "two", tmp_path / "cache").network
     assert torch.equal(logits(again), logits(model.network))
 
 
@@ -182,10 +183,10 @@ def test_weights_from_a_folder(trained: Callable[..., Trained], tmp_path: Path, 
     model = trained("wav2vec2", *(f"encoder.{modality}.weights={folder / modality}" for modality in ("text", "audio")))
     model.move(tuple({"text", "audio"} - set(left_out)))
     expected = logits(model.network)
-    save_model(tmp_path / "model", model.network, model.config, EMOTIONS, model.fingerprints(*left_out))
+    save_model(tmp_path / "model", Model(model.network, EMOTIONS, USE), model.config, model.fingerprints(*left_out))
     if not left_out:
         shutil.rmtree(folder)  # all weights are in the model's own folder
-    network, _ = load_model(tmp_path / "model", tmp_path / "cache")
+    network = load_model(tmp_path / "model", tmp_path / "cache").network
     assert torch.equal(logits(network), expected)
     if left_out:
         changed = folder / "audio" / "model.safetensors"
@@ -202,7 +203,7 @@ def test_another_encoder_than_in_training_is_refused(
 ) -> None:
     model = trained()
     fingerprints = model.fingerprints("text", "audio")
-    save_model(tmp_path / "model", model.network, model.config, EMOTIONS, fingerprints)
+    save_model(tmp_path / "model", Model(model.network, EMOTIONS, USE), model.config, fingerprints)
     path = tmp_path / "model" / "config.yaml"
     config = OmegaConf.load(path)
     config.encoder[modality].init_seed += 1
@@ -215,15 +216,15 @@ def test_fingerprints_taken_before_and_after_use_fit(trained: Callable[..., Trai
     model = trained()
     before = model.fingerprints("text", "audio")
     expected = logits(model.network)
-    save_model(tmp_path / "model", model.network, model.config, EMOTIONS, before)
-    network, _ = load_model(tmp_path / "model", tmp_path / "cache")
+    save_model(tmp_path / "model", Model(model.network, EMOTIONS, USE), model.config, before)
+    network = load_model(tmp_path / "model", tmp_path / "cache").network
     assert torch.equal(logits(network), expected)
     assert {modality: encoder.fingerprint() for modality, encoder in network.by_modality.items()} == before
 
 
 def test_the_folder_holds_no_pickle(trained: Callable[..., Trained], tmp_path: Path) -> None:
     model = trained()
-    save_model(tmp_path / "model", model.network, model.config, EMOTIONS, {})
+    save_model(tmp_path / "model", Model(model.network, EMOTIONS, USE), model.config, {})
     files = [path for path in (tmp_path / "model").rglob("*") if path.is_file()]
     assert {path.suffix for path in files} <= {".safetensors", ".yaml", ".json", ".txt"}
     assert {"model.safetensors", "config.yaml", "labels.json"} <= {path.name for path in files}
@@ -234,17 +235,23 @@ def test_the_folder_holds_no_pickle(trained: Callable[..., Trained], tmp_path: P
         if path.suffix != ".safetensors":
             content.decode("utf-8")
     assert json.loads((tmp_path / "model" / "labels.json").read_text()) == EMOTIONS
-    assert set(OmegaConf.load(tmp_path / "model" / "config.yaml")) == {"encoder", "fusion", "head", "fingerprints"}
+    assert set(OmegaConf.load(tmp_path / "model" / "config.yaml")) == {
+        "encoder",
+        "fusion",
+        "head",
+        "fingerprints",
+        "use",
+    }
     text = (tmp_path / "model" / "config.yaml").read_text()
     assert str(tmp_path) not in text
 
 
 def test_a_model_that_stands_there_is_replaced(trained: Callable[..., Trained], tmp_path: Path) -> None:
     model = trained()
-    save_model(tmp_path / "model", model.network, model.config, EMOTIONS, {})
+    save_model(tmp_path / "model", Model(model.network, EMOTIONS, USE), model.config, {})
     (tmp_path / "model" / "stale.txt").touch()
     model.move(("text", "audio"))
-    save_model(tmp_path / "model", model.network, model.config, EMOTIONS, {})
+    save_model(tmp_path / "model", Model(model.network, EMOTIONS, USE), model.config, {})
     assert not (tmp_path / "model" / "stale.txt").exists()
     assert torch.equal(logits(load_model(tmp_path / "model", tmp_path / "cache")[0]), logits(model.network))
     assert {path.name for path in tmp_path.iterdir()} == {"cache", "model"}
@@ -254,7 +261,7 @@ def test_a_save_that_fails_leaves_the_old_model(
     trained: Callable[..., Trained], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = trained()
-    save_model(tmp_path / "model", model.network, model.config, EMOTIONS, {})
+    save_model(tmp_path / "model", Model(model.network, EMOTIONS, USE), model.config, {})
     expected = logits(model.network)
     model.move(("text", "audio"))
 
@@ -263,7 +270,7 @@ def test_a_save_that_fails_leaves_the_old_model(
 
     monkeypatch.setattr("fourm_ser.model.write_json", full)
     with pytest.raises(OSError, match="no space left"):
-        save_model(tmp_path / "model", model.network, model.config, EMOTIONS, {})
+        save_model(tmp_path / "model", Model(model.network, EMOTIONS, USE), model.config, {})
     assert torch.equal(logits(load_model(tmp_path / "model", tmp_path / "cache")[0]), expected)
     assert {path.name for path in tmp_path.iterdir()} == {"cache", "model"}
 

@@ -16,12 +16,32 @@ if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
-    from fourm_ser.analysis.embeddings import Embeddings
+    from fourm_ser.analysis.runs import OpenRun
+
 
 FORMATS = (".png", ".svg", ".pdf")
 # Okabe and Ito's colours, which colour-blind readers tell apart; the markers tell more classes apart than these are.
 COLOURS = ("#d55e00", "#e69f00", "#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#f0e442", "#000000")
 MARKERS = ("o", "^", "s", "D", "v", "P", "X", "<", ">", "p", "h")
+
+
+class Embeddings(NamedTuple):
+    """A run's test utterances in its embedding.
+
+    Attributes:
+        emotions: the classes in the order of their indices.
+        labels: (n,) class indices.
+        vectors: (n, dim), as the fusion gives them.
+        class_vectors: (classes, dim) of the loss: centres, or the vectors that a margin compares angles with; None
+            where the loss has none for the embedding.
+        ratio: the distance ratio of the vectors.
+    """
+
+    emotions: list[str]
+    labels: np.ndarray
+    vectors: np.ndarray
+    class_vectors: np.ndarray | None
+    ratio: float
 
 
 class Panel(NamedTuple):
@@ -44,6 +64,12 @@ class Panel(NamedTuple):
     centres: np.ndarray
     learned: bool
     shares: tuple[float, float]
+
+
+def read_embeddings(run: "OpenRun", side: str = "test") -> Embeddings:
+    """A finished run's utterances of a side in its embedding; see `OpenRun.features` and `OpenRun.class_vectors`."""
+    features = run.features(run.trained, side)
+    return Embeddings(run.emotions, features.labels, features.embedding, run.class_vectors(), features.ratio)
 
 
 def project(vectors: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]:
@@ -82,7 +108,7 @@ def class_means(vectors: np.ndarray, labels: np.ndarray, classes: int) -> np.nda
     return means
 
 
-def make_panel(name: str, embeddings: "Embeddings", plain: bool = False) -> Panel:
+def make_panel(name: str, embeddings: Embeddings, plain: bool = False) -> Panel:
     """A run's embeddings in the plane of their first two principal components.
 
     Args:
@@ -175,12 +201,12 @@ def draw(folders: Items[Path], output: Path, plain: bool = False, by: str = "los
         output: where to write; its ending chooses the format.
         plain: see `make_panel`.
         by: the config group whose choice names a panel; a run that no command line started goes by its folder.
-        cache: see `read_embeddings`.
+        cache: see `OpenRun`.
 
     Raises:
-        InputError: a folder without a run, a run that has not finished; see `read_embeddings`.
+        InputError: a folder without a run, a run that has not finished; see `OpenRun`.
     """
-    from fourm_ser.analysis.embeddings import read_embeddings
+    from fourm_ser.analysis.runs import OpenRun
     from fourm_ser.report.collect import collect
     from fourm_ser.report.figures import save_figure
 
@@ -190,10 +216,11 @@ def draw(folders: Items[Path], output: Path, plain: bool = False, by: str = "los
     ]
     if problems:
         raise InputError(f"{' '.join(problems)} Give finished runs, or sweeps of nothing else.")
-    panels = [
-        make_panel(run.options.get(by, run.path.resolve().name), read_embeddings(run.path, cache), plain)
-        for run in collection.runs
-    ]
+    panels = []
+    for run in collection.runs:
+        opened = OpenRun(run.path, cache)
+        name = run.options.get(by, run.path.resolve().name)
+        panels.append(make_panel(name, read_embeddings(opened), plain))
     save_figure(projection_figure(panels), output)
 
 

@@ -185,6 +185,19 @@ class Corpus(ABC):
         self._ready = True
         self._report()
 
+    def rows(self, side: str) -> np.ndarray:
+        """Positions of the utterances of a side: `train`, `val`, `test`, or `all`.
+
+        Raises:
+            InputError: it is none of these, or nobody is there.
+        """
+        sides = {**self.split._asdict(), "all": np.arange(len(self.frame))}
+        if side not in sides:
+            raise InputError(f"side={side}: expected {', '.join(sides)}.")
+        if not len(sides[side]):
+            raise InputError(f"side={side}: this split of {self.name} has no utterance there.")
+        return np.sort(sides[side])
+
     @property
     def counts(self) -> list[int]:
         """Training utterances of each class."""

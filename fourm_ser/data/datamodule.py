@@ -101,10 +101,14 @@ class EmotionDataModule(LightningDataModule):
         return self._loader(sampler)
 
     def val_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.sampler(self.corpus.split.val))
+        return self.dataloader(self.corpus.split.val)
 
     def test_dataloader(self) -> DataLoader[Batch]:
-        return self._loader(self.sampler(self.corpus.split.test))
+        return self.dataloader(self.corpus.split.test)
+
+    def dataloader(self, rows: np.ndarray) -> DataLoader[Batch]:
+        """Any utterances, by their positions in the manifest, in batches of similar length."""
+        return self._loader(self.sampler(rows))
 
     def sampler(self, rows: np.ndarray, shuffle: bool = False) -> BucketBatchSampler:
         """The batches of a side, for this process.

@@ -198,3 +198,12 @@ def pad(rows: Items[Tensor], value: float = 0.0) -> Tensor:
 def length_mask(lengths: Tensor, longest: int) -> Tensor:
     """Lengths (batch,) -> mask (batch, longest), True before each row's length."""
     return torch.arange(longest, device=lengths.device) < lengths[:, None]
+
+
+def moved(inputs: Inputs | Sequence | None, device: torch.device) -> Inputs | Sequence | None:
+    """A modality's part of a batch on a device."""
+    if inputs is None:
+        return None
+    if isinstance(inputs, Sequence):
+        return Sequence(inputs.features.to(device), inputs.mask.to(device))
+    return {name: tensor.to(device) for name, tensor in inputs.items()}

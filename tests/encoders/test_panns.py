@@ -21,7 +21,7 @@ from fourm_ser.encoders import panns
 from fourm_ser.encoders.base import Resources, Unfreeze
 from fourm_ser.encoders.panns import PannsEncoder
 from fourm_ser.errors import InputError
-from fourm_ser.model import build_network, load_model, save_model
+from fourm_ser.model import Model, Use, build_network, load_model, save_model
 
 Build = Callable[..., PannsEncoder]
 
@@ -357,12 +357,12 @@ def test_what_was_saved_is_what_is_loaded(
     inputs = encoder.collate([encoder.frontend(noise(seconds)) for seconds in (0.5, 3.0)])
     expected = network(text=None, audio=inputs).logits
     fingerprints = {"audio": encoder.fingerprint()} if left_out else {}
-    save_model(tmp_path / "model", network, config, ["a", "b", "c", "d"], fingerprints)
+    save_model(tmp_path / "model", Model(network, list("abcd"), Use([], "32", "32-true", None)), config, fingerprints)
     if not left_out:
         (official / FILE).unlink()
     saved = sorted(path.name for path in (tmp_path / "model").rglob("*"))
     assert saved == ["config.yaml", "labels.json", "model.safetensors"]
-    again, _ = load_model(tmp_path / "model", tmp_path / "cache")
+    again = load_model(tmp_path / "model", tmp_path / "cache").network
     assert torch.equal(again(text=None, audio=inputs).logits, expected)
     assert again.by_modality["audio"].fingerprint() == encoder.fingerprint()
     state = load_file(tmp_path / "model" / "model.safetensors")

@@ -16,7 +16,7 @@ from fourm_ser.encoders import vggish
 from fourm_ser.encoders.base import Resources, Unfreeze
 from fourm_ser.encoders.vggish import VggishEncoder
 from fourm_ser.errors import InputError
-from fourm_ser.model import build_network, load_model, save_model
+from fourm_ser.model import Model, Use, build_network, load_model, save_model
 
 Build = Callable[..., VggishEncoder]
 
@@ -400,14 +400,14 @@ def test_what_was_saved_is_what_is_loaded(
     inputs = encoder.collate([encoder.frontend(noise(seconds)) for seconds in (0.5, 3.0)])
     expected = network(text=None, audio=inputs).logits
     fingerprints = {"audio": encoder.fingerprint()} if left_out else {}
-    save_model(tmp_path / "model", network, config, ["a", "b", "c", "d"], fingerprints)
+    save_model(tmp_path / "model", Model(network, list("abcd"), Use([], "32", "32-true", None)), config, fingerprints)
     pca_file.unlink()
     if not left_out:
         official.unlink()
     saved = sorted(path.name for path in (tmp_path / "model").rglob("*") if path.is_file())
     assert saved == sorted(["config.yaml", "labels.json", "model.safetensors", *["pca.safetensors"] * pca])
     (tmp_path / "model").rename(tmp_path / "elsewhere")
-    again, _ = load_model(tmp_path / "elsewhere", tmp_path / "cache")
+    again = load_model(tmp_path / "elsewhere", tmp_path / "cache").network
     assert torch.equal(again(text=None, audio=inputs).logits, expected)
     assert again.by_modality["audio"].fingerprint() == encoder.fingerprint()
     state = load_file(tmp_path / "elsewhere" / "model.safetensors")
@@ -415,5 +415,5 @@ def test_what_was_saved_is_what_is_loaded(
     if pca:  # and once more, from the directory's own parameters
         fields = DictConfig({"folder": str(tmp_path / "elsewhere"), **config})
         fields.encoder.audio.pca = "${folder}/audio/pca.safetensors"
-        save_model(tmp_path / "model", again, fields, ["a", "b", "c", "d"], fingerprints)
+        save_model(tmp_path / "model", Model(again, list("abcd"), Use([], "32", "32-true", None)), fields, fingerprints)
         assert load_model(tmp_path / "model", tmp_path)[0].by_modality["audio"].fingerprint() == encoder.fingerprint()

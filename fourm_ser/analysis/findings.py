@@ -1,0 +1,47 @@
+"""What an analysis found: numbers, a figure, and how to read them."""
+
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+from matplotlib.figure import Figure
+
+from fourm_ser.files import whole
+from fourm_ser.report.figures import save_figure
+
+FORMATS = (".png", ".svg")
+
+
+class UnsuitedError(Exception):
+    """An analysis that a model cannot have; the message says why, in a sentence."""
+
+
+class Finding(NamedTuple):
+    """One figure's worth.
+
+    Attributes:
+        name: of its files, without an ending.
+        title: what it is, in a few words.
+        words: how to read it and what it says here, in a few sentences.
+        table: all its numbers.
+        figure: the figure; None where the table says it all.
+        alt: what one sees in the figure, in a sentence or two.
+        shown: a shorter table for the page, where `table` is long; None for `table` itself.
+    """
+
+    name: str
+    title: str
+    words: str
+    table: pd.DataFrame
+    figure: Figure | None
+    alt: str
+    shown: pd.DataFrame | None = None
+
+
+def write_finding(finding: Finding, folder: Path) -> None:
+    """Write <name>.csv and, where there is a figure, <name>.png and <name>.svg, each whole."""
+    with whole(folder / f"{finding.name}.csv") as temporary:
+        finding.table.to_csv(temporary, index=False)
+    if finding.figure is not None:
+        for ending in FORMATS:
+            save_figure(finding.figure, folder / f"{finding.name}{ending}")
