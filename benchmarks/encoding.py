@@ -8,6 +8,7 @@ turns. Peak is the machine's matrix multiplication in the same precision, measur
 """
 
 import argparse
+import ctypes
 import statistics
 import tempfile
 import time
@@ -117,6 +118,8 @@ def matmul_peak(dtype: torch.dtype) -> float:
 
 def peak_memory(run: Callable[[], object]) -> tuple[float, float]:
     """Seconds that `run` takes, and the most resident memory meanwhile, in GB (Linux)."""
+    # What earlier turns left behind would be copied page by page once workers are forked.
+    ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
     started = time.perf_counter()
     run()
@@ -164,14 +167,14 @@ def main() -> None:
     """Measure each encoder of the pairs and print the tables."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--pairs", nargs="+", default=["bert_wav2vec", "bert_vggish"])
-    parser.add_argument("--utterances", type=int, default=64)
+    parser.add_argument("--utterances", type=int, default=128)
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--precisions", nargs="+", default=["32", "bf16"] if native_bf16("cpu") else ["32"])
     options = parser.parse_args()
     corpus = Corpus(options.utterances)
     types = {"32": torch.float32, "bf16": torch.bfloat16}
     peaks = {precision: matmul_peak(types[precision]) for precision in options.precisions}
-    console = Console()
+    console = Console(width=120)
     console.print(f"{options.utterances} utterances, {corpus.lengths['audio'].sum():.0f} s of audio")
     for precision, peak in peaks.items():
         console.print(f"matrix multiplication in {precision}: {peak / 1e9:.0f} GFLOP/s")

@@ -3,13 +3,18 @@
 Compared, in one process and taking turns, utterance for utterance: a plain loop over the utterances, one at a time with
 an optimizer step each, as the research code trains, and an epoch of Lightning's in batches over padded sequences of
 similar length. Transfer reads both modalities as features: the plain loop from memory, the epoch from the store.
-Fine-tuning trains VGGish from waveforms beside stored text. Lengths are IEMOCAP's, weights random, precision fp32.
+Fine-tuning trains VGGish from waveforms beside stored text. Lengths are IEMOCAP's, weights random; batches are some of
+those that an epoch over 5,531 utterances has. The plain loop computes in fp32, the epoch in the precision that
+`trainer.precision=auto` chooses. Bound: the ratio that an epoch would have whose floating-point operations all ran at
+the speed of the machine's matrix multiplication in that precision, with nothing besides.
 """
 
 import argparse
+import logging
 import statistics
 import tempfile
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +24,9 @@ from hydra import compose, initialize_config_dir
 from pytorch_lightning import Callback, LightningModule, Trainer
 from rich.console import Console
 from rich.table import Table
+from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.encoding import RATE
+from benchmarks.encoding import RATE, matmul_peak
 from fourm_ser.config import CONF, build
 from fourm_ser.data.batch import BucketBatchSampler, Raw, Source, Stored, Utterances
 from fourm_ser.data.datamodule import loader
@@ -29,9 +35,10 @@ from fourm_ser.encoders.store import FeatureStore
 from fourm_ser.model import build_network
 from fourm_ser.module import EmotionModule
 from fourm_ser.network import EmotionNetwork
-from fourm_ser.stages import read_stages
+from fourm_ser.stages import read_stages, resolve_device
 
 EMOTIONS = ["anger", "happiness", "sadness", "neutral"]
+UTTERANCES = 5_531  # of IEMOCAP
 FRAMES = {"wav2vec": 50.0, "vggish": 1 / 0.96}  # a second
 
 
@@ -52,7 +59,13 @@ class Setup:
         for modality, encoder in self.network.by_modality.items():
             encoder.unfreeze("all" if raw and modality == "audio" else "none")
         rng = np.random.default_rng(0)
-        self.seconds = np.exp(rng.normal(1.28, 0.685, count)).clip(0.58, 34.1)
+        self.batch_size = int(self.config.stage.transfer.batch_size)
+        everything = np.exp(rng.normal(1.28, 0.685, UTTERANCES)).clip(0.58, 34.1)
+        epoch = BucketBatchSampler(np.arange(UTTERANCES), everything, self.batch_size, shuffle=True).batches()
+        chosen = epoch[: count // self.batch_size]
+        self.seconds = everything[np.concatenate(chosen)]
+        count = len(self.seconds)
+        self.batches = np.split(np.arange(count), np.cumsum([len(batch) for batch in chosen])[:-1])
         self.labels = rng.integers(len(EMOTIONS), size=count)
         self.keys = [str(place) for place in range(count)]
         lengths = {"text": 2 + 3.2 * self.seconds, "audio": self.seconds * FRAMES[pair.partition("_")[2]]}
@@ -70,7 +83,7 @@ class Setup:
             self.sources[modality] = Stored(store, self.keys)
         self.loss = build(self.config.loss).setup(len(EMOTIONS), self.network.widths, [1] * len(EMOTIONS))
         self.data = Utterances(self.labels, self.sources)
-        self.batch_size = int(self.config.stage.transfer.batch_size)
+        self.precision = resolve_device("cpu", "auto")[1]
 
     def plain(self) -> float:
         """Seconds of an epoch, one utterance at a time; features are in memory beforehand, waveforms as well."""
@@ -90,20 +103,31 @@ class Setup:
             optimizer.step()
         return time.perf_counter() - started
 
+    def operations(self) -> float:
+        """Floating-point operations of an epoch's utterances, each without padding: forward and backward pass."""
+        self.network.train()
+        total = 0
+        for index in range(0, len(self.labels), 8):  # an eighth of them
+            batch = self.data.collate([self.data[index]])
+            with FlopCounterMode(display=False) as counter:
+                output = self.network(batch.text, batch.audio)
+                self.loss(output.logits, output.features(), batch.labels)["total"].backward()
+            total += counter.get_total_flops()
+        return total * len(self.labels) / len(range(0, len(self.labels), 8))
+
     def epoch(self) -> float:
         """Seconds of Lightning's epoch: of the second, for the first waits for the Trainer to start."""
         stage = read_stages(build(self.config.stage), build(self.config.optimizer), build(self.config.scheduler))[0]
-        rows = np.arange(len(self.labels))
-        sampler = BucketBatchSampler(rows, self.seconds, self.batch_size, shuffle=True)
+        batches = [batch.tolist() for batch in self.batches]
         module = EmotionModule(
-            self.network, self.loss, EMOTIONS, stage.optimizer, stage.scheduler, 1e-5, 2, len(sampler), 0, 0, ["audio"]
+            self.network, self.loss, EMOTIONS, stage.optimizer, stage.scheduler, 1e-5, 2, len(batches), 0, 0, ["audio"]
         )
         clock = Clock()
         trainer = Trainer(
             max_epochs=2,
             callbacks=[clock],
             accelerator="cpu",
-            precision="32-true",
+            precision=self.precision,  # type: ignore[arg-type]
             logger=False,
             enable_checkpointing=False,
             enable_progress_bar=False,
@@ -112,7 +136,7 @@ class Setup:
             use_distributed_sampler=False,
         )
         module.train()
-        trainer.fit(module, loader(self.data, sampler, 0, False))
+        trainer.fit(module, loader(self.data, batches, 0, False))
         return clock.seconds
 
 
@@ -131,18 +155,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=3)
     turns = parser.parse_args().turns
-    table = Table(title="an epoch, against a plain loop of batch size 1", title_justify="left")
-    for name in ("what", "encoders", "plain utterances/s", "epoch utterances/s", "ratio"):
+    logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+    warnings.simplefilter("ignore")
+    table = Table(title="an epoch, against a plain loop of batch size 1 in fp32", title_justify="left")
+    for name in ("what", "encoders", "precision", "plain utterances/s", "epoch utterances/s", "ratio", "bound"):
         table.add_column(name, justify="left" if name in ("what", "encoders") else "right")
-    for pair, count, raw in (("bert_vggish", 400, False), ("bert_wav2vec", 200, False), ("bert_vggish", 48, True)):
+    for pair, count, raw in (("bert_vggish", 960, False), ("bert_wav2vec", 320, False), ("bert_vggish", 64, True)):
         with tempfile.TemporaryDirectory() as scratch:
             setup = Setup(pair, count, raw, Path(scratch))
             setup.epoch()
             pairs = [(setup.plain(), setup.epoch()) for _ in range(turns)]
         plain, epoch = (statistics.median(times) for times in zip(*pairs, strict=True))
-        what = "fine-tuning of audio" if raw else "transfer"
-        table.add_row(what, pair, f"{count / plain:.1f}", f"{count / epoch:.1f}", f"{plain / epoch:.1f}")
-    Console().print(table)
+        count = len(setup.labels)
+        peak = matmul_peak(torch.bfloat16 if setup.precision == "bf16-mixed" else torch.float32)
+        speeds = [f"{count / plain:.1f}", f"{count / epoch:.1f}", f"{plain / epoch:.1f}"]
+        bound = f"{plain * peak / setup.operations():.1f}"
+        table.add_row("fine-tuning of audio" if raw else "transfer", pair, setup.precision, *speeds, bound)
+    Console(width=120).print(table)
 
 
 if __name__ == "__main__":

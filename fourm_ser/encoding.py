@@ -4,6 +4,7 @@ import logging
 import shutil
 import time
 from collections.abc import Sequence as Items
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -16,6 +17,7 @@ from rich.text import Text
 from fourm_ser.data.batch import Raw, Source, Stored, Utterances
 from fourm_ser.data.datamodule import EmotionDataModule, loader
 from fourm_ser.encoders.base import Encoder
+from fourm_ser.encoders.half import in_bf16
 from fourm_ser.encoders.store import FeatureStore
 from fourm_ser.errors import InputError
 from fourm_ser.network import EmotionNetwork
@@ -195,14 +197,16 @@ def fill_store(
         batches = iter(loader(dataset, plan, workers, pin_memory=device.type == "cuda"))
         length = float(sum(lengths[batch].sum() + len(batch) for batch in plan))
         columns = (BarColumn(), MofNCompleteColumn(), Speed(), TimeRemainingColumn())
-        with Progress(TextColumn("{task.description}"), *columns) as progress:
+        with (
+            Progress(TextColumn("{task.description}"), *columns) as progress,
+            in_bf16(encoder, device) if precision == "bf16" else nullcontext(),
+        ):
             task = progress.add_task(f"encoding {encoder.modality} with {encoder.name}", total=sum(map(len, plan)))
             for shard in shards:
                 features: dict[str, np.ndarray] = {}
                 for batch in shard.batches:
                     inputs = getattr(next(batches), encoder.modality)
-                    with torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16"):
-                        encoded = encoder.stem({name: tensor.to(device) for name, tensor in inputs.items()})
+                    encoded = encoder.stem({name: tensor.to(device) for name, tensor in inputs.items()})
                     counts = encoded.mask.sum(1).tolist()
                     padded = encoded.features.float().cpu().numpy()
                     if precision == "bf16":

@@ -152,6 +152,9 @@ class EmotionModule(LightningModule):
             rate = {} if self.encoder_learning_rate is None else {"lr": self.encoder_learning_rate}
             groups.append({"params": thawed, **rate})
         optimizer = self.build_optimizer(groups + self.loss.groups())
+        if hasattr(optimizer, "_step_supports_amp_scaling"):
+            # A fused optimizer would unscale gradients by itself, after they are clipped: Lightning refuses to clip.
+            optimizer._step_supports_amp_scaling = False
         scheduler = self.build_scheduler(optimizer, steps=self.steps, steps_per_epoch=self.steps_per_epoch)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 

@@ -163,7 +163,7 @@ def resolve_precision(precision: str, accelerator: str) -> str:
     return precision
 
 
-BUDGETS = {"max_seconds": {"cpu": 16.0, "gpu": 240.0}, "max_tokens": {"cpu": 2_000.0, "gpu": 32_000.0}}
+BUDGETS = {"max_seconds": {"cpu": 24.0, "gpu": 240.0}, "max_tokens": {"cpu": 2_000.0, "gpu": 32_000.0}}
 
 
 def resolve_budget(key: str, value: str | float, accelerator: str) -> float:

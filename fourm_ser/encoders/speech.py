@@ -1,5 +1,7 @@
 """Speech encoders: the self-supervised models of the wav2vec 2.0, HuBERT and WavLM family, exact under padding."""
 
+import math
+from collections.abc import Iterable, Iterator
 from collections.abc import Sequence as Items
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,6 +14,9 @@ from fourm_ser.encoders.base import Encoder, Inputs, Resources, Sequence, Unfree
 from fourm_ser.encoders.layers import LayerChoice
 from fourm_ser.encoders.weights import checkpoint_folder, describe_config, load_model, read_preprocessor
 from fourm_ser.errors import InputError
+
+PIECE = 32_000  # samples of an utterance that are taken at a time
+TAPS = 8  # parts that the convolution over positions is taken in
 
 
 class Waveform:
@@ -47,9 +52,9 @@ class OwnConvolutions(nn.Module):
     """The convolutional feature extractor of the self-supervised models, run over each utterance by itself.
 
     The base models normalise the first convolution's output over time, so that in a padded batch an utterance's
-    features depend on how far it is padded. By itself it has no padding, and the largest tensors of the model are held
-    for one utterance at a time, which a processor's caches thank for. Set `lengths` (batch,) in samples before each
-    forward pass.
+    features depend on how far it is padded. By itself it has no padding. Without gradients an utterance is taken a
+    piece at a time: the extractor's largest tensors, a hundred times the features, then stay near a processor's caches.
+    Set `lengths` (batch,) in samples before each forward pass.
 
     Args:
         layers: the extractor's convolutional layers.
@@ -65,11 +70,111 @@ class OwnConvolutions(nn.Module):
         """(batch, samples) -> (batch, channels, frames), zero behind an utterance's frames."""
         rows = []
         for row, count in zip(samples, self.lengths.tolist(), strict=True):
-            hidden = row[None, None, :count]  # (1, 1, samples)
-            for layer in self.conv_layers:
-                hidden = layer(hidden)
+            own = row[None, None, :count]  # (1, 1, samples)
+            hidden = _run(self.conv_layers, own) if torch.is_grad_enabled() else self._by_pieces(own)
             rows.append(hidden[0].T)
         return pad(rows).transpose(1, 2)
+
+    def _by_pieces(self, samples: Tensor) -> Tensor:
+        """(1, 1, samples) -> (1, channels, frames)."""
+        layers: list[Any] = list(self.conv_layers)
+        kernels, strides = [layer.conv.kernel_size[0] for layer in layers], [layer.conv.stride[0] for layer in layers]
+        first, *others = layers
+        norm = getattr(first, "layer_norm", None)
+        if isinstance(norm, nn.GroupNorm):  # over all of the time: folded into the convolution
+            weight, bias = _with_group_norm(first.conv, norm, samples)
+
+            def begin(part: Tensor) -> Tensor:
+                return first.activation(nn.functional.conv1d(part, weight, bias, strides[0]))
+        else:
+            begin = first
+        hop = math.prod(strides)
+        return torch.cat(
+            [_run(others, begin(part)) for part in _pieces(samples, kernels, strides, max(1, PIECE // hop))], dim=2
+        )
+
+
+class Positions(nn.Module):
+    """The convolution over 128 frames by which the self-supervised models tell positions.
+
+    Without gradients on a processor it is the sum of convolutions over some of the taps each, which takes half the
+    time.
+
+    Args:
+        original: the model's own module, whose parts it takes over.
+    """
+
+    def __init__(self, original: Any) -> None:
+        super().__init__()
+        self.conv: nn.Conv1d = original.conv
+        self.padding: nn.Module = original.padding
+        self.activation: nn.Module = original.activation
+        self.batch_norm: nn.Module | None = getattr(original, "batch_norm", None)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(batch, frames, width) -> the same."""
+        hidden = features.transpose(1, 2)
+        fast = hidden.device.type == "cpu" and not torch.is_grad_enabled()
+        if self.batch_norm is not None:
+            hidden = self.batch_norm(hidden)
+        hidden = self._by_taps(hidden) if fast else self.conv(hidden)
+        return self.activation(self.padding(hidden)).transpose(1, 2)
+
+    def _by_taps(self, hidden: Tensor) -> Tensor:
+        conv = self.conv
+        margin = int(conv.padding[0])
+        padded = nn.functional.pad(hidden, (margin, margin))
+        weight, groups = conv.weight, conv.groups
+        frames = padded.shape[2] - weight.shape[2] + 1
+        total, first = None, 0
+        for taps in weight.chunk(TAPS, dim=2):
+            seen = padded[:, :, first : first + frames + taps.shape[2] - 1]
+            bias = conv.bias if total is None else None
+            part = nn.functional.conv1d(seen, taps, bias, groups=groups)
+            total = part if total is None else total.add_(part)
+            first += taps.shape[2]
+        assert total is not None
+        return total
+
+
+def _run(layers: Iterable[nn.Module], hidden: Tensor) -> Tensor:
+    for layer in layers:
+        hidden = layer(hidden)
+    return hidden
+
+
+def _pieces(samples: Tensor, kernels: Items[int], strides: Items[int], frames: int) -> Iterator[Tensor]:
+    """What each run of so many frames of a stack of convolutions sees of samples (1, 1, time)."""
+    hop, field = math.prod(strides), _receptive_field(kernels, strides)
+    count = (samples.shape[2] - field) // hop + 1
+    for start in range(0, count, frames):
+        end = min(count, start + frames)
+        yield samples[:, :, start * hop : (end - 1) * hop + field]
+
+
+def _with_group_norm(convolution: nn.Conv1d, norm: nn.GroupNorm, samples: Tensor) -> tuple[Tensor, Tensor]:
+    """Weight and bias of a convolution that does what a convolution of one channel and a group norm after it do.
+
+    The norm's mean and variance follow from those of the samples that a frame sees: a channel with the weight w has
+    the mean w m and the variance w C w, where m and C are mean and covariance over the frames.
+
+    Args:
+        convolution, norm: the layers.
+        samples: (1, 1, samples), one utterance.
+    """
+    (size,), (step,) = convolution.kernel_size, convolution.stride
+    seen = samples[0, 0].double().unfold(0, size, step)  # (frames, size)
+    centre = seen.mean(0)
+    covariance = (seen - centre).T @ (seen - centre) / len(seen)
+    weight = convolution.weight[:, 0].double()  # (channels, size)
+    own = weight.new_zeros(len(weight)) if convolution.bias is None else convolution.bias.double()
+    mean, variance = weight @ centre + own, ((weight @ covariance) * weight).sum(1)
+    each = norm.num_channels // norm.num_groups
+    grouped = mean.view(-1, each).mean(1)  # (groups,)
+    spread = (variance + mean.square()).view(-1, each).mean(1) - grouped.square()
+    scale = norm.weight.double() / (spread + norm.eps).sqrt().repeat_interleave(each)
+    shift = norm.bias.double() + (own - grouped.repeat_interleave(each)) * scale
+    return (weight * scale[:, None])[:, None].float(), shift.float()
 
 
 class SpeechEncoder(Encoder):
@@ -140,6 +245,7 @@ class SpeechEncoder(Encoder):
             )
         self.kernels, self.strides = list(config.conv_kernel), list(config.conv_stride)
         self.model.feature_extractor = OwnConvolutions(self.model.feature_extractor.conv_layers)
+        self.model.encoder.pos_conv_embed = Positions(self.model.encoder.pos_conv_embed)
         self.frontend = Waveform(normalize, _receptive_field(self.kernels, self.strides))
         self.dim = int(config.hidden_size)
         self.layers = LayerChoice(layer, len(self.model.encoder.layers), self.dim, "encoder.audio.layer")

@@ -33,6 +33,7 @@ DIM = 128
 
 STAGES = ((64,), (128,), (256, 256), (512, 512))
 CONNECTED = (4096, 4096, DIM)
+TOGETHER = 8  # examples whose convolutions are computed at a time
 
 
 class Examples:
@@ -119,9 +120,21 @@ class Vggish(nn.Module):
     def forward(self, examples: Tensor) -> Tensor:
         """Examples (examples, 96, 64) -> (examples, 128)."""
         # Channels last is the layout that convolutions are fastest in on a processor, by half.
-        hidden = self.features(examples[:, None].contiguous(memory_format=torch.channels_last))
+        images = examples[:, None].contiguous(memory_format=torch.channels_last)
+        # The convolutions' activations are best kept near a processor's caches, the connected layers' weights read
+        # once for many examples.
+        parts = [self._convolve(part) for part in images.split(TOGETHER)]  # type: ignore[no-untyped-call]
         # (examples, channels, time, mels) -> (examples, time * mels * channels): the order of TensorFlow
-        return self.embeddings(hidden.permute(0, 2, 3, 1).flatten(1))
+        return self.embeddings(torch.cat(parts).permute(0, 2, 3, 1).flatten(1))
+
+    def _convolve(self, images: Tensor) -> Tensor:
+        """(examples, 1, 96, 64) -> (examples, 512, 6, 4)."""
+        if torch.is_grad_enabled() or images.device.type != "cpu":
+            return self.features(images)
+        for layer in self.features:
+            # Of four neighbours, without noting which one it was: a fraction of torch's time for it.
+            images = _largest(images) if isinstance(layer, nn.MaxPool2d) else layer(images)
+        return images
 
     def draw(self, seed: int) -> None:
         """Random weights: Kaiming's, which keep the variance through nine layers of ReLU, and biases of zero."""
@@ -136,6 +149,12 @@ class Vggish(nn.Module):
         ends = [place + 1 for place, layer in enumerate(self.features) if isinstance(layer, nn.MaxPool2d)]
         stages = [self.features[start:end] for start, end in pairwise([0, *ends])]
         return [*stages, *(self.embeddings[start : start + 2] for start in range(0, len(self.embeddings), 2))]
+
+
+def _largest(images: Tensor) -> Tensor:
+    """Max pooling of 2 by 2 (examples, channels, even, even)."""
+    rows = torch.maximum(images[:, :, ::2], images[:, :, 1::2])
+    return torch.maximum(rows[..., ::2], rows[..., 1::2])
 
 
 class Whitening(nn.Module):

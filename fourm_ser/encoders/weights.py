@@ -14,6 +14,7 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 
+from fourm_ser.encoders.attention import speed_up
 from fourm_ser.encoders.base import Resources
 from fourm_ser.errors import InputError
 from fourm_ser.files import whole
@@ -94,7 +95,7 @@ def load_model(
         config = AutoConfig.for_model(**{**architecture, **overrides})
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(init_seed)
-            return AutoModel.from_config(config)
+            return speed_up(AutoModel.from_config(config))
     source = checkpoint if weights == "pretrained" else weights
     if source is None:
         raise InputError(
@@ -124,7 +125,7 @@ def load_model(
             f"{source}: {len(wrong)} weights of {type(model).__name__} are missing or of another shape "
             f"({', '.join(wrong[:3])}, ...). Is it a checkpoint of another architecture?"
         )
-    return model
+    return speed_up(model)
 
 
 def load_tokenizer(source: str, weights: str, vocabulary: int, resources: Resources) -> PreTrainedTokenizerFast:

@@ -1,0 +1,72 @@
+"""Frozen stems in bf16: near the exact features, and afterwards what they were."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fourm_ser.encoders.half import LaidOutConvolution, LaidOutLinear, has_layouts, in_bf16
+from fourm_ser.encoders.speech import SpeechEncoder
+
+CPU = torch.device("cpu")
+needs_layouts = pytest.mark.skipif(not has_layouts(), reason="this build of torch cannot lay weights out")
+
+
+@pytest.mark.parametrize("model_type", ["wav2vec2", "hubert", "wavlm"])
+def test_features_are_near_the_exact_ones_and_the_stem_is_restored(
+    speech_encoder: Callable[..., SpeechEncoder], waveforms: list[np.ndarray], model_type: str
+) -> None:
+    encoder = speech_encoder(model_type).eval()
+    encoder.unfreeze("none")
+    inputs = encoder.collate([encoder.frontend(waveform) for waveform in waveforms])
+    fingerprint, modules = encoder.fingerprint(), list(encoder.modules())
+    with torch.inference_mode():
+        exact = encoder.stem(inputs)
+        with in_bf16(encoder, CPU):
+            rough = encoder.stem(inputs)
+        again = encoder.stem(inputs)
+    assert rough.features.dtype == torch.bfloat16
+    assert torch.equal(rough.mask, exact.mask)
+    cosine = nn.functional.cosine_similarity(rough.features.float(), exact.features, dim=-1)[exact.mask]
+    assert cosine.mean() > 0.9995
+    assert cosine.min() > 0.99  # frames of a model this small are of few numbers
+    assert torch.equal(again.features, exact.features)
+    assert encoder.fingerprint() == fingerprint
+    assert all(one is other for one, other in zip(encoder.modules(), modules, strict=True))
+
+
+def test_a_pass_that_fails_restores_the_stem(speech_encoder: Callable[..., SpeechEncoder]) -> None:
+    encoder = speech_encoder()
+    before = encoder.fingerprint()
+    with pytest.raises(KeyError), in_bf16(encoder, CPU):
+        raise KeyError("a batch")
+    assert encoder.fingerprint() == before
+    assert not any(isinstance(module, LaidOutLinear | LaidOutConvolution) for module in encoder.modules())
+
+
+@needs_layouts
+@pytest.mark.parametrize("shape", [(40, 24), (3, 7, 24), (1, 24)])
+def test_a_laid_out_linear_layer_is_the_layer(shape: tuple[int, ...]) -> None:
+    torch.manual_seed(0)
+    layer, features = nn.Linear(24, 40).bfloat16(), torch.randn(shape)
+    with torch.no_grad():
+        expected = layer.double()(features.bfloat16().double())
+        found = LaidOutLinear(layer.bfloat16())(features)
+    assert found.dtype == torch.bfloat16
+    assert found.shape == expected.shape
+    torch.testing.assert_close(found.double(), expected, rtol=0.01, atol=0.01)
+
+
+@needs_layouts
+@pytest.mark.parametrize(("padding", "stride", "groups", "bias"), [(0, 2, 1, False), (1, 1, 2, True), (2, 3, 1, True)])
+def test_a_laid_out_convolution_is_the_layer(padding: int, stride: int, groups: int, bias: bool) -> None:
+    torch.manual_seed(0)
+    layer = nn.Conv1d(16, 32, 3, stride, padding, groups=groups, bias=bias).bfloat16()
+    features = torch.randn(2, 16, 50)
+    with torch.no_grad():
+        expected = layer.double()(features.bfloat16().double())
+        found = LaidOutConvolution(layer.bfloat16())(features)
+    assert found.shape == expected.shape
+    torch.testing.assert_close(found.double(), expected, rtol=0.01, atol=0.02)
