@@ -15,6 +15,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 
 from fourm_ser.data.batch import Raw, Source, Stored, Utterances
+from fourm_ser.data.corpus import Corpus
 from fourm_ser.data.datamodule import EmotionDataModule, loader
 from fourm_ser.encoders.base import Encoder
 from fourm_ser.encoders.half import in_bf16
@@ -96,6 +97,21 @@ def plan_shards(keys: Items[str], lengths: np.ndarray, batch_length: float) -> l
         batch.append(position)
         own += lengths[position]
     return [*shards, Shard([*batches, batch])]
+
+
+def compare_languages(network: EmotionNetwork, corpus: Corpus) -> None:
+    """Warn of encoders that are made for other languages than the corpus speaks."""
+    spoken = sorted(set(corpus.frame["language"]) - {""})
+    for encoder in network.by_modality.values():
+        if encoder.languages is not None and not set(spoken) <= set(encoder.languages):
+            key = f"encoder.{encoder.modality}"
+            log.warning(
+                "%s=[%s]: the corpus speaks %s. Is %s.checkpoint the right one?",
+                f"{key}.languages",
+                ",".join(encoder.languages),
+                ", ".join(spoken),
+                key,
+            )
 
 
 def make_sources(

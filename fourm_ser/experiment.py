@@ -22,10 +22,10 @@ from fourm_ser.config import build, refuse_missing
 from fourm_ser.data.corpus import Corpus
 from fourm_ser.data.datamodule import EmotionDataModule
 from fourm_ser.distributed import barrier, first, joined, launched, rank, world
-from fourm_ser.encoders.base import Encoder, Resources
+from fourm_ser.encoders.base import Resources
 from fourm_ser.encoders.download import fetch_file
 from fourm_ser.encoders.weights import fetch_weights
-from fourm_ser.encoding import Encoding, make_sources
+from fourm_ser.encoding import Encoding, compare_languages, make_sources
 from fourm_ser.errors import BusyError, InputError, OtherRunError
 from fourm_ser.files import write_json, write_text
 from fourm_ser.launch import launch, processes
@@ -172,9 +172,9 @@ class Experiment:
                 size / 1e6,
                 encoder.weights,
             )
-            self._compare_languages(encoder)
             for stage in self.stages:  # what a later stage may not unfreeze is known before the first
                 encoder.unfreeze(stage.unfreeze[encoder.modality])
+        compare_languages(network, self.corpus)
         self.encoded = dict.fromkeys(network.by_modality, 0)
         for logger in self.loggers:
             logger.start(self.run_dir, OmegaConf.to_container(config))  # type: ignore[arg-type]
@@ -202,18 +202,6 @@ class Experiment:
         seed_everything(config.seed, verbose=False)
         resources = Resources(self.cache, self.corpus.training_texts)
         return build_network(config, len(self.corpus.emotions), resources)
-
-    def _compare_languages(self, encoder: Encoder) -> None:
-        spoken = sorted(set(self.corpus.frame["language"]) - {""})
-        if encoder.languages is not None and not set(spoken) <= set(encoder.languages):
-            key = f"encoder.{encoder.modality}"
-            log.warning(
-                "%s=[%s]: the corpus speaks %s. Is %s.checkpoint the right one?",
-                f"{key}.languages",
-                ",".join(encoder.languages),
-                ", ".join(spoken),
-                key,
-            )
 
     def _train(self, stage: Stage, network: EmotionNetwork, trained: list[str]) -> tuple[EmotionModule, float]:
         """One stage, or what is left of it; the network ends with the stage's best weights."""

@@ -48,7 +48,7 @@ class Inference:
         for modality in self.model.use.stored:
             if modality in inputs and not isinstance(inputs[modality], Sequence):
                 inputs[modality] = self.encode(modality, inputs[modality])  # type: ignore[arg-type]
-        with self._autocast():
+        with self.autocast():
             return self.network(inputs.get("text"), inputs.get("audio"), return_attention)
 
     @torch.inference_mode()
@@ -62,7 +62,8 @@ class Inference:
             features = torch.from_numpy(halved(features.cpu().numpy())).float().to(self.device)
         return Sequence(features, encoded.mask)
 
-    def _autocast(self) -> torch.autocast:
+    def autocast(self) -> torch.autocast:
+        """The precision that the network runs in."""
         return torch.autocast(self.device.type, self.mixed or torch.bfloat16, enabled=self.mixed is not None)
 
 

@@ -1,4 +1,4 @@
-"""Where the test utterances lie in the embedding: python -m fourm_ser.analysis.projection RUN_DIR --output FILE.png."""
+"""Where utterances lie in the embedding: python -m fourm_ser.analysis.projection RUN_DIR --output FILE.png."""
 
 import argparse
 import math
@@ -9,24 +9,28 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from fourm_ser.analysis.looks import COLOURS as COLOURS
+from fourm_ser.analysis.looks import look
+from fourm_ser.analysis.reduction import check_count, check_spread, class_means, perplexity, project, tsne, unit
 from fourm_ser.errors import InputError
 
 if TYPE_CHECKING:
+    import pandas as pd
     from matplotlib.artist import Artist
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
 
+    from fourm_ser.analysis.findings import Finding
     from fourm_ser.analysis.runs import OpenRun
 
 
 FORMATS = (".png", ".svg", ".pdf")
-# Okabe and Ito's colours, which colour-blind readers tell apart; the markers tell more classes apart than these are.
-COLOURS = ("#d55e00", "#e69f00", "#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#f0e442", "#000000")
-MARKERS = ("o", "^", "s", "D", "v", "P", "X", "<", ">", "p", "h")
+AXES = ("x", "y", "z")
+DIMENSIONS = {2: "two", 3: "three"}
 
 
 class Embeddings(NamedTuple):
-    """A run's test utterances in its embedding.
+    """A run's utterances of a side in its embedding.
 
     Attributes:
         emotions: the classes in the order of their indices.
@@ -35,6 +39,7 @@ class Embeddings(NamedTuple):
         class_vectors: (classes, dim) of the loss: centres, or the vectors that a margin compares angles with; None
             where the loss has none for the embedding.
         ratio: the distance ratio of the vectors.
+        ids: of the utterances.
     """
 
     emotions: list[str]
@@ -42,98 +47,190 @@ class Embeddings(NamedTuple):
     vectors: np.ndarray
     class_vectors: np.ndarray | None
     ratio: float
+    ids: list[str]
 
 
 class Panel(NamedTuple):
-    """One run in the plane.
+    """One run in a plane, or in a space of three dimensions.
 
     Attributes:
         title: what stands above it.
         emotions: the classes in the order of their indices.
         labels: (n,) class indices.
-        points: (n, 2) utterances.
-        centres: (classes, 2); NaN where a class has none.
+        points: (n, dims) utterances.
+        centres: (classes, dims); NaN where a class has none; None where the projection cannot place them.
         learned: whether the centres are the loss's own class vectors, not the classes' means.
-        shares: of the variance, along the first axis and the second.
+        axes: (dims,) what the axes are.
+        shares: of the variance, along each axis; none where an axis is no direction of the embedding.
     """
 
     title: str
     emotions: list[str]
     labels: np.ndarray
     points: np.ndarray
-    centres: np.ndarray
+    centres: np.ndarray | None
     learned: bool
-    shares: tuple[float, float]
+    axes: tuple[str, ...]
+    shares: tuple[float, ...]
+
+    @property
+    def centre_name(self) -> str:
+        """What its centres are."""
+        return "class vector of the loss" if self.learned else "class mean"
 
 
 def read_embeddings(run: "OpenRun", side: str = "test") -> Embeddings:
     """A finished run's utterances of a side in its embedding; see `OpenRun.features` and `OpenRun.class_vectors`."""
     features = run.features(run.trained, side)
-    return Embeddings(run.emotions, features.labels, features.embedding, run.class_vectors(), features.ratio)
+    ids = run.corpus.frame["id"].iloc[features.rows].tolist()
+    return Embeddings(run.emotions, features.labels, features.embedding, run.class_vectors(), features.ratio, ids)
 
 
-def project(vectors: np.ndarray, others: np.ndarray) -> tuple[np.ndarray, np.ndarray, tuple[float, float]]:
-    """Principal components (PCA) of vectors, and other vectors in the same plane.
+def projection(runs: "list[OpenRun]", side: str, seed: int) -> "list[Finding]":
+    """The embedding at unit length by PCA and by t-SNE, in two dimensions and in three, a panel a run.
 
     Args:
-        vectors: (n, dim), which the components are taken from.
-        others: (m, dim); a row with NaN stays one.
+        runs: any finished runs.
+        side: see `Corpus.rows`.
+        seed: of t-SNE.
 
     Returns:
-        (n, 2), (m, 2), and the share of the vectors' variance along each of the two axes.
+        Up to four findings; three dimensions only where every embedding has as many.
 
     Raises:
-        InputError: fewer than two vectors or dimensions.
+        InputError: under ten utterances.
+        UnsuitedError: a run's embeddings are all the same.
     """
-    from sklearn.decomposition import PCA
+    from fourm_ser.analysis.alignment import names_of
 
-    if min(vectors.shape) < 2:
-        raise InputError(f"{len(vectors)} embeddings of width {vectors.shape[1]}: a plane takes two or more of both.")
-    pca = PCA(2, svd_solver="full").fit(vectors)
-    flat = (others - pca.mean_) @ pca.components_.T
-    first, second = pca.explained_variance_ratio_
-    return pca.transform(vectors), flat, (float(first), float(second))
-
-
-def unit(vectors: np.ndarray) -> np.ndarray:
-    """Rows (n, dim) at length 1."""
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(vectors.dtype).tiny)
-
-
-def class_means(vectors: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
-    """The mean of each class's rows, (classes, dim); NaN for a class that does not occur."""
-    means = np.full((classes, vectors.shape[1]), math.nan, dtype=vectors.dtype)
-    for label in np.unique(labels):
-        means[label] = vectors[labels == label].mean(0)
-    return means
+    read = dict(zip(names_of(runs), (read_embeddings(run, side) for run in runs), strict=True))
+    for name, embeddings in read.items():
+        check_count(len(embeddings.labels), side)
+        check_spread(embeddings.vectors, name)
+    narrowest = min(embeddings.vectors.shape[1] for embeddings in read.values())
+    findings = []
+    for dims in (2, 3):
+        if narrowest >= dims:
+            panels = {name: make_panel(name, embeddings, dims=dims) for name, embeddings in read.items()}
+            findings.append(_pca_finding(panels, read, side, dims))
+    for dims in (2, 3):
+        if narrowest >= dims:
+            panels = {name: make_tsne_panel(name, embeddings, dims, seed) for name, embeddings in read.items()}
+            findings.append(_tsne_finding(panels, read, side, dims, seed))
+    return findings
 
 
-def make_panel(name: str, embeddings: Embeddings, plain: bool = False) -> Panel:
-    """A run's embeddings in the plane of their first two principal components.
+def make_panel(name: str, embeddings: Embeddings, plain: bool = False, dims: int = 2) -> Panel:
+    """A run's embeddings along their first principal components.
 
     Args:
         name: what the run is called.
         embeddings: of the run.
         plain: take the embeddings as they are, and the classes' means; else all vectors have length 1, for a margin's
             class vectors have no length that means anything.
+        dims: number of components.
     """
     vectors, centres = embeddings.vectors, None if plain else embeddings.class_vectors
     vectors = vectors if plain else unit(vectors)
     learned = centres is not None
     centres = class_means(vectors, embeddings.labels, len(embeddings.emotions)) if centres is None else unit(centres)
-    points, flat, shares = project(vectors, centres)
+    points, flat, shares = project(vectors, centres, dims)
+    axes = tuple(f"component {place}" for place in range(1, dims + 1))
     title = f"{name}: distance ratio {embeddings.ratio:.3f}"
-    return Panel(title, embeddings.emotions, embeddings.labels, points, flat, learned, shares)
+    return Panel(title, embeddings.emotions, embeddings.labels, points, flat, learned, axes, shares)
+
+
+def make_tsne_panel(name: str, embeddings: Embeddings, dims: int, seed: int) -> Panel:
+    """A run's embeddings at unit length by t-SNE, which places nothing but them."""
+    points = tsne(unit(embeddings.vectors), dims, seed)
+    axes = tuple(f"t-SNE {place}" for place in range(1, dims + 1))
+    title = f"{name}: distance ratio {embeddings.ratio:.3f}"
+    return Panel(title, embeddings.emotions, embeddings.labels, points, None, False, axes, ())
+
+
+def _pca_finding(panels: dict[str, Panel], read: dict[str, Embeddings], side: str, dims: int) -> "Finding":
+    from fourm_ser.analysis.findings import Finding
+
+    shown = _summary(panels, read)
+    held = "; ".join(f"{name} {100 * sum(panel.shares):.0f}%" for name, panel in panels.items())
+    drawn = {panel.centre_name for panel in panels.values()}
+    words = (
+        f"The embeddings of the {side} utterances at length 1, along their own first {DIMENSIONS[dims]} principal "
+        f"components, which hold this much of the variance: {held}. What looks mixed here can lie apart along the "
+        f"others. {_ratio_words(read)} Large marks: each {' or '.join(sorted(drawn))}, at length 1."
+    )
+    alt = f"A panel a run: utterances as marks by emotion along {DIMENSIONS[dims]} components, class centres larger."
+    title = f"The embedding in {DIMENSIONS[dims]} principal components"
+    figure = projection_figure(list(panels.values()))
+    return Finding(f"projection_pca_{dims}d", title, words, _tabulate(panels, read), figure, alt, shown)
+
+
+def _tsne_finding(panels: dict[str, Panel], read: dict[str, Embeddings], side: str, dims: int, seed: int) -> "Finding":
+    from fourm_ser.analysis.findings import Finding
+
+    used = ", ".join(dict.fromkeys(f"{perplexity(len(embeddings.labels)):.3g}" for embeddings in read.values()))
+    words = (
+        f"The embeddings of the {side} utterances at length 1 by t-SNE in {DIMENSIONS[dims]} dimensions (perplexity "
+        f"{used}, begun at the principal components, seed {seed}). It keeps neighbours together: which utterances "
+        "stand side by side means something; how far clusters are apart, and how large they are, means nothing. "
+        f"Class centres cannot be placed in it. {_ratio_words(read)}"
+    )
+    alt = f"A panel a run: utterances as marks by emotion, placed by t-SNE in {DIMENSIONS[dims]} dimensions."
+    title = f"The embedding by t-SNE in {DIMENSIONS[dims]} dimensions"
+    figure = projection_figure(list(panels.values()))
+    shown = _summary(panels, read)
+    return Finding(f"projection_tsne_{dims}d", title, words, _tabulate(panels, read), figure, alt, shown)
+
+
+def _ratio_words(read: dict[str, Embeddings]) -> str:
+    tightest = min(read, key=lambda name: read[name].ratio)
+    told = ", ".join(f"{name} {embeddings.ratio:.3f}" for name, embeddings in read.items())
+    least = f"; classes are tightest for how far they lie apart in {tightest}" if len(read) > 1 else ""
+    return f"Distance ratio of the embeddings as they are: {told}{least}."
+
+
+def _summary(panels: dict[str, Panel], read: dict[str, Embeddings]) -> "pd.DataFrame":
+    import pandas as pd
+
+    rows = []
+    for name, panel in panels.items():
+        shares = {f"share_{axis}": share for axis, share in zip(AXES, panel.shares, strict=False)}
+        width = read[name].vectors.shape[1]
+        about = {"run": name, "utterances": len(panel.labels), "width": width, "distance_ratio": read[name].ratio}
+        rows.append({**about, **shares})
+    return pd.DataFrame(rows)
+
+
+def _tabulate(panels: dict[str, Panel], read: dict[str, Embeddings]) -> "pd.DataFrame":
+    """A row a mark: `run`, `what`, `id` (empty for a centre), `emotion`, and where it is."""
+    import pandas as pd
+
+    tables = []
+    for name, panel in panels.items():
+        emotions = [panel.emotions[label] for label in panel.labels]
+        about = {"run": name, "what": "utterance", "id": read[name].ids, "emotion": emotions}
+        tables.append(pd.DataFrame({**about, **_columns(panel.points)}))
+        if panel.centres is not None:
+            about = {"run": name, "what": panel.centre_name, "id": "", "emotion": panel.emotions}
+            tables.append(pd.DataFrame({**about, **_columns(panel.centres)}))
+    return pd.concat(tables, ignore_index=True)
+
+
+def _columns(points: np.ndarray) -> dict[str, np.ndarray]:
+    return dict(zip(AXES, points.T, strict=False))
 
 
 def projection_figure(panels: Items[Panel]) -> "Figure":
     """Panels beside each other, with one legend; the same emotion has the same colour and marker in all."""
     from matplotlib.figure import Figure
 
+    dims = panels[0].points.shape[1]
     columns = math.ceil(math.sqrt(len(panels)))
     rows = math.ceil(len(panels) / columns)
-    figure = Figure(figsize=(3.6 * columns, 3.5 * rows + 0.5), layout="constrained")
-    grid = figure.subplots(rows, columns, squeeze=False).flatten()
+    side = 3.6 if dims == 2 else 4.4
+    figure = Figure(figsize=(side * columns, (side - 0.1) * rows + 0.5), layout="constrained")
+    kind: dict[str, Any] = {} if dims == 2 else {"projection": "3d"}
+    grid = figure.subplots(rows, columns, squeeze=False, subplot_kw=kind).flatten()
     emotions = list(dict.fromkeys(emotion for panel in panels for emotion in panel.emotions))
     for axes, panel in zip(grid, panels, strict=False):
         _draw(axes, panel, emotions)
@@ -143,32 +240,55 @@ def projection_figure(panels: Items[Panel]) -> "Figure":
     for axes in grid:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(str(label), handle)
-    look: dict[str, Any] = {"loc": "outside lower center", "ncols": 3 * columns, "frameon": False, "markerscale": 0.8}
-    figure.legend(list(handles.values()), list(handles), fontsize="small", **look)
+    style: dict[str, Any] = {"loc": "outside lower center", "ncols": 3 * columns, "frameon": False, "markerscale": 0.8}
+    figure.legend(list(handles.values()), list(handles), fontsize="small", **style)
     return figure
 
 
 def _draw(axes: "Axes", panel: Panel, emotions: Items[str]) -> None:
-    look = [(COLOURS[place % len(COLOURS)], MARKERS[place % len(MARKERS)]) for place in range(len(emotions))]
+    dims = panel.points.shape[1]
+    axes_3d: Any = axes
+    style: dict[str, Any] = {"s": 14, "alpha": 0.55, "linewidths": 0}
+    if dims == 3:
+        axes_3d.computed_zorder = False  # centres stay in front, whatever the depth
+        style["depthshade"] = False
     for label, emotion in enumerate(panel.emotions):
-        colour, marker = look[emotions.index(emotion)]
-        x, y = panel.points[panel.labels == label].T
-        axes.scatter(x, y, s=14, color=colour, marker=marker, alpha=0.55, linewidths=0, label=emotion)
-    centre: dict[str, Any] = {"s": 90, "linewidths": 1.8, "zorder": 3}
-    for label, emotion in enumerate(panel.emotions):
-        colour, marker = look[emotions.index(emotion)]
-        face, edge = (colour, "black") if panel.learned else ("white", colour)
-        x, y = panel.centres[label]
-        axes.scatter(x, y, color=face, edgecolors=edge, marker=marker, **centre)
-    face, edge = ("gray", "black") if panel.learned else ("white", "gray")
-    what = "class vector of the loss" if panel.learned else "class mean"
-    axes.scatter([], [], color=face, edgecolors=edge, label=what, **centre)
-    axes.set_title(panel.title, fontsize="medium")
-    axes.set_xlabel(f"component 1 ({100 * panel.shares[0]:.0f}% of variance)", fontsize="small")
-    axes.set_ylabel(f"component 2 ({100 * panel.shares[1]:.0f}%)", fontsize="small")
-    axes.tick_params(labelsize="small")
-    axes.set_aspect("equal", adjustable="datalim")
+        colour, marker = look(emotions.index(emotion))
+        places = panel.points[panel.labels == label].T
+        axes.scatter(*places, color=colour, marker=marker, label=emotion, **style)
+    if panel.centres is not None:
+        _draw_centres(axes, panel, panel.centres, emotions)
+    shares = [f" ({100 * share:.0f}%)" for share in panel.shares] or [""] * dims
+    if panel.shares:
+        shares[0] = shares[0].replace("%", "% of variance")
+    axes.set_title(panel.title, fontsize="medium", y=None if dims == 2 else 0.95)
+    names = [f"{name}{share}" for name, share in zip(panel.axes, shares, strict=True)]
+    axes.set_xlabel(names[0], fontsize="small")
+    axes.set_ylabel(names[1], fontsize="small")
+    axes.tick_params(labelsize="small" if dims == 2 else "x-small")
+    if dims == 3:
+        axes_3d.set_zlabel(names[2], fontsize="small")
+        axes_3d.locator_params(nbins=5)
+        axes_3d.set_aspect("equal")
+        axes_3d.set_box_aspect(None, zoom=0.85)  # the third axis has its name outside the cube
+    else:
+        axes.set_aspect("equal", adjustable="datalim")
+    if not panel.shares:  # numbers along an axis of t-SNE mean nothing
+        axes.tick_params(labelbottom=False, labelleft=False)
+        if dims == 3:
+            axes_3d.set(xticklabels=[], yticklabels=[], zticklabels=[])
     axes.grid(alpha=0.3)
+
+
+def _draw_centres(axes: "Axes", panel: Panel, centres: np.ndarray, emotions: Items[str]) -> None:
+    style: dict[str, Any] = {"s": 90, "linewidths": 1.8, "zorder": 3}
+    for label, emotion in enumerate(panel.emotions):
+        colour, marker = look(emotions.index(emotion))
+        face, edge = (colour, "black") if panel.learned else ("white", colour)
+        axes.scatter(*centres[label], color=face, edgecolors=edge, marker=marker, **style)
+    face, edge = ("gray", "black") if panel.learned else ("white", "gray")
+    nowhere: list[list[float]] = [[]] * centres.shape[1]
+    axes.scatter(*nowhere, color=face, edgecolors=edge, label=panel.centre_name, **style)
 
 
 def main(arguments: Items[str] | None = None) -> None:

@@ -4,6 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from collections.abc import Sequence as Items
+from types import MappingProxyType
 from typing import NamedTuple
 
 import torch
@@ -33,6 +34,18 @@ class FusionOutput(NamedTuple):
     attention: Mapping[str, Tensor]
 
 
+class Span(NamedTuple):
+    """What an attention map's two axes are.
+
+    Attributes:
+        queries: the modalities whose frames ask, one after the other in time, each with its padding where it was.
+        keys: those whose frames are asked, in the same way.
+    """
+
+    queries: tuple[str, ...]
+    keys: tuple[str, ...]
+
+
 class Fusion(nn.Module, ABC):
     """From the encoders' sequences to one embedding an utterance.
 
@@ -40,11 +53,13 @@ class Fusion(nn.Module, ABC):
         modalities: the modalities it reads; encoders of others are not built.
         dim: width of the embedding.
         widths: width of each sequence that it returns beside the embedding, by modality: `text`, `audio`.
+        maps: what the axes of each of its attention maps are, by the map's name; empty where it has no attention.
     """
 
     modalities: tuple[str, ...]
     dim: int
     widths: dict[str, int]
+    maps: Mapping[str, Span] = MappingProxyType({})
 
     @abstractmethod
     def forward(self, text: Sequence | None, audio: Sequence | None, return_attention: bool = False) -> FusionOutput:

@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from collections.abc import Sequence as Items
+from types import MappingProxyType
 
 from torch import Tensor, nn
 
@@ -10,6 +11,7 @@ from fourm_ser.fusion.base import (
     Attention,
     Fusion,
     FusionOutput,
+    Span,
     check_dropout,
     check_heads,
     check_modalities,
@@ -43,6 +45,10 @@ class CrossAttentionFusion(Fusion):
     Raises:
         InputError: heads that do not divide a width, an unknown pooling, a number out of range.
     """
+
+    maps = MappingProxyType(
+        {"text": Span(queries=("audio",), keys=("text",)), "audio": Span(queries=("text",), keys=("audio",))}
+    )
 
     def __init__(
         self, dims: Mapping[str, int], modalities: Items[str], dim: int, heads: int, dropout: float, pool: str

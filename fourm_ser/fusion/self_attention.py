@@ -2,6 +2,7 @@
 
 from collections.abc import Mapping
 from collections.abc import Sequence as Items
+from types import MappingProxyType
 
 from torch import Tensor, nn
 
@@ -11,6 +12,7 @@ from fourm_ser.fusion.base import (
     Attention,
     Fusion,
     FusionOutput,
+    Span,
     check_dropout,
     check_heads,
     check_modalities,
@@ -42,6 +44,10 @@ class SelfAttentionFusion(Fusion):
     Raises:
         InputError: heads that do not divide a width, an unknown pooling or normalisation, a number out of range.
     """
+
+    maps = MappingProxyType(
+        {"text": Span(("text",), ("text",)), "fusion": Span(queries=("text", "audio"), keys=("text", "audio"))}
+    )
 
     def __init__(
         self,

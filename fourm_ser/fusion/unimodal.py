@@ -10,6 +10,7 @@ from fourm_ser.fusion.base import (
     Attention,
     Fusion,
     FusionOutput,
+    Span,
     check_dropout,
     check_heads,
     check_modalities,
@@ -41,6 +42,7 @@ class UnimodalFusion(Fusion):
         super().__init__()
         self.modalities = check_modalities(modalities, 1)
         (modality,) = self.modalities
+        self.maps = {modality: Span((modality,), (modality,))}
         self.dim = check_width(dim, "fusion.dim")
         self.widths = {modality: dim}
         self.pool = check_pool(pool, "fusion.pool")

@@ -10,6 +10,8 @@ from matplotlib.figure import Figure
 
 from fourm_ser.files import whole
 
+BINS = 15  # of the expected calibration error
+
 
 def save_figure(figure: Figure, path: Path) -> None:
     """Write a figure, whole, in the format of the path's ending."""
@@ -65,4 +67,37 @@ def curves_figure(stages: Mapping[str, pd.DataFrame]) -> Figure:
             axes.legend(fontsize="small")
     grid[0][0].set_ylabel("loss")
     grid[1][0].set_ylabel("validation accuracy")
+    return figure
+
+
+def reliability_figure(confidence: np.ndarray, correct: np.ndarray, ece: float) -> Figure:
+    """The reliability diagram (Guo et al. 2017): accuracy of the predictions of each confidence, and how many they are.
+
+    Args:
+        confidence: (n,) the probability of the emotion that was predicted.
+        correct: (n,) whether it is the label.
+        ece: the expected calibration error, for the title.
+    """
+    figure = Figure(figsize=(4.8, 5.4))
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
+    edges = np.linspace(0.0, 1.0, BINS + 1)
+    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
+    for place in range(BINS):
+        inside = bins == place
+        if inside.any():
+            accuracy, mean = correct[inside].mean(), confidence[inside].mean()
+            upper.bar(edges[place], accuracy, 1 / BINS, align="edge", color="#0072b2", edgecolor="white")
+            upper.plot([mean, mean], [accuracy, mean], color="#d55e00", linewidth=2)
+    upper.plot([], [], color="#d55e00", linewidth=2, label="gap to the confidence")
+    upper.plot([0, 1], [0, 1], "--", color="gray", label="calibrated")
+    upper.set_ylabel("accuracy")
+    upper.set_ylim(0.0, 1.0)
+    upper.set_title(f"expected calibration error {ece:.3f}")
+    upper.legend(fontsize="small", loc="upper left")
+    lower.bar(edges[:-1], np.bincount(bins, minlength=BINS), 1 / BINS, align="edge", color="gray", edgecolor="white")
+    lower.set_xlabel("confidence: probability of the predicted emotion")
+    lower.set_ylabel("utterances")
+    lower.set_xlim(0.0, 1.0)
+    for axes in (upper, lower):
+        axes.grid(alpha=0.3)
     return figure

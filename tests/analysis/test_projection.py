@@ -13,60 +13,46 @@ import torch
 from matplotlib.image import imread
 
 from fourm_ser.analysis import projection
-from fourm_ser.analysis.projection import (
-    Embeddings,
-    class_means,
-    make_panel,
-    project,
-    projection_figure,
-    read_embeddings,
-    unit,
-)
+from fourm_ser.analysis.findings import UnsuitedError
+from fourm_ser.analysis.projection import Embeddings, make_panel, projection_figure, read_embeddings
+from fourm_ser.analysis.reduction import class_means, perplexity, project, unit
 from fourm_ser.analysis.runs import OpenRun
 from fourm_ser.errors import InputError
-from fourm_ser.experiment import run
 from fourm_ser.model import load_model
-from tests.conftest import Compose
 
 RNG = np.random.default_rng(0)
 
 
 @pytest.fixture(scope="module")
-def finished(tmp_path_factory: pytest.TempPathFactory, composed: Compose, slice_of_demo: list[str]) -> Path:
-    """A run whose loss has centres."""
-    run_dir = tmp_path_factory.mktemp("run") / "centres"
-    run(composed(*slice_of_demo, "loss=ce_center", "stage=transfer", "stage.transfer.epochs=2"), run_dir)
-    return run_dir
+def embeddings(two_stage_run: Path) -> Embeddings:
+    return read_embeddings(OpenRun(two_stage_run))
 
 
-@pytest.fixture(scope="module")
-def embeddings(finished: Path) -> Embeddings:
-    return read_embeddings(OpenRun(finished))
-
-
-def test_embeddings_are_those_that_the_run_tested(finished: Path, embeddings: Embeddings, cache: Path) -> None:
-    network, emotions, _ = load_model(finished / "model", cache)
-    table = pd.read_csv(finished / "predictions.csv")
+def test_embeddings_are_those_that_the_run_tested(two_stage_run: Path, embeddings: Embeddings, cache: Path) -> None:
+    network, emotions, _ = load_model(two_stage_run / "model", cache)
+    table = pd.read_csv(two_stage_run / "predictions.csv")
     with torch.inference_mode():
         probabilities = network.head(torch.from_numpy(embeddings.vectors)).softmax(1).numpy()
     assert probabilities == pytest.approx(table[emotions].to_numpy(), abs=1e-4)
     assert [emotions[label] for label in embeddings.labels] == table["emotion"].tolist()
-    metrics = json.loads((finished / "metrics.json").read_text())
+    metrics = json.loads((two_stage_run / "metrics.json").read_text())
     assert embeddings.ratio == pytest.approx(metrics["test/intra_inter"], abs=1e-4)
 
 
-def test_another_cache_gives_the_same_embeddings(embeddings: Embeddings, finished: Path, tmp_path: Path) -> None:
-    again = read_embeddings(OpenRun(finished, cache=tmp_path))
+def test_another_cache_gives_the_same_embeddings(embeddings: Embeddings, two_stage_run: Path, tmp_path: Path) -> None:
+    run, again = OpenRun(two_stage_run), OpenRun(two_stage_run, cache=tmp_path)
+    assert read_embeddings(again).vectors == pytest.approx(embeddings.vectors, abs=1e-4)
+    untrained = [opened.features(next(opened.states()), "test").embedding for opened in (run, again)]
     assert list(tmp_path.rglob("shard-*"))
-    assert again.vectors == pytest.approx(embeddings.vectors, abs=1e-4)
+    assert untrained[1] == pytest.approx(untrained[0], abs=1e-4)
 
 
-def test_class_vectors_are_the_loss_s_own_where_it_uses_them(finished: Path, embeddings: Embeddings) -> None:
-    checkpoint = finished / "stages" / "0-transfer" / "checkpoints" / "best.ckpt"
+def test_class_vectors_are_the_loss_s_own_where_it_uses_them(two_stage_run: Path, embeddings: Embeddings) -> None:
+    checkpoint = two_stage_run / "stages" / "1-finetune" / "checkpoints" / "best.ckpt"
     state = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
     assert embeddings.class_vectors is not None
     assert embeddings.class_vectors.tolist() == state["loss.terms.center.centers.embedding"].tolist()
-    opened = OpenRun(finished)
+    opened = OpenRun(two_stage_run)
     opened.config.loss.weights.center = 0.0
     assert opened.class_vectors() is None
 
@@ -91,6 +77,8 @@ def test_a_class_that_does_not_occur_has_no_mean() -> None:
 def test_a_plain_panel_has_means_and_a_unit_panel_the_loss_s_vectors(embeddings: Embeddings) -> None:
     at_unit, plain = make_panel("a", embeddings), make_panel("a", embeddings, plain=True)
     assert (at_unit.learned, plain.learned) == (True, False)
+    assert plain.centres is not None
+    assert at_unit.centres is not None
     first = embeddings.labels == 0
     assert plain.centres[0] == pytest.approx(plain.points[first].mean(0), abs=1e-4)
     # Both are in one plane: distances there cannot be larger than between the vectors of length 1.
@@ -114,29 +102,86 @@ def test_a_figure_has_a_panel_a_run_and_one_look_an_emotion(embeddings: Embeddin
     assert len({colours[0][emotion] for emotion in panel.emotions}) == len(panel.emotions)
 
 
-def test_the_command_writes_a_figure(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_writes_a_figure(two_stage_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "figures" / "embedding.png"
-    projection.main([str(finished), "--output", str(output)])
+    projection.main([str(two_stage_run), "--output", str(output)])
     assert capsys.readouterr().out.strip() == str(output)
     height, width = imread(output).shape[:2]
     assert min(width, height) > 400
 
 
-def test_the_command_names_what_is_wrong(finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_command_names_what_is_wrong(
+    two_stage_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     (tmp_path / "empty").mkdir()
-    for folders in ([tmp_path / "empty"], [finished, tmp_path / "empty"]):
+    for folders in ([tmp_path / "empty"], [two_stage_run, tmp_path / "empty"]):
         with pytest.raises(SystemExit, match=r"empty: holds no run"):
             projection.main([*map(str, folders), "--output", str(tmp_path / "a.png")])
     with pytest.raises(SystemExit):
-        projection.main([str(finished), "--output", str(tmp_path / "a.doc")])
+        projection.main([str(two_stage_run), "--output", str(tmp_path / "a.doc")])
     assert "expected a file that ends in .png, .svg, .pdf" in capsys.readouterr().err
-    copy = shutil.copytree(finished, tmp_path / "sweep" / "copy")
-    (copy / "stages" / "0-transfer" / "checkpoints" / "best.ckpt").unlink()
+    copy = shutil.copytree(two_stage_run, tmp_path / "sweep" / "copy")
+    (copy / "stages" / "1-finetune" / "checkpoints" / "best.ckpt").unlink()
     with pytest.raises(SystemExit, match=r"best\.ckpt: no such file"):
         projection.main([str(tmp_path / "sweep"), "--output", str(tmp_path / "a.png")])
     (copy / "metrics.json").unlink()
     with pytest.raises(SystemExit, match="copy: unfinished"):
-        projection.main([str(finished), str(tmp_path / "sweep"), "--output", str(tmp_path / "a.png")])
+        projection.main([str(two_stage_run), str(tmp_path / "sweep"), "--output", str(tmp_path / "a.png")])
+
+
+def test_every_projection_is_a_finding_of_all_runs(embeddings: Embeddings, two_stage_run: Path) -> None:
+    opened = OpenRun(two_stage_run)
+    findings = {
+        found.name: found for found in projection.projection([opened, OpenRun(two_stage_run, name="again")], "test", 0)
+    }
+    assert list(findings) == ["projection_pca_2d", "projection_pca_3d", "projection_tsne_2d", "projection_tsne_3d"]
+    n, classes = len(embeddings.labels), len(embeddings.emotions)
+    for name, found in findings.items():
+        axes = ["x", "y", "z"][: int(name[-2])]
+        utterances = found.table[found.table["what"] == "utterance"]
+        assert list(found.table.columns) == ["run", "what", "id", "emotion", *axes]
+        assert utterances.groupby("run", sort=False)["id"].apply(list).to_dict() == dict.fromkeys(
+            ["centres", "again"], embeddings.ids
+        )
+        centres = found.table[found.table["what"] != "utterance"]
+        assert len(centres) == (2 * classes if "pca" in name else 0)
+        assert found.figure is not None
+        assert len(found.figure.axes) == 2
+        assert found.shown is not None
+        assert found.shown["distance_ratio"].to_numpy() == pytest.approx(embeddings.ratio)
+        # The same run twice is twice the same: nothing hangs on chance.
+        both = utterances[axes].to_numpy().reshape(2, n, -1)
+        assert (both[0] == both[1]).all()
+    flat, space = (findings[f"projection_pca_{dims}d"].table for dims in (2, 3))
+    assert space[["x", "y"]].to_numpy() == pytest.approx(flat[["x", "y"]].to_numpy())
+
+
+def test_t_sne_keeps_neighbours_together_and_follows_its_seed(embeddings: Embeddings) -> None:
+    vectors = np.concatenate([RNG.normal(size=(20, 8)), RNG.normal(size=(20, 8)) + 20])
+    small = embeddings._replace(vectors=vectors, labels=np.repeat([0, 1], 20), ids=[""] * 40)
+    points = projection.make_tsne_panel("a", small, 2, seed=0).points
+    away = np.linalg.norm(points[:, None] - points[None], axis=2) + np.diag(np.full(40, np.inf))
+    assert (away.argmin(1) // 20 == np.arange(40) // 20).all()
+    assert (projection.make_tsne_panel("a", small, 2, seed=0).points == points).all()
+    assert perplexity(40) < 40
+    assert perplexity(1000) == 30
+
+
+def test_few_utterances_and_dead_embeddings_are_refused(two_stage_run: Path) -> None:
+    opened = OpenRun(two_stage_run)
+    features = opened.features(opened.trained, "test")
+    key = ("after finetune", "test")
+    opened._features[key] = features._replace(
+        labels=features.labels[:9], embedding=features.embedding[:9], rows=features.rows[:9]
+    )
+    with pytest.raises(InputError, match="side=test: 9 utterances are too few"):
+        projection.projection([opened], "test", 0)
+    opened._features[key] = features._replace(embedding=np.ones_like(features.embedding))
+    with pytest.raises(UnsuitedError, match="all point the same way"):
+        projection.projection([opened], "test", 0)
+    opened._features[key] = features._replace(embedding=np.full_like(features.embedding, np.nan))
+    with pytest.raises(UnsuitedError, match="not finite"):
+        projection.projection([opened], "test", 0)
 
 
 def test_a_plane_takes_two_dimensions() -> None:

@@ -161,15 +161,43 @@ def test_what_is_returned_is_zero_where_padding_stands(name: str) -> None:
 
 def maps(fusion: Fusion) -> dict[str, tuple[Tensor, Tensor]]:
     """For each attention map the mask of its queries and of its keys."""
-    text, audio = padded(TEXTS).mask, padded(AUDIOS).mask
-    if isinstance(fusion, SelfAttentionFusion):
-        both = torch.cat([text, audio], 1)
-        return {"text": (text, text), "fusion": (both, both)}
-    if isinstance(fusion, CrossAttentionFusion):
-        return {"text": (audio, text), "audio": (text, audio)}
-    (modality,) = fusion.modalities
-    own = text if modality == "text" else audio
-    return {modality: (own, own)}
+    masks = {"text": padded(TEXTS).mask, "audio": padded(AUDIOS).mask}
+    return {
+        name: (
+            torch.cat([masks[modality] for modality in span.queries], 1),
+            torch.cat([masks[modality] for modality in span.keys], 1),
+        )
+        for name, span in fusion.maps.items()
+    }
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("self_attention-mean-layer_norm", {"text": ("text", "text"), "fusion": ("text audio", "text audio")}),
+        ("cross_attention-mean", {"text": ("audio", "text"), "audio": ("text", "audio")}),
+        ("text_only-mean", {"text": ("text", "text")}),
+        ("audio_only-mean", {"audio": ("audio", "audio")}),
+        ("concat-mean-8", {}),
+    ],
+)
+def test_maps_say_who_asks_whom(name: str, expected: dict[str, tuple[str, str]]) -> None:
+    found = {key: (" ".join(span.queries), " ".join(span.keys)) for key, span in build(name).maps.items()}
+    assert found == expected
+
+
+@ATTENTIVE
+def test_a_map_depends_on_the_modalities_that_it_names(name: str) -> None:
+    fusion = build(name)
+    first = fuse(fusion, TEXTS, AUDIOS, return_attention=True).attention
+    other = {
+        "text": fuse(fusion, [text.flip(0) + text for text in TEXTS], AUDIOS, return_attention=True).attention,
+        "audio": fuse(fusion, TEXTS, [audio.flip(0) + audio for audio in AUDIOS], return_attention=True).attention,
+    }
+    for key, span in fusion.maps.items():
+        for modality in ("text", "audio"):
+            changes = not torch.allclose(first[key], other[modality][key], atol=1e-4)
+            assert changes == (modality in (*span.queries, *span.keys))
 
 
 @ATTENTIVE

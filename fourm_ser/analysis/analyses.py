@@ -1,0 +1,146 @@
+"""All analyses of a run, one after the other, and the page that shows them."""
+
+import logging
+import warnings
+from collections.abc import Callable, Mapping
+from collections.abc import Sequence as Items
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from fourm_ser.analysis.alignment import alignment
+from fourm_ser.analysis.attention import attention
+from fourm_ser.analysis.attribution import attribution
+from fourm_ser.analysis.contribution import contribution
+from fourm_ser.analysis.correlation import correlation
+from fourm_ser.analysis.examples import Example, choose_examples
+from fourm_ser.analysis.findings import Finding, UnsuitedError, write_finding
+from fourm_ser.analysis.gradcam import gradcam
+from fourm_ser.analysis.page import write_page
+from fourm_ser.analysis.projection import projection
+from fourm_ser.analysis.runs import OpenRun
+from fourm_ser.analysis.space import space
+from fourm_ser.errors import InputError
+from fourm_ser.inference import choose_device
+from fourm_ser.report.collect import Run, collect
+
+log = logging.getLogger(__name__)
+
+QUESTIONS = {
+    "alignment": "How near are speech and text in the fusion?",
+    "projection": "Where do the utterances lie in the embedding?",
+    "correlation": "Do speech and text features correlate, and did training change that?",
+    "space": "Does the embedding group by emotion, or by speaker?",
+    "contribution": "What does each modality contribute?",
+    "attention": "Where does the fusion look?",
+    "attribution": "Which words and moments speak for the emotion?",
+    "gradcam": "What does the audio encoder's last convolution answer to?",
+}
+
+
+class Part(NamedTuple):
+    """One analysis, done or not.
+
+    Attributes:
+        name: the key in `parts`.
+        question: what it answers.
+        findings: what it found.
+        left_out: why there is nothing, in a sentence; "" where there is something.
+    """
+
+    name: str
+    question: str
+    findings: list[Finding]
+    left_out: str
+
+
+def run(config: Mapping[str, Any]) -> list[Part]:
+    """Do the analyses and write them.
+
+    Args:
+        config: what conf/analyze.yaml describes, resolved.
+
+    Raises:
+        InputError: no run, an unknown part, runs that cannot be opened, or no analysis that the run could have.
+    """
+    unknown = [part for part in config["parts"] if part not in QUESTIONS]
+    if unknown or not config["parts"]:
+        raise InputError(f"parts=[{', '.join(unknown)}]: expected any of {', '.join(QUESTIONS)}.")
+    runs = open_runs(config)
+    first = runs[0]
+    folder = first.run_dir / "analysis" if config["output"] is None else Path(config["output"]).expanduser()
+    parts = []
+    for name in config["parts"]:
+        log.info("%s: %s", name, QUESTIONS[name])
+        parts.append(_do(name, runs, config))
+        if parts[-1].left_out:
+            log.warning("%s is left out: %s", name, parts[-1].left_out)
+        for finding in parts[-1].findings:
+            write_finding(finding, folder / name)
+    if not any(part.findings for part in parts):
+        raise InputError(f"{first.run_dir}: none of the analyses could be done; the reasons are above.")
+    write_page(parts, runs, config["side"], folder)
+    print(f"written to {folder}: {folder / 'analysis.html'}")
+    return parts
+
+
+def open_runs(config: Mapping[str, Any]) -> list[OpenRun]:
+    """The run that is looked into first, then those it is compared with, each once.
+
+    Raises:
+        InputError: none is given, one has not finished, or cannot be opened.
+    """
+    given = [Path(path).expanduser() for path in [config["run"], *config["runs"]] if path is not None]
+    if not given:
+        raise InputError("analyze: nothing is given. Add run=DIR, the directory of a finished run.")
+    models = [path for path in given if (path / "labels.json").is_file()]
+    if models:
+        raise InputError(f"{models[0]}: is a model directory. Analyses need the run: give the folder above it.")
+    collection = collect(given)
+    problems = collection.problems + [
+        f"{found.path}: {found.state}: {found.why}." for found in collection.runs if found.state != "finished"
+    ]
+    if problems:
+        raise InputError(f"{' '.join(problems)} Give finished runs, or sweeps of nothing else.")
+    by_path = {found.path.resolve(): found for found in collection.runs}
+    first = given[0].resolve()
+    ordered = ([by_path[first]] if first in by_path else []) + [
+        found for path, found in by_path.items() if path != first
+    ]
+    device = choose_device(config["device"])
+    cache = None if config["cache"] is None else Path(config["cache"]).expanduser()
+    names = name_runs(ordered)
+    return [OpenRun(found.path, cache, device, name) for found, name in zip(ordered, names, strict=True)]
+
+
+def name_runs(runs: Items[Run]) -> list[str]:
+    """What runs are called: by the options in which they differ, else by their folders."""
+    keys = list(dict.fromkeys(key for run in runs for key in run.options))
+    differ = [key for key in keys if len({run.options.get(key) for run in runs}) > 1]
+    names = [", ".join(str(run.options.get(key, "-")) for key in differ) for run in runs]
+    if len(runs) == 1 or len(set(names)) < len(runs):
+        return [run.path.resolve().name for run in runs]
+    return names
+
+
+def _do(name: str, runs: list[OpenRun], config: Mapping[str, Any]) -> Part:
+    first, side, seed = runs[0], config["side"], config["seed"]
+
+    def examples() -> list[Example]:
+        return choose_examples(first, side, **config["examples"])
+
+    analyses: dict[str, Callable[[], list[Finding]]] = {
+        "alignment": lambda: alignment(runs, side),
+        "projection": lambda: projection(runs, side, seed),
+        "correlation": lambda: correlation(first, side, seed, **config["correlation"]),
+        "space": lambda: space(first, side, seed),
+        "contribution": lambda: contribution(first, side, seed, **config["contribution"]),
+        "attention": lambda: attention(first, examples(), side),
+        "attribution": lambda: attribution(first, examples(), side, **config["attribution"]),
+        "gradcam": lambda: gradcam(first, examples(), side),
+    }
+    try:
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", ".*does not have many workers")
+            return Part(name, QUESTIONS[name], analyses[name](), "")
+    except (UnsuitedError, InputError) as reason:
+        return Part(name, QUESTIONS[name], [], str(reason))

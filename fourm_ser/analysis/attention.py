@@ -1,0 +1,220 @@
+"""What attends to what in a fusion: maps of single utterances, and how much goes to each modality."""
+
+from collections.abc import Mapping
+from collections.abc import Sequence as Items
+
+import numpy as np
+import pandas as pd
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from fourm_ser.analysis.attention_maps import Block, read_blocks
+from fourm_ser.analysis.attention_shares import read_shares, share_finding
+from fourm_ser.analysis.examples import Example, draw_waveform, file_name, read_waveform
+from fourm_ser.analysis.findings import Finding, UnsuitedError
+from fourm_ser.analysis.runs import OpenRun
+from fourm_ser.analysis.word_cells import INCHES, WIDTH, count_lines, draw_words, prepare_axes
+from fourm_ser.analysis.words import Words
+from fourm_ser.fusion.base import Span
+
+LARGEST = 20_000  # rows of a table with a map a head; larger ones have the mean over the heads alone
+PALETTE = "viridis"
+WHO = {"text": "words", "audio": "frames"}
+LEFT = 12  # columns before the words, for the map's name
+
+
+def attention(run: OpenRun, examples: Items[Example], side: str) -> list[Finding]:
+    """Attention maps of utterances over time and words, the first token's attention, and the modalities' shares.
+
+    Args:
+        run: the run.
+        examples: the utterances whose maps are drawn.
+        side: whose utterances the shares are taken of.
+
+    Returns:
+        A finding an utterance; `attention-first-token` where the text attends to itself; `attention-shares` where text
+        and audio are asked together.
+
+    Raises:
+        UnsuitedError: the fusion has no attention.
+    """
+    fusion = run.network.fusion
+    if not fusion.maps:
+        raise UnsuitedError(f"The fusion {type(fusion).__name__} has no attention: there are no maps to look at.")
+    blocks = read_blocks(run, examples)
+    findings = [
+        _draw_maps(run, number, example, blocks[example.row]) for number, example in enumerate(examples, start=1)
+    ]
+    if any("text" in span.queries and "text" in span.keys for span in fusion.maps.values()) and examples:
+        findings.append(_first_token(examples, blocks, fusion.maps))
+    if any(len(span.keys) > 1 for span in fusion.maps.values()):
+        findings.append(share_finding(read_shares(run, side), run, side))
+    return findings
+
+
+def _drawn(blocks: Items[Block]) -> list[Block]:
+    """One modality with the other; where a fusion reads one modality, that with itself."""
+    across = [block for block in blocks if block.queries.modality != block.keys.modality]
+    return across or list(blocks)
+
+
+def _draw_maps(run: OpenRun, number: int, example: Example, blocks: Items[Block]) -> Finding:
+    drawn = _drawn(blocks)
+    heads = len(drawn[0].weights)
+    with_heads = sum(block.weights.size for block in drawn) * (1 + 1 / heads) <= LARGEST
+    table = pd.concat([_table(block, with_heads) for block in drawn], ignore_index=True)
+    has_audio = any("audio" in (block.queries.modality, block.keys.modality) for block in drawn)
+    heights = [_height(block) for block in drawn]
+    total = sum(heights) + 1.0 * has_audio + 0.4 * len(drawn) + 0.9
+    figure = Figure(figsize=(9.5, total), layout="constrained")
+    ratios = [0.8] * has_audio + heights
+    grid = figure.add_gridspec(len(ratios), 2, width_ratios=[1, 0.018], height_ratios=ratios)
+    if has_audio:
+        top = figure.add_subplot(grid[0, 0])
+        draw_waveform(top, read_waveform(run, example))
+        top.tick_params(labelbottom=False)
+    for place, block in enumerate(drawn, start=int(has_audio)):
+        axes = figure.add_subplot(grid[place, 0])
+        _heat_map(axes, figure.add_subplot(grid[place, 1]), block, example.seconds)
+    figure.suptitle(example.heading, fontsize="medium")
+    words = (
+        f"Chosen: {example.why}. Colours are the mean over {heads} heads in multiples of even attention: 1 is what a "
+        "token or frame gets where nothing is preferred. Words and frames are features behind the encoders, which have "
+        "seen their neighbours. "
+        + ("The table has each head's map, too." if with_heads else "The table has the mean over the heads alone.")
+    )
+    seen = "A waveform and below it heat maps of attention" if has_audio else "A heat map of attention"
+    return Finding(
+        f"attention-{file_name(number, example)}",
+        f"Attention in {example.id}",
+        words,
+        table,
+        figure,
+        f"{seen}: {', '.join(_asks(block) for block in drawn)}, for the utterance “{example.text}”.",
+        _strongest(drawn),
+    )
+
+
+def _asks(block: Block) -> str:
+    return f"{WHO[block.queries.modality]} ask {WHO[block.keys.modality]}"
+
+
+def _height(block: Block) -> float:
+    """Inches: each word takes a row, frames by frames are a square's half."""
+    words = [len(axis) for axis in (block.queries, block.keys) if axis.modality == "text"]
+    return 0.17 * max(words) + 0.3 if words else 4.0
+
+
+def _heat_map(axes: Axes, bar: Axes, block: Block, seconds: float) -> None:
+    """Frames along the seconds, words as rows; where only one modality is there, queries are the rows."""
+    weights = block.times_even
+    rows, columns = block.queries, block.keys
+    if rows.modality == "audio" and columns.modality == "text":
+        rows, columns, weights = columns, rows, weights.T
+    edges = [np.arange(len(axis) + 1) - 0.5 if axis.edges is None else axis.edges for axis in (columns, rows)]
+    image = axes.pcolormesh(*edges, weights, cmap=PALETTE, vmin=0.0, rasterized=True)
+    for axis, setter, limits in ((columns, axes.set_xticks, axes.set_xlim), (rows, axes.set_yticks, axes.set_ylim)):
+        if axis.words is not None:
+            names = [name.replace("$", r"\$") for name in axis.words.names]
+            setter(range(len(names)), names, fontsize="small")
+            limits(-0.5, len(names) - 0.5)
+        else:
+            limits(0, seconds)
+    axes.invert_yaxis()
+    if columns.words is not None:
+        axes.tick_params(axis="x", rotation=60)
+    else:
+        axes.set_xlabel("seconds", fontsize="small")
+    if rows.words is None:
+        axes.set_ylabel("seconds of the query", fontsize="small")
+    axes.tick_params(labelsize="small")
+    axes.set_title(f"map “{block.map}”: {_asks(block)}", fontsize="small", loc="left")
+    axes.figure.colorbar(image, cax=bar)
+    bar.tick_params(labelsize="x-small")
+    bar.set_ylabel("times even", fontsize="x-small")
+
+
+def _table(block: Block, with_heads: bool) -> pd.DataFrame:
+    query, key = (places.flatten() for places in np.indices(block.weights.shape[1:]))
+    sides = {**block.queries.columns("query", query), **block.keys.columns("key", key)}
+    maps = {"mean": block.weights.mean(0)}
+    if with_heads:
+        maps.update({str(head): weights for head, weights in enumerate(block.weights, start=1)})
+    parts = [
+        pd.DataFrame({"map": block.map, "head": head, **sides, "weight": weights.flatten(), "even": block.even[key]})
+        for head, weights in maps.items()
+    ]
+    return pd.concat(parts, ignore_index=True)
+
+
+def _strongest(blocks: Items[Block], count: int = 5) -> pd.DataFrame:
+    """What is attended to most in each map, as the mean over what asks, for the page."""
+    rows = []
+    for block in blocks:
+        means = block.times_even.mean(0)
+        for place in np.argsort(-means, kind="stable")[:count]:
+            rows.append((block.map, _asks(block), block.keys.name(int(place)), means[place]))
+    return pd.DataFrame(rows, columns=["map", "direction", "attended to", "times even"])
+
+
+def _first_token(examples: Items[Example], blocks: Mapping[int, Items[Block]], spans: Mapping[str, Span]) -> Finding:
+    """What the first token asks of the words, in each map in which text asks text."""
+    rows: list[dict[str, object]] = []
+    lines: list[tuple[Example, list[tuple[str, Words, np.ndarray, float]]]] = []
+    for example in examples:
+        own = []
+        for block in blocks[example.row]:
+            words = block.keys.words
+            if block.queries.modality != "text" or words is None:
+                continue
+            # The first word is the first token alone: [CLS], <s>.
+            weights = block.weights[:, 0].mean(0)
+            shares = np.append(weights, max(0.0, 1.0 - float(weights.sum())))
+            even = np.append(block.even, max(0.0, 1.0 - float(block.even.sum())))
+            names = [*words.names, "(all audio frames)"]
+            own.append((block.map, words, block.times_even[0], float(shares[-1])))
+            heard = "audio" in spans[block.map].keys
+            for number, name in enumerate(names if heard else words.names):
+                about = {"id": example.id, "map": block.map, "number": number + 1, "word": name}
+                rows.append({**about, "weight": shares[number], "even": even[number]})
+        lines.append((example, own))
+    counts = [1.3 + sum(count_lines(words.names, WIDTH - LEFT) + 0.15 for _, words, _, _ in own) for _, own in lines]
+    figure = Figure(figsize=(9.5, INCHES * (sum(counts) + 2.5)), layout="constrained")
+    axes = figure.subplots()
+    prepare_axes(axes, sum(counts))
+    palette = colormaps[PALETTE]
+    top = 0.0
+    for (example, own), count in zip(lines, counts, strict=True):
+        axes.text(0, top + 0.75, example.title, fontsize="small", va="center")
+        line = top + 1.2
+        for name, words, times, rest in own:
+            label = f"{name}: {100 * (1 - rest):.0f}%" if "audio" in spans[name].keys else name
+            axes.text(0, line + 0.5, label, fontsize="small", va="center")
+            draw_words(axes, words.names, times / times.max(), palette, line, LEFT)
+            line += count_lines(words.names, WIDTH - LEFT) + 0.15
+        top += count
+    figure.suptitle("What the first token attends to (colour: from none to the most in the line)", fontsize="medium")
+    table = pd.DataFrame(rows)
+    hears = any("audio" in span.keys for span in spans.values())
+    share = " Where audio is asked, too, the figure gives the share of all words together." if hears else ""
+    return Finding(
+        "attention-first-token",
+        "Attention of the first token",
+        "How much the first token (such as [CLS]) attends to each word, mean over the heads, in multiples of even "
+        "attention. Colours are relative to the strongest word of each line: the table has the weights." + share,
+        table,
+        figure,
+        "The words of each utterance as cells, coloured by how much the first token attends to them.",
+        _foremost(table),
+    )
+
+
+def _foremost(table: pd.DataFrame, count: int = 3) -> pd.DataFrame:
+    """The words that each first token attends to most, a row a map."""
+    times = (table["weight"] / table["even"]).round(2)
+    words = table.assign(most=table["word"] + " (" + times.astype(str) + ")", times=times)
+    words = words.sort_values("times", ascending=False, kind="stable")
+    foremost = words.groupby(["id", "map"], sort=False)["most"].apply(lambda own: ", ".join(own.head(count)))
+    order = pd.MultiIndex.from_frame(table[["id", "map"]].drop_duplicates())
+    return foremost.reindex(order).rename("most (times even)").reset_index()

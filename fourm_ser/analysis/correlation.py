@@ -1,0 +1,144 @@
+"""Whether speech and text features correlate, and whether training, and fine-tuning, brought them closer."""
+
+from collections.abc import Mapping
+
+import torch
+
+from fourm_ser.analysis.correlation_findings import make_findings
+from fourm_ser.analysis.correlation_measures import (
+    ALL,
+    LEAST_TRANSCRIPTS,
+    Key,
+    Measured,
+    Score,
+    Settings,
+    Sides,
+    make_plans,
+    measure,
+    same,
+)
+from fourm_ser.analysis.findings import Finding, UnsuitedError
+from fourm_ser.analysis.runs import BATCH, Features, OpenRun, encode
+from fourm_ser.errors import InputError
+from fourm_ser.fusion.base import pool
+
+LEAST = 30  # utterances of a side
+
+
+def correlation(
+    run: OpenRun, side: str, seed: int, folds: int, components: int, regularisation: float, draws: int
+) -> list[Finding]:
+    """Correlations between speech and text features of a run, pooled over time, in each of its states of training.
+
+    Args:
+        run: the run.
+        side: see `Corpus.rows`.
+        seed: of the folds and of the bootstrap.
+        folds: of the cross-validation; utterances with the same transcript share one.
+        components: principal components of each side that canonical directions are made of, at most; and at most one
+            for ten utterances that they are fitted to.
+        regularisation: the ridge, as a share of those components' mean variance.
+        draws: of the bootstrap over utterances.
+
+    Returns:
+        What changed from state to state, CKA by emotion, canonical correlations, retrieval, and correlations of
+        principal components.
+
+    Raises:
+        UnsuitedError: the fusion reads one modality, or there is next to nothing said in different words.
+        InputError: too few utterances, or a number out of range.
+    """
+    settings = Settings(seed, folds, components, regularisation, draws)
+    _check(settings)
+    if set(run.network.by_modality) != {"text", "audio"}:
+        (modality,) = run.network.by_modality
+        raise UnsuitedError(f"{run.name} reads {modality} alone: there is nothing to correlate it with.")
+    frame = run.corpus.frame.iloc[run.corpus.rows(side)]
+    different = frame["text"].nunique()
+    if len(frame) < LEAST:
+        raise InputError(
+            f"side={side}: {len(frame)} utterances of {run.corpus.name} are too few to correlate features: expected "
+            f"{LEAST} or more. Take side=all."
+        )
+    if different < LEAST_TRANSCRIPTS:
+        raise UnsuitedError(
+            f"The {len(frame)} utterances of {run.corpus.name} have {different} different transcripts: under "
+            f"{LEAST_TRANSCRIPTS}, text hardly varies and can correlate with nothing."
+        )
+    states = {state.name: run.features(state, side) for state in run.states()}
+    places = _places(states)
+    labels = next(iter(states.values())).labels
+    plans = make_plans(labels, frame["text"].tolist(), run.emotions, settings)
+    scores: dict[Key, Score] = {}
+    held, ranks = {}, []
+    for place, by_state in places.items():
+        for state, sides in by_state.items():
+            for emotion, plan in plans.items():
+                found, variates, ranked = measure(sides.of(plan.rows), plan, settings, emotion == ALL)
+                scores |= {(place, state, emotion, name): score for name, score in found.items()}
+                if variates is not None and emotion == ALL:
+                    held[place, state] = variates
+                    ranks.append({"features": place, "state": state, **ranked})
+    seconds = frame["seconds"].to_numpy(dtype=float)
+    notes = _notes(run, side, places)
+    measured = Measured(run.name, run.emotions, places, plans, scores, held, ranks, seconds, settings, notes)
+    return make_findings(measured)
+
+
+def _check(settings: Settings) -> None:
+    for key, least in (("folds", 2), ("components", 1), ("draws", 100)):
+        if getattr(settings, key) < least:
+            raise InputError(f"correlation: {key}={getattr(settings, key)}: expected {least} or more.")
+    if not settings.regularisation >= 0:
+        raise InputError(f"correlation: regularisation={settings.regularisation}: expected 0 or more.")
+
+
+def _places(states: Mapping[str, Features]) -> dict[str, dict[str, Sides]]:
+    """Where features are taken, and there by state both sides; the fusion only where it makes something of them."""
+    last = list(states.values())[-1]
+    places = {"encoders": {name: Sides(**features.encoded) for name, features in states.items()}}
+    handed_on = last.fused if {"text", "audio"} <= set(last.fused) else {}
+    if any(not same(vectors, last.encoded[modality]) for modality, vectors in handed_on.items()):
+        places["fusion"] = {
+            name: Sides(features.fused["text"], features.fused["audio"]) for name, features in states.items()
+        }
+    return places
+
+
+@torch.inference_mode()
+def readers_of_both(run: OpenRun, side: str) -> list[str]:
+    """The modalities whose sequence, as the fusion hands it on, depends on the other modality, too.
+
+    Some utterances are fused with each other's audio: the text that comes out shows whether audio went into it, and the
+    other way round.
+    """
+    rows = run.corpus.rows(side)[:BATCH]
+    batch = next(iter(run.batches(run.network, rows)))
+    sequences = encode(run.network, batch)
+    text, audio = sequences["text"], sequences["audio"]
+    turned = audio._replace(features=audio.features.roll(1, 0), mask=audio.mask.roll(1, 0))
+    text_turned = text._replace(features=text.features.roll(1, 0), mask=text.mask.roll(1, 0))
+    fused = run.network.fusion(text, audio)
+    others = {"text": run.network.fusion(text, turned), "audio": run.network.fusion(text_turned, audio)}
+    return [
+        modality
+        for modality, other in others.items()
+        if not same(
+            pool(getattr(fused, modality), "mean").float().cpu().numpy(),
+            pool(getattr(other, modality), "mean").float().cpu().numpy(),
+        )
+    ]
+
+
+def _notes(run: OpenRun, side: str, places: Mapping[str, object]) -> str:
+    """What has to be known of the fusion to read its numbers."""
+    if "fusion" not in places:
+        return "The fusion hands the encoders' features on as they are, so there is nothing else to compare. "
+    mixed = readers_of_both(run, side)
+    if not mixed:
+        return ""
+    named = " and the ".join({"audio": "speech"}.get(modality, modality) for modality in mixed)
+    return (
+        f"In this fusion the {named} sequence{'s' if len(mixed) > 1 else ''} depend{'' if len(mixed) > 1 else 's'} on "
+        "the other modality, too: correlation there, and retrieval, is partly built in. "
+    )

@@ -1,0 +1,246 @@
+"""What is measured between speech and text features: alignment, canonical correlation, retrieval."""
+
+from collections.abc import Mapping
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+
+from fourm_ser.analysis.canonical import HeldOut, hold_out, rank_own, split_groups, weighted_correlations
+from fourm_ser.analysis.kernel_alignment import debiased_cka, draw_counts, linear_cka
+from fourm_ser.analysis.reduction import project
+
+ALL = "all"
+LEAST_TRANSCRIPTS = 10  # different ones, to split into folds
+LEAST_OF_EMOTION = 10  # utterances of an emotion for its CKA, and
+LEAST_TO_FIT = 50  # for its canonical correlation
+UTTERANCES_A_COMPONENT = 10  # that directions are fitted to
+RECALLS = (1, 5, 10)
+
+Key = tuple[str, str, str, str]
+"""Which features, state of training, emotion (or `all`) and measure a score is of."""
+
+
+class Score(NamedTuple):
+    """A number of one state, and what it is in each bootstrap draw of the utterances.
+
+    Attributes:
+        value: of all utterances.
+        draws: (draws,); the same draws in every state.
+    """
+
+    value: float
+    draws: np.ndarray
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The middle 95% of the draws; NaN where there is none."""
+        draws = self.draws[np.isfinite(self.draws)]
+        if not len(draws):
+            return float("nan"), float("nan")
+        low, high = np.percentile(draws, [2.5, 97.5])
+        return float(low), float(high)
+
+
+class Sides(NamedTuple):
+    """Pooled features of the same utterances, (n, width) each."""
+
+    text: np.ndarray
+    audio: np.ndarray
+
+    def of(self, rows: np.ndarray) -> "Sides":
+        """Those of some utterances."""
+        return Sides(self.text[rows], self.audio[rows])
+
+
+class Plan(NamedTuple):
+    """How the utterances of one emotion, or of all, are drawn and split: the same in every state.
+
+    Attributes:
+        rows: (n,) positions among the side's utterances.
+        counts: (n, draws); see `draw_counts`.
+        folds: (n,) fold of each; None where there are too few utterances to fit directions to.
+        components: principal components of each side.
+        transcripts: (n,) number of each one's transcript.
+    """
+
+    rows: np.ndarray
+    counts: np.ndarray
+    folds: np.ndarray | None
+    components: int
+    transcripts: np.ndarray
+
+
+class Settings(NamedTuple):
+    """What a caller chose; see `correlation`."""
+
+    seed: int
+    folds: int
+    components: int
+    regularisation: float
+    draws: int
+
+
+class Measured(NamedTuple):
+    """All that was measured of a run.
+
+    Attributes:
+        name: of the run.
+        emotions: the classes in the order of their indices.
+        places: by kind of features, then by state of training, both sides of all utterances.
+        plans: by emotion, and for all.
+        scores: every number with its draws.
+        held: by kind of features and state, the held-out variates of all utterances.
+        ranks: of retrieval, a row a kind of features and state.
+        seconds: (n,) length of each utterance.
+        settings: what the caller chose.
+        notes: what has to be known of the fusion to read its numbers, in sentences; may be empty.
+    """
+
+    name: str
+    emotions: list[str]
+    places: Mapping[str, Mapping[str, Sides]]
+    plans: Mapping[str, Plan]
+    scores: Mapping[Key, Score]
+    held: Mapping[tuple[str, str], HeldOut]
+    ranks: list[dict[str, object]]
+    seconds: np.ndarray
+    settings: Settings
+    notes: str
+
+
+def same(first: np.ndarray, second: np.ndarray) -> bool:
+    """Whether features are the same but for rounding."""
+    return first.shape == second.shape and np.allclose(first, second, rtol=1e-4, atol=1e-4 * float(np.std(first)))
+
+
+def make_plans(labels: np.ndarray, texts: list[str], emotions: list[str], settings: Settings) -> dict[str, Plan]:
+    """By emotion, and for all, how utterances are drawn and split."""
+    numbers = np.unique(texts, return_inverse=True)[1]
+    groups = {ALL: np.arange(len(labels))} | {
+        emotion: np.flatnonzero(labels == label) for label, emotion in enumerate(emotions)
+    }
+    plans = {}
+    for number, (emotion, rows) in enumerate(groups.items()):
+        if len(rows) < LEAST_OF_EMOTION:
+            continue
+        transcripts = numbers[rows]
+        counts = draw_counts(len(rows), settings.draws, np.random.default_rng([settings.seed, number]))
+        different = len(np.unique(transcripts))
+        split, components = None, 0
+        enough = emotion == ALL or len(rows) >= LEAST_TO_FIT
+        if enough and different >= LEAST_TRANSCRIPTS:
+            count = min(settings.folds, different // 2)
+            split = split_groups([texts[row] for row in rows], count, settings.seed)
+            fitted_to = len(rows) - np.bincount(split).max()
+            components = max(1, min(settings.components, int(fitted_to) // UTTERANCES_A_COMPONENT))
+        plans[emotion] = Plan(rows, counts, split, components, transcripts)
+    return plans
+
+
+def measure(
+    sides: Sides, plan: Plan, settings: Settings, retrieve: bool
+) -> tuple[dict[str, Score], HeldOut | None, dict[str, object]]:
+    """All numbers of one group of utterances in one state, its held-out variates, and its ranks' median."""
+    none = np.full(settings.draws, np.nan)
+    scores = {
+        "cka": Score(float(debiased_cka(*sides)[0]), debiased_cka(*sides, plan.counts)),
+        "plain_cka": Score(linear_cka(*sides), none),
+    }
+    if plan.folds is None:
+        return scores, None, {}
+    held = hold_out(
+        sides.text.astype(np.float64),
+        sides.audio.astype(np.float64),
+        plan.folds,
+        plan.components,
+        settings.regularisation,
+    )
+    if not held.first.shape[1]:
+        return scores, None, {}
+    values, drawn = held.correlations(), held.correlations(plan.counts)
+    scores["canonical_1"] = Score(float(values[0, 0]), drawn[:, 0])
+    scores["canonical_mean"] = Score(float(values.mean()), drawn.mean(1))
+    if not retrieve:
+        return scores, held, {}
+    ranks, sizes = retrieval_ranks(held, plan.transcripts)
+    weight = plan.counts / plan.counts.sum(0)
+    for count in RECALLS:
+        hits = (ranks <= count).astype(np.float64)
+        scores[f"recall@{count}"] = Score(float(hits.mean()), weight.T @ hits)
+    ranked: dict[str, object] = {
+        "utterances": len(ranks),
+        "transcripts": float(sizes.mean()),
+        "median_rank": float(np.median(ranks)),
+        "chance_median_rank": float(np.median((sizes + 1) / 2)),
+        **{f"chance_recall@{count}": float(np.minimum(count / sizes, 1.0).mean()) for count in RECALLS},
+    }
+    return scores, held, ranked
+
+
+def retrieval_ranks(held: HeldOut, transcripts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The rank of each utterance's transcript by its speech, among the different transcripts of its fold.
+
+    Speech and transcripts are compared by cosine similarity of their held-out canonical variates; a transcript's are
+    the mean of its utterances' in the fold.
+
+    Args:
+        held: text first, audio second.
+        transcripts: (n,) number of each utterance's transcript.
+
+    Returns:
+        (n,) ranks from 1, and (n,) how many transcripts there were to choose from.
+    """
+    ranks, sizes = np.zeros(len(transcripts)), np.zeros(len(transcripts))
+    for fold in np.unique(held.folds):
+        rows = np.flatnonzero(held.folds == fold)
+        _, own = np.unique(transcripts[rows], return_inverse=True)
+        membership = np.eye(own.max() + 1)[own]
+        items = membership.T @ held.first[rows] / membership.sum(0)[:, None]
+        ranks[rows] = rank_own(held.second[rows], items, own)
+        sizes[rows] = len(items)
+    return ranks, sizes
+
+
+def component_correlations(
+    text: np.ndarray, audio: np.ndarray, components: int
+) -> tuple[pd.DataFrame, tuple[float, float]]:
+    """Pearson's r of each leading principal component of one side with each of the other.
+
+    Args:
+        text: (n, width), and
+        audio: (n, width of its own), of the same utterances.
+        components: of each side, at most.
+
+    Returns:
+        A row a pair of components (`text_component`, `audio_component`, `r`; NaN where one does not vary), and the
+        share of each side's variance that its components hold.
+    """
+    points, shares = [], []
+    for vectors in (text, audio):
+        count = min(components, *vectors.shape)
+        flat, _, share = project(vectors.astype(np.float64), vectors[:0], count)
+        points.append(flat)
+        shares.append(float(np.sum(share)))
+    scaled = []
+    for flat in points:
+        spread = flat.std(0)
+        scaled.append((flat - flat.mean(0)) / np.where(spread > 1e-9, spread, np.nan))
+    r = scaled[0].T @ scaled[1] / len(text)
+    rows = [
+        {"text_component": row + 1, "audio_component": column + 1, "r": float(value)}
+        for (row, column), value in np.ndenumerate(r)
+    ]
+    return pd.DataFrame(rows), (shares[0], shares[1])
+
+
+def correlation_with(values: np.ndarray, held: HeldOut) -> np.ndarray:
+    """The size of the correlation of some value (n,) with each held-out variate: mean over folds, (2, pairs)."""
+    sizes = []
+    for fold in np.unique(held.folds):
+        own = held.folds == fold
+        ones = np.ones((int(own.sum()), 1))
+        for variates in (held.first[own], held.second[own]):
+            column = np.broadcast_to(values[own, None], variates.shape)
+            sizes.append(np.abs(weighted_correlations(column, variates, ones)[0]))
+    return np.array(sizes).reshape(-1, 2, held.first.shape[1]).mean(0)

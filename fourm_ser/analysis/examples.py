@@ -1,0 +1,149 @@
+"""The utterances that are looked at closely: which they are, and what one sees of each."""
+
+import re
+import textwrap
+from collections.abc import Sequence as Items
+from typing import TYPE_CHECKING, NamedTuple
+
+import numpy as np
+
+from fourm_ser.data.audio import SAMPLE_RATE
+from fourm_ser.errors import InputError
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+    from fourm_ser.analysis.runs import OpenRun
+
+BINS = 1200  # of a drawn waveform
+
+
+class Example(NamedTuple):
+    """An utterance.
+
+    Attributes:
+        row: its position in the manifest.
+        id: its id.
+        text: its transcript.
+        seconds: its length, as far as the run reads it.
+        emotion: its label.
+        predicted: the emotion that the trained network gives it.
+        probability: of the predicted emotion.
+        why: why it was chosen, in a few words.
+    """
+
+    row: int
+    id: str
+    text: str
+    seconds: float
+    emotion: str
+    predicted: str
+    probability: float
+    why: str
+
+    @property
+    def title(self) -> str:
+        """Its id, label and prediction."""
+        right = self.emotion == self.predicted
+        result = f"{self.emotion}, recognised" if right else f"{self.emotion}, taken for {self.predicted}"
+        return f"{self.id}: {result} (probability {self.probability:.2f})"
+
+    @property
+    def heading(self) -> str:
+        """The title, and the transcript below it."""
+        return f"{self.title}\n{textwrap.fill(self.text, 100) or '(no words)'}"
+
+
+def choose_examples(run: "OpenRun", side: str, ids: Items[str], each: int, mistakes: int) -> list[Example]:
+    """The utterances that are named; without names the surest of each emotion, and the surest mistakes.
+
+    How sure a network is of an emotion is measured by the emotion's log-odds: probabilities near 1 are all alike.
+
+    Args:
+        run: the run.
+        side: where they are looked for.
+        ids: ids of the utterances that are wanted, in their order; none to choose.
+        each: how many of each emotion, among those that are recognised.
+        mistakes: how many of those that are taken for another emotion.
+
+    Raises:
+        InputError: there is no such utterance on that side.
+    """
+    features = run.features(run.trained, side)
+    frame = run.corpus.frame.iloc[features.rows]
+    odds = _log_odds(features.logits)
+    sure = odds[np.arange(len(odds)), features.predicted]
+    right = features.predicted == features.labels
+
+    def example(place: int, why: str) -> Example:
+        utterance = frame.iloc[place]
+        predicted = int(features.predicted[place])
+        return Example(
+            int(features.rows[place]),
+            str(utterance["id"]),
+            str(utterance["text"]),
+            float(utterance["seconds"]),
+            run.emotions[features.labels[place]],
+            run.emotions[predicted],
+            float(features.probabilities[place, predicted]),
+            why,
+        )
+
+    if ids:
+        places = {key: place for place, key in enumerate(frame["id"])}
+        _refuse_unknown([key for key in dict.fromkeys(ids) if key not in places], run, side)
+        return [example(places[key], "asked for by its id") for key in dict.fromkeys(ids)]
+    order = np.argsort(-sure, kind="stable")
+    chosen = []
+    for label, emotion in enumerate(run.emotions):
+        own = [place for place in order if right[place] and features.labels[place] == label]
+        chosen += [
+            example(place, f"the surest {emotion}" if each == 1 else f"among the surest of {emotion}")
+            for place in own[:each]
+        ]
+    wrong = [place for place in order if not right[place]]
+    return chosen + [example(place, "among the surest mistakes") for place in wrong[:mistakes]]
+
+
+def _log_odds(logits: np.ndarray) -> np.ndarray:
+    """Logits (n, classes) -> log p / (1 - p) of each class."""
+    from scipy.special import logsumexp
+
+    logits = logits.astype(np.float64)
+    others = [logsumexp(np.delete(logits, label, axis=1), axis=1) for label in range(logits.shape[1])]
+    return logits - np.stack(others, axis=1)
+
+
+def _refuse_unknown(unknown: Items[str], run: "OpenRun", side: str) -> None:
+    if not unknown:
+        return
+    key = unknown[0]
+    row = np.flatnonzero(run.corpus.frame["id"] == key)
+    sides = [name for name in ("train", "val", "test") if len(row) and row[0] in getattr(run.corpus.split, name)]
+    where = f"it is on the side {sides[0]}: choose that" if sides else "expected ids of the corpus's manifest"
+    more = f" ({len(unknown)} such ids)" if len(unknown) > 1 else ""
+    raise InputError(f"utterance {key}: not on the side {side} of {run.name}{more}; {where}.")
+
+
+def file_name(number: int, example: Example) -> str:
+    """What stands for an utterance in the name of a file: its number, and its id as far as a name may hold it."""
+    plain = re.sub(r"[^\w.-]+", "_", example.id)
+    return f"{number}-{plain}"
+
+
+def read_waveform(run: "OpenRun", example: Example) -> np.ndarray:
+    """The utterance as the run reads it: [samples] at 16 kHz."""
+    return run.data.readers()["audio"](example.row)  # type: ignore[return-value]
+
+
+def draw_waveform(axes: "Axes", samples: np.ndarray) -> None:
+    """A waveform [samples] at 16 kHz over its seconds, as the range of each short stretch."""
+    starts = np.unique(np.linspace(0, len(samples), BINS, endpoint=False).astype(int))
+    low, high = np.minimum.reduceat(samples, starts), np.maximum.reduceat(samples, starts)
+    axes.fill_between(starts / SAMPLE_RATE, low, high, step="post", color="#555555", linewidth=0)
+    axes.set_xlim(0, len(samples) / SAMPLE_RATE)
+    limit = 1.05 * max(float(np.abs(samples).max()), 1e-4)
+    axes.set_ylim(-limit, limit)
+    axes.set_yticks([])
+    axes.set_ylabel("waveform", fontsize="small")
+    axes.tick_params(labelsize="small", labelbottom=False)

@@ -1,0 +1,240 @@
+"""Where in the spectrogram a convolutional audio encoder sees the emotion that the network gives an utterance."""
+
+import textwrap
+from collections.abc import Sequence as Items
+from contextlib import ExitStack
+from typing import NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from torch import Tensor, nn
+
+from fourm_ser.analysis.examples import Example, draw_waveform, file_name, read_waveform
+from fourm_ser.analysis.findings import Finding, UnsuitedError
+from fourm_ser.analysis.looks import COLOURS
+from fourm_ser.analysis.runs import OpenRun
+from fourm_ser.analysis.spectrogram import Spectrogram, read_spectrogram
+from fourm_ser.data.audio import SAMPLE_RATE
+from fourm_ser.encoders.base import Encoder, Inputs, Sequence, moved
+from fourm_ser.encoders.vggish import VggishEncoder
+from fourm_ser.network import EmotionNetwork
+
+OVERLAY = COLOURS[0]
+TICKS = (100, 250, 500, 1000, 2000, 4000, 8000)  # Hz
+
+
+class Activation(NamedTuple):
+    """The last convolution's output for one utterance, and what it means for a logit.
+
+    Attributes:
+        values: (channels, time, bands); one band where the convolution runs along time alone.
+        gradients: the same, of the logit by each value.
+        logit: the logit.
+        name: of the convolution, in the encoder.
+    """
+
+    values: np.ndarray
+    gradients: np.ndarray
+    logit: float
+    name: str
+
+    @property
+    def map(self) -> np.ndarray:
+        """(time, bands): the channels, each weighted by its mean gradient, summed; what is below 0 is 0."""
+        weights = self.gradients.mean((1, 2))
+        return np.maximum(np.tensordot(weights, self.values, 1), 0.0)
+
+
+def gradcam(run: OpenRun, examples: Items[Example], side: str) -> list[Finding]:
+    """Grad-CAM (Selvaraju et al. 2017, https://arxiv.org/abs/1610.02391) of the audio encoder's last convolution.
+
+    The channels of the last convolution's output, each weighted by the mean gradient of the predicted emotion's logit
+    over the utterance, summed, and cut off below zero; stretched over the spectrogram. The output is that of the
+    convolution itself, before any norm or ReLU. The front end's input goes through the stem anew, whether it is frozen
+    or not. VGGish's examples of 0.96 s are put together along time first: an utterance has one weight for each channel.
+
+    Args:
+        run: the run.
+        examples: the utterances.
+        side: whose utterances they are.
+
+    Returns:
+        A finding an utterance.
+
+    Raises:
+        UnsuitedError: the run reads no audio, or its encoder has no convolution over a spectrogram.
+    """
+    encoder = run.network.by_modality.get("audio")
+    if encoder is None:
+        raise UnsuitedError(f"The run reads no audio (its {side} side is recognised by text): there is no spectrogram.")
+    refuse_unsuited(encoder)
+    findings = []
+    texts = _read_texts(run, [example.row for example in examples]) if examples else {}
+    for number, example in enumerate(examples, start=1):
+        samples = read_waveform(run, example)
+        inputs = encoder.frontend(samples)
+        spectrogram = read_spectrogram(encoder, samples, inputs)
+        target = run.emotions.index(example.predicted)
+        found = activate(run.network, texts.get(example.row), inputs, target)
+        findings.append(_draw(encoder, number, example, samples, spectrogram, found))
+    return findings
+
+
+def refuse_unsuited(encoder: Encoder) -> None:
+    """Say why an audio encoder cannot have Grad-CAM.
+
+    Raises:
+        UnsuitedError: it cannot.
+    """
+    if isinstance(encoder, VggishEncoder) and encoder.whitening is not None:
+        raise UnsuitedError(
+            f"The audio encoder {encoder.name} ends in AudioSet's postprocessing, which rounds: no gradient passes it."
+        )
+    probe = np.zeros(SAMPLE_RATE, dtype=np.float32)
+    read_spectrogram(encoder, probe, encoder.frontend(probe))
+    if not any(isinstance(module, nn.Conv1d | nn.Conv2d) for module in encoder.modules()):
+        raise UnsuitedError(
+            f"The audio encoder {encoder.name} has no convolution, which Grad-CAM looks at the last of."
+        )
+
+
+@torch.no_grad()
+def _read_texts(run: OpenRun, rows: Items[int]) -> dict[int, Sequence]:
+    """The text encoder's features of utterances, as batches of one, by row; none where no text is read."""
+    encoder = run.network.by_modality.get("text")
+    found: dict[int, Sequence] = {}
+    if encoder is None:
+        return found
+    for batch in run.batches(run.network, np.array(sorted(set(rows)))):
+        assert batch.text is not None
+        text = batch.text if isinstance(batch.text, Sequence) else encoder.stem(batch.text)
+        for place, row in enumerate(batch.rows.tolist()):
+            own = text.mask[place]
+            found[row] = Sequence(text.features[place, own][None], own[own][None])
+    return found
+
+
+def activate(network: EmotionNetwork, text: Sequence | None, inputs: Inputs, target: int) -> Activation:
+    """The last convolution's output and its gradients, for one utterance.
+
+    Args:
+        network: the network, in evaluation mode; its encoders may be frozen.
+        text: the text encoder's stem's features, a batch of one; None where no text is read.
+        inputs: what the audio front end makes of the utterance.
+        target: the class of the logit.
+    """
+    encoder = network.by_modality["audio"]
+    held: list[tuple[str, Tensor]] = []
+
+    def hold(name: str, output: Tensor) -> Tensor:
+        leaf = output.detach().requires_grad_()
+        held[:] = [(name, leaf)]
+        return leaf.clone()  # what comes next may change it in place
+
+    device = next(network.parameters()).device
+    with ExitStack() as stack, torch.backends.cudnn.flags(enabled=False), torch.enable_grad():
+        for name, module in encoder.named_modules():
+            if isinstance(module, nn.Conv1d | nn.Conv2d):
+                hook = module.register_forward_hook(lambda _, __, output, name=name: hold(name, output))
+                stack.callback(hook.remove)
+        # cuDNN's LSTM has no backward pass in evaluation mode.
+        logit = network(text, moved(encoder.collate([inputs]), device)).logits[0, target]
+        name, leaf = held[0]
+        (gradients,) = torch.autograd.grad(logit, leaf)
+    values, slopes = (_stitched(tensor).float().cpu().numpy() for tensor in (leaf.detach(), gradients))
+    return Activation(values, slopes, float(logit.detach()), name)
+
+
+def _stitched(tensor: Tensor) -> Tensor:
+    """(parts, channels, time[, bands]) -> (channels, parts * time, bands): parts one after the other in time."""
+    if tensor.ndim == 3:
+        tensor = tensor[..., None]
+    return tensor.transpose(0, 1).flatten(1, 2)
+
+
+def stretch(found: np.ndarray, frames: int, bands: int) -> np.ndarray:
+    """A map (time, bands) over so many frames and bands, in a line between its values."""
+    size = (frames, bands)
+    image = torch.from_numpy(found)[None, None]
+    return nn.functional.interpolate(image, size, mode="bilinear", align_corners=False)[0, 0].numpy()
+
+
+def _draw(
+    encoder: Encoder, number: int, example: Example, samples: np.ndarray, spectrogram: Spectrogram, found: Activation
+) -> Finding:
+    small = found.map
+    frames, bands = spectrogram.values.shape
+    whole = np.zeros((frames, bands))
+    whole[: spectrogram.seen] = stretch(small, spectrogram.seen, bands)
+    figure = Figure(figsize=(9.5, 7.2), layout="constrained")
+    top, plain, marked = figure.subplots(3, 1, height_ratios=[0.7, 2, 2])
+    draw_waveform(top, samples)
+    edges = np.append(spectrogram.times - spectrogram.step / 2, spectrogram.times[-1] + spectrogram.step / 2)
+    for axes, ink in ((plain, 1.0), (marked, 0.5)):
+        _draw_spectrogram(axes, edges, spectrogram, len(samples) / SAMPLE_RATE, ink)
+    plain.tick_params(labelbottom=False)
+    plain.set_title("log-mel spectrogram, as the encoder reads it", fontsize="small", loc="left")
+    highest = float(whole.max())
+    layer = np.empty((bands, frames, 4))
+    layer[..., :3] = to_rgb(OVERLAY)
+    layer[..., 3] = 0.8 * whole.T / highest if highest > 0 else 0.0
+    extent = (float(edges[0]), float(edges[-1]), -0.5, len(spectrogram.hertz) - 0.5)
+    marked.imshow(layer, extent=extent, origin="lower", aspect="auto", interpolation="nearest", zorder=2)
+    marked.set_xlim(0, len(samples) / SAMPLE_RATE)
+    title = (
+        f"orange: what speaks for {example.predicted} in {encoder.name}'s {found.name}, {small.shape[0]} steps in time"
+    )
+    marked.set_title(f"{title}, {small.shape[1]} in frequency", fontsize="small", loc="left")
+    marked.set_xlabel("seconds", fontsize="small")
+    text = textwrap.fill(f"Said, at moments that are not known: {example.text}", 110)
+    figure.suptitle(f"{example.title}\n{text}", fontsize="medium")
+    flat = (
+        " The convolution runs along time alone: the map says when, not at which pitch." if small.shape[1] == 1 else ""
+    )
+    none = " The map is zero: no moment's channels speak for it together." if highest == 0 else ""
+    peak = spectrogram.times[int(whole.mean(1).argmax())]
+    where = "" if highest == 0 else f" It is strongest about {peak:.2f} s."
+    return Finding(
+        f"gradcam-{file_name(number, example)}",
+        f"Where {encoder.name} sees {example.predicted} in {example.id}",
+        f"Chosen: {example.why}. Grad-CAM of {found.name} for the logit of {example.predicted} ({found.logit:.2f}). "
+        f"Colour is relative to the utterance's strongest place.{where}{flat}{none}",
+        _table(small, spectrogram),
+        figure,
+        f"The waveform, the log-mel spectrogram, and the spectrogram again with the places in orange that speak for "
+        f"{example.predicted}.",
+        _loudest(small, spectrogram),
+    )
+
+
+def _draw_spectrogram(axes: Axes, edges: np.ndarray, spectrogram: Spectrogram, seconds: float, ink: float) -> None:
+    bands = len(spectrogram.hertz)
+    axes.pcolormesh(edges, np.arange(bands + 1) - 0.5, spectrogram.values.T, cmap="gray_r", alpha=ink, rasterized=True)
+    low, high = spectrogram.hertz[0], spectrogram.hertz[-1]
+    ticks = [hertz for hertz in TICKS if low <= hertz <= high]
+    axes.set_yticks(np.interp(ticks, spectrogram.hertz, np.arange(bands)), [str(hertz) for hertz in ticks])
+    axes.set_ylabel("mel bands, in Hz", fontsize="small")
+    axes.set_xlim(0, seconds)
+    axes.tick_params(labelsize="small")
+
+
+def _table(found: np.ndarray, spectrogram: Spectrogram) -> pd.DataFrame:
+    """The map at its own resolution: each value with the seconds and Hz of its middle."""
+    steps, bands = found.shape
+    # The middles of so many equal parts, counted in frames and in mel bands.
+    frames = (np.arange(steps) + 0.5) * spectrogram.seen / steps - 0.5
+    middles = (np.arange(bands) + 0.5) * len(spectrogram.hertz) / bands - 0.5
+    seconds = np.interp(frames, np.arange(len(spectrogram.times)), spectrogram.times)
+    hertz = np.interp(middles, np.arange(len(spectrogram.hertz)), spectrogram.hertz)
+    table = pd.DataFrame({"second": np.repeat(seconds, bands).round(3), "value": found.flatten()})
+    if bands > 1:
+        table.insert(1, "hertz", np.tile(hertz, steps).round(1))
+    return table
+
+
+def _loudest(found: np.ndarray, spectrogram: Spectrogram, count: int = 5) -> pd.DataFrame:
+    return _table(found, spectrogram).nlargest(count, "value").reset_index(drop=True)

@@ -1,0 +1,99 @@
+"""analysis.html: all analyses of a run on one page that needs nothing beside it."""
+
+import base64
+import io
+import json
+from collections.abc import Sequence as Items
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import pandas as pd
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+from matplotlib.figure import Figure
+
+from fourm_ser import __version__
+from fourm_ser.analysis.findings import Finding
+from fourm_ser.analysis.runs import OpenRun
+from fourm_ser.files import write_text
+
+if TYPE_CHECKING:
+    from fourm_ser.analysis.analyses import Part
+
+ROWS = 40  # of a table on the page; the file beside it has all
+METRICS = ("ua", "wa", "f1_macro", "ece", "intra_inter")
+
+
+def write_page(parts: "Items[Part]", runs: Items[OpenRun], side: str, folder: Path) -> None:
+    """Write analysis.html, whole.
+
+    Args:
+        parts: the analyses.
+        runs: the run that was looked into, then those it was compared with.
+        side: whose utterances were looked at.
+        folder: where to write; the files of a part lie in its folder there.
+    """
+    packages = [PackageLoader("fourm_ser.analysis", "."), PackageLoader("fourm_ser.report", ".")]
+    environment = Environment(
+        loader=ChoiceLoader(packages), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
+    )
+    first = runs[0]
+    page = environment.get_template("analysis.html.j2").render(
+        version=__version__,
+        made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
+        name=first.name,
+        facts=_facts(first, side),
+        others=[(run.name, str(run.run_dir)) for run in runs[1:]],
+        parts=[
+            {"name": part.name, "question": part.question, "findings": [_view(part.name, f) for f in part.findings]}
+            for part in parts
+            if part.findings
+        ],
+        left_out=[(part.name, part.left_out) for part in parts if part.left_out],
+    )
+    write_text(folder / "analysis.html", page)
+
+
+def _facts(run: OpenRun, side: str) -> dict[str, str]:
+    """What the page says of the run."""
+    metrics = json.loads((run.run_dir / "metrics.json").read_text(encoding="utf-8"))
+    encoders = ", ".join(f"{encoder.name} ({encoder.weights})" for encoder in run.network.by_modality.values())
+    named = [(name, metrics.get(f"test/{name}")) for name in METRICS]
+    return {
+        "run": str(run.run_dir),
+        "corpus": f"{run.corpus.name}, {len(run.corpus.rows(side))} utterances of the side {side}",
+        "encoders": encoders,
+        "fusion": type(run.network.fusion).__name__,
+        "stages": ", ".join(str(name) for name in run.config.stage),
+        "test": ", ".join(f"{name} {value:.3f}" for name, value in named if value is not None),
+    }
+
+
+def _view(part: str, finding: Finding) -> dict[str, Any]:
+    """What the template shows of a finding."""
+    table = finding.table if finding.shown is None else finding.shown
+    cut = table.head(ROWS)
+    more = f"The first {ROWS} of {len(table)} rows." if len(table) > ROWS else ""
+    return {
+        "title": finding.title,
+        "words": finding.words,
+        "alt": finding.alt,
+        "image": None if finding.figure is None else _embedded(finding.figure),
+        "header": [str(name) for name in cut.columns],
+        "rows": [[_cell(value) for value in row] for row in cut.itertuples(index=False)],
+        "more": more,
+        "file": f"{part}/{finding.name}.csv",
+    }
+
+
+def _cell(value: Any) -> str:
+    if isinstance(value, float):
+        return "" if pd.isna(value) else f"{value:.4g}"
+    return "" if value is None else str(value)
+
+
+def _embedded(figure: Figure) -> str:
+    """A figure as a data address."""
+    buffer = io.BytesIO()
+    figure.savefig(buffer, format="png", dpi=130, bbox_inches="tight")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()

@@ -1,0 +1,72 @@
+"""From a tokenizer's pieces back to the words of a transcript."""
+
+import re
+from typing import NamedTuple
+
+import numpy as np
+
+from fourm_ser.encoders.text import Tokens
+
+# Chinese, Japanese and Korean are written without spaces: each character counts as a word.
+WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\s\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+")
+
+
+class Words(NamedTuple):
+    """A transcript's words, as far as the tokenizer kept them.
+
+    Attributes:
+        names: the words with their punctuation, in order; special tokens (`[CLS]`) by themselves.
+        places: (tokens,) the word of each token.
+        special: (words,) whether it is a special token.
+    """
+
+    names: list[str]
+    places: np.ndarray
+    special: np.ndarray
+
+    def sum(self, values: np.ndarray, axis: int = 0) -> np.ndarray:
+        """Values of tokens, summed over each word's own; `axis` is that of the tokens."""
+        starts = np.flatnonzero(np.diff(self.places, prepend=-1))
+        return np.add.reduceat(values, starts, axis=axis)
+
+    def mean(self, values: np.ndarray, axis: int = 0) -> np.ndarray:
+        """Values of tokens, averaged over each word's own."""
+        counts = np.bincount(self.places)
+        shape = [1] * values.ndim
+        shape[axis] = -1
+        return self.sum(values, axis) / counts.reshape(shape)
+
+
+def read_words(frontend: Tokens, text: str) -> Words:
+    """The words that a text encoder's tokens belong to, by the tokenizer's offsets.
+
+    Args:
+        frontend: the text encoder's front end.
+        text: a transcript.
+    """
+    encoded = frontend.tokenizer(
+        text,
+        truncation=True,
+        max_length=frontend.max_tokens,
+        return_offsets_mapping=True,
+        return_special_tokens_mask=True,
+    )
+    tokens = frontend.tokenizer.convert_ids_to_tokens(encoded["input_ids"])
+    spans = [(match.start(), match.end()) for match in WORD.finditer(text)]
+    names: list[str] = []
+    special: list[bool] = []
+    places = []
+    before: int | None = None
+    for token, (start, end), is_special in zip(
+        tokens, encoded["offset_mapping"], encoded["special_tokens_mask"], strict=True
+    ):
+        # A piece may begin with the space before its word, or be that space; it may hold several characters that are
+        # words.
+        word = None if is_special else next((at for at, span in enumerate(spans) if span[1] > start), None)
+        if word is None or word != before:
+            held = [] if word is None else [span for span in spans[word:] if span[0] < end] or [spans[word]]
+            names.append(text[held[0][0] : held[-1][1]] if held else token)
+            special.append(bool(is_special))
+        before = word
+        places.append(len(names) - 1)
+    return Words(names, np.array(places), np.array(special))

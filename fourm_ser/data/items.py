@@ -1,0 +1,228 @@
+"""Recordings that emotions are predicted of: files, arrays, segments of either, windows over long ones."""
+
+import math
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from fourm_ser.data.audio import (
+    CONTAINERS,
+    SAMPLE_RATE,
+    extract_audio,
+    need_decoder,
+    read_audio,
+    resample,
+    stated_seconds,
+)
+from fourm_ser.errors import InputError
+
+SILENCE = 1e-4  # of full scale, -80 dB: three steps of a 16-bit recording
+FULL_SCALE = 16.0  # beyond it samples are not scaled to 1: floats may be a little over it, never so far
+SHORT = 0.1  # seconds that a header may promise too much: what codecs add and cut at a recording's ends
+
+Audio = str | os.PathLike[str] | np.ndarray | Tensor
+"""A file, or samples: floats of one channel, full scale at 1."""
+
+
+class SilentError(InputError):
+    """A recording, or a window of one, in which nothing is heard."""
+
+
+class Item(NamedTuple):
+    """One thing to predict the emotion of.
+
+    Attributes:
+        audio: the recording; None where nothing reads any.
+        text: what is said; "" where it is known that there are no words, None where it is not known.
+        rate: samples a second, where `audio` is an array.
+        start, end: the segment that counts, in seconds; NaN for the recording's beginning and end.
+        called: what errors call it; "" for the file's own name.
+    """
+
+    audio: Audio | None = None
+    text: str | None = None
+    rate: float = SAMPLE_RATE
+    start: float = math.nan
+    end: float = math.nan
+    called: str = ""
+
+    @property
+    def name(self) -> str:
+        """What errors call it."""
+        if self.called:
+            return self.called
+        if self.audio is None:
+            return "the text"
+        return os.fspath(self.audio) if isinstance(self.audio, str | os.PathLike) else "the array"
+
+
+def checked(item: Item) -> Item:
+    """An item whose audio is a file or an array that can be used, as [samples] at 16 kHz.
+
+    Raises:
+        InputError: another kind of thing, an array of another shape or type, without samples or with some that are no
+            numbers, a rate that is none.
+    """
+    audio = item.audio
+    if audio is None or isinstance(audio, str | os.PathLike):
+        return item
+    if isinstance(audio, Tensor):
+        audio = audio.detach().cpu()
+        audio = (audio.float() if audio.is_floating_point() else audio).numpy()  # NumPy has no bfloat16
+    if not isinstance(audio, np.ndarray):
+        raise InputError(
+            f"audio: a {type(audio).__name__} cannot be read as a recording. Expected a path, or an array [samples]."
+        )
+    if audio.ndim != 1:
+        raise InputError(
+            f"audio: an array of the shape {list(audio.shape)} cannot be read as a recording. Expected [samples] of "
+            "one channel: average the channels first."
+        )
+    if audio.dtype.kind != "f":
+        raise InputError(
+            f"audio: an array of the type {audio.dtype} cannot be read as a recording. Expected floats with full scale "
+            "at 1: divide 16-bit samples by 32768."
+        )
+    if isinstance(item.rate, bool) or not isinstance(item.rate, int | float | np.number) or not 0 < item.rate < 1e9:
+        raise InputError(f"rate={item.rate}: expected the array's samples a second, such as 16000.")
+    if not len(audio):
+        raise InputError("audio: the array holds no samples.")
+    if not np.isfinite(audio).all():
+        raise InputError("audio: the array holds samples that are not numbers (NaN or infinite).")
+    largest = float(np.abs(audio).max())
+    if largest > FULL_SCALE:
+        raise InputError(f"audio: the array's samples reach {largest:.0f}. Expected full scale at 1: scale them.")
+    samples = resample(audio.astype(np.float32), float(item.rate))
+    if not len(samples):
+        raise InputError(f"audio: the array's {len(audio)} samples at {item.rate} Hz are too short to be read.")
+    return item._replace(audio=samples, rate=SAMPLE_RATE)
+
+
+def decoded(item: Item, target: Path) -> Item:
+    """An item whose audio libsndfile reads: a video's sound is decoded to `target`, a FLAC.
+
+    Raises:
+        InputError: there is no such file, it holds no sound or is damaged, or PyAV is not installed.
+    """
+    if not isinstance(item.audio, str | os.PathLike) or not os.fspath(item.audio).lower().endswith(CONTAINERS):
+        return item
+    need_decoder()
+    extract_audio(Path(item.audio), target)
+    return item._replace(audio=target, called=item.name)
+
+
+def seconds(item: Item) -> float:
+    """Length of the segment, in seconds: a file's by its header, which is not decoded.
+
+    Args:
+        item: see `checked`; its audio is not None.
+
+    Raises:
+        InputError: there is no such recording, it cannot be decoded, or the segment is outside it.
+    """
+    whole = _whole(item)
+    start = 0.0 if math.isnan(item.start) else item.start
+    end = whole if math.isnan(item.end) else min(item.end, whole)
+    if not 0 <= start < end:
+        raise InputError(f"{item.name}: no samples from {start:g} s to {end:g} s in a recording of {whole:.3f} s.")
+    return end - start
+
+
+def read(item: Item, expected: float) -> np.ndarray:
+    """The segment's samples.
+
+    Args:
+        item: see `checked`; its audio is not None.
+        expected: how many seconds it has, see `seconds`.
+
+    Returns:
+        [samples] at 16 kHz, float32.
+
+    Raises:
+        InputError: the recording cannot be read to its end, or nothing is heard.
+    """
+    if isinstance(item.audio, np.ndarray):
+        first = 0 if math.isnan(item.start) else round(item.start * SAMPLE_RATE)
+        samples = item.audio[first : None if math.isnan(item.end) else round(item.end * SAMPLE_RATE)]
+    else:
+        samples = read_audio(os.fspath(item.audio), item.start, item.end)  # type: ignore[arg-type]
+    found = len(samples) / SAMPLE_RATE
+    if found < expected - SHORT:
+        raise InputError(
+            f"{item.name}: truncated: its header promises {expected:.3f} s here, {found:.3f} s can be read."
+        )
+    return samples
+
+
+def refuse_silence(samples: np.ndarray, item: Item) -> None:
+    """Refuse samples in which nothing is heard.
+
+    Raises:
+        SilentError: none is louder than -80 dB of full scale.
+    """
+    if max(samples.max(), -samples.min()) < SILENCE:
+        where = "" if math.isnan(item.start) and math.isnan(item.end) else f" from {item.start:g} s to {item.end:g} s"
+        raise SilentError(
+            f"{item.name}: silent{where}: no sample is louder than {20 * math.log10(SILENCE):.0f} dB of full scale. "
+            "Is it the right channel or file?"
+        )
+
+
+class Cutting(NamedTuple):
+    """How long recordings are cut into windows.
+
+    Attributes:
+        longest: seconds; what is not longer stays whole.
+        window: length of a window, in seconds.
+        hop: from one window's start to the next one's, in seconds.
+    """
+
+    longest: float
+    window: float
+    hop: float
+
+    def refuse_impossible(self, max_seconds: float | None) -> None:
+        """Refuse numbers that make no windows, or windows longer than what a model was trained on.
+
+        Raises:
+            InputError: the number.
+        """
+        if not 0 < self.window < math.inf:
+            raise InputError(f"window={self.window:g}: expected a number of seconds above 0.")
+        if max_seconds is not None and self.window > max_seconds:
+            raise InputError(
+                f"window={self.window:g}: the model was trained on at most {max_seconds:g} s. Use shorter windows."
+            )
+        if not 0 < self.hop <= self.window:
+            raise InputError(
+                f"hop={self.hop:g}: expected seconds above 0 and not more than the window's {self.window:g}: what lies "
+                "between windows would not be heard."
+            )
+
+    def parts(self, item: Item, length: float) -> list[Item]:
+        """An item in windows, the last of which ends where the item does; the item itself where it is not cut.
+
+        Args:
+            item: the item.
+            length: its length in seconds.
+        """
+        if length <= max(self.longest, self.window):
+            return [item]
+        begin = 0.0 if math.isnan(item.start) else item.start
+        count = math.ceil((length - self.window) / self.hop - 1e-6)
+        starts = [begin + place * self.hop for place in range(count)] + [begin + length - self.window]
+        return [item._replace(start=start, end=start + self.window) for start in starts]
+
+
+WHOLE = Cutting(math.inf, 1.0, 1.0)
+"""Nothing is cut."""
+
+
+def _whole(item: Item) -> float:
+    """The whole recording's length in seconds."""
+    if isinstance(item.audio, np.ndarray):
+        return len(item.audio) / SAMPLE_RATE
+    return stated_seconds(os.fspath(item.audio))  # type: ignore[arg-type]

@@ -1,0 +1,145 @@
+"""Which recordings to predict on: a table without labels, or a folder."""
+
+import logging
+import math
+import os
+import warnings
+from collections.abc import Sequence as Items
+from pathlib import Path
+from typing import NamedTuple
+
+import pandas as pd
+
+from fourm_ser.data.audio import CONTAINERS
+from fourm_ser.data.items import Item
+from fourm_ser.errors import InputError
+
+log = logging.getLogger(__name__)
+
+SOUNDS = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc", ".au", ".caf", ".w64", ".rf64")
+
+
+class Entry(NamedTuple):
+    """One recording of many.
+
+    Attributes:
+        id: what the table calls it, or its path in the folder.
+        item: what to predict on.
+        error: what is wrong with its row; None where nothing is.
+    """
+
+    id: str
+    item: Item
+    error: InputError | None
+
+
+def read_listing(path: Path, modalities: Items[str]) -> list[Entry]:
+    """Read a table of recordings.
+
+    Args:
+        path: a CSV in UTF-8 with a header: `id`, and of `audio` (relative to the table's folder) and `text` what is
+            read. `start` and `end` (seconds) cut segments out of recordings; other columns are not looked at.
+        modalities: what the model reads. Without a column `text` all recordings are without text; with one, an empty
+            cell says that there are no words, as in training.
+
+    Returns:
+        An entry for each row, in order. What is wrong with one row is said in its entry.
+
+    Raises:
+        InputError: the file or its columns are not as described, or an id is empty or occurs twice.
+    """
+    frame = _read(path)
+    reads_text = "text" in modalities and "text" in frame.columns
+    reads_audio = "audio" in modalities or not reads_text
+    required = ["id", *(["audio"] if reads_audio else [])]
+    missing = [column for column in required if column not in frame.columns]
+    if missing:
+        raise InputError(
+            f"manifest={path}: has no column {', '.join(missing)}. Required: {', '.join(required)}; found: "
+            f"{', '.join(frame.columns)}."
+        )
+    frame = frame[(frame != "").any(axis=1)]  # rows keep their numbers in the file
+    if not len(frame):
+        raise InputError(f"manifest={path}: has no rows.")
+    nameless = frame[frame["id"].str.strip() == ""]
+    if len(nameless):
+        raise InputError(f"manifest={path}: id is empty in row {nameless.index[0] + 2}.")
+    repeated = frame[frame["id"].duplicated()]
+    if len(repeated):
+        raise InputError(f"manifest={path}: row {repeated.index[0] + 2} repeats the id {repeated['id'].iloc[0]}.")
+    if "text" in frame.columns and not reads_text:
+        log.warning("the column text is not read: the model reads audio alone")
+    if "audio" in frame.columns and not reads_audio:
+        log.warning("the column audio is not read: the model reads text alone, and there is a column text")
+    wordless = int((frame["text"].str.strip() == "").sum()) if reads_text else 0
+    if wordless:
+        log.warning(
+            "%d of %d rows have an empty text: they count as recordings without words. To have recordings "
+            "transcribed (asr=...), give a table without the column text",
+            wordless,
+            len(frame),
+        )
+    rows = zip(*(frame[column] for column in frame.columns), strict=True)
+    return [_entry(dict(zip(frame.columns, row, strict=True)), path, reads_audio, reads_text) for row in rows]
+
+
+def find_recordings(folder: Path) -> list[Entry]:
+    """The recordings in a folder and the folders below it, by their paths, sorted; hidden ones are passed over.
+
+    Raises:
+        InputError: there are none.
+    """
+    found = [
+        path
+        for path in folder.rglob("*")
+        if path.suffix.lower() in (*SOUNDS, *CONTAINERS)
+        and path.is_file()
+        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
+    ]
+    if not found:
+        raise InputError(f"audio={folder}: no recording there. Expected {', '.join((*SOUNDS, *CONTAINERS))} files.")
+    named = sorted((path.relative_to(folder).as_posix(), path) for path in found)
+    return [Entry(name, Item(path), None) for name, path in named]
+
+
+def _read(path: Path) -> pd.DataFrame:
+    if not path.is_file():
+        raise InputError(f"manifest={path}: no such file. Expected a CSV with the columns id and audio.")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            return pd.read_csv(
+                path, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False, skip_blank_lines=False
+            )
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"manifest={path}: not UTF-8 ({error.reason} at byte {error.start}). Save the table as UTF-8."
+        ) from error
+    except (pd.errors.ParserError, pd.errors.ParserWarning, pd.errors.EmptyDataError) as error:
+        raise InputError(f"manifest={path}: not a readable CSV: {str(error).strip()}") from error
+
+
+def _entry(row: dict[str, str], path: Path, reads_audio: bool, reads_text: bool) -> Entry:
+    text = row["text"] if reads_text else None
+    try:
+        start, end = (_seconds(row, column) for column in ("start", "end"))
+        if end <= (0.0 if math.isnan(start) else start):
+            raise InputError(f"end={row['end']} is not after start={row.get('start') or 0}.")
+        if reads_audio and row["audio"].strip() == "":
+            raise InputError("audio is empty in this row.")
+    except InputError as error:
+        return Entry(row["id"], Item(None, text), error)
+    if not reads_audio:
+        return Entry(row["id"], Item(None, text), None)
+    return Entry(row["id"], Item(os.path.join(path.parent.resolve(), row["audio"]), text, start=start, end=end), None)
+
+
+def _seconds(row: dict[str, str], column: str) -> float:
+    written = row.get(column, "").strip()
+    try:
+        value = float(written) if written else math.nan
+    except ValueError:
+        value = math.inf
+    if value < 0 or math.isinf(value) or (written and math.isnan(value)):
+        raise InputError(f"{column}={written} is no number of seconds.")
+    return value

@@ -1,0 +1,134 @@
+"""From recordings and texts to a network's inputs, as far as that needs no network."""
+
+from collections.abc import Mapping
+from collections.abc import Sequence as Items
+from typing import NamedTuple
+
+import numpy as np
+from torch.utils.data import Dataset
+
+from fourm_ser.data.audio import SAMPLE_RATE
+from fourm_ser.data.items import Item, read, refuse_silence
+from fourm_ser.data.transcripts import clean_transcript
+from fourm_ser.encoders.base import Encoder, Frontend, Inputs
+from fourm_ser.encoders.text import Tokens
+from fourm_ser.errors import InputError
+
+Key = tuple[int, int]
+"""Which item, and which window of it."""
+
+Planned = tuple[float, Key, Item]
+"""An item of a batch, behind its length: seconds, or characters where there is no recording."""
+
+SHOWN = 40
+
+
+class Row(NamedTuple):
+    """An item as the front ends left it.
+
+    Attributes:
+        key: which one it is.
+        inputs: by modality; empty once the batch is collated.
+        text: what was given, cleaned.
+        samples: [samples] at 16 kHz where they are still to be transcribed, else None.
+    """
+
+    key: Key
+    inputs: dict[str, Inputs]
+    text: str | None
+    samples: np.ndarray | None
+
+
+class Loaded(NamedTuple):
+    """A batch as it was read.
+
+    Attributes:
+        rows: what could be read.
+        inputs: their collated inputs by modality; None while a text is missing.
+        failed: why the others could not be.
+    """
+
+    rows: list[Row]
+    inputs: dict[str, Inputs] | None
+    failed: dict[Key, InputError]
+
+
+class Reading(Dataset[Loaded]):
+    """Reads batches of items; picklable and without weights, for it runs in loader workers.
+
+    Args:
+        encoders: the model's encoders by modality, whose front ends are used.
+        max_seconds: what longer recordings are cropped to; None for any length.
+    """
+
+    def __init__(self, encoders: Mapping[str, Encoder], max_seconds: float | None) -> None:
+        self.frontends: dict[str, Frontend] = {name: encoder.frontend for name, encoder in encoders.items()}
+        self.samples = None if max_seconds is None else round(max_seconds * SAMPLE_RATE)
+        self.about = ""
+        if "text" in encoders:
+            languages = encoders["text"].languages
+            made_for = f" (made for {', '.join(languages)})" if languages else ""
+            self.about = f"the text encoder {encoders['text'].name}{made_for}"
+
+    def __getitems__(self, batch: list[Planned]) -> Loaded:
+        rows: list[Row] = []
+        failed: dict[Key, InputError] = {}
+        for length, key, item in batch:
+            try:
+                rows.append(self.row(key, item, length))
+            except InputError as error:
+                failed[key] = error
+        if not rows or any(row.samples is not None for row in rows):
+            return Loaded(rows, None, failed)
+        return Loaded([row._replace(inputs={}) for row in rows], self.collate(rows), failed)
+
+    def row(self, key: Key, item: Item, length: float) -> Row:
+        """One item through the front ends.
+
+        Raises:
+            InputError: its recording cannot be read, nothing is heard, or its text is not known to the tokenizer.
+        """
+        inputs: dict[str, Inputs] = {}
+        samples = None
+        if item.audio is not None:
+            samples = read(item, length)
+            if "audio" in self.frontends:
+                samples = samples[: self.samples]
+            refuse_silence(samples, item)
+            if "audio" in self.frontends:
+                inputs["audio"] = self.frontends["audio"](samples)
+        if "text" not in self.frontends:
+            return Row(key, inputs, None, None)
+        if item.text is None:
+            return Row(key, inputs, None, samples)
+        text = clean_transcript(item.text)
+        return Row(key, {**inputs, "text": self.tokens(text)}, text, None)
+
+    def tokens(self, text: str) -> Inputs:
+        """A cleaned transcript through the front end.
+
+        Raises:
+            InputError: the tokenizer does not know most of it.
+        """
+        frontend = self.frontends["text"]
+        inputs = frontend(text)
+        if isinstance(frontend, Tokens):
+            unknown = frontend.tokenizer.unk_token_id
+            special = set(frontend.tokenizer.all_special_ids) - {unknown}
+            tokens = [token for token in inputs["ids"].tolist() if token not in special]
+            count = sum(token == unknown for token in tokens)
+            if count > len(tokens) / 2:
+                shown = text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+                raise InputError(
+                    f"text {shown!r}: {count} of its {len(tokens)} tokens are unknown to the tokenizer of "
+                    f"{self.about}. Is it in another language or script? Use a model whose text encoder knows it, or "
+                    "one that reads audio alone."
+                )
+        return inputs
+
+    def collate(self, rows: Items[Row]) -> dict[str, Inputs]:
+        """Rows with all their inputs as one padded batch."""
+        return {
+            modality: frontend.collate([row.inputs[modality] for row in rows])
+            for modality, frontend in self.frontends.items()
+        }

@@ -1,0 +1,118 @@
+"""How near speech and text lie in the fusion of several runs."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+from fourm_ser.analysis.alignment import alignment, alignment_figure, moving_average, names_of, window_of
+from fourm_ser.analysis.findings import Finding, UnsuitedError
+from fourm_ser.analysis.runs import OpenRun
+from fourm_ser.errors import InputError
+from fourm_ser.experiment import run
+from tests.conftest import Compose
+
+
+@pytest.fixture(scope="module")
+def opened(two_stage_run: Path) -> OpenRun:
+    return OpenRun(two_stage_run)
+
+
+@pytest.fixture(scope="module")
+def untrained(opened: OpenRun, two_stage_run: Path) -> OpenRun:
+    """A second run of the same utterances: the first one's network as it began."""
+    other = OpenRun(two_stage_run, name="untrained")
+    other._features["after finetune", "test"] = other.features(next(other.states()), "test")
+    return other
+
+
+@pytest.fixture(scope="module")
+def concatenated(
+    tmp_path_factory: pytest.TempPathFactory, composed: Compose, slice_of_demo: list[str], two_stage_run: Path
+) -> OpenRun:
+    """A run whose fusion hands the encoders' features on."""
+    run_dir = tmp_path_factory.mktemp("concat") / "concat"
+    slice_of_demo = [word for word in slice_of_demo if not word.startswith("fusion.")]
+    run(composed(*slice_of_demo, "fusion=concat", "stage=transfer", "stage.transfer.epochs=1"), run_dir)
+    return OpenRun(run_dir)
+
+
+@pytest.fixture(scope="module")
+def found(opened: OpenRun, untrained: OpenRun) -> Finding:
+    (finding,) = alignment([opened, untrained], "test")
+    return finding
+
+
+def test_measures_are_those_of_the_fusion_s_sequences(opened: OpenRun, found: Finding) -> None:
+    rows = opened.corpus.rows("test")
+    text, audio = [], []
+    for row in rows:  # each alone, without the code that pools and collects
+        (batch,) = opened.batches(opened.network, np.array([row]))
+        with torch.inference_mode():
+            output = opened.network(batch.text, batch.audio)
+        text.append(output.text.features[0].mean(0))
+        audio.append(output.audio.features[0].mean(0))
+    table = found.table[found.table["run"] == opened.name]
+    pairs = torch.stack(text), torch.stack(audio)
+    assert table["id"].tolist() == opened.corpus.frame["id"].iloc[rows].tolist()
+    assert table["emotion"].tolist() == opened.corpus.frame["emotion"].iloc[rows].tolist()
+    assert table["cosine"].to_numpy() == pytest.approx(torch.cosine_similarity(*pairs).numpy(), abs=1e-4)
+    assert table["distance"].to_numpy() == pytest.approx(torch.pairwise_distance(*pairs).numpy(), abs=1e-3)
+
+
+def test_runs_are_compared_by_emotion(opened: OpenRun, found: Finding) -> None:
+    assert found.shown is not None
+    assert found.shown["run"].unique().tolist() == [opened.name, "untrained"]
+    assert found.shown["emotion"].tolist() == 2 * opened.emotions
+    for row in found.shown.to_dict("records"):
+        part = found.table[(found.table["run"] == row["run"]) & (found.table["emotion"] == row["emotion"])]
+        assert row["utterances"] == len(part)
+        assert row["cosine_mean"] == pytest.approx(np.mean(part["cosine"]))
+        assert row["distance_std"] == pytest.approx(np.std(part["distance"], ddof=1))
+    assert found.figure is not None
+    grid = np.array(found.figure.axes).reshape(2, -1)
+    assert [axes.get_title() for axes in grid[0]] == opened.emotions
+    assert [axes.get_ylabel() for axes in grid[:, 0]] == ["cosine similarity", "Euclidean distance"]
+    labels = [text.get_text() for text in found.figure.legends[0].get_texts()]
+    assert labels == [opened.name, "untrained"]
+
+
+def test_lines_are_the_smoothed_values_of_their_run() -> None:
+    values = np.random.default_rng(0).normal(size=(2, 30))
+    table = pd.DataFrame(
+        {"run": np.repeat(["a", "b"], 30), "emotion": "anger", "cosine": values.ravel(), "distance": 1.0}
+    )
+    figure = alignment_figure(table, ["anger"], {"anger": 7})
+    lines = {str(line.get_label()): line for line in figure.axes[0].lines}
+    for name, own in zip("ab", values, strict=True):
+        expected = [own[max(0, place - 3) : place + 4].mean() for place in range(30)]
+        assert np.asarray(lines[name].get_ydata()) == pytest.approx(expected)
+    assert moving_average(values[0], 1) == pytest.approx(values[0])
+    assert [window_of(count) for count in (3, 50, 64, 400)] == [5, 5, 7, 41]
+
+
+def test_a_fusion_without_a_common_space_is_left_out_and_named(opened: OpenRun, concatenated: OpenRun) -> None:
+    (finding,) = alignment([concatenated, opened], "test")
+    assert set(finding.table["run"]) == {opened.name}
+    assert "Left out: concat (its fusion" in finding.words
+    with pytest.raises(UnsuitedError, match=r"No run has .* concat \(its fusion"):
+        alignment([concatenated], "test")
+
+
+def test_runs_of_other_utterances_are_refused(opened: OpenRun, two_stage_run: Path) -> None:
+    other = OpenRun(two_stage_run, name="other")
+    features = opened.features(opened.trained, "val")
+    other._features["after finetune", "test"] = features
+    with pytest.raises(InputError, match=r"centres has \d+ utterances of demo there and other \d+ of demo, of which 0"):
+        alignment([opened, other], "test")
+
+
+def test_runs_of_one_name_go_by_their_folders(opened: OpenRun, two_stage_run: Path, tmp_path: Path) -> None:
+    copy = shutil.copytree(two_stage_run, tmp_path / two_stage_run.name)
+    names = names_of([opened, OpenRun(copy), OpenRun(copy, name="c")])
+    assert names == [str(two_stage_run), str(copy), "c"]
+    with pytest.raises(InputError, match="is given twice"):
+        names_of([opened, opened])

@@ -1,0 +1,157 @@
+"""Integrated gradients over words and time."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+
+from fourm_ser.analysis.attribution import attribute, attribution, read_features
+from fourm_ser.analysis.examples import Example, choose_examples
+from fourm_ser.analysis.findings import write_finding
+from fourm_ser.analysis.runs import OpenRun
+from fourm_ser.analysis.words import read_words
+from fourm_ser.encoders.base import Sequence
+from fourm_ser.encoders.text import Tokens
+from fourm_ser.fusion.unimodal import UnimodalFusion
+from fourm_ser.network import EmotionNetwork
+
+
+@pytest.fixture(scope="module")
+def opened(two_stage_run: Path) -> OpenRun:
+    return OpenRun(two_stage_run)
+
+
+@pytest.fixture(scope="module")
+def examples(opened: OpenRun) -> list[Example]:
+    return choose_examples(opened, "test", [], 1, 1)[:2]
+
+
+def stem(opened: OpenRun, row: int) -> dict[str, Tensor]:
+    """An utterance's features, (time, dim) by modality, from its raw content and by itself."""
+    found = {}
+    with torch.no_grad():
+        for modality, encoder in opened.network.by_modality.items():
+            inputs = encoder.collate([encoder.frontend(opened.data.readers()[modality](row))])
+            found[modality] = encoder.stem(inputs).features[0]
+    return found
+
+
+def by_hand(
+    network: EmotionNetwork, own: Mapping[str, Tensor], average: Mapping[str, Tensor], target: int, steps: int
+) -> dict[str, np.ndarray]:
+    """The definition: the mean gradient over the middles of the steps, times the difference, summed over features."""
+    totals = {modality: torch.zeros_like(features) for modality, features in own.items()}
+    for step in range(steps):
+        share = (step + 0.5) / steps
+        points = {
+            modality: (average[modality] + share * (features - average[modality])).requires_grad_()
+            for modality, features in own.items()
+        }
+        given = {
+            modality: Sequence(point[None], torch.ones(1, len(point), dtype=torch.bool))
+            for modality, point in points.items()
+        }
+        logit = network(given.get("text"), given.get("audio")).logits[0, target]
+        for modality, gradient in zip(points, torch.autograd.grad(logit, list(points.values())), strict=True):
+            totals[modality] += gradient / steps
+    return {
+        modality: (totals[modality] * (own[modality] - average[modality])).sum(1).detach().numpy() for modality in own
+    }
+
+
+def test_features_and_their_average_are_those_of_the_utterances_alone(opened: OpenRun, examples: list[Example]) -> None:
+    rows = [example.row for example in examples]
+    found, average = read_features(opened, rows, "test")
+    every: dict[str, list[Tensor]] = {"text": [], "audio": []}
+    for row in opened.corpus.rows("test"):
+        for modality, features in stem(opened, row).items():
+            every[modality].append(features)
+            if row in rows:
+                torch.testing.assert_close(found[row][modality], features, rtol=1e-4, atol=1e-4)
+    for modality, parts in every.items():
+        torch.testing.assert_close(average[modality], torch.cat(parts).mean(0), rtol=1e-4, atol=1e-4)
+
+
+def test_attributions_follow_the_definition(opened: OpenRun, examples: list[Example]) -> None:
+    features, average = read_features(opened, [example.row for example in examples], "test")
+    for example in examples:
+        own = features[example.row]
+        found = attribute(opened.network, own, average, target=2, steps=64, tolerance=1e-3, most_steps=256)
+        assert found.gap < 1e-2
+        expected = by_hand(opened.network, own, average, target=2, steps=200)
+        for modality, values in expected.items():
+            scale = float(np.abs(values).max())
+            assert found.values[modality] == pytest.approx(values, abs=0.02 * scale)
+
+
+def test_the_gap_is_between_the_sum_and_the_logits(opened: OpenRun, examples: list[Example]) -> None:
+    row = examples[0].row
+    features, average = read_features(opened, [row], "test")
+    found = attribute(opened.network, features[row], average, 0, steps=4, tolerance=1.0, most_steps=4)
+    with torch.no_grad():
+        logits = [
+            opened.network(
+                *(
+                    Sequence(given[modality][None], torch.ones(1, len(given[modality]), dtype=torch.bool))
+                    for modality in ("text", "audio")
+                )
+            ).logits[0, 0]
+            for given in (
+                features[row],
+                {modality: average[modality].expand_as(own) for modality, own in features[row].items()},
+            )
+        ]
+    difference = float(logits[0] - logits[1])
+    assert (found.logit, found.reference) == pytest.approx(tuple(map(float, logits)), abs=1e-5)
+    assert found.gap == pytest.approx(abs(sum(found.sums.values()) - difference) / abs(difference), rel=1e-3)
+
+
+def test_steps_are_doubled_while_the_gap_is_too_large(opened: OpenRun, examples: list[Example]) -> None:
+    row = examples[0].row
+    features, average = read_features(opened, [row], "test")
+    assert attribute(opened.network, features[row], average, 0, 4, tolerance=0.0, most_steps=24).steps == 24
+    assert attribute(opened.network, features[row], average, 0, 4, tolerance=9.9, most_steps=24).steps == 4
+    *each, last = attribution(opened, examples[:1], "test", 2, 0.0, 4)
+    assert "with 4 steps, more than the 0% that were wanted" in each[0].words
+    assert last.table["complete"].tolist() == [False]
+    assert f"stays above 0% for {examples[0].id}" in last.words
+
+
+def test_findings_sum_tokens_to_words_and_all_to_the_logit(
+    opened: OpenRun, examples: list[Example], tmp_path: Path
+) -> None:
+    *each, summary = attribution(opened, examples, "test", 64, 0.02, 1024)
+    frontend = opened.network.by_modality["text"].frontend
+    assert isinstance(frontend, Tokens)
+    for finding, example, row in zip(each, examples, summary.table.to_dict("records"), strict=True):
+        text = finding.table[finding.table["modality"] == "text"]
+        audio = finding.table[finding.table["modality"] == "audio"]
+        assert text["word"].tolist() == read_words(frontend, example.text).names
+        assert text["attribution"].sum() == pytest.approx(row["text"], abs=1e-5)
+        assert audio["attribution"].sum() == pytest.approx(row["audio"], abs=1e-5)
+        assert audio["end"].max() == pytest.approx(example.seconds, abs=1e-3)
+        assert row["gap"] <= 0.02
+        assert row["text"] + row["audio"] == pytest.approx(row["logit"] - row["reference"], rel=0.02)
+        assert (row["id"], row["predicted"]) == (example.id, example.predicted)
+        assert row["average_predicted"] in opened.emotions
+    again = attribution(opened, examples, "test", 64, 0.02, 1024)
+    assert [finding.table.equals(other.table) for finding, other in zip([*each, summary], again, strict=True)]
+    write_finding(each[0], tmp_path)
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".csv", ".png", ".svg"]
+
+
+@pytest.mark.parametrize("modality", ["text", "audio"])
+def test_one_modality_is_explained_alone(two_stage_run: Path, examples: list[Example], modality: str) -> None:
+    opened = OpenRun(two_stage_run)
+    network, other = opened.network, "audio" if modality == "text" else "text"
+    del network.encoders[other]
+    dims = {modality: network.by_modality[modality].dim}
+    network.fusion = UnimodalFusion(dims, [modality], 128, 4, 0.0, "mean").eval()
+    finding, summary = attribution(opened, examples[:1], "test", 64, 0.02, 1024)
+    assert set(finding.table["modality"]) == {modality}
+    assert other not in summary.table
+    row = summary.table.iloc[0]
+    assert row[modality] == pytest.approx(row["logit"] - row["reference"], rel=0.02)

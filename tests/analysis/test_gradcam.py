@@ -1,0 +1,230 @@
+"""Grad-CAM of the last convolution, over the spectrogram."""
+
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import librosa
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fourm_ser.analysis.examples import Example, choose_examples
+from fourm_ser.analysis.findings import UnsuitedError, write_finding
+from fourm_ser.analysis.gradcam import activate, gradcam, refuse_unsuited, stretch
+from fourm_ser.analysis.runs import OpenRun
+from fourm_ser.analysis.spectrogram import read_spectrogram
+from fourm_ser.config import build
+from fourm_ser.encoders.base import Encoder, Resources, Sequence
+from fourm_ser.encoders.vggish import DIM, VggishEncoder, Whitening
+from fourm_ser.fusion.unimodal import UnimodalFusion
+from fourm_ser.network import EmotionNetwork, Head
+from tests.conftest import Compose
+
+SECONDS = 1.5
+SAMPLES = (np.random.default_rng(0).normal(0, 0.1, 24_000) * np.sin(np.arange(24_000) / 900)).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def encoder(composed: Compose, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Encoder]:
+    """Builds an audio encoder with random weights, as a config does."""
+    folder = tmp_path_factory.mktemp("cache")
+
+    @cache  # the large ones take a second each
+    def build_encoder(name: str, *overrides: str) -> Encoder:
+        config = composed("fusion=audio_only", f"encoder/audio={name}", "encoder.weights=random", *overrides)
+        made: Encoder = build(config.encoder.audio, resources=Resources(folder)).eval()
+        made.unfreeze("none")
+        return made
+
+    return build_encoder
+
+
+def network_of(encoder: Encoder) -> EmotionNetwork:
+    torch.manual_seed(0)
+    fusion = UnimodalFusion({"audio": encoder.dim}, ["audio"], 8, 1, 0.0, "mean")
+    return EmotionNetwork({"audio": encoder}, fusion, Head(8, 4, [], 0.0, "relu", 0.0)).eval()
+
+
+def backwards(network: EmotionNetwork, layer: nn.Module, target: int) -> tuple[list[Tensor], list[Tensor]]:
+    """A convolution's output and its gradient, part by part: a plain backward pass through all parameters."""
+    kept: list[Tensor] = []
+
+    def keep(_: nn.Module, __: Any, output: Tensor) -> Tensor:
+        output.retain_grad()
+        kept.append(output)
+        return output * 1  # what comes next may change its own copy
+
+    encoder = network.by_modality["audio"]
+    hook = layer.register_forward_hook(keep)
+    network.requires_grad_(True)
+    network(None, encoder.collate([encoder.frontend(SAMPLES)])).logits[0, target].backward()
+    hook.remove()
+    assert kept[0].grad is not None
+    gradients = kept[0].grad.clone()
+    network.zero_grad()
+    network.requires_grad_(False)
+    return list(kept[0].detach()), list(gradients)
+
+
+@pytest.mark.parametrize(
+    ("name", "layer"),
+    [
+        ("tiny", "convolutions.1"),
+        ("mel_cnn", "convolutions.3.convolution"),
+        ("prosody_cnn", "convolution"),
+        ("vggish", "network.features.13"),
+        ("panns", "network.conv_block6.conv2"),
+    ],
+)
+def test_the_map_follows_the_paper(encoder: Callable[..., Encoder], name: str, layer: str) -> None:
+    network = network_of(encoder(name))
+    audio = network.by_modality["audio"]
+    inputs = audio.frontend(SAMPLES)
+    target = next(label for label in range(4) if activate(network, None, inputs, label).map.any())
+    found = activate(network, None, inputs, target)
+    assert found.name == layer
+    assert audio.frozen
+    assert all(parameter.grad is None for parameter in network.parameters())
+    values, gradients = backwards(network, audio.get_submodule(layer), target)
+    # By loops: a channel's weight is its mean gradient over all places of all parts of the utterance.
+    rows = []
+    weights = torch.stack(
+        [torch.cat([part[channel].flatten() for part in gradients]).mean() for channel in range(len(values[0]))]
+    )
+    for part in values:
+        for step in range(part.shape[1]):
+            rows.append(torch.relu(sum(weight * own[step] for weight, own in zip(weights, part, strict=True))))
+    expected = torch.stack([row.reshape(-1) for row in rows]).numpy()
+    assert found.map.shape == expected.shape
+    assert expected.max() > 0
+    assert found.map == pytest.approx(expected, rel=1e-3, abs=float(1e-4 * expected.max()))
+
+
+def test_a_channel_s_weight_is_what_the_logit_gains_by_it(encoder: Callable[..., Encoder]) -> None:
+    network = network_of(encoder("tiny"))
+    audio = network.by_modality["audio"]
+    found = activate(network, None, audio.frontend(SAMPLES), target=2)
+    inputs = audio.collate([audio.frontend(SAMPLES)])
+    layer = audio.get_submodule("convolutions.1")
+    weights = found.gradients.mean((1, 2))
+    places = found.values[0].size
+
+    def logit(channel: int, more: float) -> float:
+        raised = torch.zeros(1, len(weights), 1)
+        raised[0, channel] = more
+        hook = layer.register_forward_hook(lambda _, __, output: output + raised)
+        with torch.no_grad():
+            result = float(network(None, inputs).logits[0, 2])
+        hook.remove()
+        return result
+
+    for channel in np.argsort(-np.abs(weights))[:3].tolist():
+        slope = (logit(channel, 0.02) - logit(channel, -0.02)) / 0.04
+        assert slope / places == pytest.approx(weights[channel], rel=0.05)
+
+
+def test_hooks_leave_the_network_as_it_was(encoder: Callable[..., Encoder]) -> None:
+    network = network_of(encoder("tiny"))
+    audio = network.by_modality["audio"]
+    inputs = audio.frontend(SAMPLES)
+    with torch.no_grad():
+        before = network(None, audio.collate([inputs])).logits
+    found = activate(network, None, inputs, target=3)
+    with torch.no_grad():
+        after = network(None, audio.collate([inputs])).logits
+    assert torch.equal(before, after)
+    assert found.logit == pytest.approx(float(before[0, 3]))
+
+
+def test_the_spectrogram_has_the_mel_bands_and_the_seconds(encoder: Callable[..., Encoder]) -> None:
+    expected = {
+        "tiny": (400, 320, librosa.mel_frequencies(42, fmin=50, fmax=8000, htk=True)),
+        "mel_cnn": (1024, 320, librosa.mel_frequencies(82, fmin=50, fmax=8000, htk=True)),
+        "vggish": (400, 160, librosa.mel_frequencies(66, fmin=125, fmax=7500, htk=True)),
+        "panns": (0, 160, librosa.mel_frequencies(66, fmin=50, fmax=8000)),
+    }
+    for name, (window, hop, edges) in expected.items():
+        audio = encoder(name)
+        inputs = audio.frontend(SAMPLES)
+        found = read_spectrogram(audio, SAMPLES, inputs)
+        assert found.times[:3] == pytest.approx([(window / 2 + hop * number) / 16_000 for number in range(3)])
+        # Triangles of a few bins are off their middles by less than a bin of the transform.
+        assert found.hertz == pytest.approx(edges[1:-1], abs=16_000 / max(window, 400))
+        if name == "vggish":
+            assert found.values == pytest.approx(np.concatenate(list(inputs["examples"])))
+        else:
+            assert found.values == pytest.approx(inputs["frames"].numpy())
+
+
+def test_panns_s_map_ends_where_its_pooling_does(encoder: Callable[..., Encoder]) -> None:
+    audio = encoder("panns")
+    inputs = audio.frontend(SAMPLES)
+    frames = audio(audio.collate([inputs])).features.shape[1]
+    assert read_spectrogram(audio, SAMPLES, inputs).seen == 32 * frames < len(inputs["frames"])
+
+
+def test_a_map_is_stretched_in_lines() -> None:
+    small = np.array([[0.0, 2.0], [4.0, 6.0]])
+    large = stretch(small, 8, 2)
+    assert large.shape == (8, 2)
+    assert large[[0, 1, 6, 7], 0].tolist() == [0.0, 0.0, 4.0, 4.0]  # halves of the outer values' own places
+    assert np.diff(large[1:7, 0]).tolist() == pytest.approx([0.5, 1, 1, 1, 0.5])
+
+
+@pytest.fixture(scope="module")
+def opened(two_stage_run: Path) -> OpenRun:
+    return OpenRun(two_stage_run)
+
+
+@pytest.fixture(scope="module")
+def examples(opened: OpenRun) -> list[Example]:
+    return choose_examples(opened, "test", [], 1, 1)[:2]
+
+
+def test_a_run_s_findings_have_its_texts(opened: OpenRun, examples: list[Example], tmp_path: Path) -> None:
+    findings = gradcam(opened, examples, "test")
+    text, audio = (opened.network.by_modality[modality] for modality in ("text", "audio"))
+    for finding, example in zip(findings, examples, strict=True):
+        target = opened.emotions.index(example.predicted)
+        inputs = text.collate([text.frontend(example.text)])
+        with torch.no_grad():
+            sequence: Sequence = text.stem(inputs)
+        samples = opened.data.readers()["audio"](example.row)
+        found = activate(opened.network, sequence, audio.frontend(samples), target)
+        assert finding.table["value"].to_numpy() == pytest.approx(found.map.flatten(), rel=1e-3, abs=1e-7)
+        assert found.logit == pytest.approx(
+            float(opened.features(opened.trained, "test").logits[_place(opened, example), target]), abs=1e-4
+        )
+        assert finding.table["second"].between(0, example.seconds).all()
+        assert example.text in str(finding.figure.get_suptitle()).replace("\n", " ")  # type: ignore[union-attr]
+        assert "The convolution runs along time alone" in finding.words
+    write_finding(findings[0], tmp_path)
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".csv", ".png", ".svg"]
+
+
+def _place(opened: OpenRun, example: Example) -> int:
+    return opened.corpus.rows("test").tolist().index(example.row)
+
+
+def test_what_cannot_have_a_map_is_named(
+    encoder: Callable[..., Encoder], two_stage_run: Path, examples: list[Example]
+) -> None:
+    small = ["encoder.audio.architecture.num_hidden_layers=1", "encoder.audio.architecture.hidden_size=32"]
+    small += ["encoder.audio.architecture.num_attention_heads=4"]
+    with pytest.raises(UnsuitedError, match="wav2vec reads the waveform itself"):
+        refuse_unsuited(encoder("wav2vec", *small))
+    with pytest.raises(UnsuitedError, match="lstm_mel has no convolution"):
+        refuse_unsuited(encoder("lstm_mel"))
+    vggish = encoder("vggish")
+    assert isinstance(vggish, VggishEncoder)
+    vggish.whitening = Whitening(torch.eye(DIM), torch.zeros(DIM))
+    with pytest.raises(UnsuitedError, match="which rounds"):
+        refuse_unsuited(vggish)
+    vggish.whitening = None
+    silent = OpenRun(two_stage_run)
+    del silent.network.encoders["audio"]
+    with pytest.raises(UnsuitedError, match="reads no audio"):
+        gradcam(silent, examples, "test")
