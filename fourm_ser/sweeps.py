@@ -8,6 +8,7 @@ import contextlib
 import csv
 import hashlib
 import json
+import multiprocessing
 import shlex
 import shutil
 import sys
@@ -108,6 +109,8 @@ def _run(config: DictConfig, run_dir: Path) -> None:
             output = stack.enter_context((run_dir / "output.log").open("a", encoding="utf-8"))
             stack.enter_context(contextlib.redirect_stdout(output))
             stack.enter_context(contextlib.redirect_stderr(output))
+            # joblib's processes start others in their own way, by which loader workers cannot be started.
+            multiprocessing.set_start_method(None, force=True)
         from fourm_ser.experiment import run
 
         run(config, run_dir)

@@ -1,0 +1,123 @@
+"""All analyses of a run: what is written, what is left out, what is refused."""
+
+import re
+import shutil
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import OmegaConf
+
+from fourm_ser.analysis import analyses
+from fourm_ser.analysis.analyses import QUESTIONS, name_runs
+from fourm_ser.errors import InputError
+from fourm_ser.experiment import run as train
+from fourm_ser.report.collect import Run
+from tests.conftest import CONF, Compose
+
+QUICK = ["correlation.draws=100", "contribution.shuffles=2", "attribution.steps=16", "attribution.tolerance=1.0"]
+
+
+def config(*overrides: str) -> dict[str, Any]:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return OmegaConf.to_container(compose("analyze", [*QUICK, *overrides]), resolve=True)  # type: ignore
+
+
+class Page(HTMLParser):
+    """What a page shows and asks for."""
+
+    def __init__(self, text: str) -> None:
+        super().__init__()
+        self.images: list[dict[str, str | None]] = []
+        self.addresses: list[str] = []
+        self.ids: set[str | None] = set()
+        self.feed(text)
+
+    def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
+        given = dict(attrs)
+        self.ids.add(given.get("id"))
+        if tag == "img":
+            self.images.append(given)
+        self.addresses += [value or "" for key, value in attrs if key in ("src", "href")]
+
+
+@pytest.fixture(scope="module")
+def written(two_stage_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """All analyses of a run, on all of its utterances, for the tested side of so small a run is smaller still."""
+    folder = tmp_path_factory.mktemp("analysis")
+    ids = pd.read_csv(two_stage_run / "predictions.csv")["id"]
+    words = [f"run={two_stage_run}", "side=all", f"output={folder}", f"examples.ids=[{ids[0]}]"]
+    analyses.run(config(*words))
+    return folder
+
+
+def test_every_part_writes_its_numbers_and_figures(written: Path) -> None:
+    assert {path.name for path in written.iterdir()} == {*QUESTIONS, "analysis.html"}
+    for name in QUESTIONS:
+        tables = list((written / name).glob("*.csv"))
+        assert tables
+        for path in tables:
+            assert len(pd.read_csv(path)) > 0
+        figures = sorted((written / name).glob("*.png"))
+        assert figures
+        assert [path.with_suffix(".svg") for path in figures] == sorted((written / name).glob("*.svg"))
+
+
+def test_the_page_holds_every_figure_and_asks_for_nothing(written: Path) -> None:
+    text = (written / "analysis.html").read_text(encoding="utf-8")
+    page = Page(text)
+    assert len(page.images) == len(list(written.glob("*/*.png")))
+    assert all((image["src"] or "").startswith("data:image/png;base64,") for image in page.images)
+    assert all(len(image["alt"] or "") > 20 for image in page.images)
+    assert all(address.startswith(("data:", "#")) for address in page.addresses)
+    assert {address[1:] for address in page.addresses if address.startswith("#")} <= page.ids
+    assert not re.search(r"url\(|@import|<script", text)
+    for path in written.glob("*/*.csv"):
+        assert f"{path.parent.name}/{path.name}" in text
+
+
+def test_what_a_model_cannot_have_is_left_out_and_said(
+    two_stage_run: Path, tmp_path: Path, composed: Compose, slice_of_demo: list[str]
+) -> None:
+    short = [word for word in slice_of_demo if not word.startswith("fusion.")]
+    other = tmp_path / "concat"
+    train(composed(*short, "fusion=concat", "stage=transfer", "stage.transfer.epochs=1"), other)
+    parts = analyses.run(config(f"run={other}", "parts=[attention,contribution]", "side=all"))
+    assert [part.name for part in parts if part.left_out] == ["attention"]
+    assert "no attention" in parts[0].left_out
+    assert parts[0].left_out in (other / "analysis" / "analysis.html").read_text(encoding="utf-8").replace("&#39;", "'")
+    # Beside one that has two sequences of one width, it is named.
+    parts = analyses.run(
+        config(f"run={two_stage_run}", f"runs=[{other}]", "parts=[alignment,projection]", f"output={tmp_path / 'out'}")
+    )
+    assert "concat" in parts[0].findings[0].words
+    with pytest.raises(InputError, match="none of the analyses could be done"):
+        analyses.run(config(f"run={other}", "parts=[attention]"))
+
+
+def test_runs_are_called_by_what_they_differ_in() -> None:
+    def run(name: str, **options: str) -> Run:
+        return Run(Path(name), "finished", options=options)
+
+    ce, center = run("a", loss="ce", encoder="tiny"), run("b", loss="ce_center", encoder="tiny")
+    assert name_runs([ce, center]) == ["ce", "ce_center"]
+    assert name_runs([ce]) == ["a"]
+    assert name_runs([ce, run("c", loss="ce", encoder="tiny")]) == ["a", "c"]
+
+
+def test_nonsense_is_refused(two_stage_run: Path, tmp_path: Path) -> None:
+    unfinished = shutil.copytree(two_stage_run, tmp_path / "run")
+    (unfinished / "metrics.json").unlink()
+    for words, message in (
+        ([], r"nothing is given. Add run=DIR"),
+        ([f"run={two_stage_run}", "parts=[colours]"], r"parts=\[colours\]: expected any of alignment"),
+        ([f"run={two_stage_run / 'model'}"], "is a model directory. Analyses need the run"),
+        ([f"run={tmp_path / 'nowhere'}"], "nowhere"),
+        ([f"run={unfinished}"], "unfinished"),
+        ([f"run={two_stage_run}", "device=tpu"], "device=tpu: expected auto, cpu or gpu"),
+    ):
+        with pytest.raises(InputError, match=message):
+            analyses.run(config(*words))

@@ -1,0 +1,185 @@
+"""Evaluating: a run's own numbers again, another side, another corpus, and what is refused."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig
+
+from fourm_ser import evaluation
+from fourm_ser.analysis.runs import OpenRun
+from fourm_ser.data.manifest import write_manifest
+from fourm_ser.errors import InputError
+from tests.conftest import CONF
+
+
+def composed_evaluation(*overrides: str) -> DictConfig:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return compose("evaluate", ["resamples=200", *overrides])
+
+
+def evaluate(*overrides: str, changes: dict[str, Any] | None = None) -> dict[str, Any]:
+    """The command without its command line; `changes` are those of a run's own corpus."""
+    return evaluation.run(composed_evaluation(*overrides), changes)
+
+
+@pytest.fixture(scope="module")
+def table(two_stage_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run's corpus as a manifest, with some utterances of an emotion that the model does not know."""
+    frame = OpenRun(two_stage_run).corpus.frame.copy()
+    frame.loc[frame.index[::10], "emotion"] = "fear"
+    path = tmp_path_factory.mktemp("table") / "corpus.csv"
+    write_manifest(frame.assign(split="test", start=float("nan"), end=float("nan")), path)
+    return path
+
+
+def other(table: Path, model: Path, *overrides: str) -> list[str]:
+    return [
+        f"model={model}",
+        "data=manifest",
+        f"data.manifest={table}",
+        "data.workers=0",
+        "data.split=speaker",
+        f"cache={table.parent / 'cache'}",
+        f"output={table.parent / 'out'}",
+        *overrides,
+    ]
+
+
+def without(table: Path, emotion: str) -> Path:
+    """A copy of a manifest without the utterances of an emotion."""
+    frame = pd.read_csv(table, keep_default_na=False)
+    path = table.with_name(f"without_{emotion}.csv")
+    frame[frame["emotion"] != emotion].to_csv(path, index=False)
+    return path
+
+
+def test_a_run_gives_exactly_its_own_metrics(two_stage_run: Path, tmp_path: Path) -> None:
+    recorded = json.loads((two_stage_run / "metrics.json").read_text())
+    for side in ("test", "val"):
+        found = evaluate(f"run={two_stage_run}", f"side={side}", f"output={tmp_path / side}", changes={})
+        names = [name for name in recorded if name.startswith(f"{side}/")]
+        assert len(names) > 10
+        assert {name: found[name] for name in names} == {name: recorded[name] for name in names}
+        for name in ("ua", "wa", "f1_macro", "ece", "recall/anger"):
+            assert found[f"{side}/{name}/low"] <= found[f"{side}/{name}"] <= found[f"{side}/{name}/high"]
+        assert found == json.loads((tmp_path / side / "metrics.json").read_text())
+    assert (tmp_path / "test" / "predictions.csv").read_bytes() == (two_stage_run / "predictions.csv").read_bytes()
+    for name in ("confusion_matrix.png", "reliability.png"):
+        assert (tmp_path / "test" / name).stat().st_size > 5_000
+
+
+def test_tables_are_those_of_the_predictions(two_stage_run: Path, tmp_path: Path) -> None:
+    evaluate(f"run={two_stage_run}", f"output={tmp_path}", changes={})
+    predictions = pd.read_csv(tmp_path / "predictions.csv", dtype={"speaker": str})
+    right = predictions["emotion"] == predictions["predicted"]
+    worst = pd.read_csv(tmp_path / "confusions.csv", keep_default_na=False)
+    assert set(worst["id"]) == set(predictions["id"][~right])
+    assert worst["probability"].is_monotonic_decreasing
+    text = OpenRun(two_stage_run).corpus.frame.set_index("id")["text"]
+    assert worst["text"].tolist() == text[worst["id"]].tolist()
+    speakers = pd.read_csv(tmp_path / "speakers.csv", dtype={"speaker": str}).set_index("speaker")
+    for speaker, rows in predictions.assign(right=right).groupby("speaker"):
+        found = speakers.loc[str(speaker)]
+        assert found["utterances"] == len(rows)
+        assert found["wa"] == pytest.approx(rows["right"].mean())
+        assert found["ua"] == pytest.approx(rows.groupby("emotion")["right"].mean().mean())
+
+
+def test_keys_change_the_run_s_own_corpus(two_stage_run: Path, tmp_path: Path) -> None:
+    found = evaluate(f"run={two_stage_run}", f"output={tmp_path}", changes={"data.fold": 2})
+    assert found["fold"] == 2
+    ids = pd.read_csv(tmp_path / "predictions.csv")["id"]
+    assert set(ids.str[:5]) == {"Ses03"}
+
+
+def test_the_command_repeats_the_run_and_takes_changes(
+    two_stage_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    from fourm_ser.evaluate import evaluate as command
+
+    monkeypatch.chdir(tmp_path)
+    for words, fold in (((), 0), (("data.fold=1",), 1)):
+        monkeypatch.setattr("sys.argv", ["evaluate", f"run={two_stage_run}", "resamples=100", "output=out", *words])
+        command()
+        assert json.loads(Path("out/metrics.json").read_text())["fold"] == fold
+        printed = capsys.readouterr().out
+        assert "the surest mistakes" in printed
+        assert "by speaker" in printed
+    monkeypatch.setattr("sys.argv", ["evaluate", f"run={two_stage_run}", "side=nobody"])
+    with pytest.raises(SystemExit, match="error: side=nobody: expected train, val, test, all"):
+        command()
+
+
+def test_another_corpus_is_tested_under_the_model_s_classes(two_stage_run: Path, table: Path) -> None:
+    found = evaluate(*other(table, two_stage_run / "model", "side=all"))
+    assert found["classes"] == found["model_classes"] == ["anger", "happiness", "sadness", "neutral"]
+    assert found["left_out"] == 20  # of another emotion
+    assert found["utterances"] == 180
+    assert "all/loss" not in found
+    # The same utterances as on the run's own corpus get the same probabilities.
+    own = pd.read_csv(two_stage_run / "predictions.csv").set_index("id")
+    mine = pd.read_csv(table.parent / "out" / "predictions.csv").set_index("id")
+    both = own.index.intersection(mine.index)
+    assert len(both) > 20
+    columns = found["classes"]
+    assert mine.loc[both, columns].to_numpy() == pytest.approx(own.loc[both, columns].to_numpy(), abs=1e-5)
+
+
+def test_a_class_that_the_corpus_lacks_is_refused_or_taken_out(two_stage_run: Path, table: Path) -> None:
+    lacking = without(table, "sadness")
+    words = other(lacking, two_stage_run / "model", "side=all")
+    with pytest.raises(InputError, match=r"no utterance of sadness.*anger, happiness, neutral, fear.*classes=shared"):
+        evaluate(*words)
+    found = evaluate(*words, "classes=shared")
+    assert found["classes"] == ["anger", "happiness", "neutral"]
+    predictions = pd.read_csv(table.parent / "out" / "predictions.csv")
+    assert set(predictions["predicted"]) <= set(found["classes"])
+    assert predictions[found["classes"]].sum(axis=1).to_numpy() == pytest.approx(1.0, abs=1e-5)
+    own = pd.read_csv(two_stage_run / "predictions.csv").set_index("id")[found["classes"]]
+    mine = predictions.set_index("id")[found["classes"]]
+    both = own.index.intersection(mine.index)
+    expected = own.loc[both].div(own.loc[both].sum(axis=1), axis=0)
+    assert mine.loc[both].to_numpy() == pytest.approx(expected.to_numpy(), abs=1e-5)
+
+
+def test_nonsense_is_refused(two_stage_run: Path, table: Path, tmp_path: Path) -> None:
+    for words, changes, message in (
+        ((), {}, "either run=DIR, a finished run, or model=DIR"),
+        ((f"model={two_stage_run / 'model'}",), {}, "a model directory has no corpus. Choose one: data="),
+        (other(table, two_stage_run), None, "is a run. Give run="),
+        ((f"run={two_stage_run / 'model'}",), {}, "It is a model directory: give the run's own"),
+        ((f"run={tmp_path}",), {}, "no config.yaml there. Expected the directory of a finished run"),
+        ((f"run={two_stage_run}", "side=holdout"), {}, "side=holdout: expected train, val, test, all"),
+        ((f"run={two_stage_run}", "classes=some"), {}, "classes=some: expected all or shared"),
+        (other(without(table, "x"), tmp_path), None, "no model.safetensors there"),
+    ):
+        with pytest.raises(InputError, match=message):
+            evaluate(*words, changes=changes)
+
+
+def test_a_text_model_needs_transcripts(two_stage_run: Path, table: Path) -> None:
+    frame = pd.read_csv(table, keep_default_na=False)
+    silent = table.with_name("silent.csv")
+    frame.assign(text="").to_csv(silent, index=False)
+    with pytest.raises(InputError, match="reads text, and no utterance of manifest has a transcript"):
+        evaluate(*other(silent, two_stage_run / "model", "side=all"))
+
+
+def test_a_lost_checkpoint_costs_the_loss_alone(
+    two_stage_run: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(two_stage_run, copy)
+    shutil.rmtree(copy / "stages")
+    with caplog.at_level("WARNING", "fourm_ser"):
+        found = evaluate(f"run={copy}", changes={})
+    assert "the loss is left out" in caplog.text
+    recorded = json.loads((two_stage_run / "metrics.json").read_text())
+    assert "test/loss" not in found
+    assert found["test/ua"] == recorded["test/ua"]
+    assert (copy / "evaluation" / "demo-test" / "metrics.json").is_file()
