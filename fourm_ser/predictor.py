@@ -21,6 +21,9 @@ from fourm_ser.planning import Job, Planner
 from fourm_ser.reading import Key, Loaded, Planned, Reading, Row
 
 
+SMALL = 5e6  # parameters of a network that computes no faster with a second thread
+
+
 class Prediction(NamedTuple):
     """What a model says of one utterance.
 
@@ -59,7 +62,8 @@ class Predictor:
         asr: hub id or folder of a speech recogniser for recordings that come without text; None for none.
         batch_size: utterances in a batch, at most.
         batch_seconds: of audio in a batch, padding included; a longer utterance is a batch of its own.
-        workers: processes that read ahead where there are many recordings; 0 reads in this one.
+        workers: processes that read ahead where there are many recordings; 0 reads in this one. While they do, a small
+            network on a CPU leaves them as many of PyTorch's threads.
 
     Attributes:
         emotions: the classes in their order.
@@ -86,6 +90,7 @@ class Predictor:
         encoders = model.network.by_modality
         self.modalities = tuple(encoders)
         self.workers = workers
+        self.parameters = sum(parameter.numel() for parameter in model.network.parameters())
         self.planner = Planner(self.modalities, asr is not None, self.max_seconds, batch_size, batch_seconds)
         self.reading = Reading(encoders, self.max_seconds)
         self.transcriber = None
@@ -260,16 +265,23 @@ class Predictor:
                 yield from finished()
             yield from finished()
 
-    def _read(self, plan: Iterable[list[Planned]], workers: int) -> Iterable[Loaded]:
+    def _read(self, plan: Iterable[list[Planned]], workers: int) -> Iterator[Loaded]:
         if workers == 0:
-            return map(self.reading.__getitems__, plan)
-        return DataLoader(
-            self.reading,
-            batch_sampler=plan,
-            num_workers=workers,
-            collate_fn=_as_it_is,
-            generator=torch.Generator(),  # the global one stays where it is
-        )
+            yield from map(self.reading.__getitems__, plan)
+            return
+        threads = torch.get_num_threads()
+        if self.inference.device.type == "cpu" and self.parameters < SMALL:
+            torch.set_num_threads(max(1, threads - workers))  # each process a core of its own
+        try:
+            yield from DataLoader(
+                self.reading,
+                batch_sampler=plan,
+                num_workers=workers,
+                collate_fn=_as_it_is,
+                generator=torch.Generator(),  # the global one stays where it is
+            )
+        finally:
+            torch.set_num_threads(threads)
 
     def _compute(self, loaded: Loaded) -> Iterator[tuple[Key, Prediction | InputError]]:
         rows, inputs = loaded.rows, loaded.inputs

@@ -64,8 +64,12 @@ class Reading(Dataset[Loaded]):
     def __init__(self, encoders: Mapping[str, Encoder], max_seconds: float | None) -> None:
         self.frontends: dict[str, Frontend] = {name: encoder.frontend for name, encoder in encoders.items()}
         self.samples = None if max_seconds is None else round(max_seconds * SAMPLE_RATE)
-        self.about = ""
+        self.about, self.unknown, self.special = "", -1, frozenset[int]()
         if "text" in encoders:
+            frontend = self.frontends["text"]
+            if isinstance(frontend, Tokens) and frontend.tokenizer.unk_token_id is not None:
+                self.unknown = frontend.tokenizer.unk_token_id
+                self.special = frozenset(frontend.tokenizer.all_special_ids) - {self.unknown}
             languages = encoders["text"].languages
             made_for = f" (made for {', '.join(languages)})" if languages else ""
             self.about = f"the text encoder {encoders['text'].name}{made_for}"
@@ -113,10 +117,8 @@ class Reading(Dataset[Loaded]):
         frontend = self.frontends["text"]
         inputs = frontend(text)
         if isinstance(frontend, Tokens):
-            unknown = frontend.tokenizer.unk_token_id
-            special = set(frontend.tokenizer.all_special_ids) - {unknown}
-            tokens = [token for token in inputs["ids"].tolist() if token not in special]
-            count = sum(token == unknown for token in tokens)
+            tokens = [token for token in inputs["ids"].tolist() if token not in self.special]
+            count = tokens.count(self.unknown)
             if count > len(tokens) / 2:
                 shown = text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
                 raise InputError(
