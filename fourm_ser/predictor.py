@@ -18,8 +18,7 @@ from fourm_ser.errors import InputError
 from fourm_ser.inference import Inference, choose_device
 from fourm_ser.model import Model, load_model
 from fourm_ser.planning import Job, Planner
-from fourm_ser.reading import Key, Loaded, Planned, Reading, Row
-
+from fourm_ser.reading import Key, Loaded, Planned, Reading, Row, packed, unpacked
 
 SMALL = 5e6  # parameters of a network that computes no faster with a second thread
 
@@ -273,13 +272,14 @@ class Predictor:
         if self.inference.device.type == "cpu" and self.parameters < SMALL:
             torch.set_num_threads(max(1, threads - workers))  # each process a core of its own
         try:
-            yield from DataLoader(
+            batches: DataLoader[Any] = DataLoader(
                 self.reading,
                 batch_sampler=plan,
                 num_workers=workers,
-                collate_fn=_as_it_is,
+                collate_fn=packed,
                 generator=torch.Generator(),  # the global one stays where it is
             )
+            yield from map(unpacked, batches)
         finally:
             torch.set_num_threads(threads)
 
@@ -355,7 +355,3 @@ def _items(audio: Any, text: Any, rate: float) -> Item | list[Item]:
     count = len(audios if audios is not None else texts or ())
     pairs = zip(audios or [None] * count, texts or [None] * count, strict=True)
     return [Item(one, said, rate) for one, said in pairs]
-
-
-def _as_it_is(loaded: Any) -> Any:
-    return loaded

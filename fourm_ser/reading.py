@@ -2,9 +2,10 @@
 
 from collections.abc import Mapping
 from collections.abc import Sequence as Items
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch.utils.data import Dataset
 
 from fourm_ser.data.audio import SAMPLE_RATE
@@ -134,3 +135,24 @@ class Reading(Dataset[Loaded]):
             modality: frontend.collate([row.inputs[modality] for row in rows])
             for modality, frontend in self.frontends.items()
         }
+
+
+def packed(loaded: Any) -> Any:
+    """A batch as it goes from a worker to the process that asked for it: a tensor would take a socket of its own."""
+    inputs = loaded.inputs or {}
+    return loaded._replace(inputs=loaded.inputs and {name: _as_arrays(part) for name, part in inputs.items()})
+
+
+def unpacked(loaded: Any) -> Loaded:
+    """What `packed` was given."""
+    inputs = loaded.inputs or {}
+    return loaded._replace(inputs=loaded.inputs and {name: _as_tensors(part) for name, part in inputs.items()})
+
+
+def _as_arrays(inputs: Inputs) -> dict[str, Any]:
+    """Tensors as arrays, but for those of the type that NumPy does not have."""
+    return {name: tensor if tensor.dtype == torch.bfloat16 else tensor.numpy() for name, tensor in inputs.items()}
+
+
+def _as_tensors(arrays: Mapping[str, Any]) -> Inputs:
+    return {name: torch.from_numpy(a) if isinstance(a, np.ndarray) else a for name, a in arrays.items()}

@@ -96,7 +96,7 @@ class TestQuoting:
         config = composed_predict(*(f"{key}={text}" for key in keys))
         assert [config[key] for key in keys] == [text] * len(keys)
 
-    @settings(max_examples=60, deadline=None)
+    @settings(max_examples=30, deadline=None)
     @given(
         st.text(
             st.sampled_from("ab\\'\"${}=, :[]()~#\n") | st.characters(codec="utf-8", exclude_characters="\0"),

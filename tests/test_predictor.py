@@ -153,8 +153,10 @@ class TestPredicting:
         monkeypatch.setattr(planning, "AHEAD", 4)
         given = [Item(both / "nowhere.wav", "calm"), *items, Item(noise(1.0), "calm"), Item(noise(1.0), "☃ ☃ ☃")]
         predictor = Predictor.load(both, batch_size=3, workers=workers)
+        threads = torch.get_num_threads()
         results = list(predictor.predict_many(given))
         assert len(results) == len(given)
+        assert torch.get_num_threads() == threads
         alone = [values(one(predictor, item.audio, item.text)) for item in given[1:-1]]
         assert [values(result) for result in results[1:-1]] == [pytest.approx(row, abs=1e-5) for row in alone]
         assert "no such recording" in str(results[0])

@@ -88,8 +88,9 @@ def test_the_transcript_counts_as_the_text(folder: Path, recognisers: dict[str, 
         assert list(result.probabilities.values()) == pytest.approx(list(expected.probabilities.values()), abs=1e-5)
 
 
-def test_a_given_text_is_not_transcribed(folder: Path, recognisers: dict[str, Path]) -> None:
-    predictor = Predictor.load(folder, asr=str(recognisers["ctc"]))
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_given_text_is_not_transcribed(folder: Path, recognisers: dict[str, Path], workers: int) -> None:
+    predictor = Predictor.load(folder, asr=str(recognisers["ctc"]), workers=workers)
     results = list(predictor.predict_many([Item(noise(1.0), "calm"), Item(noise(1.0)), Item(noise(1.0), "")]))
     assert [result.text for result in results if isinstance(result, Prediction)] == [
         "calm",
