@@ -129,6 +129,8 @@ class WandB(RunLogger):
         if mode == "online" and not _has_key(wandb.Settings().base_url):
             mode = "offline"
             log.warning("wandb: no API key (run `wandb login`), so this run is logged offline")
+        if wandb.run is not None:  # of a job before this one that failed; W&B would go on with it
+            wandb.run.finish(exit_code=1)
         identity = run_dir / "wandb" / "id"
         if not identity.is_file():
             write_text(identity, uuid.uuid4().hex[:8])

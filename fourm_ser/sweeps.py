@@ -9,6 +9,7 @@ import csv
 import hashlib
 import json
 import multiprocessing
+import os
 import shlex
 import shutil
 import sys
@@ -86,6 +87,7 @@ def job(config: DictConfig) -> float:
     try:
         if not config.sweep.skip_finished:
             _forget(run_dir)
+        _discard_damaged(run_dir)
         if not has_finished(config, run_dir):
             try:
                 _run(config, run_dir)
@@ -138,6 +140,20 @@ def _forget(run_dir: Path) -> None:
         shutil.rmtree(run_dir / "stages", ignore_errors=True)
         for name in ("config.yaml", "failure.json", "train.log", "output.log", "metrics.json"):
             (run_dir / name).unlink(missing_ok=True)
+
+
+def _discard_damaged(run_dir: Path) -> None:
+    """Remove results that cannot be read, so that the job goes on from its checkpoints and writes them again."""
+    from fourm_ser.report.collect import read_metrics
+
+    path = run_dir / "metrics.json"
+    try:
+        read_metrics(path)
+    except FileNotFoundError:
+        return
+    except ValueError as error:
+        print(f"{path}: is damaged, and written again. {' '.join(str(error).split())}", flush=True)
+        path.unlink()
 
 
 def read_state(folder: Path) -> State:
@@ -331,12 +347,13 @@ def _print_table(folder: Path, varied: list[str], jobs: list[Job], states: list[
 
     table = Table(title=f"sweep in {folder}", title_justify="left")
     for name in ["job", *varied, "state", *SHOWN]:
-        table.add_column(name, justify="right" if name in SHOWN else "left")
+        table.add_column(name, justify="right" if name in SHOWN else "left", overflow="fold")
     for job, row, state in zip(jobs, _rows(varied, jobs), states, strict=True):
         metrics = [state.metrics.get(name) for name in SHOWN]
         shown = ["" if value is None else f"{value:.4f}" for value in metrics]
         table.add_row(job.folder.name, *row, state.name, *shown)
-    Console().print(table)
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 200  # a file is not cut to 80 columns
+    Console(width=width).print(table)
     names = [state.name for state in states]
     print(", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names)) or "no job began")
     for job, row, state in zip(jobs, _rows(varied, jobs), states, strict=True):

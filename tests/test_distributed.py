@@ -8,6 +8,7 @@ from torch import Tensor, distributed
 from torch.multiprocessing import spawn  # type: ignore[attr-defined]
 
 from fourm_ser.distributed import gather_rows
+from fourm_ser.fusion.statistics import RunningScale
 
 COUNTS = [3, 2]
 
@@ -29,7 +30,8 @@ def work(rank: int, rendezvous: str, folder: str) -> None:
     values = values.clone().requires_grad_()
     gathered = gather_rows(values)
     torch.autograd.backward(scalar(gathered))
-    torch.save([gathered.detach(), gather_rows(labels), values.grad], Path(folder) / str(rank))
+    standardised = RunningScale(4)(values.detach())
+    torch.save([gathered.detach(), gather_rows(labels), values.grad, standardised], Path(folder) / str(rank))
     distributed.destroy_process_group()
 
 
@@ -41,12 +43,14 @@ def test_each_process_has_the_rows_of_all_and_their_gradients(tmp_path: Path) ->
     values.requires_grad_()
     torch.autograd.backward(scalar(values))
     assert values.grad is not None
+    standardised = torch.split(RunningScale(4)(values.detach()), COUNTS)
     for rank, gradient in enumerate(torch.split(values.grad, COUNTS)):
         found: list[Any] = torch.load(tmp_path / str(rank), weights_only=True)
         torch.testing.assert_close(found[0], values.detach(), atol=0, rtol=0)
         torch.testing.assert_close(found[1], labels)
         # Both processes computed the scalar: its gradient comes twice, which the mean over processes takes back.
         torch.testing.assert_close(found[2], 2 * gradient)
+        torch.testing.assert_close(found[3], standardised[rank])  # by what all processes saw
 
 
 def test_alone_rows_are_themselves() -> None:

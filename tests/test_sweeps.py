@@ -5,6 +5,7 @@ import json
 import math
 import os
 import signal
+import struct
 import subprocess
 import sys
 import time
@@ -95,6 +96,16 @@ def test_a_failed_job_is_told_and_ends_no_other(
     assert times(tmp_path / "sweep") == before
     assert {row["state"] for row in table(tmp_path / "sweep")} == {"finished"}
     assert "2 jobs, 2 finished" in capsys.readouterr().out
+
+    damaged = next(path for path in (tmp_path / "sweep").glob("*/metrics.json"))
+    whole = damaged.read_text()
+    damaged.write_text(whole[:100])
+    assert call(monkeypatch, *order) == 0
+    assert f"{damaged}: is damaged, and written again." in capsys.readouterr().out
+    written = json.loads(damaged.read_text())
+    tests = {name: value for name, value in json.loads(whole).items() if name.startswith("test/")}
+    assert {name: written[name] for name in tests} == tests
+    before = times(tmp_path / "sweep")
     assert call(monkeypatch, *order, "loss=ce", "sweep.skip_finished=false") == 0
     (cell,) = (row["cell"] for row in table(tmp_path / "sweep"))
     assert [name for name, at in times(tmp_path / "sweep").items() if at != before[name]] == [cell]
@@ -190,6 +201,8 @@ def test_a_sweep_that_was_killed_finishes_what_is_missing(
     pytest.importorskip("hydra_plugins.hydra_joblib_launcher")
     words = ["-m", "loss=ce,focal", "seed=0,1", *small]
     assert call(monkeypatch, *words, f"hydra.sweep.dir={tmp_path}/undisturbed") == 0
+    # Nothing is stored yet: the jobs have to encode, by loader workers of their own, and once for all of them.
+    words += [f"cache={tmp_path}/cache", "data.workers=1"]
     killed = tmp_path / "killed"
     command = [sys.executable, "-m", "fourm_ser.train", *words, f"hydra.sweep.dir={killed}", "hydra/launcher=joblib"]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
@@ -207,7 +220,11 @@ def test_a_sweep_that_was_killed_finishes_what_is_missing(
     assert f"{len(before)} finished" in ended.stdout.splitlines()[0]
     assert {cell: at for cell, at in times(killed).items() if cell in before} == before
     assert ended.stdout.count(": begins") == 4 - len(before)
-    assert table(killed) == table(tmp_path / "undisturbed")
+    rows = [table(folder) for folder in (killed, tmp_path / "undisturbed")]
+    assert [{**row, "cell": ""} for row in rows[0]] == [{**row, "cell": ""} for row in rows[1]]
+    metrics = [json.loads(path.read_text()) for path in killed.glob("*/metrics.json")]
+    for modality in ("text", "audio"):  # those of the job that was killed were written down nowhere
+        assert sum(found[f"encoded/{modality}"] for found in metrics) in (0, 40)
     assert not [line for line in ended.stdout.splitlines() if "Epoch" in line]
 
 
@@ -299,3 +316,52 @@ def test_a_run_is_followed_in_tensorboard(tmp_path: Path, small: list[str], monk
     assert "val/ua" in events["transfer"].Tags()["scalars"]
     (found,) = events["results"].Scalars("test/ua")
     assert found.value == pytest.approx(metrics["test/ua"])
+
+
+def records(path: Path) -> Iterator[Any]:
+    """The records of a .wandb file: W&B's messages, in the format of LevelDB's log.
+
+    W&B has no reader of its own for Python any more. A record is cut into chunks, none of which goes beyond a block.
+    """
+    from wandb.proto.wandb_internal_pb2 import Record
+
+    data, place, parts = path.read_bytes(), 7, b""
+    assert data.startswith(b":W&B")
+    while place + 7 <= len(data):
+        left = 32768 - place % 32768
+        if left < 7:
+            place += left
+            continue
+        size, kind = struct.unpack("<4xHB", data[place : place + 7])
+        parts += data[place + 7 : place + 7 + size]
+        place += 7 + size
+        if kind in (1, 4):  # a whole record, or the last chunk of one
+            yield Record.FromString(parts)
+            parts = b""
+
+
+def test_each_job_is_an_offline_run_of_its_own_in_wandb(
+    tmp_path: Path, small: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pytest.importorskip("wandb")
+    words = ["-m", *small, "logger=wandb", "optimizer.lr=1e30,0.001", f"hydra.sweep.dir={tmp_path}/sweep"]
+    assert call(monkeypatch, *words) == 1
+    assert f"wandb sync {tmp_path}/sweep/*/wandb/offline-run-*" in capsys.readouterr().out
+    for row in table(tmp_path / "sweep"):
+        folder = tmp_path / "sweep" / row["cell"]
+        (path,) = folder.glob("wandb/offline-run-*/*.wandb")
+        found = list(records(path))
+        (run,) = (record.run for record in found if record.WhichOneof("record_type") == "run")
+        assert (run.run_group, run.job_type) == (f"{tmp_path.name}/sweep", "transfer")
+        assert list(run.tags) == ["tiny", "self_attention", "ce"]
+        config = {update.key: json.loads(update.value_json) for update in run.config.update}
+        assert config["optimizer"]["lr"] == float(row["optimizer.lr"])
+        assert config["data"]["utterances"] == 40
+        updates = [update for record in found for update in record.summary.update]
+        summary = {"/".join(update.nested_key) or update.key: json.loads(update.value_json) for update in updates}
+        if row["state"] == "finished":
+            metrics = json.loads((folder / "metrics.json").read_text())
+            assert {name: summary[name] for name in metrics} == metrics
+        else:
+            assert not [name for name in summary if name.startswith("test/")]
+            assert [record.exit.exit_code for record in found if record.HasField("exit")] == [1]

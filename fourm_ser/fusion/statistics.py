@@ -6,6 +6,7 @@ from collections.abc import Sequence as Items
 import torch
 from torch import Tensor, nn
 
+from fourm_ser.distributed import gather_rows
 from fourm_ser.encoders.base import Sequence
 from fourm_ser.errors import InputError
 from fourm_ser.fusion.base import Fusion, FusionOutput
@@ -38,7 +39,7 @@ class RunningScale(nn.Module):
     def forward(self, embedding: Tensor) -> Tensor:
         """(batch, dim) -> the same."""
         if self.training:
-            self._remember(embedding.detach())
+            self._remember(gather_rows(embedding.detach()))  # the whole batch, of all processes
         variance = (self.square - self.mean.square()).clamp(min=0)
         return (embedding - self.mean) * torch.rsqrt(variance + FLOOR)
 

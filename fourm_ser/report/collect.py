@@ -179,8 +179,8 @@ def planned(path: Path) -> list[list[str]]:
             key = parsed.get_key_element()
             if parsed.is_sweep_override():
                 choices.append([f"{key}={value}" for value in parsed.sweep_string_iterator()])
-            else:
-                choices.append([str(parsed.input_line)])
+            else:  # in the sweeper's own words: true becomes True
+                choices.append([f"{key}={parsed.get_value_element_as_str()}"])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError, HydraException):
         return []
     return [_own(list(job)) for job in product(*choices)]

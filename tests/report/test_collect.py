@@ -103,17 +103,17 @@ def test_no_run_is_an_error_and_an_empty_folder_beside_runs_a_problem(tmp_path: 
 
 def test_jobs_that_have_not_begun_are_known_from_multirun_yaml(tmp_path: Path) -> None:
     sweep = tmp_path / "sweep"
-    write_run(sweep / "one", loss="ce", words=("cache=/tmp/c",))
+    write_run(sweep / "one", loss="ce", words=("data.strict=True",))  # as Hydra hands it on
     node = {
-        "overrides": {"task": ["encoder=tiny", "loss=ce,focal", "seed=0", "data.fold=range(2)", "cache=/tmp/c"]},
+        "overrides": {"task": ["encoder=tiny", "loss=ce,focal", "seed=0", "data.fold=range(2)", "data.strict=true"]},
         "sweeper": {"_target_": "hydra._internal.core_plugins.basic_sweeper.BasicSweeper", "params": {"seed": "7,8"}},
     }
     (sweep / "multirun.yaml").write_text(yaml.safe_dump({"hydra": node}))
     waiting = collect([tmp_path]).waiting[sweep]
     assert sorted(" ".join(job) for job in waiting) == [
-        "encoder=tiny loss=ce seed=0 data.fold=1 cache=/tmp/c",
-        "encoder=tiny loss=focal seed=0 data.fold=0 cache=/tmp/c",
-        "encoder=tiny loss=focal seed=0 data.fold=1 cache=/tmp/c",
+        "encoder=tiny loss=ce seed=0 data.fold=1 data.strict=True",
+        "encoder=tiny loss=focal seed=0 data.fold=0 data.strict=True",
+        "encoder=tiny loss=focal seed=0 data.fold=1 data.strict=True",
     ]
     node["sweeper"] = {"_target_": "hydra_plugins.hydra_optuna_sweeper.OptunaSweeper", "params": None}
     (sweep / "multirun.yaml").write_text(yaml.safe_dump({"hydra": node}))
