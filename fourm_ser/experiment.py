@@ -31,7 +31,7 @@ from fourm_ser.files import write_json, write_text
 from fourm_ser.launch import launch, processes
 from fourm_ser.loggers import RunLogger
 from fourm_ser.losses.base import Loss
-from fourm_ser.model import Model, Use, build_network, save_model
+from fourm_ser.model import Model, Use, build_network, known_widths, save_model
 from fourm_ser.module import EmotionModule, NotFiniteError
 from fourm_ser.network import EmotionNetwork
 from fourm_ser.results import print_results, write_results
@@ -145,9 +145,24 @@ class Experiment:
             build(config.scheduler),
         )
         self.loss: Loss = build(config.loss)
+        self._refuse_misfits()
         self.device = torch.device("cuda" if config.trainer.accelerator == "gpu" else config.trainer.accelerator)
         self.loggers: list[RunLogger] = list(build(config.logger).values()) if rank() == 0 else []
         self.encoded: dict[str, int] = {}
+
+    def _refuse_misfits(self) -> None:
+        """Refuse what does not fit together before any data is prepared and any encoder built."""
+        config = self.config
+        widths = dict.fromkeys(("embedding", *config.fusion.modalities), 1)
+        emotions = config.data.get("emotions")  # None: those that the corpus turns out to have
+        dims = known_widths(config)
+        if None not in dims.values():
+            fusion = build(config.fusion, dims=dims)
+            build(config.head, dim=fusion.dim, classes=len(emotions or "ab"))
+            widths = {"embedding": fusion.dim, **fusion.widths}
+        if emotions is not None:
+            loss = copy.deepcopy(self.loss).setup(len(emotions), widths, [1] * len(emotions))
+            loss.check_classifier()
 
     def run(self) -> dict[str, Any]:
         """All of it, in order."""
@@ -258,7 +273,7 @@ class Experiment:
             checkpoints = [self.run_dir / stage.folder / "checkpoints" / "last.ckpt"]
             earlier = reversed(self.stages[: stage.number])
             checkpoints += [self.run_dir / before.folder / "checkpoints" / "best.ckpt" for before in earlier]
-            good = next((str(path) for path in checkpoints if path.is_file()), "none: no epoch was finished")
+            good = next((str(path) for path in checkpoints if path.is_file()), "none, for no epoch was finished")
             ids = self.corpus.frame["id"].iloc[error.rows]
             raise InputError(
                 f"loss: {', '.join(error.terms)} became NaN or infinite in stage {stage.name} ({error.place}). "

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file, save_file
 
@@ -68,6 +69,24 @@ def build_network(config: DictConfig, classes: int, resources: Resources) -> Emo
     fusion = build(config.fusion, dims=dims)
     head = build(config.head, dim=fusion.dim, classes=classes)
     return EmotionNetwork(encoders, fusion, head)
+
+
+def known_widths(config: DictConfig) -> dict[str, int | None]:
+    """The width of the features of each modality that the fusion reads, without building an encoder.
+
+    None where only the encoder itself can tell.
+    """
+    widths: dict[str, int | None] = {}
+    for modality in config.fusion.modalities:
+        node = config.encoder.get(modality)
+        target = None if node is None else get_object(node._target_)
+        is_encoder = isinstance(target, type) and issubclass(target, Encoder)
+        arguments = OmegaConf.to_container(node, resolve=True) if is_encoder else {}
+        try:
+            widths[modality] = target.width(arguments) if is_encoder else None  # type: ignore[union-attr]
+        except (KeyError, TypeError, ValueError):
+            widths[modality] = None  # building it says what is wrong
+    return widths
 
 
 def save_model(folder: Path, model: Model, config: DictConfig, left_out: Mapping[str, str]) -> None:

@@ -465,3 +465,25 @@ def test_mixed_precision_trains_on_a_cpu(tmp_path: Path, composed: Compose, slic
     metrics = run(config, tmp_path)
     assert metrics["finished"] is True
     assert 0 < metrics["test/loss"] < 10
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["fusion.heads=7"], r"fusion\.heads=7: does not divide .*Expected one of 1, 2, 4"),
+        (["encoder=bert_vggish", "encoder.weights=random", "fusion.heads=5"], r"fusion\.heads=5: does not divide"),
+        (["loss=ce_center", "loss.terms.center.on=[audio]", "fusion=text_only"], r"loss\.terms\.center\.on=\[audio\]"),
+        (["loss.class_weights=[1,2,3]"], r"loss\.class_weights=\[1, 2, 3\]: expected 4 numbers"),
+        (["loss=center"], "trains no classifier"),
+        (["head.layers=[0]"], r"head\.layers\[0\]=0: expected a whole number from 1"),
+        (["loss=ce_center", "loss.weighting=convex", "loss.alpha=1.5"], r"loss\.alpha=1\.5"),
+        (["loss=arcface", "loss.scale=-1"], r"loss\.scale=-1"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_any_work(
+    tmp_path: Path, composed: Compose, words: list[str], message: str
+) -> None:
+    cache = tmp_path / "cache"
+    with pytest.raises(InputError, match=message):
+        run(composed(f"cache={cache}", "trainer=cpu", *words), tmp_path / "run")
+    assert not cache.exists()

@@ -3,6 +3,7 @@
 import functools
 import itertools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,9 +12,10 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor
 
+from fourm_ser.config import build as build_node
 from fourm_ser.encoders.base import Inputs, Resources, Sequence
 from fourm_ser.errors import InputError
-from fourm_ser.model import build_network
+from fourm_ser.model import build_network, known_widths
 from fourm_ser.network import ACTIVATIONS, EmotionNetwork, Head
 
 Compose = Callable[..., DictConfig]
@@ -241,3 +243,20 @@ def test_the_same_seed_builds_the_same_network_whatever_the_encoders_seed(
             assert torch.equal(first, second)
     assert one.by_modality["text"].fingerprint() != two.by_modality["text"].fingerprint()
     assert one.by_modality["audio"].fingerprint() != two.by_modality["audio"].fingerprint()
+
+
+@pytest.mark.parametrize(
+    "encoder",
+    ["tiny", "bert_vggish", "bert_panns", "roberta_lstm_mel", "bert_mel_cnn", "distilbert_wav2vec", "prosody_cnn"],
+)
+def test_widths_are_known_before_encoders_are_built(composed: Compose, tmp_path: Path, encoder: str) -> None:
+    small = ["num_hidden_layers=1", "intermediate_size=32"] if encoder != "tiny" else []
+    text = [f"encoder.text.architecture.{word}" for word in small if encoder.startswith(("bert", "roberta"))]
+    config = composed(f"encoder={encoder}", "encoder.weights=random", "fusion=concat", *text)
+    widths = known_widths(config)
+    for modality, width in widths.items():
+        if encoder.startswith("distilbert") and modality == "audio":
+            assert width == config.encoder.audio.architecture.hidden_size
+            continue
+        built = build_node(config.encoder[modality], resources=Resources(tmp_path, ["every calm word"]))
+        assert built.dim == width

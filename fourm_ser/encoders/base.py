@@ -3,7 +3,7 @@
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Items
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -84,6 +84,11 @@ class Encoder(nn.Module, ABC):
     stem_dim: int
     dim: int
     languages: list[str] | None = None
+
+    @classmethod
+    def width(cls, arguments: Mapping[str, Any]) -> int | None:
+        """The `dim` that an encoder of these arguments has, as far as they tell without building it; else None."""
+        return None
 
     @abstractmethod
     def stem(self, inputs: Inputs) -> Sequence:

@@ -1,5 +1,6 @@
 """A small audio encoder: log-mel spectrogram, strided convolutions (the stem), bidirectional LSTM (the top)."""
 
+from collections.abc import Mapping
 from collections.abc import Sequence as Items
 from itertools import pairwise
 from typing import Any, ClassVar
@@ -142,6 +143,10 @@ class MelLSTM(Encoder):
             BidirectionalLSTM(widths[-1] if layer == 0 else 2 * hidden, hidden) for layer in range(layers)
         )
         self.stem_dim, self.dim = widths[-1], 2 * hidden
+
+    @classmethod
+    def width(cls, arguments: Mapping[str, Any]) -> int | None:
+        return 2 * int(arguments["hidden"])
 
     def stem(self, inputs: Inputs) -> Sequence:
         """`frames` (batch, time, mels), `lengths` (batch,) -> features (batch, time / 2^convolutions, channels[-1])."""

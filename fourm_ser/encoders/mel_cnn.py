@@ -1,5 +1,6 @@
 """A small convolutional audio encoder that is trained from nothing: log-mel frames, augmentation, 2-D convolutions."""
 
+from collections.abc import Mapping
 from collections.abc import Sequence as Items
 from itertools import pairwise
 from typing import Any, ClassVar
@@ -250,6 +251,10 @@ class MelCnn(Encoder):
                 nn.Linear(bands * widths[-1], dim), nn.LayerNorm(dim), nn.ReLU(), nn.Dropout(dropout)
             )
         self.stem_dim = self.dim = dim
+
+    @classmethod
+    def width(cls, arguments: Mapping[str, Any]) -> int | None:
+        return int(arguments["dim"])
 
     def stem(self, inputs: Inputs) -> Sequence:
         """`frames` (batch, time, mels), `lengths` (batch,) -> features (batch, time / product of steps, dim)."""

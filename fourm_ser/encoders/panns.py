@@ -5,6 +5,7 @@ Speech and Language Processing 28, https://arxiv.org/abs/1912.10211, in its form
 https://github.com/qiuqiangkong/audioset_tagging_cnn; weights: https://zenodo.org/records/3987831).
 """
 
+from collections.abc import Mapping
 from collections.abc import Sequence as Items
 from itertools import pairwise
 from typing import Any, ClassVar
@@ -193,6 +194,10 @@ class PannsEncoder(Encoder):
             constants = {"logmel_extractor.melW": self.frontend.filters}
             load_official(self.network, path, inside="model", ignore=UNUSED, constants=constants)
         self.stem_dim = self.dim = WIDTHS[-1]
+
+    @classmethod
+    def width(cls, arguments: Mapping[str, Any]) -> int | None:
+        return WIDTHS[-1]
 
     def stem(self, inputs: Inputs) -> Sequence:
         """`frames` (batch, time, 64), `lengths` (batch,) -> features (batch, time // 32, 2048)."""

@@ -1,6 +1,7 @@
 """An audio encoder for small corpora, trained from nothing: cepstra, pitch and voicing, and one convolution on them."""
 
 import math
+from collections.abc import Mapping
 from collections.abc import Sequence as Items
 from typing import Any, ClassVar
 
@@ -214,6 +215,10 @@ class ProsodyCnn(Encoder):
             self.convolution = nn.Conv1d(cepstra + 2, channels, kernel, padding=kernel // 2)
             self.layers = nn.Sequential(nn.LayerNorm(channels), nn.ReLU(), nn.Dropout(dropout))
         self.stem_dim = self.dim = cepstra + channels + 3
+
+    @classmethod
+    def width(cls, arguments: Mapping[str, Any]) -> int | None:
+        return int(arguments["cepstra"]) + int(arguments["channels"]) + 3
 
     def stem(self, inputs: Inputs) -> Sequence:
         """`frames` (batch, time, mels + 2), `lengths` (batch,) -> features (batch, time, cepstra + channels + 3)."""

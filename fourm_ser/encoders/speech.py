@@ -1,7 +1,7 @@
 """Speech encoders: the self-supervised models of the wav2vec 2.0, HuBERT and WavLM family, exact under padding."""
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from collections.abc import Sequence as Items
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from fourm_ser.encoders.base import Encoder, Inputs, Resources, Sequence, Unfreeze, length_mask, pad
 from fourm_ser.encoders.layers import LayerChoice
-from fourm_ser.encoders.weights import checkpoint_folder, describe_config, load_model, read_preprocessor
+from fourm_ser.encoders.weights import checkpoint_folder, describe_config, hidden_size, load_model, read_preprocessor
 from fourm_ser.errors import InputError
 
 PIECE = 32_000  # samples of an utterance that are taken at a time
@@ -262,6 +262,10 @@ class SpeechEncoder(Encoder):
         for kernel, stride in zip(self.kernels, self.strides, strict=True):
             samples = (samples - kernel) // stride + 1
         return samples
+
+    @classmethod
+    def width(cls, arguments: Mapping[str, Any]) -> int | None:
+        return hidden_size(arguments, cls.modality)
 
     def stem(self, inputs: Inputs) -> Sequence:
         """`samples` (batch, samples), `lengths` (batch,) -> features (batch, frames, dim)."""

@@ -2,7 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Items
 from pathlib import Path
 from typing import Any, ClassVar
@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from fourm_ser.encoders.base import Encoder, Inputs, Resources, Sequence, Unfreeze, pad
 from fourm_ser.encoders.layers import LayerChoice
-from fourm_ser.encoders.weights import describe_config, load_model, load_tokenizer
+from fourm_ser.encoders.weights import describe_config, hidden_size, load_model, load_tokenizer
 from fourm_ser.errors import InputError
 
 
@@ -117,6 +117,10 @@ class TextEncoder(Encoder):
         self.stem_dim = self.layers.stem_dim
         if gradient_checkpointing:
             self.model.gradient_checkpointing_enable({"use_reentrant": False})
+
+    @classmethod
+    def width(cls, arguments: Mapping[str, Any]) -> int | None:
+        return hidden_size(arguments, cls.modality)
 
     def stem(self, inputs: Inputs) -> Sequence:
         """`ids`, `mask` (batch, tokens) -> features (batch, tokens, dim)."""

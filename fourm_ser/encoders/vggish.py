@@ -6,6 +6,7 @@ weights those of https://github.com/harritaylor/torchvggish.
 """
 
 import math
+from collections.abc import Mapping
 from collections.abc import Sequence as Items
 from itertools import pairwise
 from pathlib import Path
@@ -234,6 +235,10 @@ class VggishEncoder(Encoder):
             keys = ("encoder.audio.pca", "encoder.audio.pca=false")
             self.whitening = load_whitening(official_file(source, pca_url, pca_digest, resources.cache, *keys))
         self.stem_dim = self.dim = DIM
+
+    @classmethod
+    def width(cls, arguments: Mapping[str, Any]) -> int | None:
+        return DIM
 
     def stem(self, inputs: Inputs) -> Sequence:
         """`examples` (examples, 96, 64), `counts` (batch,) -> features (batch, most examples, 128)."""

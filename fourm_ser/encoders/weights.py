@@ -3,6 +3,7 @@
 import hashlib
 import json
 import logging
+from collections.abc import Mapping
 from collections.abc import Sequence as Items
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -126,6 +127,28 @@ def load_model(
             f"({', '.join(wrong[:3])}, ...). Is it a checkpoint of another architecture?"
         )
     return speed_up(model)
+
+
+def hidden_size(arguments: Mapping[str, Any], modality: str) -> int | None:
+    """How wide the hidden states are of the model that `load_model` would load; None where no config tells.
+
+    Args:
+        arguments: of an encoder, `checkpoint`, `weights` and `architecture` among them.
+        modality: `text` or `audio`.
+
+    Raises:
+        InputError: a checkpoint that cannot be had.
+    """
+    weights = arguments.get("weights")
+    try:
+        if weights == "random":
+            return int(AutoConfig.for_model(**arguments["architecture"]).hidden_size)
+        source = arguments["checkpoint"] if weights == "pretrained" else weights
+        if source is None:
+            return None
+        return int(AutoConfig.from_pretrained(checkpoint_folder(str(source), modality, [])).hidden_size)
+    except (KeyError, TypeError, ValueError, OSError, AttributeError):
+        return None  # what is wrong with it, loading says
 
 
 def load_tokenizer(source: str, weights: str, vocabulary: int, resources: Resources) -> PreTrainedTokenizerFast:
