@@ -3,7 +3,6 @@
 import logging
 import math
 import os
-import warnings
 from collections.abc import Sequence as Items
 from pathlib import Path
 from typing import NamedTuple
@@ -12,6 +11,7 @@ import pandas as pd
 
 from fourm_ser.data.audio import CONTAINERS
 from fourm_ser.data.items import Item
+from fourm_ser.data.manifest import read_table
 from fourm_ser.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -105,18 +105,7 @@ def find_recordings(folder: Path) -> list[Entry]:
 def _read(path: Path) -> pd.DataFrame:
     if not path.is_file():
         raise InputError(f"manifest={path}: no such file. Expected a CSV with the columns id and audio.")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", pd.errors.ParserWarning)
-            return pd.read_csv(
-                path, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False, skip_blank_lines=False
-            )
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"manifest={path}: not UTF-8 ({error.reason} at byte {error.start}). Save the table as UTF-8."
-        ) from error
-    except (pd.errors.ParserError, pd.errors.ParserWarning, pd.errors.EmptyDataError) as error:
-        raise InputError(f"manifest={path}: not a readable CSV: {str(error).strip()}") from error
+    return read_table(path, f"manifest={path}")
 
 
 def _entry(row: dict[str, str], path: Path, reads_audio: bool, reads_text: bool) -> Entry:

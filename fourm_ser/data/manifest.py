@@ -29,6 +29,35 @@ EMOTIONS = (
 )
 
 
+def read_table(path: Path, called: str) -> pd.DataFrame:
+    """A CSV in UTF-8 with a header as it stands there: strings, "" where a cell is empty, and every line a row.
+
+    Args:
+        path: the file.
+        called: what errors call it.
+
+    Raises:
+        InputError: it is no UTF-8, or no CSV.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("error", pd.errors.ParserWarning)
+            return pd.read_csv(
+                path,
+                dtype=str,
+                keep_default_na=False,
+                encoding="utf-8-sig",
+                index_col=False,  # else a row of one cell too many would shift all columns
+                skip_blank_lines=False,  # else rows would be counted wrong
+            )
+    except UnicodeDecodeError as error:
+        raise InputError(
+            f"{called}: not a readable CSV: not UTF-8 ({error.reason} at byte {error.start}). Save the table as UTF-8."
+        ) from error
+    except (pd.errors.ParserError, pd.errors.ParserWarning, pd.errors.EmptyDataError) as error:
+        raise InputError(f"{called}: not a readable CSV: {str(error).strip()}") from error
+
+
 def read_manifest(path: Path, audio_root: Path | None = None) -> pd.DataFrame:
     """Read and check a manifest.
 
@@ -47,24 +76,7 @@ def read_manifest(path: Path, audio_root: Path | None = None) -> pd.DataFrame:
     """
     if not path.is_file():
         raise InputError(f"{path}: no such manifest. Expected a CSV with the columns {', '.join(REQUIRED)}.")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", pd.errors.ParserWarning)
-            frame = pd.read_csv(
-                path,
-                dtype=str,
-                keep_default_na=False,
-                encoding="utf-8-sig",
-                index_col=False,  # else a row of one cell too many would shift all columns
-                skip_blank_lines=False,  # else rows would be counted wrong
-            )
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{path}: not UTF-8 ({error.reason} at byte {error.start}). Save the table as UTF-8."
-        ) from error
-    except (pd.errors.ParserError, pd.errors.ParserWarning, pd.errors.EmptyDataError) as error:
-        raise InputError(f"{path}: not a readable CSV: {str(error).strip()}") from error
-
+    frame = read_table(path, str(path))
     missing = [column for column in REQUIRED if column not in frame.columns]
     if missing:
         raise InputError(

@@ -1,6 +1,5 @@
 """Who is trained on, who validates, who is tested: the protocols."""
 
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -8,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 import pandas as pd
 
+from fourm_ser.data.manifest import read_table
 from fourm_ser.errors import InputError
 from fourm_ser.files import whole
 
@@ -204,14 +204,7 @@ def read_split(path: Path) -> pd.Series:
     """
     if not path.is_file():
         raise InputError(f"data.split_file={path}: no such file. Expected a CSV with the columns id and split.")
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", pd.errors.ParserWarning)
-            frame = pd.read_csv(
-                path, dtype=str, keep_default_na=False, encoding="utf-8-sig", index_col=False, skip_blank_lines=False
-            )
-    except (UnicodeDecodeError, pd.errors.ParserError, pd.errors.ParserWarning, pd.errors.EmptyDataError) as error:
-        raise InputError(f"data.split_file={path}: not a readable CSV in UTF-8: {str(error).strip()}") from error
+    frame = read_table(path, f"data.split_file={path}")
     missing = [column for column in ("id", "split") if column not in frame.columns]
     if missing:
         raise InputError(
