@@ -84,8 +84,9 @@ def run(config: DictConfig, changes: Mapping[str, Any] | None) -> dict[str, Any]
     loss = None if record is None or classes != model.emotions else load_loss(Path(config.run), record, corpus, model)
     outputs = predict(inference, data, rows, classes, loss)
     target = _target(config, corpus)
-    metrics = write(target, corpus, classes, outputs, config, model)
-    show(metrics, target, corpus, classes, outputs, config)
+    tables = make_tables(corpus, classes, outputs)
+    metrics = write(target, tables, corpus, classes, outputs, config, model)
+    show(metrics, tables, target, corpus, outputs, config)
     return metrics
 
 
@@ -213,24 +214,35 @@ def _target(config: DictConfig, corpus: Corpus) -> Path:
     return home / "evaluation" / f"{corpus.name}-{config.side}"
 
 
-def write(
-    folder: Path, corpus: Corpus, classes: list[str], outputs: Outputs, config: DictConfig, model: Model
-) -> dict[str, Any]:
-    """Write the tables and figures, metrics.json last of all; returns what it holds."""
-    frame, labels = corpus.frame.iloc[outputs.rows], corpus.label[outputs.rows]
-    predicted, probabilities = outputs.probabilities.argmax(1), outputs.probabilities
+def make_tables(corpus: Corpus, classes: list[str], outputs: Outputs) -> dict[str, pd.DataFrame]:
+    """The tables by name: `predictions`, `confusions`, `speakers`."""
+    frame = corpus.frame.iloc[outputs.rows]
     predictions = frame[["id", "speaker", "emotion"]].reset_index(drop=True)
-    predictions["predicted"] = [classes[label] for label in predicted]
+    predictions["predicted"] = [classes[label] for label in outputs.probabilities.argmax(1)]
     for place, emotion in enumerate(classes):
-        predictions[emotion] = probabilities[:, place]
-    tables = {
+        predictions[emotion] = outputs.probabilities[:, place]
+    return {
         "predictions": predictions,
         "confusions": worst_confusions(predictions, frame["text"].tolist()),
         "speakers": by_speaker(predictions, classes),
     }
+
+
+def write(
+    folder: Path,
+    tables: Mapping[str, pd.DataFrame],
+    corpus: Corpus,
+    classes: list[str],
+    outputs: Outputs,
+    config: DictConfig,
+    model: Model,
+) -> dict[str, Any]:
+    """Write the tables and figures, metrics.json last of all; returns what it holds."""
     for name, table in tables.items():
         with whole(folder / f"{name}.csv") as temporary:
             table.to_csv(temporary, index=False)
+    probabilities, labels = outputs.probabilities, corpus.label[outputs.rows]
+    predicted = probabilities.argmax(1)
     counts = np.zeros((len(classes), len(classes)), dtype=np.int64)
     np.add.at(counts, (labels, predicted), 1)
     save_figure(confusion_figure(counts, classes), folder / "confusion_matrix.png")
@@ -283,7 +295,12 @@ def by_speaker(predictions: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
 
 
 def show(
-    metrics: Mapping[str, Any], folder: Path, corpus: Corpus, classes: list[str], outputs: Outputs, config: DictConfig
+    metrics: Mapping[str, Any],
+    tables: Mapping[str, pd.DataFrame],
+    folder: Path,
+    corpus: Corpus,
+    outputs: Outputs,
+    config: DictConfig,
 ) -> None:
     """Print the metrics with their intervals, the speakers, and the worst confusions."""
     console, side = Console(), config.side
@@ -298,14 +315,13 @@ def show(
     console.print(table)
     if not metrics["speaker_independent"] and config.run is not None:
         console.print("speakers of the test side were also trained on (data.split): not speaker-independent")
-    if list(classes) != metrics["model_classes"]:
-        console.print(f"the model chose among {', '.join(classes)} alone (classes=shared)")
-    speakers = pd.read_csv(folder / "speakers.csv", dtype={"speaker": str})
-    worst = pd.read_csv(folder / "confusions.csv", dtype=str, keep_default_na=False).head(config.shown)
+    if metrics["classes"] != metrics["model_classes"]:
+        console.print(f"the model chose among {', '.join(metrics['classes'])} alone (classes=shared)")
+    speakers, worst = tables["speakers"], tables["confusions"].head(config.shown)
     console.print(_plain(speakers.rename(columns=lambda name: name.removeprefix("recall/")), "by speaker: recalls"))
     if len(worst):
         columns = ["id", "emotion", "predicted", "probability", "text"]
-        console.print(_plain(worst[columns].astype({"probability": float}), "the surest mistakes"))
+        console.print(_plain(worst[columns], "the surest mistakes"))
     console.print(f"written to {folder}")
 
 
