@@ -79,6 +79,8 @@ class EmotionModule(LightningModule):
         self.left_out = {f"network.{name}" for name in network.stem_state(untouched)}
         self.val_metrics, self.test_metrics = (EmotionMetrics(emotions) for _ in range(2))
         self.test_outputs: list[tuple[Tensor, Tensor]] = []
+        self.train_losses: dict[str, Tensor] = {}
+        self.train_count = 0
 
     def forward(self, batch: Batch, return_attention: bool = False) -> NetworkOutput:
         """A batch -> the network's output."""
@@ -89,9 +91,20 @@ class EmotionModule(LightningModule):
         key = f"{self.seed} {self.stage} {self.current_epoch}" + (f" {rank()}" if rank() else "")
         seed = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=4).digest(), "big")
         seed_everything(seed, verbose=False)
+        self.train_losses, self.train_count = {}, 0
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        return self._step("train", batch)[1]
+        _, terms, count = self._step("train", batch)
+        # Summed here, and logged once an epoch: Lightning's own sums take longer than a small network's step.
+        for name, value in terms.items():
+            self.train_losses[name] = self.train_losses.get(name, 0.0) + value.detach() * count
+        self.train_count += count
+        return terms["total"]
+
+    def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
+        if self.trainer.is_last_batch:
+            means = {name: value / self.train_count for name, value in self.train_losses.items()}
+            self._log_losses("train", means, self.train_count)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         self._evaluate("val", batch, self.val_metrics)
@@ -112,12 +125,13 @@ class EmotionModule(LightningModule):
         self._log_metrics("test", self.test_metrics)
 
     def _evaluate(self, side: str, batch: Batch, metrics: EmotionMetrics) -> NetworkOutput:
-        output, _ = self._step(side, batch)
+        output, terms, count = self._step(side, batch)
+        self._log_losses(side, terms, count)
         metrics.update(output.logits, output.embedding, batch.labels)
         return output
 
-    def _step(self, side: str, batch: Batch) -> tuple[NetworkOutput, Tensor]:
-        """The network's output for this process's share of a batch, and the loss of the whole batch, logged by term."""
+    def _step(self, side: str, batch: Batch) -> tuple[NetworkOutput, dict[str, Tensor], int]:
+        """The network's output for this process's share of a batch; the whole batch's loss by term, and its size."""
         output = self(batch)
         labels = gather_rows(batch.labels)
         features = {name: gather_rows(vectors) for name, vectors in output.features().items()}
@@ -126,11 +140,13 @@ class EmotionModule(LightningModule):
             bad = [name for name, value in terms.items() if not value.isfinite()]
             place = f"{side}, epoch {self.current_epoch}, step {self.global_step}"
             raise NotFiniteError(bad, gather_rows(batch.rows).tolist(), place)
-        values = {f"{side}/loss": terms["total"].detach()}
-        values |= {f"{side}/loss/{name}": value.detach() for name, value in terms.items() if name != "total"}
+        return output, terms, len(labels)
+
+    def _log_losses(self, side: str, terms: Mapping[str, Tensor], count: int) -> None:
+        """Log the epoch's mean of each term over `count` utterances, and over those of the epoch's other calls."""
+        values = {f"{side}/loss" if name == "total" else f"{side}/loss/{name}": terms[name].detach() for name in terms}
         shown = side == "train"
-        self.log_dict(values, on_step=False, on_epoch=True, batch_size=len(labels), sync_dist=True, prog_bar=shown)
-        return output, terms["total"]
+        self.log_dict(values, on_step=False, on_epoch=True, batch_size=count, sync_dist=True, prog_bar=shown)
 
     def _log_metrics(self, side: str, metrics: EmotionMetrics) -> None:
         values = {f"{side}/{name}": value for name, value in metrics.compute().items()}

@@ -155,6 +155,28 @@ def test_a_margin_alone_classifies_by_its_cosines(composed: Compose) -> None:
     torch.testing.assert_close(output.logits, 64.0 * cosine, atol=1e-3, rtol=1e-4)
 
 
+def test_the_training_loss_is_the_mean_over_an_epoch_s_utterances(composed: Compose) -> None:
+    module = build_module(build_node(composed, ["loss=ce_center"])).eval()
+    logged: list[tuple[dict[str, Tensor], int]] = []
+    module.log_dict = lambda values, batch_size, **_: logged.append((values, batch_size))  # type: ignore
+    rows = torch.arange(COUNT)
+    parts = (rows[:5], rows[5:])
+    for epoch in range(2):
+        module.on_train_epoch_start()
+        for part in parts:
+            module.trainer = type("Trainer", (), {"is_last_batch": part is parts[-1], "current_epoch": epoch})()
+            assert len(logged) == epoch
+            module.training_step(batch(part), 0)
+            module.on_train_batch_end(None, batch(part), 0)
+    whole = module._step("train", batch(rows))[1]
+    expected = {"train/loss": whole["total"], "train/loss/ce": whole["ce"], "train/loss/center": whole["center"]}
+    for values, count in logged:
+        assert count == COUNT
+        assert values.keys() == expected.keys()
+        for name, value in expected.items():
+            torch.testing.assert_close(values[name], value.detach())
+
+
 def test_a_loss_that_is_not_finite_stops_the_step(composed: Compose) -> None:
     module = build_module(build_node(composed, ["loss=ce_center"]))
     module.trainer = type("Trainer", (), {"current_epoch": 3, "global_step": 8})()

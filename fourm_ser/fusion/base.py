@@ -9,7 +9,9 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional
 
+from fourm_ser.attention import attend
 from fourm_ser.encoders.base import Sequence
 from fourm_ser.errors import InputError
 
@@ -112,32 +114,62 @@ class Attention(nn.Module):
         self.attention = nn.MultiheadAttention(queries, heads, dropout, kdim=keys, vdim=keys, batch_first=True)
 
     def forward(
-        self, queries: Sequence, keys: Sequence, return_attention: bool = False
+        self, queries: Sequence, keys: Sequence, linear: nn.Linear, return_attention: bool = False
     ) -> tuple[Sequence, Tensor | None]:
         """Attend.
 
         Args:
             queries: (batch, queries, width), and
             keys: (batch, keys, width of theirs), the same utterances.
+            linear: the layer that the result goes through.
             return_attention: whether the maps are wanted: without them they are never held in memory.
 
         Returns:
-            (batch, queries, width), and the maps (batch, heads, queries, keys) when asked for.
+            (batch, queries, width that `linear` gives), and the maps (batch, heads, queries, keys) when asked for.
         """
-        # Two tensors also where both are one sequence: given the same one, torch takes a kernel in evaluation that
-        # holds the maps in memory, instead of its scaled dot-product attention.
-        attending, attended = zero_padding(queries).features, zero_padding(keys).features
-        features, weights = self.attention(
-            attending,
-            attended,
-            attended,
-            key_padding_mask=~keys.mask,
-            need_weights=return_attention,
-            average_attn_weights=False,
-        )
-        if weights is not None:
+        attending = zero_padding(queries).features
+        attended = attending if keys is queries else zero_padding(keys).features
+        if return_attention:
+            features, weights = self.attention(
+                attending, attended, attended, key_padding_mask=~keys.mask, average_attn_weights=False
+            )
             weights = weights.masked_fill(~queries.mask[:, None, :, None], 0.0)
-        return Sequence(features, queries.mask), weights
+            return Sequence(linear(features), queries.mask), weights
+        layer = self.attention
+        projected = [
+            functional.linear(features, weight, bias).view(*features.shape[:2], -1, layer.head_dim)
+            for features, weight, bias in self._projections(attending, attended)
+        ]
+        dropout = layer.dropout if self.training else 0.0
+        features = attend(projected, layer.num_heads, keys.mask[:, None, None], dropout).flatten(2)
+        return Sequence(in_turn(layer.out_proj, linear, features), queries.mask), None
+
+    def _projections(self, attending: Tensor, attended: Tensor) -> Items[tuple[Tensor, Tensor, Tensor]]:
+        """What is multiplied by what for queries, keys and values: as few products as can be."""
+        layer = self.attention
+        weight, bias, width = layer.in_proj_weight, layer.in_proj_bias, layer.embed_dim
+        if attending is attended:
+            return [(attending, weight, bias)]
+        if weight is not None:
+            return [(attending, weight[:width], bias[:width]), (attended, weight[width:], bias[width:])]
+        weights = layer.q_proj_weight, layer.k_proj_weight, layer.v_proj_weight
+        return list(zip((attending, attended, attended), weights, bias.chunk(3), strict=True))
+
+
+def in_turn(first: nn.Linear, second: nn.Linear, features: Tensor) -> Tensor:
+    """Two linear layers, one after the other.
+
+    Of more frames than the result is wide, their product is made first: it is one layer then, of fewer operations.
+
+    Args:
+        first: applied first.
+        second: applied to its result.
+        features: (batch, time, width).
+    """
+    if features.shape[:-1].numel() <= second.out_features:
+        return second(first(features))
+    bias = functional.linear(first.bias, second.weight, second.bias)
+    return functional.linear(features, second.weight @ first.weight, bias)
 
 
 def check_modalities(modalities: Items[str], count: int) -> tuple[str, ...]:

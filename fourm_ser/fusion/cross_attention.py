@@ -71,12 +71,11 @@ class CrossAttentionFusion(Fusion):
     def forward(self, text: Sequence | None, audio: Sequence | None, return_attention: bool = False) -> FusionOutput:
         assert text is not None
         assert audio is not None
-        # (batch, frames, audio's width), (batch, tokens, text's width)
-        attended_text, text_map = self.text_attention(audio, text, return_attention)
-        attended_audio, audio_map = self.audio_attention(text, audio, return_attention)
         # (batch, frames, dim), (batch, tokens, dim)
-        text = self._finish(attended_text, self.text_layer_norm(self.text_linear(attended_text.features)))
-        audio = self._finish(attended_audio, self.audio_layer_norm(self.audio_linear(attended_audio.features)))
+        attended_text, text_map = self.text_attention(audio, text, self.text_linear, return_attention)
+        attended_audio, audio_map = self.audio_attention(text, audio, self.audio_linear, return_attention)
+        text = self._finish(attended_text, self.text_layer_norm(attended_text.features))
+        audio = self._finish(attended_audio, self.audio_layer_norm(attended_audio.features))
         both = concatenate(text, audio)
         both = Sequence(self.dropout(both.features), both.mask)
         attention = {"text": text_map, "audio": audio_map} if return_attention else {}

@@ -81,13 +81,13 @@ class SelfAttentionFusion(Fusion):
     def forward(self, text: Sequence | None, audio: Sequence | None, return_attention: bool = False) -> FusionOutput:
         assert text is not None
         assert audio is not None
-        attended, text_map = self.text_attention(text, text, return_attention)
-        text = zero_padding(Sequence(self.text_layer_norm(self.text_linear(attended.features)), text.mask))
+        attended, text_map = self.text_attention(text, text, self.text_linear, return_attention)
+        text = zero_padding(Sequence(self.text_layer_norm(attended.features), text.mask))
         audio = self._normalised(zero_padding(audio))
         # (batch, tokens + frames, audio's width)
         both = concatenate(text, audio)
-        fused, fusion_map = self.fusion_attention(both, both, return_attention)
-        fused = Sequence(self.fusion_layer_norm(self.fusion_linear(fused.features)), fused.mask)
+        fused, fusion_map = self.fusion_attention(both, both, self.fusion_linear, return_attention)
+        fused = Sequence(self.fusion_layer_norm(fused.features), fused.mask)
         attention = {"text": text_map, "fusion": fusion_map} if return_attention else {}
         return FusionOutput(pool(fused, self.pool), text, audio, attention)
 

@@ -57,8 +57,8 @@ class UnimodalFusion(Fusion):
         (modality,) = self.modalities
         sequence = {"text": text, "audio": audio}[modality]
         assert sequence is not None
-        attended, weights = self.attention(sequence, sequence, return_attention)
-        sequence = zero_padding(Sequence(self.layer_norm(self.linear(attended.features)), sequence.mask))
+        attended, weights = self.attention(sequence, sequence, self.linear, return_attention)
+        sequence = zero_padding(Sequence(self.layer_norm(attended.features), sequence.mask))
         normalised = {modality: sequence}
         attention = {} if weights is None else {modality: weights}
         return FusionOutput(pool(sequence, self.pool), normalised.get("text"), normalised.get("audio"), attention)

@@ -8,9 +8,11 @@ import hypothesis.strategies as st
 import pytest
 import torch
 from hypothesis import given, settings
-from torch import Tensor
+from torch import Tensor, nn
 
+from fourm_ser.attention import attend
 from fourm_ser.errors import InputError
+from fourm_ser.fusion import base
 from fourm_ser.fusion.base import POOLS, Fusion, pool
 from fourm_ser.fusion.concat import ConcatFusion
 from fourm_ser.fusion.cross_attention import CrossAttentionFusion
@@ -231,21 +233,42 @@ def test_a_fusion_without_attention_has_no_maps(name: str) -> None:
 @ATTENTIVE
 @pytest.mark.parametrize("mode", ["training", "evaluation", "evaluation without gradients"])
 def test_maps_are_made_only_where_they_are_asked_for(name: str, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    functional, calls = torch.nn.functional, []
-    fused = functional.scaled_dot_product_attention
+    calls: list[float] = []
+    with_maps = 0
 
-    def spy(*arguments: Any, **options: Any) -> Tensor:
-        calls.append(options.get("dropout_p", arguments[4] if len(arguments) > 4 else 0.0))
-        return fused(*arguments, **options)
+    def spy(projected: list[Tensor], heads: int, mask: Tensor, dropout: float) -> Tensor:
+        calls.append(dropout)
+        return attend(projected, heads, mask, dropout)
 
-    monkeypatch.setattr(functional, "scaled_dot_product_attention", spy)
+    def spy_with_maps(self: nn.MultiheadAttention, *arguments: Any, **options: Any) -> tuple[Tensor, Tensor | None]:
+        nonlocal with_maps
+        with_maps += 1
+        return forward(self, *arguments, **options)
+
+    forward = nn.MultiheadAttention.forward
+    monkeypatch.setattr(base, "attend", spy)
+    monkeypatch.setattr(nn.MultiheadAttention, "forward", spy_with_maps)
     fusion = build(name, dropout=0.25).train(mode == "training")
     with torch.set_grad_enabled(mode != "evaluation without gradients"):
         count = len(fuse(fusion, TEXTS, AUDIOS, return_attention=True).attention)
         assert not calls
+        assert with_maps == count
         fuse(fusion, TEXTS, AUDIOS)
-    assert count > 0
+    assert with_maps == count > 0
     assert calls == [0.25 if mode == "training" else 0.0] * count
+
+
+@pytest.mark.parametrize("frames", [3, 50])
+def test_two_linear_layers_in_turn(frames: int) -> None:
+    torch.manual_seed(0)
+    first, second = nn.Linear(6, 9).double(), nn.Linear(9, 20).double()
+    features = torch.randn(2, frames, 6, dtype=torch.float64, requires_grad=True)
+    wanted = [features, *first.parameters(), *second.parameters()]
+    results = []
+    for result in (second(first(features)), base.in_turn(first, second, features)):
+        results.append([result, *torch.autograd.grad(result.square().sum(), wanted)])
+    for found, expected in zip(*results, strict=True):
+        torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-9)
 
 
 def test_an_utterance_of_one_value_stays_finite_under_min_max() -> None:

@@ -7,6 +7,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from fourm_ser.attention import attend as attend_by_head
+from fourm_ser.fusion import base
 from fourm_ser.fusion.base import Attention, FusionOutput
 from fourm_ser.fusion.concat import ConcatFusion
 from fourm_ser.fusion.cross_attention import CrossAttentionFusion
@@ -142,26 +144,18 @@ def test_concatenation_is_that_of_server() -> None:
 @pytest.fixture
 def dropped(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float]]:
     """Dropout that doubles what it gets, and attention without any: what drops, and how much, is written down."""
-    functional = torch.nn.functional
-    fused, seen = functional.scaled_dot_product_attention, []
+    seen: list[tuple[str, float]] = []
 
-    def attention(*arguments: Any, dropout_p: float, **options: Any) -> Tensor:
-        seen.append(("attention", dropout_p))
-        return fused(*arguments, **options)
+    def attention(projected: list[Tensor], heads: int, mask: Tensor, dropout: float) -> Tensor:
+        seen.append(("attention", dropout))
+        return attend_by_head(projected, heads, mask)
 
     def dropout(features: Tensor, p: float, training: bool, inplace: bool) -> Tensor:
         seen.append(("features", p if training else 0.0))
         return features * 2
 
-    # torch gives the attention's dropout as its fifth argument.
-    monkeypatch.setattr(
-        functional,
-        "scaled_dot_product_attention",
-        lambda query, key, value, mask, dropout_p, is_causal: attention(
-            query, key, value, attn_mask=mask, is_causal=is_causal, dropout_p=dropout_p
-        ),
-    )
-    monkeypatch.setattr(functional, "dropout", dropout)
+    monkeypatch.setattr(base, "attend", attention)
+    monkeypatch.setattr(torch.nn.functional, "dropout", dropout)
     return seen
 
 

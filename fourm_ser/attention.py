@@ -1,0 +1,143 @@
+"""Scaled dot-product attention as plain matrix products, for a processor.
+
+Torch's fused kernel keeps the matrix units of a processor waiting in bf16, and with dropout torch uses none: it then
+computes in fp32, and draws a number for each score alone.
+"""
+
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd import Function
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import scaled_dot_product_attention
+
+SCORES = 1_000_000  # computed at a time
+SHORT = 64  # keys below which a softmax takes longer in bf16 than in fp32
+WHOLE = {2: torch.int16, 4: torch.int32, 8: torch.int64}  # by bytes
+
+
+def attend(
+    projected: Sequence[Tensor], heads: int, mask: Tensor | None, dropout: float = 0.0, scale: float | None = None
+) -> Tensor:
+    """Attention of queries to keys, softmax(scale * q k') v by head, with dropout on its weights.
+
+    Vaswani et al., 2017, https://arxiv.org/abs/1706.03762.
+
+    Args:
+        projected: queries, keys and values in this order, beside each other in one tensor (batch, time, 3 * heads,
+            width) or in two or three; keys and values have the same times.
+        heads: number of heads.
+        mask: (batch or 1, heads or 1, queries or 1, keys) bool, True where a key counts; None for all. One key of a
+            query counts at least.
+        dropout: share of the weights that is dropped; the others grow to make up for it. In bf16 it is rounded to a
+            multiple of 1 / 65,536.
+        scale: of the scores; None for 1 / sqrt(width).
+
+    Returns:
+        (batch, queries, heads, width).
+    """
+    first = projected[0]
+    if first.device.type != "cpu" or (first.dtype != torch.bfloat16 and not dropout):
+        query, key, value = (tensor.transpose(1, 2) for tensor in _split(projected, heads))
+        found = scaled_dot_product_attention(query, key, value, mask, dropout, scale=scale)
+        return found.transpose(1, 2)
+    scale = first.shape[-1] ** -0.5 if scale is None else scale
+    with torch.autocast("cpu", enabled=False):
+        return _Attend.apply(heads, None if mask is None else ~mask, dropout, scale, *projected)
+
+
+class _Attend(Function):
+    """`attend`, which holds no more than a piece of the scores where no gradient is wanted."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, heads: int, hidden: Tensor | None, dropout: float, scale: float, *projected: Tensor
+    ) -> Tensor:
+        query, key, value = _split(projected, heads)
+        result = torch.empty(query.shape, dtype=query.dtype, device=query.device)
+        saved: list[Tensor] = []
+        for piece in _pieces(query, key):
+            q, k, v = (_together(tensor, piece) for tensor in (query, key, value))
+            scores = torch.bmm(q * scale, k.transpose(1, 2))
+            if hidden is not None:
+                rows, some = piece
+                away = hidden.expand(len(query), -1, -1, -1)[rows, some if hidden.shape[1] > 1 else slice(None)]
+                scores.view(-1, some.stop - some.start, *scores.shape[1:]).masked_fill_(away, float("-inf"))
+            short = scores.dtype == torch.bfloat16 and scores.shape[-1] < SHORT
+            weights = scores.float().softmax(-1).type_as(scores) if short else scores.softmax(-1)
+            kept = [_draw(weights, dropout)] if dropout else []
+            if any(ctx.needs_input_grad):
+                saved += [weights, *kept]
+            _put(result, piece, torch.bmm(_keep(weights, *kept), v))
+        result.div_(1 - dropout)
+        ctx.save_for_backward(*projected, result, *saved)
+        ctx.heads, ctx.dropout, ctx.scale, ctx.parts = heads, dropout, scale, len(projected)
+        return result
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
+        projected, (result, *saved) = ctx.saved_tensors[: ctx.parts], ctx.saved_tensors[ctx.parts :]
+        gradients = [torch.empty_like(tensor) for tensor in projected]
+        query, key, value = _split(projected, ctx.heads)
+        of_query, of_key, of_value = _split(gradients, ctx.heads)
+        # (batch, queries, heads, 1): the sum over keys of each weight times its gradient (Dao et al., 2022)
+        of_sum = (gradient * result).sum(-1, keepdim=True)
+        gradient = gradient / (1 - ctx.dropout)
+        held = iter(saved)
+        for piece in _pieces(query, key):
+            weights = next(held)
+            kept = [next(held)] if ctx.dropout else []
+            q, k, v, g, s = (_together(tensor, piece) for tensor in (query, key, value, gradient, of_sum))
+            _put(of_value, piece, torch.bmm(_keep(weights, *kept).transpose(1, 2), g))
+            of_scores = _keep(torch.bmm(g, v.transpose(1, 2)), *kept).sub_(s).mul_(weights)
+            _put(of_query, piece, torch.bmm(of_scores, k * ctx.scale))
+            _put(of_key, piece, torch.bmm(of_scores.transpose(1, 2), q * ctx.scale))
+        return None, None, None, None, *gradients
+
+
+Piece = tuple[slice, slice]
+
+
+def _pieces(query: Tensor, key: Tensor) -> Iterator[Piece]:
+    """Slices of rows and of heads with about `SCORES` scores each."""
+    batch, queries, heads, _ = query.shape
+    together = max(1, SCORES // (queries * key.shape[1]))
+    for row in range(0, batch, rows := max(1, together // heads)):
+        for head in range(0, heads, together):
+            yield slice(row, row + rows), slice(head, min(head + together, heads))
+
+
+def _split(projected: Sequence[Tensor], heads: int) -> list[Tensor]:
+    """Queries, keys and values, each (batch, time, heads, width), as views."""
+    return [
+        view for tensor in projected for view in tensor.view(*tensor.shape[:2], -1, heads, tensor.shape[-1]).unbind(2)
+    ]
+
+
+def _together(tensor: Tensor, piece: Piece) -> Tensor:
+    """A piece of (batch, time, heads, width) -> (rows * heads, time, width)."""
+    rows, some = piece
+    return tensor[rows, :, some].transpose(1, 2).flatten(0, 1)
+
+
+def _put(into: Tensor, piece: Piece, tensor: Tensor) -> None:
+    """The way back from `_together`, into its place."""
+    rows, some = piece
+    into[rows, :, some] = tensor.view(-1, some.stop - some.start, *tensor.shape[1:]).transpose(1, 2)
+
+
+def _draw(weights: Tensor, dropout: float) -> Tensor:
+    """For each weight an integer of its size, of ones where it is kept and of zeros where it is dropped."""
+    size = weights.element_size()
+    # Drawn 64 bits at a time, as many as the generator makes at once.
+    drawn = torch.empty(-(-weights.numel() * size // 8), dtype=torch.int64).random_(-(2**63), None)
+    numbers = drawn.view(WHOLE[size])[: weights.numel()].view(weights.shape)
+    return numbers.ge_(round((dropout - 0.5) * 256**size)).neg_()
+
+
+def _keep(weights: Tensor, kept: Tensor | None = None) -> Tensor:
+    """The weights with zeros where they are dropped."""
+    return weights if kept is None else (weights.view(kept.dtype) & kept).view(weights.dtype)
