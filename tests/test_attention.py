@@ -134,9 +134,10 @@ def test_weights_are_held_for_a_backward_pass_alone(dtype: torch.dtype, dropout:
 class Layer(nn.Module):
     """An encoder's."""
 
-    def __init__(self, is_causal: bool) -> None:
+    def __init__(self, is_causal: bool, groups: int = 1) -> None:
         super().__init__()
         self.is_causal = is_causal
+        self.num_key_value_groups = groups
 
 
 def ask(layer: Layer, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
@@ -162,3 +163,18 @@ def test_a_decoder_keeps_torch_s_attention() -> None:
     before = torch.ones(17, 17, dtype=torch.bool).tril().expand(3, 1, 17, 17)
     expected = by_formula(query, key, value, before, 0.5)
     torch.testing.assert_close(ask(Layer(True), query, key, value, None).double(), expected, rtol=0, atol=0.02)
+
+
+def test_what_is_added_to_the_scores_counts() -> None:
+    query, key, value, mask = draw(torch.bfloat16)
+    added = torch.zeros(3, 1, 17, 17, dtype=torch.bfloat16).masked_fill(~mask, -1e9)
+    expected = by_formula(query, key, value, mask, 0.5)
+    torch.testing.assert_close(ask(Layer(False), query, key, value, added).double(), expected, rtol=0, atol=0.02)
+
+
+def test_keys_of_fewer_heads_serve_several_queries() -> None:
+    query, key, value, mask = draw(torch.bfloat16)
+    twice = [0, 0, 1, 1]
+    expected = by_formula(query, key[:, :, twice], value[:, :, twice], mask, 0.5)
+    found = ask(Layer(False, groups=2), query, key[:, :, :2], value[:, :, :2], mask.expand(3, 1, 17, 17))
+    torch.testing.assert_close(found.double(), expected, rtol=0, atol=0.02)

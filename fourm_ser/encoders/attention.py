@@ -2,6 +2,7 @@
 
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -26,8 +27,9 @@ def attention(
 
     Args:
         module: the layer.
-        query, key, value: (batch, heads, time, width of a head).
-        attention_mask: (batch or 1, heads or 1, time or 1, time) bool, True where a key counts; None for all.
+        query, key, value: (batch, heads, time, width of a head); keys and values may have fewer heads.
+        attention_mask: (batch or 1, heads or 1, time or 1, time) bool, True where a key counts, or numbers to add to
+            the scores; None for all.
         dropout: on the weights.
         scaling: of the scores; None for 1 / sqrt(width).
         **others: what torch's kernel takes besides.
@@ -35,7 +37,9 @@ def attention(
     Returns:
         (batch, time, heads, width), and no weights.
     """
-    if getattr(module, "is_causal", True) or any(isinstance(other, Tensor) for other in others.values()):
+    masks = attention_mask is None or attention_mask.dtype == torch.bool
+    alike = not getattr(module, "is_causal", True) and query.shape[1] == key.shape[1]
+    if not masks or not alike or any(isinstance(other, Tensor) for other in others.values()):
         attended, _ = sdpa_attention_forward(
             module, query, key, value, attention_mask, dropout=dropout, scaling=scaling, **others
         )

@@ -259,9 +259,10 @@ def test_maps_are_made_only_where_they_are_asked_for(name: str, mode: str, monke
 
 
 @pytest.mark.parametrize("frames", [3, 50])
-def test_two_linear_layers_in_turn(frames: int) -> None:
+@pytest.mark.parametrize("training", [True, False])
+def test_two_linear_layers_in_turn(frames: int, training: bool) -> None:
     torch.manual_seed(0)
-    first, second = nn.Linear(6, 9).double(), nn.Linear(9, 20).double()
+    first, second = (nn.Linear(*widths).double().train(training) for widths in ((6, 9), (9, 20)))
     features = torch.randn(2, frames, 6, dtype=torch.float64, requires_grad=True)
     wanted = [features, *first.parameters(), *second.parameters()]
     results = []
