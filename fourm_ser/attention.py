@@ -79,7 +79,8 @@ class _Attend(Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        projected, (result, *saved) = ctx.saved_tensors[: ctx.parts], ctx.saved_tensors[ctx.parts :]
+        tensors = ctx.saved_tensors  # once: under gradient checkpointing it computes them
+        projected, (result, *saved) = tensors[: ctx.parts], tensors[ctx.parts :]
         gradients = [torch.empty_like(tensor) for tensor in projected]
         query, key, value = _split(projected, ctx.heads)
         of_query, of_key, of_value = _split(gradients, ctx.heads)

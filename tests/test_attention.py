@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from fourm_ser import attention
 from fourm_ser.attention import attend
@@ -93,6 +94,22 @@ def test_gradients_in_bf16() -> None:
     for expected, found in zip(*gradients, strict=True):
         assert nn.functional.cosine_similarity(expected.flatten(), found.double().flatten(), dim=0) > 0.9995
         torch.testing.assert_close(found.double(), expected, rtol=0, atol=0.03)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_gradients_under_checkpointing(dtype: torch.dtype) -> None:
+    query, key, value, mask = draw(dtype)
+    given = [tensor.requires_grad_() for tensor in (query, key, value)]
+
+    def run(*given: Tensor) -> Tensor:
+        return attend(given, HEADS, mask, 0.3).sin()
+
+    gradients = []
+    for compute in (run, lambda *given: checkpoint(run, *given, use_reentrant=False)):
+        torch.manual_seed(1)
+        gradients.append(torch.autograd.grad(compute(*given).sum(), given))
+    for expected, found in zip(*gradients, strict=True):
+        assert torch.equal(expected, found)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
