@@ -1,4 +1,4 @@
-"""Scaled dot-product attention as plain matrix products, for a processor.
+"""Scaled dot-product attention: torch's own, and on a processor plain matrix products where these are faster.
 
 Torch's fused kernel keeps the matrix units of a processor waiting in bf16, and with dropout torch uses none: it then
 computes in fp32, and draws a number for each score alone.
@@ -49,7 +49,7 @@ def attend(
 
 
 class _Attend(Function):
-    """`attend`, which holds no more than a piece of the scores where no gradient is wanted."""
+    """Matrix products, which hold no more than a piece of the scores where no gradient is wanted."""
 
     @staticmethod
     def forward(
