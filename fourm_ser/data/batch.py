@@ -9,11 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset, Sampler
 
-from fourm_ser.encoders.base import Frontend, Inputs, Sequence, length_mask, pad
+from fourm_ser.encoders.base import Frontend, Inputs, Sequence
 from fourm_ser.encoders.store import FeatureStore
 
-POOL = 50  # batches, and
-POOLS = 8  # at least so many pools: a corpus whose emotions differ in length would get batches of one emotion
+SPREAD = 8.0  # of what is added to the logarithm of a length, times the number of batches
 
 
 class Batch(NamedTuple):
@@ -36,11 +35,11 @@ class Source(Protocol):
     """Where a modality's part of a batch comes from."""
 
     def load(self, index: int) -> Any:
-        """One utterance, by its position in the manifest."""
+        """What makes up an utterance, by its position in the manifest."""
         ...
 
     def collate(self, items: Items[Any]) -> Inputs | Sequence:
-        """Utterances as one padded batch."""
+        """What was loaded, as one padded batch."""
         ...
 
 
@@ -81,12 +80,11 @@ class Stored:
         self.store = store
         self.keys = keys
 
-    def load(self, index: int) -> Tensor:
-        return self.store.read(self.keys[index])
+    def load(self, index: int) -> str:
+        return self.keys[index]  # a batch is read at once
 
-    def collate(self, items: Items[Tensor]) -> Sequence:
-        features = pad(items)
-        return Sequence(features, length_mask(torch.tensor([len(item) for item in items]), features.shape[1]))
+    def collate(self, items: Items[str]) -> Sequence:
+        return self.store.read_batch(items)
 
 
 class Utterances(Dataset[tuple[int, dict[str, Any]]]):
@@ -120,9 +118,11 @@ class Utterances(Dataset[tuple[int, dict[str, Any]]]):
 class BucketBatchSampler(Sampler[list[int]]):
     """Batches of utterances of similar length.
 
-    With `shuffle`, utterances are shuffled, sorted by length within pools of at most 50 batches and an eighth of the
-    utterances, cut into batches, and the batches shuffled: an order that depends on seed and epoch alone. Without, they
-    are sorted by length.
+    With `shuffle`, utterances are shuffled, sorted by the logarithm of their length plus what grows with their place in
+    the shuffled order, from 0 to 8 / number of batches, cut into batches, and the batches shuffled. That order depends
+    on seed and epoch alone, and gives an utterance other company in each epoch. The fewer the batches, the more they
+    mix lengths: in a small corpus whose emotions differ in length they would else be of one emotion. Without, they are
+    sorted by length.
 
     With `classes`, an epoch has as many utterances as without, and every class equally often: of a large class some are
     drawn anew for each epoch, those of a small one come several times.
@@ -132,7 +132,7 @@ class BucketBatchSampler(Sampler[list[int]]):
 
     Args:
         rows: positions in the manifest.
-        lengths: length of each utterance of the manifest, in any unit.
+        lengths: length of each utterance of the manifest, in any unit, more than 0.
         batch_size: utterances in a batch, over all processes.
         shuffle: see above.
         seed: seed of the order.
@@ -172,9 +172,8 @@ class BucketBatchSampler(Sampler[list[int]]):
             return self._cut(order)
         generator = np.random.default_rng([self.seed, self.epoch])
         order = generator.permutation(self.rows if self.classes is None else self._balanced(generator))
-        size = self.batch_size * max(1, min(POOL, len(order) // (POOLS * self.batch_size)))
-        pools = [order[start : start + size] for start in range(0, len(order), size)]
-        order = np.concatenate([pool[np.argsort(self.lengths[pool], kind="stable")] for pool in pools])
+        added = np.linspace(0.0, SPREAD / len(self), len(order))
+        order = order[np.argsort(np.log(self.lengths[order]) + added, kind="stable")]
         batches = self._cut(order)
         return [batches[place] for place in generator.permutation(len(batches))]
 

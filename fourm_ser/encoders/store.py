@@ -11,6 +11,7 @@ import os
 import struct
 import uuid
 from collections.abc import Iterable, Mapping
+from collections.abc import Sequence as Items
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,6 +22,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 from torch import Tensor
 
+from fourm_ser.encoders.base import Sequence, length_mask
 from fourm_ser.errors import InputError
 from fourm_ser.files import whole, write_json
 
@@ -84,7 +86,21 @@ class FeatureStore:
         return len(self._index)
 
     def read(self, key: str) -> Tensor:
-        """The features of `key`: [time, dim] in float32.
+        """The features of `key`: [time, dim] in float32."""
+        return torch.from_numpy(self._stored(key).astype(np.float32))
+
+    def read_batch(self, keys: Items[str]) -> Sequence:
+        """The features of `keys` as one padded batch in float32: (batch, longest, dim) and its mask."""
+        rows = [self._stored(key) for key in keys]
+        lengths = torch.tensor([len(row) for row in rows])
+        longest = int(lengths.max())
+        features = np.zeros((len(rows), longest, rows[0].shape[1]), max(row.dtype for row in rows))
+        for into, row in zip(features, rows, strict=True):
+            into[: len(row)] = row
+        return Sequence(torch.from_numpy(features).float(), length_mask(lengths, longest))
+
+    def _stored(self, key: str) -> np.ndarray:
+        """The features of `key` as they were written; read-only.
 
         A positioned read of just these bytes: as fast as a memory map, and resident memory does not grow with use.
         """
@@ -95,8 +111,7 @@ class FeatureStore:
         data = os.pread(self._open[place.shard], size, place.offset)
         if len(data) != size:
             raise InputError(f"{place.shard}: the shard ends too early. Delete it: it will be encoded anew.")
-        features = np.frombuffer(data, dtype=place.dtype).reshape(place.shape)
-        return torch.from_numpy(features.astype(np.float32))
+        return np.frombuffer(data, dtype=place.dtype).reshape(place.shape)
 
     def write(self, features: Mapping[str, np.ndarray]) -> None:
         """Add a shard: a [time, dim] array of float32 or float16 for each key.

@@ -1,5 +1,6 @@
 """Batches: each utterance once, like lengths together, the same on any number of processes."""
 
+import itertools
 from collections.abc import Sequence as Items
 from pathlib import Path
 from typing import Any
@@ -75,7 +76,7 @@ def test_lengths_within_a_batch_are_similar(shuffle: bool) -> None:
     at_random = padding([shuffled[start : start + 8].tolist() for start in range(0, len(ROWS), 8)])
     batches = order(shuffle=shuffle)
     assert at_random > 0.3
-    assert padding(batches) < at_random / (2 if shuffle else 4)  # shuffled, a small corpus has small pools
+    assert padding(batches) < at_random / 4
     assert BucketBatchSampler(ROWS, LENGTHS, 8, shuffle).padding() == pytest.approx(padding(batches))
 
 
@@ -85,12 +86,31 @@ def test_batches_of_a_small_corpus_mix_emotions_that_differ_in_length() -> None:
     lengths = 2.0 + classes  # by its length alone an utterance would be in a batch of one emotion
     batches = list(BucketBatchSampler(rows, lengths, 32, shuffle=True))
     assert len(batches) == 16
-    assert np.mean([len(set(classes[batch])) for batch in batches]) > 2.5
+    alone = list(BucketBatchSampler(rows, lengths, 32))
+    mixed, apart = (np.mean([len(set(classes[batch])) for batch in made]) for made in (batches, alone))
+    assert mixed > 1.9
+    assert apart < 1.4
 
 
-def test_a_large_corpus_has_batches_of_like_length() -> None:
-    lengths = np.random.default_rng(0).uniform(1, 10, 20_000)
-    assert BucketBatchSampler(np.arange(20_000), lengths, 8, shuffle=True).padding() < 0.05
+def test_the_more_batches_the_less_padding() -> None:
+    lengths = np.random.default_rng(0).lognormal(1.28, 0.685, 20_000)
+    counts = (320, 1_280, 5_120, 20_000)
+    shares = [BucketBatchSampler(np.arange(count), lengths, 32, shuffle=True).padding() for count in counts]
+    assert shares == sorted(shares, reverse=True)
+    assert shares[0] > 0.2  # of ten batches
+    assert shares[2] < 0.05
+    assert shares[3] < 0.02
+
+
+@pytest.mark.parametrize("count", [320, 5_120])
+def test_an_utterance_gets_other_company_in_each_epoch(count: int) -> None:
+    lengths = np.random.default_rng(0).lognormal(1.28, 0.685, count)
+    sampler = BucketBatchSampler(np.arange(count), lengths, 32, shuffle=True)
+    pairs = []
+    for epoch in range(2):
+        sampler.set_epoch(epoch)
+        pairs.append({pair for batch in sampler for pair in itertools.combinations(sorted(batch), 2)})
+    assert len(pairs[0] & pairs[1]) < 0.5 * len(pairs[0])
 
 
 def test_training_does_not_go_from_short_to_long() -> None:

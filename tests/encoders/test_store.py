@@ -66,6 +66,26 @@ def test_half_precision_comes_back_as_float32(tmp_path: Path) -> None:
         np.testing.assert_array_equal(store.read(key).numpy(), array.astype(np.float32))
 
 
+@pytest.mark.parametrize("kinds", [("f4",), ("f2",), ("f2", "f4")])
+def test_a_batch_is_what_each_utterance_is_and_zeros_behind(tmp_path: Path, kinds: tuple[str, ...]) -> None:
+    store = opened(tmp_path)
+    for seed, kind in enumerate(kinds):
+        store.write({key: array.astype(kind) for key, array in features(9, seed=seed).items()})
+    keys = ["0-0004", "0-0000", f"{len(kinds) - 1}-0006", "0-0004"]
+    found, mask = store.read_batch(keys)
+    assert found.shape == (4, 7, 6)
+    assert found.dtype == torch.float32
+    for row, key in enumerate(keys):
+        alone = store.read(key)
+        assert mask[row].tolist() == [True] * len(alone) + [False] * (7 - len(alone))
+        assert torch.equal(found[row, : len(alone)], alone)
+        assert not found[row, len(alone) :].any()
+    found.zero_()
+    assert torch.equal(store.read("0-0004"), store.read_batch(keys).features[0, :5])
+    with pytest.raises(KeyError):
+        store.read_batch(["0-0000", "z"])
+
+
 def test_extreme_values_come_back_bit_by_bit(tmp_path: Path) -> None:
     store = opened(tmp_path)
     extreme = np.array([[0.0, -0.0, 1e-42, np.finfo(np.float32).max, np.inf, np.nan]], dtype=np.float32)
