@@ -193,7 +193,7 @@ def predict(
         metrics.update(logits, output.embedding, labels)
         if loss is not None:
             with torch.inference_mode(), inference.autocast():
-                terms = loss(output.logits, output.features(), labels)
+                terms = loss(output.logits, output.features(loss.on), labels)
             for name, value in terms.items():
                 key = "loss" if name == "total" else f"loss/{name}"
                 losses[key] = losses.get(key, torch.zeros(())) + value.float().cpu() * len(labels)

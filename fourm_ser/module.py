@@ -134,7 +134,7 @@ class EmotionModule(LightningModule):
         """The network's output for this process's share of a batch; the whole batch's loss by term, and its size."""
         output = self(batch)
         labels = gather_rows(batch.labels)
-        features = {name: gather_rows(vectors) for name, vectors in output.features().items()}
+        features = {name: gather_rows(vectors) for name, vectors in output.features(self.loss.on).items()}
         terms = self.loss(gather_rows(output.logits), features, labels)
         if not terms["total"].isfinite():
             bad = [name for name, value in terms.items() if not value.isfinite()]

@@ -38,11 +38,10 @@ class NetworkOutput(NamedTuple):
     audio: Sequence | None
     attention: Mapping[str, Tensor]
 
-    def features(self) -> dict[str, Tensor]:
-        """The vectors that feature losses act on: `embedding`, and the mean over time of `text` and `audio`."""
-        sequences = {"text": self.text, "audio": self.audio}
-        pooled = {name: pool(sequence, "mean") for name, sequence in sequences.items() if sequence is not None}
-        return {"embedding": self.embedding, **pooled}
+    def features(self, names: Items[str]) -> dict[str, Tensor]:
+        """What feature losses act on, of these names: `embedding`, and the mean over time of `text` and `audio`."""
+        given = self._asdict()
+        return {name: self.embedding if name == "embedding" else pool(given[name], "mean") for name in names}
 
 
 class Head(nn.Module):

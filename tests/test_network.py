@@ -163,6 +163,21 @@ def test_maps_are_returned_when_they_are_asked_for(build: Callable[..., EmotionN
     assert without.embedding.shape == (4, network.fusion.dim)
 
 
+def test_features_are_the_embedding_and_means_over_own_frames(build: Callable[..., EmotionNetwork]) -> None:
+    network = build("bert-lstm", "self_attention")
+    with torch.no_grad():
+        output = network(**batch(network, [0, 1, 2, 3]))
+    found = output.features(["audio", "embedding", "text"])
+    assert {name: vectors.shape for name, vectors in found.items()} == {
+        name: (4, width) for name, width in network.widths.items()
+    }
+    assert torch.equal(found["embedding"], output.embedding)
+    for name, sequence in (("text", output.text), ("audio", output.audio)):
+        for row, length in enumerate(sequence.mask.sum(1)):
+            torch.testing.assert_close(found[name][row], sequence.features[row, :length].mean(0), rtol=0, atol=1e-5)
+    assert output.features([]) == {}
+
+
 def test_encoders_of_modalities_that_are_not_read_are_not_built(build: Callable[..., EmotionNetwork]) -> None:
     assert set(build("bert-lstm", "text_only").encoders) == {"text"}
     assert set(build("bert-lstm", "audio_only").encoders) == {"audio"}

@@ -22,11 +22,13 @@ class Loss(nn.Module, ABC):
 
     Attributes:
         name: what its value is called beside `total`.
+        on: the features it acts on, any of `FEATURES`; none where it takes the logits alone.
         learning_rate: of the loss's own parameters; None where it has none.
         uses_head: whether it trains the head's logits.
     """
 
     name: str
+    on: Items[str] = ()
     learning_rate: float | None = None
     uses_head: bool = False
 
@@ -36,7 +38,7 @@ class Loss(nn.Module, ABC):
 
         Args:
             classes: number of classes.
-            dims: widths by name of the features that `forward` will be given.
+            dims: widths by name of the features that there are.
             counts: training utterances of each class.
 
         Raises:
@@ -49,8 +51,8 @@ class Loss(nn.Module, ABC):
 
         Args:
             logits: (batch, classes), of the head.
-            features: `embedding`, the fused vector, and `text` and `audio`, pooled, where the fusion reads them; each
-                (batch, dim of its own).
+            features: those it acts `on`: `embedding`, the fused vector, `text` and `audio`, pooled; each (batch, dim of
+                its own).
             labels: (batch,), indices of classes.
         """
 

@@ -83,6 +83,10 @@ class SumLoss(Loss):
         return "+".join(self.active)
 
     @property
+    def on(self) -> Items[str]:  # type: ignore[override]
+        return list(dict.fromkeys(where for term in self.losses.values() for where in term.on))
+
+    @property
     def uses_head(self) -> bool:  # type: ignore[override]
         return any(term.uses_head for term in self.active.values())
 

@@ -124,6 +124,16 @@ def test_half_precision_is_widened(overrides: list[str]) -> None:
         assert value.item() == expected[name].item()
 
 
+@pytest.mark.parametrize("option", OPTIONS)
+def test_a_loss_is_content_with_the_features_it_acts_on(option: str) -> None:
+    loss = built(option)
+    logits, features = batch()
+    assert set(loss.on) == (set() if option in ("ce", "ce_smooth", "focal") else {"embedding"})
+    alone = loss(logits, {name: features[name] for name in loss.on}, LABELS)
+    for name, value in loss(logits, features, LABELS).items():
+        assert torch.equal(alone[name], value)
+
+
 @pytest.mark.parametrize("option", FEATURE_LOSSES)
 def test_a_feature_loss_is_the_sum_over_its_features(option: str) -> None:
     loss = built(option, "loss.on=[audio,embedding]")

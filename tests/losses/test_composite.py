@@ -125,6 +125,7 @@ def test_terms_on_several_features_are_named_after_them() -> None:
     outer = set_up(made({"all": loss, "focal": FocalLoss(2.0, None)}))
     named = ["total", "all", "focal", "all/ce", "all/draw", "all/draw/text", "all/draw/audio"]
     assert list(outer(logits, features, LABELS)) == named
+    assert outer.on == ["text", "audio"]
 
 
 @pytest.mark.parametrize("weighting", ["sum", "convex", "learned"])
