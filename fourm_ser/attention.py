@@ -60,7 +60,7 @@ class _Attend(Function):
         saved: list[Tensor] = []
         for piece in _pieces(query, key):
             q, k, v = (_together(tensor, piece) for tensor in (query, key, value))
-            scores = torch.bmm(q * scale, k.transpose(1, 2))
+            scores = _scaled(q, k.transpose(1, 2), scale)
             if hidden is not None:
                 rows, some = piece
                 away = hidden.expand(len(query), -1, -1, -1)[rows, some if hidden.shape[1] > 1 else slice(None)]
@@ -69,33 +69,30 @@ class _Attend(Function):
             weights = scores.float().softmax(-1).type_as(scores) if short else scores.softmax(-1)
             kept = [_draw(weights, dropout)] if dropout else []
             if any(ctx.needs_input_grad):
-                saved += [weights, *kept]
-            _put(result, piece, torch.bmm(_keep(weights, *kept), v))
-        result.div_(1 - dropout)
-        ctx.save_for_backward(*projected, result, *saved)
-        ctx.heads, ctx.dropout, ctx.scale, ctx.parts = heads, dropout, scale, len(projected)
+                saved += [q, k, v, weights, *kept]
+            _put(result, piece, _scaled(_keep(weights, *kept), v, 1 / (1 - dropout)))
+        ctx.save_for_backward(result, *saved)
+        ctx.heads, ctx.dropout, ctx.scale = heads, dropout, scale
+        ctx.shapes = [tensor.shape for tensor in projected]
         return result
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, ...]:
-        tensors = ctx.saved_tensors  # once: under gradient checkpointing it computes them
-        projected, (result, *saved) = tensors[: ctx.parts], tensors[ctx.parts :]
-        gradients = [torch.empty_like(tensor) for tensor in projected]
-        query, key, value = _split(projected, ctx.heads)
+        result, *saved = ctx.saved_tensors  # once: under gradient checkpointing it computes them
+        gradients = [result.new_empty(shape) for shape in ctx.shapes]
         of_query, of_key, of_value = _split(gradients, ctx.heads)
         # (batch, queries, heads, 1): the sum over keys of each weight times its gradient (Dao et al., 2022)
         of_sum = (gradient * result).sum(-1, keepdim=True)
-        gradient = gradient / (1 - ctx.dropout)
-        held = iter(saved)
-        for piece in _pieces(query, key):
-            weights = next(held)
+        held, larger = iter(saved), 1 / (1 - ctx.dropout)
+        for piece in _pieces(of_query, of_key):
+            q, k, v, weights = (next(held) for _ in range(4))
             kept = [next(held)] if ctx.dropout else []
-            q, k, v, g, s = (_together(tensor, piece) for tensor in (query, key, value, gradient, of_sum))
-            _put(of_value, piece, torch.bmm(_keep(weights, *kept).transpose(1, 2), g))
-            of_scores = _keep(torch.bmm(g, v.transpose(1, 2)), *kept).sub_(s).mul_(weights)
-            _put(of_query, piece, torch.bmm(of_scores, k * ctx.scale))
-            _put(of_key, piece, torch.bmm(of_scores.transpose(1, 2), q * ctx.scale))
+            g, s = (_together(tensor, piece) for tensor in (gradient, of_sum))
+            _put(of_value, piece, _scaled(_keep(weights, *kept).transpose(1, 2), g, larger))
+            of_scores = (_keep(_scaled(g, v.transpose(1, 2), larger), *kept) - s).mul_(weights)
+            _put(of_query, piece, _scaled(of_scores, k, ctx.scale))
+            _put(of_key, piece, _scaled(of_scores.transpose(1, 2), q, ctx.scale))
         return None, None, None, None, *gradients
 
 
@@ -128,6 +125,11 @@ def _put(into: Tensor, piece: Piece, tensor: Tensor) -> None:
     """The way back from `_together`, into its place."""
     rows, some = piece
     into[rows, :, some] = tensor.view(-1, some.stop - some.start, *tensor.shape[1:]).transpose(1, 2)
+
+
+def _scaled(first: Tensor, second: Tensor, scale: float) -> Tensor:
+    """scale * first @ second, of batches of matrices."""
+    return torch.baddbmm(first.new_empty(1, 1, 1), first, second, beta=0, alpha=scale)
 
 
 def _draw(weights: Tensor, dropout: float) -> Tensor:

@@ -120,15 +120,14 @@ class Attention(nn.Module):
 
         Args:
             queries: (batch, queries, width), and
-            keys: (batch, keys, width of theirs), the same utterances.
+            keys: (batch, keys, width of theirs), the same utterances; both with zeros where padding stands.
             linear: the layer that the result goes through.
             return_attention: whether the maps are wanted: without them they are never held in memory.
 
         Returns:
             (batch, queries, width that `linear` gives), and the maps (batch, heads, queries, keys) when asked for.
         """
-        attending = zero_padding(queries).features
-        attended = attending if keys is queries else zero_padding(keys).features
+        attending, attended = queries.features, keys.features
         if return_attention:
             features, weights = self.attention(
                 attending, attended, attended, key_padding_mask=~keys.mask, average_attn_weights=False

@@ -71,6 +71,7 @@ class CrossAttentionFusion(Fusion):
     def forward(self, text: Sequence | None, audio: Sequence | None, return_attention: bool = False) -> FusionOutput:
         assert text is not None
         assert audio is not None
+        text, audio = zero_padding(text), zero_padding(audio)
         # (batch, frames, dim), (batch, tokens, dim)
         attended_text, text_map = self.text_attention(audio, text, self.text_linear, return_attention)
         attended_audio, audio_map = self.audio_attention(text, audio, self.audio_linear, return_attention)

@@ -81,6 +81,7 @@ class SelfAttentionFusion(Fusion):
     def forward(self, text: Sequence | None, audio: Sequence | None, return_attention: bool = False) -> FusionOutput:
         assert text is not None
         assert audio is not None
+        text = zero_padding(text)
         attended, text_map = self.text_attention(text, text, self.text_linear, return_attention)
         text = zero_padding(Sequence(self.text_layer_norm(attended.features), text.mask))
         audio = self._normalised(zero_padding(audio))

@@ -57,6 +57,7 @@ class UnimodalFusion(Fusion):
         (modality,) = self.modalities
         sequence = {"text": text, "audio": audio}[modality]
         assert sequence is not None
+        sequence = zero_padding(sequence)
         attended, weights = self.attention(sequence, sequence, self.linear, return_attention)
         sequence = zero_padding(Sequence(self.layer_norm(attended.features), sequence.mask))
         normalised = {modality: sequence}
