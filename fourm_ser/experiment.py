@@ -31,6 +31,7 @@ from fourm_ser.files import write_json, write_text
 from fourm_ser.launch import launch, processes
 from fourm_ser.loggers import RunLogger
 from fourm_ser.losses.base import Loss
+from fourm_ser.memory import keep_freed_memory
 from fourm_ser.model import Model, Use, build_network, known_widths, save_model
 from fourm_ser.module import EmotionModule, NotFiniteError
 from fourm_ser.network import EmotionNetwork
@@ -173,6 +174,8 @@ class Experiment:
             config.trainer.precision,
             config.encode.precision,
         )
+        if self.device.type == "cpu":
+            keep_freed_memory()
         with first():
             network = self._prepare()
         self.loss.setup(len(self.corpus.emotions), network.widths, self.corpus.counts)
