@@ -1,6 +1,6 @@
 """Frozen stems in bf16: autocast, over matrices that are cast, and on a processor laid out, once for many batches."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -10,6 +10,11 @@ from torch import Tensor, nn
 from fourm_ser.encoders.base import Encoder
 
 ROWS = 1024  # that the layout of a matrix is chosen for: frames of a batch
+# Hugging Face's names of layers, and of what their result goes through at once
+ACTIVATIONS = {"intermediate_dense": "intermediate_act_fn", "dense": "intermediate_act_fn", "lin1": "activation"}
+
+
+GELU: tuple[str, list[float], str] = ("gelu", [], "none")  # exact, by the error function
 
 
 class LaidOut(nn.Module):
@@ -20,7 +25,12 @@ class LaidOut(nn.Module):
 
     Args:
         layer: the layer, its weights in bf16.
+
+    Attributes:
+        then: what the kernel does to each number at last, and how: nothing, or `GELU`.
     """
+
+    then: tuple[str, list[float], str] = ("none", [], "")
 
     def __init__(self, layer: nn.Linear | nn.Conv1d) -> None:
         super().__init__()
@@ -41,7 +51,7 @@ class LaidOutLinear(LaidOut):
     def forward(self, features: Tensor) -> Tensor:
         """(..., width) -> (..., width of the output), in bf16."""
         flat = features.bfloat16().reshape(-1, features.shape[-1])
-        done = torch.ops.mkldnn._linear_pointwise(flat, self.laid_out, self.bias, "none", [], "")
+        done = torch.ops.mkldnn._linear_pointwise(flat, self.laid_out, self.bias, *self.then)
         return done.view(*features.shape[:-1], -1)
 
 
@@ -59,7 +69,7 @@ class LaidOutConvolution(LaidOut):
     def forward(self, features: Tensor) -> Tensor:
         """(batch, channels, time) -> (batch, channels of the output, time), in bf16, channels last in memory."""
         image = features.bfloat16()[:, :, None].contiguous(memory_format=torch.channels_last)
-        done = torch.ops.mkldnn._convolution_pointwise(image, self.laid_out, self.bias, *self.about, "none", [], "")
+        done = torch.ops.mkldnn._convolution_pointwise(image, self.laid_out, self.bias, *self.about, *self.then)
         return done[:, :, 0]
 
 
@@ -71,13 +81,26 @@ def has_layouts() -> bool:
     )
 
 
-def lay_out(layer: nn.Module) -> nn.Module | None:
+def lay_out(layer: nn.Module) -> LaidOut | None:
     """The same layer, laid out; None where it is none that can be."""
     if type(layer) is nn.Linear:
         return LaidOutLinear(layer)
     if type(layer) is nn.Conv1d and layer.in_channels > 1 and layer.padding_mode == "zeros":
         return LaidOutConvolution(layer) if not isinstance(layer.padding, str) else None
     return None
+
+
+def gelu_after(name: str, siblings: Mapping[str, nn.Module]) -> str | None:
+    """The name of the GELU that a layer's result goes through at once; None where there is none.
+
+    Args:
+        name: the layer's name, among
+        siblings: the modules of the same parent by name.
+    """
+    after = "activation" if set(siblings) == {"conv", "activation"} else ACTIVATIONS.get(name)
+    found = siblings.get(after or "")
+    exact = isinstance(found, nn.GELU) and found.approximate == "none"
+    return after if exact or getattr(found, "act", None) is nn.functional.gelu else None
 
 
 @contextmanager
@@ -96,11 +119,19 @@ def in_bf16(encoder: Encoder, device: torch.device) -> Iterator[None]:
                     parameter.data = parameter.data.bfloat16()
         if device.type == "cpu" and has_layouts():
             for parent in list(encoder.modules()):
-                for name, child in parent.named_children():
+                siblings = dict(parent.named_children())
+                for name, child in siblings.items():
                     laid_out = lay_out(child)
-                    if laid_out is not None:
-                        stack.callback(setattr, parent, name, child)
-                        setattr(parent, name, laid_out)
+                    if laid_out is None:
+                        continue
+                    instead: dict[str, nn.Module] = {name: laid_out}
+                    after = gelu_after(name, siblings)
+                    if after is not None:
+                        laid_out.then = GELU
+                        instead[after] = nn.Identity()
+                    for place, module in instead.items():
+                        stack.callback(setattr, parent, place, siblings[place])
+                        setattr(parent, place, module)
         stack.enter_context(torch.autocast(device.type, torch.bfloat16))
         stack.enter_context(nn.utils.parametrize.cached())
         yield

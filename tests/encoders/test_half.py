@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from fourm_ser.encoders.half import LaidOutConvolution, LaidOutLinear, has_layouts, in_bf16
+from fourm_ser.encoders.half import GELU, LaidOut, LaidOutConvolution, LaidOutLinear, gelu_after, has_layouts, in_bf16
 from fourm_ser.encoders.speech import SpeechEncoder
 
 CPU = torch.device("cpu")
@@ -70,3 +70,45 @@ def test_a_laid_out_convolution_is_the_layer(padding: int, stride: int, groups: 
         found = LaidOutConvolution(layer.bfloat16())(features)
     assert found.shape == expected.shape
     torch.testing.assert_close(found.double(), expected, rtol=0.01, atol=0.02)
+
+
+@needs_layouts
+def test_a_gelu_behind_a_layer_is_part_of_its_kernel(
+    speech_encoder: Callable[..., SpeechEncoder], waveforms: list[np.ndarray]
+) -> None:
+    torch.manual_seed(0)
+    layer, features = nn.Linear(24, 40).bfloat16(), torch.randn(9, 24)
+    laid_out = LaidOutLinear(layer)
+    with torch.no_grad():
+        plain = laid_out(features).float()
+        laid_out.then = GELU
+        torch.testing.assert_close(laid_out(features).float(), nn.functional.gelu(plain), rtol=0.01, atol=0.01)
+
+    encoder = speech_encoder().eval()
+    encoder.unfreeze("none")
+    before = list(encoder.modules())
+    with in_bf16(encoder, CPU):
+        fused = [
+            name for name, module in encoder.named_modules() if isinstance(module, LaidOut) and module.then == GELU
+        ]
+    # Of the convolutions the first is normalised before its GELU.
+    model = encoder.model
+    convolutions = [
+        f"model.feature_extractor.conv_layers.{place}.conv" for place in range(1, len(model.config.conv_dim))
+    ]
+    blocks = [
+        f"model.encoder.layers.{place}.feed_forward.intermediate_dense" for place in range(len(model.encoder.layers))
+    ]
+    assert fused == convolutions + blocks
+    assert all(one is other for one, other in zip(encoder.modules(), before, strict=True))
+
+
+def test_only_an_exact_gelu_right_behind_a_layer_is() -> None:
+    layer, gelu, tanh = nn.Conv1d(2, 2, 1), nn.GELU(), nn.GELU(approximate="tanh")
+    assert gelu_after("conv", {"conv": layer, "activation": gelu}) == "activation"
+    assert gelu_after("conv", {"conv": layer, "activation": tanh}) is None
+    assert gelu_after("conv", {"conv": layer, "activation": nn.ReLU()}) is None
+    assert gelu_after("conv", {"conv": layer, "activation": gelu, "layer_norm": nn.LayerNorm(2)}) is None
+    assert gelu_after("dense", {"dense": layer, "intermediate_act_fn": gelu}) == "intermediate_act_fn"
+    assert gelu_after("dense", {"dense": layer, "activation": gelu, "dropout": nn.Dropout()}) is None
+    assert gelu_after("layer", {"layer": layer}) is None
