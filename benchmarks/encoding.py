@@ -116,16 +116,21 @@ def matmul_peak(dtype: torch.dtype) -> float:
     return 2 * 2048**3 / min(times)
 
 
-def peak_memory(run: Callable[[], object]) -> tuple[float, float]:
-    """Seconds that `run` takes, and the most resident memory meanwhile, in GB (Linux)."""
+def timed(run: Callable[[], object]) -> float:
+    """Seconds that `run` takes."""
+    started = time.perf_counter()
+    run()
+    return time.perf_counter() - started
+
+
+def peak_memory(run: Callable[[], float]) -> tuple[float, float]:
+    """What `run` returns, and the most resident memory meanwhile, in GB (Linux)."""
     # What earlier turns left behind would be copied page by page once workers are forked.
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
-    started = time.perf_counter()
-    run()
-    seconds = time.perf_counter() - started
+    result = run()
     status = Path("/proc/self/status").read_text().split("VmHWM:")[1]
-    return seconds, int(status.split()[0]) / 1e6
+    return result, int(status.split()[0]) / 1e6
 
 
 class Turns(NamedTuple):
@@ -153,12 +158,12 @@ def take_turns(
             run(item)
 
     for turn in range(turns):
-        took, memory["plain"] = peak_memory(loop)
+        took, memory["plain"] = peak_memory(partial(timed, loop))
         seconds["plain"].append(took)
         for precision in precisions:
             store = stores[precision] = FeatureStore(folder, encoder.name, f"{precision}-{turn}", {})
             fill = partial(fill_store, store, encoder, source, keys, lengths, budget, workers, torch.device("cpu"))
-            took, memory[precision] = peak_memory(partial(fill, precision))
+            took, memory[precision] = peak_memory(partial(timed, partial(fill, precision)))
             seconds[precision].append(took)
     return Turns({way: statistics.median(times) for way, times in seconds.items()}, memory, stores)
 

@@ -4,9 +4,11 @@ Compared, in one process and taking turns, utterance for utterance: a plain loop
 an optimizer step each and the attention's maps returned, as the research code trains, and an epoch of Lightning's in
 batches over padded sequences of similar length. Transfer reads both modalities as features: the plain loop from memory,
 the epoch from the store. Fine-tuning trains VGGish from waveforms beside stored text. Lengths are IEMOCAP's, weights
-random; batches are some of those that an epoch over 5,531 utterances has. The plain loop computes in fp32, the epoch in
-the precision that `trainer.precision=auto` chooses. Bound: the ratio that an epoch would have whose floating-point
-operations all ran at the speed of the machine's matrix multiplication in that precision, with nothing besides.
+random; batches, of the stage's own size, are some of those that an epoch over 5,531 utterances has, evenly from the
+shortest to the longest. The plain loop computes in fp32, the epoch in the precision that `trainer.precision=auto`
+chooses. A ratio is that of utterances a second, medians over the turns. Peak is the machine's matrix multiplication in
+the epoch's precision, measured in the same run; what counts towards it are the floating-point operations that the
+utterances need without padding.
 """
 
 import argparse
@@ -26,12 +28,13 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.encoding import RATE, matmul_peak
+from benchmarks.encoding import RATE, matmul_peak, peak_memory
 from fourm_ser.config import CONF, build
 from fourm_ser.data.batch import BucketBatchSampler, Raw, Source, Stored, Utterances
 from fourm_ser.data.datamodule import loader
 from fourm_ser.encoders.base import Resources
 from fourm_ser.encoders.store import FeatureStore
+from fourm_ser.memory import keep_freed_memory
 from fourm_ser.model import build_network
 from fourm_ser.module import EmotionModule
 from fourm_ser.network import EmotionNetwork
@@ -39,6 +42,7 @@ from fourm_ser.stages import read_stages, resolve_device
 
 EMOTIONS = ["anger", "happiness", "sadness", "neutral"]
 UTTERANCES = 5_531  # of IEMOCAP
+EPOCHS = 6  # a turn
 FRAMES = {"wav2vec": 50.0, "vggish": 1 / 0.96}  # a second
 
 
@@ -53,16 +57,19 @@ class Setup:
     """
 
     def __init__(self, pair: str, count: int, raw: bool, folder: Path) -> None:
+        stage = "finetune" if raw else "transfer"
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            self.config = compose("train", [f"encoder={pair}", "encoder.weights=random", "stage=transfer"])
+            self.config = compose("train", [f"encoder={pair}", "encoder.weights=random", f"stage={stage}"])
         self.network: EmotionNetwork = build_network(self.config, len(EMOTIONS), Resources(folder, ["some words"]))
         for modality, encoder in self.network.by_modality.items():
             encoder.unfreeze("all" if raw and modality == "audio" else "none")
+        self.precision = resolve_device("cpu", "auto")[1]
         rng = np.random.default_rng(0)
-        self.batch_size = int(self.config.stage.transfer.batch_size)
+        size = int(self.config.stage[stage].batch_size)
         everything = np.exp(rng.normal(1.28, 0.685, UTTERANCES)).clip(0.58, 34.1)
-        epoch = BucketBatchSampler(np.arange(UTTERANCES), everything, self.batch_size, shuffle=True).batches()
-        chosen = epoch[: count // self.batch_size]
+        epoch = BucketBatchSampler(np.arange(UTTERANCES), everything, size, shuffle=True).batches()
+        epoch.sort(key=lambda batch: float(everything[batch].mean()))
+        chosen = [epoch[int(place)] for place in (np.arange(count // size) + 0.5) * len(epoch) / (count // size)]
         self.seconds = everything[np.concatenate(chosen)]
         count = len(self.seconds)
         self.batches = np.split(np.arange(count), np.cumsum([len(batch) for batch in chosen])[:-1])
@@ -77,13 +84,13 @@ class Setup:
                 continue
             store = FeatureStore(folder, encoder.name, "benchmark", {})
             sizes = np.ceil(lengths[modality]).astype(int)
+            kind = "f2" if self.precision == "bf16-mixed" else "f4"  # as an encoding pass on this machine stores them
             store.write(
-                {key: rng.normal(size=(size, encoder.stem_dim)).astype("f4") for key, size in zip(self.keys, sizes)}  # noqa: B905
+                {key: rng.normal(size=(size, encoder.stem_dim)).astype(kind) for key, size in zip(self.keys, sizes)}  # noqa: B905
             )
             self.sources[modality] = Stored(store, self.keys)
         self.loss = build(self.config.loss).setup(len(EMOTIONS), self.network.widths, [1] * len(EMOTIONS))
         self.data = Utterances(self.labels, self.sources)
-        self.precision = resolve_device("cpu", "auto")[1]
 
     def plain(self) -> float:
         """Seconds of an epoch, one utterance at a time; features are in memory beforehand, waveforms as well."""
@@ -97,7 +104,7 @@ class Setup:
             # What is computed from a waveform is computed at each use, in both.
             now = self.data.collate([self.data[index]]) if raw else batch
             output = self.network(now.text, now.audio, return_attention=True)
-            total = self.loss(output.logits, output.features(), now.labels)["total"]
+            total = self.loss(output.logits, output.features(self.loss.on), now.labels)["total"]
             optimizer.zero_grad()
             total.backward()
             optimizer.step()
@@ -111,20 +118,35 @@ class Setup:
             batch = self.data.collate([self.data[index]])
             with FlopCounterMode(display=False) as counter:
                 output = self.network(batch.text, batch.audio)
-                self.loss(output.logits, output.features(), batch.labels)["total"].backward()
+                self.loss(output.logits, output.features(self.loss.on), batch.labels)["total"].backward()
             total += counter.get_total_flops()
         return total * len(self.labels) / len(range(0, len(self.labels), 8))
 
+    def padding(self) -> float:
+        """The share of a batch's length that is padding, over the epoch."""
+        filled = sum(self.seconds[batch].sum() for batch in self.batches)
+        return 1.0 - float(filled / sum(len(batch) * self.seconds[batch].max() for batch in self.batches))
+
     def epoch(self) -> float:
-        """Seconds of Lightning's epoch: of the second, for the first waits for the Trainer to start."""
+        """Seconds of Lightning's epoch, the median of several after the first, which waits for the Trainer to start."""
         stage = read_stages(build(self.config.stage), build(self.config.optimizer), build(self.config.scheduler))[0]
         batches = [batch.tolist() for batch in self.batches]
         module = EmotionModule(
-            self.network, self.loss, EMOTIONS, stage.optimizer, stage.scheduler, 1e-5, 2, len(batches), 0, 0, ["audio"]
+            self.network,
+            self.loss,
+            EMOTIONS,
+            stage.optimizer,
+            stage.scheduler,
+            1e-5,
+            EPOCHS,
+            len(batches),
+            0,
+            0,
+            ["audio"],
         )
         clock = Clock()
         trainer = Trainer(
-            max_epochs=2,
+            max_epochs=EPOCHS,
             callbacks=[clock],
             accelerator="cpu",
             precision=self.precision,  # type: ignore[arg-type]
@@ -137,17 +159,20 @@ class Setup:
         )
         module.train()
         trainer.fit(module, loader(self.data, batches, 0, False))
-        return clock.seconds
+        return statistics.median(clock.seconds[1:])
 
 
 class Clock(Callback):
-    """Times each epoch; the last stays."""
+    """Times each epoch."""
+
+    def __init__(self) -> None:
+        self.seconds: list[float] = []
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         self.started = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
-        self.seconds = time.perf_counter() - self.started
+        self.seconds.append(time.perf_counter() - self.started)
 
 
 def main() -> None:
@@ -157,20 +182,29 @@ def main() -> None:
     turns = parser.parse_args().turns
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
+    keep_freed_memory()
     table = Table(title="an epoch, against a plain loop of batch size 1 in fp32", title_justify="left")
-    for name in ("what", "encoders", "precision", "plain utterances/s", "epoch utterances/s", "ratio", "bound"):
-        table.add_column(name, justify="left" if name in ("what", "encoders") else "right")
+    names = ("what", "encoders", "precision", "plain/s", "epoch/s", "ratio", "of peak", "padding", "memory GB")
+    for name in names:
+        table.add_column(name, justify="left" if name in names[:2] else "right")
     for pair, count, raw in (("bert_vggish", 960, False), ("bert_wav2vec", 320, False), ("bert_vggish", 64, True)):
         with tempfile.TemporaryDirectory() as scratch:
             setup = Setup(pair, count, raw, Path(scratch))
             setup.epoch()
-            pairs = [(setup.plain(), setup.epoch()) for _ in range(turns)]
-        plain, epoch = (statistics.median(times) for times in zip(*pairs, strict=True))
-        count = len(setup.labels)
+            pairs = [(peak_memory(setup.plain), peak_memory(setup.epoch)) for _ in range(turns)]
+        (plain, plain_memory), (epoch, memory) = (np.median(way, axis=0) for way in zip(*pairs, strict=True))
         peak = matmul_peak(torch.bfloat16 if setup.precision == "bf16-mixed" else torch.float32)
-        speeds = [f"{count / plain:.1f}", f"{count / epoch:.1f}", f"{plain / epoch:.1f}"]
-        bound = f"{plain * peak / setup.operations():.1f}"
-        table.add_row("fine-tuning of audio" if raw else "transfer", pair, setup.precision, *speeds, bound)
+        table.add_row(
+            "fine-tuning of audio" if raw else "transfer",
+            pair,
+            setup.precision.removesuffix("-mixed"),
+            f"{len(setup.labels) / plain:.1f}",
+            f"{len(setup.labels) / epoch:.1f}",
+            f"{plain / epoch:.1f}",
+            f"{100 * setup.operations() / epoch / peak:.0f}%",
+            f"{100 * setup.padding():.1f}%",
+            f"{memory:.1f} (plain {plain_memory:.1f})",
+        )
     Console(width=120).print(table)
 
 
