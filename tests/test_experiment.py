@@ -153,7 +153,8 @@ def test_batches_accumulate_into_optimizer_steps(
         return take(self, *arguments, **others)
 
     monkeypatch.setattr(torch.optim.AdamW, "step", step)
-    run(composed(*slice_of_demo, "stage=transfer", "stage.transfer.epochs=2", "stage.transfer.accumulate=3"), tmp_path)
+    stage = [f"stage.transfer.{words}" for words in ("epochs=2", "batch_size=20", "accumulate=3")]
+    run(composed(*slice_of_demo, "stage=transfer", *stage), tmp_path)
     batches = int(re.findall(r"batches: (\d+) of", (tmp_path / "train.log").read_text())[0])
     assert batches > 3
     assert len(steps) == 2 * math.ceil(batches / 3)
@@ -172,7 +173,8 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_what_there_is_to_know(
 
     seen: list[bool] = []
     monkeypatch.setattr(CenterLoss, "forward", forward)
-    config = composed(*slice_of_demo, "stage=transfer", "stage.transfer.epochs=90", "loss=ce_center")
+    stage = ["stage=transfer", "stage.transfer.epochs=90", "stage.transfer.batch_size=32"]
+    config = composed(*slice_of_demo, *stage, "loss=ce_center")
     with pytest.raises(InputError, match=r"total, center became NaN .* stage transfer \((train|val), epoch") as caught:
         run(config, tmp_path)
     said = str(caught.value)
