@@ -8,7 +8,7 @@ random; batches, of the stage's own size, are some of those that an epoch over 5
 shortest to the longest. The plain loop computes in fp32, the epoch in the precision that `trainer.precision=auto`
 chooses. A ratio is that of utterances a second, medians over the turns. Peak is the machine's matrix multiplication in
 the epoch's precision, measured in the same run; what counts towards it are the floating-point operations that the
-utterances need without padding.
+utterances need without padding. Padding is the whole epoch's.
 """
 
 import argparse
@@ -67,7 +67,8 @@ class Setup:
         rng = np.random.default_rng(0)
         size = int(self.config.stage[stage].batch_size)
         everything = np.exp(rng.normal(1.28, 0.685, UTTERANCES)).clip(0.58, 34.1)
-        epoch = BucketBatchSampler(np.arange(UTTERANCES), everything, size, shuffle=True).batches()
+        sampler = BucketBatchSampler(np.arange(UTTERANCES), everything, size, shuffle=True)
+        self.padding, epoch = sampler.padding(), sampler.batches()
         epoch.sort(key=lambda batch: float(everything[batch].mean()))
         chosen = [epoch[int(place)] for place in (np.arange(count // size) + 0.5) * len(epoch) / (count // size)]
         self.seconds = everything[np.concatenate(chosen)]
@@ -121,11 +122,6 @@ class Setup:
                 self.loss(output.logits, output.features(self.loss.on), batch.labels)["total"].backward()
             total += counter.get_total_flops()
         return total * len(self.labels) / len(range(0, len(self.labels), 8))
-
-    def padding(self) -> float:
-        """The share of a batch's length that is padding, over the epoch."""
-        filled = sum(self.seconds[batch].sum() for batch in self.batches)
-        return 1.0 - float(filled / sum(len(batch) * self.seconds[batch].max() for batch in self.batches))
 
     def epoch(self) -> float:
         """Seconds of Lightning's epoch, the median of several after the first, which waits for the Trainer to start."""
@@ -202,7 +198,7 @@ def main() -> None:
             f"{len(setup.labels) / epoch:.1f}",
             f"{plain / epoch:.1f}",
             f"{100 * setup.operations() / epoch / peak:.0f}%",
-            f"{100 * setup.padding():.1f}%",
+            f"{100 * setup.padding:.1f}%",
             f"{memory:.1f} (plain {plain_memory:.1f})",
         )
     Console(width=120).print(table)

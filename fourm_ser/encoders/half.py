@@ -12,8 +12,6 @@ from fourm_ser.encoders.base import Encoder
 ROWS = 1024  # that the layout of a matrix is chosen for: frames of a batch
 # Hugging Face's names of layers, and of what their result goes through at once
 ACTIVATIONS = {"intermediate_dense": "intermediate_act_fn", "dense": "intermediate_act_fn", "lin1": "activation"}
-
-
 GELU: tuple[str, list[float], str] = ("gelu", [], "none")  # exact, by the error function
 
 

@@ -92,6 +92,11 @@ def test_batches_of_a_small_corpus_mix_emotions_that_differ_in_length() -> None:
     assert apart < 1.4
 
 
+def test_a_large_corpus_has_batches_of_like_length() -> None:
+    lengths = np.random.default_rng(0).uniform(1, 10, 20_000)
+    assert BucketBatchSampler(np.arange(20_000), lengths, 8, shuffle=True).padding() < 0.05
+
+
 def test_the_more_batches_the_less_padding() -> None:
     lengths = np.random.default_rng(0).lognormal(1.28, 0.685, 20_000)
     counts = (320, 1_280, 5_120, 20_000)
