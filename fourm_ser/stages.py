@@ -79,24 +79,23 @@ def read_stages(entries: Mapping[str, Any], optimizer: Any, scheduler: Any) -> l
                     f"stage.{name}: {problem} {', '.join(sorted(keys))}. "
                     f"A stage has the keys {', '.join(sorted(fields))}."
                 )
+        unfreeze = entry["unfreeze"]
+        found = ", ".join(unfreeze) if isinstance(unfreeze, Mapping) else unfreeze
+        if not isinstance(unfreeze, Mapping) or set(unfreeze) != set(MODALITIES):
+            raise InputError(f"stage.{name}.unfreeze: expected the keys text and audio, found {found}.")
+        for key in ("epochs", "batch_size", "accumulate"):
+            if type(entry[key]) is not int or entry[key] < 1:
+                raise InputError(f"stage.{name}.{key}={entry[key]}: expected a whole number, 1 or more.")
+        for key in ("encoder_learning_rate", "patience", "gradient_clip"):
+            if entry[key] is not None and (type(entry[key]) not in (int, float) or entry[key] <= 0):
+                raise InputError(f"stage.{name}.{key}={entry[key]}: expected more than 0, or null.")
         values = {
             **entry,
             "optimizer": entry["optimizer"] or optimizer,
             "scheduler": entry["scheduler"] or scheduler,
-            "unfreeze": dict(entry["unfreeze"]),
+            "unfreeze": dict(unfreeze),
         }
-        stage = Stage(name=str(name), number=len(stages), **values)
-        if set(stage.unfreeze) != set(MODALITIES):
-            raise InputError(
-                f"stage.{name}.unfreeze: expected the keys text and audio, found {', '.join(stage.unfreeze)}."
-            )
-        for key in ("epochs", "batch_size", "accumulate"):
-            if getattr(stage, key) < 1:
-                raise InputError(f"stage.{name}.{key}={getattr(stage, key)}: expected 1 or more.")
-        for key in ("encoder_learning_rate", "patience", "gradient_clip"):
-            if getattr(stage, key) is not None and getattr(stage, key) <= 0:
-                raise InputError(f"stage.{name}.{key}={getattr(stage, key)}: expected more than 0, or null.")
-        stages.append(stage)
+        stages.append(Stage(name=str(name), number=len(stages), **values))
     if not stages:
         raise InputError("stage: no stage to run. Choose stage=transfer, stage=finetune or stage=two_stage.")
     return stages
