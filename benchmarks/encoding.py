@@ -4,7 +4,8 @@ Compared, in one process and taking turns: a plain loop over the utterances, one
 runs (for Hugging Face models their own forward pass, for VGGish torchvggish), and a pass that fills the store from
 nothing, front end and disk included. Utterances are noise of IEMOCAP's lengths (0.58 s to 34.1 s, 4.55 s on average,
 95% under 11.1 s) with words to match; weights are random. A ratio is that of utterances a second, medians over the
-turns. Peak is the machine's matrix multiplication in the same precision, measured in the same run.
+turns. Peak is the device's matrix multiplication in the same precision, measured in the same run. Both ways run on
+`--device`; memory is the process's on a processor, the device's on a GPU.
 """
 
 import argparse
@@ -27,12 +28,12 @@ from transformers import AutoModel
 
 from fourm_ser.config import CONF, build
 from fourm_ser.data.batch import Raw
+from fourm_ser.devices import HALVES, computes_in, device_name, find_device, resolve_budget, resolve_workers
 from fourm_ser.encoders.base import Encoder, Resources
 from fourm_ser.encoders.speech import SpeechEncoder
 from fourm_ser.encoders.store import FeatureStore
 from fourm_ser.encoders.text import TextEncoder
 from fourm_ser.encoding import fill_store, plan_shards
-from fourm_ser.stages import native_bf16, resolve_budget
 
 RATE = 16_000
 WORDS = [
@@ -72,30 +73,35 @@ class Corpus:
         self.lengths = {"audio": seconds, "text": characters}
 
 
-def plain(encoder: Encoder) -> Callable[[Any], torch.Tensor]:
-    """The research code's way to encode one utterance: raw -> features."""
+def plain(encoder: Encoder, device: torch.device) -> Callable[[Any], torch.Tensor]:
+    """The research code's way to encode one utterance: raw -> features, on the host in the end."""
     if isinstance(encoder, TextEncoder | SpeechEncoder):
         config = encoder.model.config
-        model = AutoModel.from_config(config).eval()
+        model = AutoModel.from_config(config).eval().to(device)
         if isinstance(encoder, TextEncoder):
             tokenizer = encoder.frontend.tokenizer  # type: ignore[attr-defined]
-            return lambda text: model(**tokenizer(text, return_tensors="pt", truncation=True)).last_hidden_state
+            return lambda text: model(
+                **tokenizer(text, return_tensors="pt", truncation=True).to(device)
+            ).last_hidden_state.cpu()
 
         def speech(wave: np.ndarray) -> torch.Tensor:
             samples = torch.from_numpy((wave - wave.mean()) / np.sqrt(wave.var() + 1e-7))
-            return model(samples[None]).last_hidden_state
+            return model(samples[None].to(device)).last_hidden_state.cpu()
 
         return speech
     from torchvggish.torchvggish import VGG, make_layers
     from torchvggish.vggish_input import waveform_to_examples
 
-    network = VGG(make_layers(), False).eval()
-    return lambda wave: network(waveform_to_examples(np.pad(wave, (0, max(0, 15_600 - len(wave)))), RATE))
+    network = VGG(make_layers(), False).eval().to(device)
+    return lambda wave: network(
+        waveform_to_examples(np.pad(wave, (0, max(0, 15_600 - len(wave)))), RATE).to(device)
+    ).cpu()
 
 
 def work(encoder: Encoder, corpus: Corpus) -> float:
     """Floating-point operations of all utterances, each alone: a parabola through the counts of a few short ones."""
-    run, raw, lengths = plain(encoder), corpus.raw[encoder.modality], corpus.lengths[encoder.modality]
+    run, raw = plain(encoder, torch.device("cpu")), corpus.raw[encoder.modality]
+    lengths = corpus.lengths[encoder.modality]
     picked = np.argsort(lengths)[np.linspace(0, len(lengths) // 2, 4).astype(int)]
     counts = []
     for place in picked:
@@ -105,26 +111,38 @@ def work(encoder: Encoder, corpus: Corpus) -> float:
     return float(np.polyval(np.polyfit(lengths[picked], counts, 2), lengths).sum())
 
 
-def matmul_peak(dtype: torch.dtype) -> float:
+def synchronize(device: torch.device) -> None:
+    """Wait for what a device was told to do."""
+    if device.type != "cpu":
+        torch.accelerator.synchronize(device)
+
+
+def matmul_peak(dtype: torch.dtype, device: torch.device) -> float:
     """Operations a second of a large matrix multiplication."""
-    a, b = torch.randn(2048, 2048, dtype=dtype), torch.randn(2048, 2048, dtype=dtype)
+    size = 2048 if device.type == "cpu" else 8192
+    a, b = (torch.randn(size, size, dtype=dtype, device=device) for _ in range(2))
     times = []
     for _ in range(5):
+        synchronize(device)
         started = time.perf_counter()
         a @ b
+        synchronize(device)
         times.append(time.perf_counter() - started)
-    return 2 * 2048**3 / min(times)
+    return 2 * size**3 / min(times)
 
 
 def timed(run: Callable[[], object]) -> float:
-    """Seconds that `run` takes."""
+    """Seconds that `run` takes, whose results are on the host."""
     started = time.perf_counter()
     run()
     return time.perf_counter() - started
 
 
-def peak_memory(run: Callable[[], float]) -> tuple[float, float]:
-    """What `run` returns, and the most resident memory meanwhile, in GB (Linux)."""
+def peak_memory(run: Callable[[], float], device: torch.device) -> tuple[float, float]:
+    """What `run` returns, and the most memory meanwhile, in GB: resident (Linux), or the device's."""
+    if device.type != "cpu":
+        torch.accelerator.reset_peak_memory_stats(device)
+        return run(), torch.accelerator.max_memory_allocated(device) / 1e9
     # What earlier turns left behind would be copied page by page once workers are forked.
     ctypes.CDLL(None).malloc_trim(0)
     Path("/proc/self/clear_refs").write_text("5")
@@ -142,10 +160,17 @@ class Turns(NamedTuple):
 
 
 def take_turns(
-    encoder: Encoder, corpus: Corpus, precisions: list[str], turns: int, budget: float, workers: int, folder: Path
+    encoder: Encoder,
+    corpus: Corpus,
+    precisions: list[str],
+    turns: int,
+    budget: float,
+    workers: int,
+    folder: Path,
+    device: torch.device,
 ) -> Turns:
     """Encode the corpus by the plain loop and into empty stores, in turns."""
-    run, raw, lengths = plain(encoder), corpus.raw[encoder.modality], corpus.lengths[encoder.modality]
+    run, raw, lengths = plain(encoder, device), corpus.raw[encoder.modality], corpus.lengths[encoder.modality]
     source = Raw(lambda index: raw[index], encoder.frontend)
     keys = [str(place) for place in range(len(raw))]
     seconds: dict[str, list[float]] = {way: [] for way in ("plain", *precisions)}
@@ -158,12 +183,12 @@ def take_turns(
             run(item)
 
     for turn in range(turns):
-        took, memory["plain"] = peak_memory(partial(timed, loop))
+        took, memory["plain"] = peak_memory(partial(timed, loop), device)
         seconds["plain"].append(took)
         for precision in precisions:
             store = stores[precision] = FeatureStore(folder, encoder.name, f"{precision}-{turn}", {})
-            fill = partial(fill_store, store, encoder, source, keys, lengths, budget, workers, torch.device("cpu"))
-            took, memory[precision] = peak_memory(partial(timed, partial(fill, precision)))
+            fill = partial(fill_store, store, encoder, source, keys, lengths, budget, workers, device)
+            took, memory[precision] = peak_memory(partial(timed, partial(fill, precision)), device)
             seconds[precision].append(took)
     return Turns({way: statistics.median(times) for way, times in seconds.items()}, memory, stores)
 
@@ -174,12 +199,16 @@ def main() -> None:
     parser.add_argument("--pairs", nargs="+", default=["bert_wav2vec", "bert_vggish"])
     parser.add_argument("--utterances", type=int, default=128)
     parser.add_argument("--turns", type=int, default=3)
-    parser.add_argument("--precisions", nargs="+", default=["32", "bf16"] if native_bf16("cpu") else ["32"])
+    parser.add_argument("--device", default="auto", help="auto (a GPU where there is one), cpu, gpu, cuda, mps")
+    parser.add_argument("--precisions", nargs="+", help="32, bf16, 16; without, 32 and what the device computes in")
     options = parser.parse_args()
+    device = find_device(options.device, "--device")
     corpus = Corpus(options.utterances)
-    types = {"32": torch.float32, "bf16": torch.bfloat16}
-    peaks = {precision: matmul_peak(types[precision]) for precision in options.precisions}
+    native = [name for name, dtype in HALVES.items() if computes_in(device, dtype)]
+    precisions: list[str] = options.precisions or ["32", *native]
+    peaks = {name: matmul_peak(HALVES.get(name, torch.float32), device) for name in precisions}
     console = Console(width=120)
+    console.print(f"device: {device_name(device)} ({device.type})")
     console.print(f"{options.utterances} utterances, {corpus.lengths['audio'].sum():.0f} s of audio")
     for precision, peak in peaks.items():
         console.print(f"matrix multiplication in {precision}: {peak / 1e9:.0f} GFLOP/s")
@@ -190,10 +219,10 @@ def main() -> None:
         with initialize_config_dir(str(CONF), version_base="1.3"):
             config = compose("train", [f"encoder={pair}", "encoder.weights=random"])
         budgets = {
-            modality: resolve_budget(key, config.encode[key], "cpu")
+            modality: resolve_budget(key, config.encode[key], device)
             for modality, key in (("text", "max_tokens"), ("audio", "max_seconds"))
         }
-        total = dict.fromkeys(("plain", *options.precisions), 0.0)
+        total = dict.fromkeys(("plain", *precisions), 0.0)
         with tempfile.TemporaryDirectory() as scratch:
             for modality, budget in budgets.items():
                 encoder: Encoder = build(
@@ -201,14 +230,14 @@ def main() -> None:
                 )
                 encoder.unfreeze("none")
                 encoder.eval()
-                workers = config.data.workers
-                took = take_turns(encoder, corpus, options.precisions, options.turns, budget, workers, Path(scratch))
+                workers = resolve_workers(config.data.workers)
+                took = take_turns(encoder, corpus, precisions, options.turns, budget, workers, Path(scratch), device)
                 lengths, operations = corpus.lengths[modality], work(encoder, corpus)
                 shards = plan_shards([str(place) for place in range(len(lengths))], lengths, budget)
                 padded = sum(len(batch) * lengths[batch].max() for shard in shards for batch in shard.batches)
                 for precision, store in took.stores.items():
                     cosine = min(
-                        _cosine(store, took.stores[options.precisions[0]], key)
+                        _cosine(store, took.stores[precisions[0]], key)
                         for key in (str(place) for place in range(len(lengths)))
                     )
                     table.add_row(
@@ -224,7 +253,7 @@ def main() -> None:
                     )
                 for way, median in took.seconds.items():
                     total[way] += median
-        for precision in options.precisions:
+        for precision in precisions:
             rates = [f"{options.utterances / total[way]:.1f}" for way in ("plain", precision)]
             table.add_row(pair, precision, *rates, f"{total['plain'] / total[precision]:.2f}", "", "", "", "")
         table.add_section()

@@ -24,6 +24,7 @@ from rich.table import Table
 from benchmarks.encoding import RATE, Corpus
 from fourm_ser.config import CONF
 from fourm_ser.data.items import Item
+from fourm_ser.devices import device_name, find_device
 from fourm_ser.encoders.base import Resources
 from fourm_ser.errors import InputError
 from fourm_ser.model import Model, Use, build_network
@@ -33,14 +34,14 @@ EMOTIONS = ["anger", "happiness", "sadness", "neutral"]
 MAX_SECONDS = 30.0
 
 
-def make_predictor(encoder: str, texts: list[str], cache: Path) -> Predictor:
+def make_predictor(encoder: str, texts: list[str], cache: Path, device: torch.device) -> Predictor:
     """An untrained model, loaded, with the numbers of the command's config."""
     with initialize_config_dir(str(CONF), version_base="1.3"):
         config = compose("train", [f"encoder={encoder}", "encoder.weights=random"])
         command = compose("predict")
     network = build_network(config, len(EMOTIONS), Resources(cache, texts)).eval()
     model = Model(network, EMOTIONS, Use([], "32", "32-true", MAX_SECONDS))
-    return Predictor(model, torch.device("cpu"), None, command.batch_size, command.batch_seconds)
+    return Predictor(model, device, None, command.batch_size, command.batch_seconds)
 
 
 def write_folder(folder: Path, corpus: Corpus) -> list[Item]:
@@ -83,11 +84,14 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--workers", type=int, nargs="+", default=[0, 1])
     parser.add_argument("--times", type=int, default=4, help="how often the folder is gone through for the memory")
+    parser.add_argument("--device", default="auto", help="auto (a GPU where there is one), cpu, gpu, cuda, mps")
     options = parser.parse_args()
+    device = find_device(options.device, "--device")
     corpus = Corpus(options.recordings)
     console = Console()
+    console.print(f"device: {device_name(device)} ({device.type})")
     with tempfile.TemporaryDirectory() as scratch:
-        predictor = make_predictor(options.encoder, corpus.raw["text"], Path(scratch))
+        predictor = make_predictor(options.encoder, corpus.raw["text"], Path(scratch), device)
         items = write_folder(Path(scratch), corpus)
         ways = ["one by one", *(f"{workers} workers" for workers in options.workers)]
         times: dict[str, list[tuple[float, float]]] = {way: [] for way in ways}

@@ -28,17 +28,18 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.encoding import RATE, matmul_peak, peak_memory
+from benchmarks.encoding import RATE, matmul_peak, peak_memory, synchronize
 from fourm_ser.config import CONF, build
 from fourm_ser.data.batch import BucketBatchSampler, Raw, Source, Stored, Utterances
 from fourm_ser.data.datamodule import loader
+from fourm_ser.devices import MIXED, copies_ahead, device_name, find_device, resolve_trainer_precision
 from fourm_ser.encoders.base import Resources
 from fourm_ser.encoders.store import FeatureStore
 from fourm_ser.memory import keep_freed_memory
 from fourm_ser.model import build_network
 from fourm_ser.module import EmotionModule
 from fourm_ser.network import EmotionNetwork
-from fourm_ser.stages import read_stages, resolve_device
+from fourm_ser.stages import read_stages
 
 EMOTIONS = ["anger", "happiness", "sadness", "neutral"]
 UTTERANCES = 5_531  # of IEMOCAP
@@ -54,16 +55,18 @@ class Setup:
         count: how many utterances.
         raw: whether audio comes as waveforms, and its encoder trains.
         folder: for the store.
+        device: where both ways train.
     """
 
-    def __init__(self, pair: str, count: int, raw: bool, folder: Path) -> None:
+    def __init__(self, pair: str, count: int, raw: bool, folder: Path, device: torch.device) -> None:
+        self.device = device
         stage = "finetune" if raw else "transfer"
         with initialize_config_dir(str(CONF), version_base="1.3"):
             self.config = compose("train", [f"encoder={pair}", "encoder.weights=random", f"stage={stage}"])
         self.network: EmotionNetwork = build_network(self.config, len(EMOTIONS), Resources(folder, ["some words"]))
         for modality, encoder in self.network.by_modality.items():
             encoder.unfreeze("all" if raw and modality == "audio" else "none")
-        self.precision = resolve_device("cpu", "auto")[1]
+        self.precision = resolve_trainer_precision("auto", device)
         rng = np.random.default_rng(0)
         size = int(self.config.stage[stage].batch_size)
         everything = np.exp(rng.normal(1.28, 0.685, UTTERANCES)).clip(0.58, 34.1)
@@ -85,7 +88,7 @@ class Setup:
                 continue
             store = FeatureStore(folder, encoder.name, "benchmark", {})
             sizes = np.ceil(lengths[modality]).astype(int)
-            kind = "f2" if self.precision == "bf16-mixed" else "f4"  # as an encoding pass on this machine stores them
+            kind = "f2" if self.precision in MIXED else "f4"  # as an encoding pass on this device stores them
             store.write(
                 {key: rng.normal(size=(size, encoder.stem_dim)).astype(kind) for key, size in zip(self.keys, sizes)}  # noqa: B905
             )
@@ -96,27 +99,31 @@ class Setup:
     def plain(self) -> float:
         """Seconds of an epoch, one utterance at a time; features are in memory beforehand, waveforms as well."""
         loaded: list[Any] = [self.data[index] for index in range(len(self.labels))]
-        batches = [self.data.collate([item]) for item in loaded]
+        batches = [self.data.collate([item]).to(self.device) for item in loaded]
+        self.network.to(self.device)
+        self.loss.to(self.device)
         raw = [source for source in self.sources.values() if isinstance(source, Raw)]
         optimizer = torch.optim.AdamW([p for p in self.network.parameters() if p.requires_grad], 1e-4)
         self.network.train()
         started = time.perf_counter()
         for index, batch in enumerate(batches):
             # What is computed from a waveform is computed at each use, in both.
-            now = self.data.collate([self.data[index]]) if raw else batch
+            now = self.data.collate([self.data[index]]).to(self.device) if raw else batch
             output = self.network(now.text, now.audio, return_attention=True)
             total = self.loss(output.logits, output.features(self.loss.on), now.labels)["total"]
             optimizer.zero_grad()
             total.backward()
             optimizer.step()
+        synchronize(self.device)
         return time.perf_counter() - started
 
     def operations(self) -> float:
         """Floating-point operations of an epoch's utterances, each without padding: forward and backward pass."""
-        self.network.train()
+        self.network.cpu().train()
+        self.loss.cpu()
         total = 0
         for index in range(0, len(self.labels), 8):  # an eighth of them
-            batch = self.data.collate([self.data[index]])
+            batch = self.data.collate([self.data[index]]).to(torch.device("cpu"))
             with FlopCounterMode(display=False) as counter:
                 output = self.network(batch.text, batch.audio)
                 self.loss(output.logits, output.features(self.loss.on), batch.labels)["total"].backward()
@@ -140,11 +147,12 @@ class Setup:
             0,
             ["audio"],
         )
-        clock = Clock()
+        clock = Clock(self.device)
         trainer = Trainer(
             max_epochs=EPOCHS,
             callbacks=[clock],
-            accelerator="cpu",
+            accelerator=self.device.type,
+            devices=1,
             precision=self.precision,  # type: ignore[arg-type]
             logger=False,
             enable_checkpointing=False,
@@ -154,20 +162,23 @@ class Setup:
             use_distributed_sampler=False,
         )
         module.train()
-        trainer.fit(module, loader(self.data, batches, 0, False))
+        trainer.fit(module, loader(self.data, batches, 0, copies_ahead(self.device)))
         return statistics.median(clock.seconds[1:])
 
 
 class Clock(Callback):
     """Times each epoch."""
 
-    def __init__(self) -> None:
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
         self.seconds: list[float] = []
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        synchronize(self.device)
         self.started = time.perf_counter()
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: LightningModule) -> None:
+        synchronize(self.device)
         self.seconds.append(time.perf_counter() - self.started)
 
 
@@ -175,7 +186,9 @@ def main() -> None:
     """Measure and print the table."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--turns", type=int, default=3)
-    turns = parser.parse_args().turns
+    parser.add_argument("--device", default="auto", help="auto (a GPU where there is one), cpu, gpu, cuda, mps")
+    options = parser.parse_args()
+    device = find_device(options.device, "--device")
     logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
     warnings.simplefilter("ignore")
     keep_freed_memory()
@@ -185,11 +198,11 @@ def main() -> None:
         table.add_column(name, justify="left" if name in names[:2] else "right")
     for pair, count, raw in (("bert_vggish", 960, False), ("bert_wav2vec", 320, False), ("bert_vggish", 64, True)):
         with tempfile.TemporaryDirectory() as scratch:
-            setup = Setup(pair, count, raw, Path(scratch))
+            setup = Setup(pair, count, raw, Path(scratch), device)
             setup.epoch()
-            pairs = [(peak_memory(setup.plain), peak_memory(setup.epoch)) for _ in range(turns)]
+            pairs = [(peak_memory(setup.plain, device), peak_memory(setup.epoch, device)) for _ in range(options.turns)]
         (plain, plain_memory), (epoch, memory) = (np.median(way, axis=0) for way in zip(*pairs, strict=True))
-        peak = matmul_peak(torch.bfloat16 if setup.precision == "bf16-mixed" else torch.float32)
+        peak = matmul_peak(MIXED.get(setup.precision, torch.float32), device)
         table.add_row(
             "fine-tuning of audio" if raw else "transfer",
             pair,
@@ -201,7 +214,9 @@ def main() -> None:
             f"{100 * setup.padding:.1f}%",
             f"{memory:.1f} (plain {plain_memory:.1f})",
         )
-    Console(width=120).print(table)
+    console = Console(width=120)
+    console.print(f"device: {device_name(device)} ({device.type})")
+    console.print(table)
 
 
 if __name__ == "__main__":

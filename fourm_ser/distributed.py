@@ -4,14 +4,18 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, distributed
 from torch.autograd.function import once_differentiable
 
+from fourm_ser.devices import find_device
+
 # Rank zero may encode a corpus for hours; gloo and NCCL would give up on a neighbour after minutes.
 PATIENCE = timedelta(days=7)
+
+Value = TypeVar("Value")
 
 _waiting: Any = None
 
@@ -36,12 +40,13 @@ def joined(accelerator: str) -> Iterator[None]:
     """Connect the processes that torchrun started, for as long as the block runs.
 
     Args:
-        accelerator: `cpu` or `gpu`: what their tensors lie on.
+        accelerator: of the config's `trainer`: what their tensors lie on.
     """
     global _waiting
-    if accelerator == "gpu":
-        torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
-    distributed.init_process_group("nccl" if accelerator == "gpu" else "gloo")
+    device = find_device(accelerator, "trainer.accelerator")
+    if device.type != "cpu":
+        torch.accelerator.set_device_index(int(os.environ["LOCAL_RANK"]))
+    distributed.init_process_group(distributed.get_default_backend_for_device(device.type))
     # A group of its own for long waits, so that a hang in training is still found in minutes.
     _waiting = distributed.new_group(backend="gloo", timeout=PATIENCE)
     try:
@@ -72,6 +77,15 @@ def first() -> Iterator[None]:
         barrier()
 
 
+def agreed(value: Value) -> Value:
+    """Rank zero's value, for all processes."""
+    if _waiting is None:
+        return value
+    shared = [value]
+    distributed.broadcast_object_list(shared, src=0, group=_waiting)
+    return shared[0]
+
+
 class _Gather(torch.autograd.Function):
     """Equally many rows of every process, one after the other by rank; every process gets back its rows' gradient."""
 
@@ -92,6 +106,16 @@ class _Gather(torch.autograd.Function):
         return gradient[first : first + ctx.count]
 
 
+def row_counts(rows: Tensor) -> list[int]:
+    """How many rows each process has, by rank: told from host to host, so that no device is waited for."""
+    own = torch.tensor([len(rows)])
+    if _waiting is None and distributed.get_backend() != "gloo":
+        own = own.to(rows.device)  # there is no other way
+    counts = [torch.zeros_like(own) for _ in range(distributed.get_world_size())]
+    distributed.all_gather(counts, own, group=_waiting)
+    return [int(count) for count in counts]
+
+
 def gather_rows(rows: Tensor) -> Tensor:
     """This process's rows -> those of all processes, (sum of their counts, ...), by rank; gradients flow back.
 
@@ -101,9 +125,7 @@ def gather_rows(rows: Tensor) -> Tensor:
     """
     if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
         return rows
-    counts = [torch.zeros(1, dtype=torch.int64, device=rows.device) for _ in range(distributed.get_world_size())]
-    distributed.all_gather(counts, torch.tensor([len(rows)], device=rows.device))
-    sizes = [int(count) for count in counts]
+    sizes = row_counts(rows)
     longest = max(sizes)
     padded = torch.cat([rows, rows.new_zeros(longest - len(rows), *rows.shape[1:])])
     gathered = _Gather.apply(padded)

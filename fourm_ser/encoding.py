@@ -1,27 +1,31 @@
-"""Filling the store, one pass of a frozen encoder over what the store lacks, and reading from it."""
+"""Filling the store: one pass of a frozen encoder over what the store lacks."""
 
 import logging
+import math
 import shutil
 import time
+from collections import deque
+from collections.abc import Iterator
 from collections.abc import Sequence as Items
-from contextlib import nullcontext
-from pathlib import Path
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
 from typing import NamedTuple, Self
 
 import numpy as np
 import torch
-from omegaconf import DictConfig
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
+from torch import Tensor
 
-from fourm_ser.data.batch import Raw, Source, Stored, Utterances
-from fourm_ser.data.corpus import Corpus
-from fourm_ser.data.datamodule import EmotionDataModule, loader
-from fourm_ser.encoders.base import Encoder
-from fourm_ser.encoders.half import in_bf16
+from fourm_ser.data.batch import AHEAD, Raw, Utterances
+from fourm_ser.data.datamodule import loader
+from fourm_ser.devices import HALVES, HostCopy, copies_ahead, free_memory, ran_out_of_memory
+from fourm_ser.devices import tf32 as allow_tf32
+from fourm_ser.distributed import agreed, barrier, rank, world
+from fourm_ser.encoders.base import Encoder, Inputs, Sequence, moved
+from fourm_ser.encoders.half import in_half
 from fourm_ser.encoders.store import FeatureStore
 from fourm_ser.errors import InputError
-from fourm_ser.network import EmotionNetwork
 
 log = logging.getLogger(__name__)
 
@@ -34,32 +38,6 @@ class Speed(ProgressColumn):
 
     def render(self, task: Task) -> Text:
         return Text(f"{task.speed or 0.0:.0f}/s")
-
-
-class Encoding(NamedTuple):
-    """How frozen stems are run, and where their features are kept.
-
-    Attributes:
-        cache: the folder whose `embeddings` are the stores.
-        precision: see `fill_store`.
-        max_seconds: of audio in a batch, padding included.
-        max_tokens: of text in a batch, likewise.
-        device: where stems run.
-    """
-
-    cache: Path
-    precision: str
-    max_seconds: float
-    max_tokens: float
-    device: torch.device
-
-    @classmethod
-    def of(cls, config: DictConfig) -> Self:
-        """That of a run, by its resolved config."""
-        accelerator = config.trainer.accelerator
-        device = torch.device("cuda" if accelerator == "gpu" else accelerator)
-        encode = config.encode
-        return cls(Path(config.cache).expanduser(), encode.precision, encode.max_seconds, encode.max_tokens, device)
 
 
 class Shard(NamedTuple):
@@ -99,68 +77,6 @@ def plan_shards(keys: Items[str], lengths: np.ndarray, batch_length: float) -> l
     return [*shards, Shard([*batches, batch])]
 
 
-def compare_languages(network: EmotionNetwork, corpus: Corpus) -> None:
-    """Warn of encoders that are made for other languages than the corpus speaks."""
-    spoken = sorted(set(corpus.frame["language"]) - {""})
-    for encoder in network.by_modality.values():
-        if encoder.languages is not None and not set(spoken) <= set(encoder.languages):
-            key = f"encoder.{encoder.modality}"
-            log.warning(
-                "%s=[%s]: the corpus speaks %s. Is %s.checkpoint the right one?",
-                f"{key}.languages",
-                ",".join(encoder.languages),
-                ", ".join(spoken),
-                key,
-            )
-
-
-def make_sources(
-    network: EmotionNetwork, data: EmotionDataModule, encoding: Encoding
-) -> tuple[dict[str, Source], dict[str, int]]:
-    """Where each modality of a network comes from: the store where its stem is frozen, else raw through its front end.
-
-    Args:
-        network: the network.
-        data: the corpus, split.
-        encoding: how the store is filled, for all utterances of the corpus, with what it lacks.
-
-    Returns:
-        A source by modality, and how many distinct utterances were encoded for it.
-    """
-    sources: dict[str, Source] = {}
-    encoded = dict.fromkeys(network.by_modality, 0)
-    readers, keys, lengths = data.readers(), data.keys(), data.lengths()
-    budget = {"text": encoding.max_tokens, "audio": encoding.max_seconds}
-    for modality, encoder in network.by_modality.items():
-        raw = Raw(readers[modality], encoder.frontend)
-        if not encoder.frozen:
-            sources[modality] = raw
-            continue
-        about = {"weights": encoder.weights, "frontend": encoder.frontend.describe(), **encoder.describe()}
-        # Features of another precision are other features.
-        fingerprint = encoder.fingerprint() + ("-bf16" if encoding.precision == "bf16" else "")
-        store = FeatureStore(encoding.cache / "embeddings", encoder.name, fingerprint, about)
-        length = lengths[modality]
-        if store.missing(keys[modality]):
-            length = encoder.lengths(readers[modality], length)
-        for part in data.corpus.parts:
-            encoded[modality] += fill_store(
-                store,
-                encoder,
-                raw,
-                keys[modality],
-                length,
-                budget[modality],
-                data.corpus.workers,
-                encoding.device,
-                encoding.precision,
-                part,
-            )
-        sources[modality] = Stored(store, keys[modality])
-    return sources, encoded
-
-
-@torch.inference_mode()
 def fill_store(
     store: FeatureStore,
     encoder: Encoder,
@@ -172,8 +88,9 @@ def fill_store(
     device: torch.device,
     precision: str = "32",
     rows: np.ndarray | None = None,
+    tf32: bool = False,
 ) -> int:
-    """Encode what the store lacks of a manifest.
+    """Encode what the store lacks of a manifest; processes that do a run together share the pass.
 
     Args:
         store: the encoder's store.
@@ -181,77 +98,216 @@ def fill_store(
         source: raw utterances through the encoder's front end.
         keys, lengths, batch_length: see `plan_shards`.
         workers: processes that read and prepare ahead.
-        device: where the stem runs.
-        precision: `32`, or `bf16`: the stem runs in bf16 and features are stored as float16.
+        device: where the stem runs; afterwards the encoder is where it was.
+        precision: `32`; or `bf16` or `16`: the stem runs in it and features are stored as float16.
         rows: positions of the utterances to encode, which are planned by themselves; None for all.
+        tf32: let an NVIDIA GPU round what float32 layers multiply to TF32.
 
     Returns:
-        How many distinct utterances were encoded.
+        How many distinct utterances were encoded, by all processes.
 
     Raises:
-        InputError: there is not enough room on the disk. What was encoded is kept.
+        InputError: there is not enough room on the disk, or memory for a single utterance; features that are not
+            finite. What was encoded is kept.
     """
     positions = list(range(len(keys))) if rows is None else rows.tolist()
     wanted = [keys[position] for position in positions]
-    if not store.missing(wanted):
-        return 0
-    with store.lock():
+
+    def fill(turn: int, turns: int) -> int:
+        """Encode every so manyth shard of those that lack something; how many utterances lacked in all."""
         store.refresh()  # another process may have encoded them while this one waited
-        missing = set(store.missing(wanted))
-        if not missing:
-            return 0
+        missing = set(agreed(store.missing(wanted)) if turns > 1 else store.missing(wanted))
         shards = [
             Shard([[positions[place] for place in batch] for batch in shard.batches])
-            for shard in plan_shards(wanted, lengths[positions], batch_length)
+            for shard in (plan_shards(wanted, lengths[positions], batch_length) if missing else [])
             if any(wanted[place] in missing for batch in shard.batches for place in batch)
         ]
-        started = time.monotonic()
-        was_training = encoder.training
-        encoder.eval().to(device)
-        dataset = Utterances(np.zeros(len(keys), dtype=np.int64), {encoder.modality: source})
+        if shards[turn::turns]:
+            work = _Pass(store, encoder, source, keys, lengths, workers, device, precision)
+            with _moved_there(encoder, device), allow_tf32(tf32):
+                work.run(shards[turn::turns], missing)
+        return len(missing)
+
+    count = 0
+    if agreed(bool(store.missing(wanted))):
+        with store.lock() if rank() == 0 else nullcontext():
+            count = fill(rank(), world())
+            barrier()
+        store.refresh()
+    if store.missing(wanted):  # on a disk that this machine does not share with rank zero's
+        with store.lock():
+            fill(0, 1)
+    return count
+
+
+@contextmanager
+def _moved_there(encoder: Encoder, device: torch.device) -> Iterator[None]:
+    """The encoder on a device and in evaluation mode meanwhile."""
+    home = next((tensor.device for tensor in encoder.state_dict().values()), device)
+    was_training = encoder.training
+    encoder.eval().to(device)
+    try:
+        yield
+    finally:
+        encoder.to(home).train(was_training)
+
+
+class _Pass:
+    """A pass: this process computes, while batches are read ahead and a thread brings features home and writes them.
+
+    Nothing waits for the device but that thread.
+
+    Args: see `fill_store`.
+    """
+
+    def __init__(
+        self,
+        store: FeatureStore,
+        encoder: Encoder,
+        source: Raw,
+        keys: Items[str],
+        lengths: np.ndarray,
+        workers: int,
+        device: torch.device,
+        precision: str,
+    ) -> None:
+        self.store, self.encoder, self.source, self.keys, self.lengths = store, encoder, source, keys, lengths
+        self.workers, self.device, self.precision = workers, device, precision
+        self.half = HALVES.get(precision)
+        self.largest = math.inf  # length of a batch, padding included, that the device had memory for
+        self.shard: dict[str, np.ndarray] = {}
+
+    @torch.no_grad()  # not in inference mode: what is moved to a device in it could never train
+    def run(self, shards: list[Shard], missing: set[str]) -> None:
+        """Encode shards and write what is missing of each."""
+        encoder, started = self.encoder, time.monotonic()
         plan = [batch for shard in shards for batch in shard.batches]
-        batches = iter(loader(dataset, plan, workers, pin_memory=device.type == "cuda"))
-        length = float(sum(lengths[batch].sum() + len(batch) for batch in plan))
+        dataset = Utterances(np.zeros(len(self.keys), dtype=np.int64), {encoder.modality: self.source})
+        batches = iter(loader(dataset, plan, self.workers, pin_memory=copies_ahead(self.device)))
+        whole = float(sum(self.lengths[batch].sum() + len(batch) for batch in plan))
         columns = (BarColumn(), MofNCompleteColumn(), Speed(), TimeRemainingColumn())
         with (
-            Progress(TextColumn("{task.description}"), *columns) as progress,
-            in_bf16(encoder, device) if precision == "bf16" else nullcontext(),
+            Progress(TextColumn("{task.description}"), *columns, disable=rank() != 0) as progress,
+            in_half(encoder, self.device, self.half) if self.half else nullcontext(),
+            ThreadPoolExecutor(1, "writing") as writer,
         ):
             task = progress.add_task(f"encoding {encoder.modality} with {encoder.name}", total=sum(map(len, plan)))
-            for shard in shards:
-                features: dict[str, np.ndarray] = {}
-                for batch in shard.batches:
-                    inputs = getattr(next(batches), encoder.modality)
-                    encoded = encoder.stem({name: tensor.to(device) for name, tensor in inputs.items()})
-                    counts = encoded.mask.sum(1).tolist()
-                    padded = encoded.features.float().cpu().numpy()
-                    if precision == "bf16":
-                        padded = halved(padded)
-                    if batch is plan[0]:
-                        share = (lengths[batch].sum() + len(batch)) / length
-                        _check_room(store, sum(counts) * padded[0, 0].nbytes / share)
-                    for position, row, count in zip(batch, padded, counts, strict=True):
-                        if keys[position] in missing:
-                            features[keys[position]] = np.ascontiguousarray(row[:count])
-                    progress.advance(task, len(batch))
-                store.write(features)
-        encoder.train(was_training)
-        seconds = time.monotonic() - started
+            pending: deque[Future[None]] = deque()
+            try:
+                for shard in shards:
+                    for batch in shard.batches:
+                        inputs = getattr(next(batches), encoder.modality)
+                        for part, encoded in self._encode(batch, inputs, pending):
+                            # The share of the whole pass by which the first batch tells how much room it takes.
+                            share = (self.lengths[part].sum() + len(part)) / whole if part[0] == plan[0][0] else None
+                            pending.append(writer.submit(self._keep, part, encoded, missing, share))
+                            _wait(pending, 0 if share else AHEAD)
+                            progress.advance(task, len(part))
+                    pending.append(writer.submit(self._write))
+                _wait(pending, 0)
+            finally:
+                writer.shutdown(cancel_futures=True)
+        seconds, count = time.monotonic() - started, len({self.keys[row] for batch in plan for row in batch} & missing)
         log.info(
             "store: encoded %d utterances of %s with %s in %.1f s (%.0f/s): %s",
-            len(missing),
+            count,
             encoder.modality,
             encoder.name,
             seconds,
-            len(missing) / seconds,
-            store.folder,
+            count / seconds,
+            self.store.folder,
         )
-        return len(missing)
+
+    def _encode(
+        self, batch: list[int], inputs: Inputs, pending: "deque[Future[None]]"
+    ) -> Iterator[tuple[list[int], "_Encoded"]]:
+        """A batch's features, in as many parts as the device has memory for."""
+        parts: list[tuple[list[int], Inputs | None]] = [(batch, inputs)]
+        while parts:
+            part, own = parts.pop(0)
+            length = len(part) * float(self.lengths[part].max())
+            if length <= self.largest or len(part) == 1:
+                try:
+                    given = own if own is not None else self.source.collate(list(map(self.source.load, part)))
+                    encoded = _Encoded.of(self.encoder.stem(moved(given, self.device)), self.half)  # type: ignore[arg-type]
+                    yield part, encoded
+                    continue
+                except RuntimeError as error:
+                    if not ran_out_of_memory(error):
+                        raise
+                    if len(part) == 1:
+                        raise InputError(self._out_of_memory(part, length)) from error
+                log.warning("%s: going on in halves", self._out_of_memory(part, length).partition(". ")[0])
+                self.largest = length / 2
+                _wait(pending, 0)
+                free_memory(self.device)
+            middle = len(part) // 2
+            parts = [(part[:middle], None), (part[middle:], None), *parts]
+
+    def _out_of_memory(self, part: list[int], length: float) -> str:
+        text = self.encoder.modality == "text"
+        amount = f"{length:.0f} {'tokens' if text else 's'} with padding"
+        keys = "encode.max_tokens" if text else "encode.max_seconds or data.max_seconds"
+        return (
+            f"encoding {self.encoder.modality} with {self.encoder.name}: {self.device.type} ran out of memory over a "
+            f"batch of {len(part)} utterances ({amount}). Lower {keys}, or encode on another device."
+        )
+
+    def _keep(self, part: list[int], encoded: "_Encoded", missing: set[str], share: float | None) -> None:
+        """Bring a batch's features home; the first one's tell, with its share of the pass, whether there is room."""
+        rows, counts = encoded.features.get().numpy(), encoded.counts.get().tolist()
+        if share is not None:
+            _check_room(self.store, sum(counts) * rows[0, 0].nbytes / share)
+        for place, (position, count) in enumerate(zip(part, counts, strict=True)):
+            if self.keys[position] not in missing:
+                continue
+            row = rows[place, :count]
+            if not np.isfinite(row).all():  # beyond the range of float16: as it is
+                row = encoded.exact[place, :count].cpu().numpy()
+                if not np.isfinite(row).all():
+                    raise InputError(
+                        f"encoding {self.encoder.modality} with {self.encoder.name}: features of an utterance (number "
+                        f"{position + 1} of the manifest) are not finite in precision {self.precision}. "
+                        + ("Are the weights damaged?" if self.half is None else "Use encode.precision=32.")
+                    )
+            self.shard[self.keys[position]] = row
+
+    def _write(self) -> None:
+        features, self.shard = self.shard, {}
+        self.store.write(features)
 
 
-def halved(features: np.ndarray) -> np.ndarray:
-    """Features as float16; as they are where one is beyond its range."""
-    return features.astype(np.float16) if np.abs(features).max() < np.finfo(np.float16).max else features
+class _Encoded(NamedTuple):
+    """A batch's features on their way from the device.
+
+    Attributes:
+        features: (batch, frames, dim), float32, or float16 of a stem in half precision.
+        counts: (batch,) frames of each utterance.
+        exact: the features in float32, on the device.
+    """
+
+    features: HostCopy
+    counts: HostCopy
+    exact: Tensor
+
+    @classmethod
+    def of(cls, encoded: Sequence, half: torch.dtype | None) -> Self:
+        exact = encoded.features.float().contiguous()
+        return cls(HostCopy(exact.half() if half else exact), HostCopy(encoded.mask.sum(1)), exact)
+
+
+def _wait(pending: "deque[Future[None]]", left: int) -> None:
+    """Wait until so many are left at most, and raise what one of the others raised."""
+    while len(pending) > left:
+        pending.popleft().result()
+
+
+def halved(sequence: Sequence) -> Tensor:
+    """Features in float32, rounded as the store holds those of a stem in half precision."""
+    exact = sequence.features.float()
+    rounded = exact.half().float()
+    fits = (rounded.isfinite() | ~sequence.mask[..., None]).flatten(1).all(1)
+    return torch.where(fits[:, None, None], rounded, exact)
 
 
 def _check_room(store: FeatureStore, needed: float) -> None:

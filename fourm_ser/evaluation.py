@@ -21,16 +21,16 @@ from fourm_ser.data.corpora.cross_corpus import CrossCorpus
 from fourm_ser.data.corpus import Corpus
 from fourm_ser.data.datamodule import EmotionDataModule
 from fourm_ser.data.manifest import order_emotions
-from fourm_ser.encoding import Encoding, compare_languages, make_sources
+from fourm_ser.devices import copies_ahead, find_device, resolve_budget
 from fourm_ser.errors import InputError
 from fourm_ser.files import whole, write_json
-from fourm_ser.inference import Inference, choose_device
+from fourm_ser.inference import Inference
 from fourm_ser.intervals import intervals
 from fourm_ser.losses.base import Loss
 from fourm_ser.metrics import EmotionMetrics
 from fourm_ser.model import Model, load_model
 from fourm_ser.report.figures import confusion_figure, reliability_figure, save_figure
-from fourm_ser.stages import resolve_budget
+from fourm_ser.sources import Encoding, compare_languages, make_sources
 
 log = logging.getLogger(__name__)
 
@@ -68,17 +68,17 @@ def run(config: DictConfig, changes: Mapping[str, Any] | None) -> dict[str, Any]
     record, folder, node = _find(config, changes)
     cache = Path(config.cache or (CACHE if record is None else record.cache)).expanduser()
     model = load_model(folder, cache)
-    device = choose_device(config.device)
+    device = find_device(config.device, "device")
     corpus, classes = find_corpus(node, model.emotions, config.classes, cache)
     if "text" in model.network.by_modality and not corpus.frame["text"].str.strip().any():
         raise InputError(f"the model reads text, and no utterance of {corpus.name} has a transcript.")
     rows = corpus.rows(config.side)
     inference = Inference(model, device, exact=record is not None)
-    kind = "gpu" if device.type == "cuda" else device.type
-    budgets = [resolve_budget(key, config.encode[key], kind) for key in ("max_seconds", "max_tokens")]
-    data = EmotionDataModule(corpus, pin_memory=device.type == "cuda", seed=0)
+    budgets = [resolve_budget(key, config.encode[key], device) for key in ("max_seconds", "max_tokens")]
+    data = EmotionDataModule(corpus, pin_memory=copies_ahead(device), seed=0)
     compare_languages(model.network, corpus)
-    sources, _ = make_sources(model.network, data, Encoding(cache, inference.encoding, budgets[0], budgets[1], device))
+    encoding = Encoding(cache, inference.encoding, budgets[0], budgets[1], device, model.use.encoding_tf32)
+    sources, _ = make_sources(model.network, data, encoding)
     stages = [] if record is None else list(record.stage.values())
     data.serve(sources, config.batch_size or (stages[-1].batch_size if stages else BATCH))
     loss = None if record is None or classes != model.emotions else load_loss(Path(config.run), record, corpus, model)
@@ -192,11 +192,11 @@ def predict(
         labels, logits = batch.labels.to(inference.device), output.logits[:, places]
         metrics.update(logits, output.embedding, labels)
         if loss is not None:
-            with torch.inference_mode(), inference.autocast():
+            with torch.inference_mode(), inference.as_trained():
                 terms = loss(output.logits, output.features(loss.on), labels)
             for name, value in terms.items():
                 key = "loss" if name == "total" else f"loss/{name}"
-                losses[key] = losses.get(key, torch.zeros(())) + value.float().cpu() * len(labels)
+                losses[key] = losses.get(key, torch.zeros((), device=inference.device)) + value.float() * len(labels)
         seen.append(batch.rows.numpy())
         parts.append(logits.float().softmax(1).cpu().numpy())
     index = np.concatenate(seen)

@@ -7,7 +7,8 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
+from collections.abc import Sequence as Items
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,22 @@ from rich.logging import RichHandler
 from fourm_ser.config import build, refuse_missing
 from fourm_ser.data.corpus import Corpus
 from fourm_ser.data.datamodule import EmotionDataModule
+from fourm_ser.devices import (
+    check_switch,
+    copies_ahead,
+    find_device,
+    ran_out_of_memory,
+    resolve_accelerator,
+    resolve_budget,
+    resolve_devices,
+    resolve_encode_precision,
+    resolve_trainer_precision,
+    tf32,
+)
 from fourm_ser.distributed import barrier, first, joined, launched, rank, world
 from fourm_ser.encoders.base import Resources
 from fourm_ser.encoders.download import fetch_file
 from fourm_ser.encoders.weights import fetch_weights
-from fourm_ser.encoding import Encoding, compare_languages, make_sources
 from fourm_ser.errors import BusyError, InputError, OtherRunError
 from fourm_ser.files import write_json, write_text
 from fourm_ser.launch import launch, processes
@@ -36,15 +48,8 @@ from fourm_ser.model import Model, Use, build_network, known_widths, save_model
 from fourm_ser.module import EmotionModule, NotFiniteError
 from fourm_ser.network import EmotionNetwork
 from fourm_ser.results import print_results, write_results
-from fourm_ser.stages import (
-    Stage,
-    build_trainer,
-    read_stages,
-    resolve_budget,
-    resolve_device,
-    resolve_devices,
-    resolve_precision,
-)
+from fourm_ser.sources import Encoding, compare_languages, make_sources
+from fourm_ser.stages import Stage, build_trainer, read_stages, trainer_arguments
 
 log = logging.getLogger("fourm_ser.experiment")  # also where it is `__main__`
 
@@ -117,7 +122,7 @@ def resume(run_dir: Path) -> dict[str, Any]:
     return run(_read_record(run_dir), run_dir)
 
 
-def note_failure(run_dir: Path, error: Exception, overrides: Sequence[str] = ()) -> None:
+def note_failure(run_dir: Path, error: Exception, overrides: Items[str] = ()) -> None:
     """Write failure.json: why a run ended before its results; it is gone as soon as the run goes on.
 
     Args:
@@ -147,7 +152,7 @@ class Experiment:
         )
         self.loss: Loss = build(config.loss)
         self._refuse_misfits()
-        self.device = torch.device("cuda" if config.trainer.accelerator == "gpu" else config.trainer.accelerator)
+        self.device = find_device(config.trainer.accelerator, "trainer.accelerator")
         self.loggers: list[RunLogger] = list(build(config.logger).values()) if rank() == 0 else []
         self.encoded: dict[str, int] = {}
 
@@ -174,6 +179,7 @@ class Experiment:
             config.trainer.precision,
             config.encode.precision,
         )
+        torch.use_deterministic_algorithms(bool(config.trainer.get("deterministic", False)))  # in encoding passes, too
         if self.device.type == "cpu":
             keep_freed_memory()
         with first():
@@ -181,6 +187,9 @@ class Experiment:
         self.loss.setup(len(self.corpus.emotions), network.widths, self.corpus.counts)
         self.loss.check_classifier()
         network.adopt(self.loss)
+        if config.trainer.get("compile", False):
+            network.fusion.compile(dynamic=True)
+            network.head.compile(dynamic=True)
         for encoder in network.by_modality.values():
             size = sum(parameter.numel() for parameter in encoder.parameters())
             log.info(
@@ -214,7 +223,7 @@ class Experiment:
             elif node.get("weights") == "pretrained" and node.get("url"):
                 fetch_file(node.url, node.get("digest"), self.cache)
         self.corpus: Corpus = build(config.data, cache=self.cache)
-        self.data = EmotionDataModule(self.corpus, pin_memory=self.device.type == "cuda", seed=config.seed)
+        self.data = EmotionDataModule(self.corpus, pin_memory=copies_ahead(self.device), seed=config.seed)
         self.data.prepare_data()
         self.data.setup()
         seed_everything(config.seed, verbose=False)
@@ -228,8 +237,7 @@ class Experiment:
             encoder.unfreeze(stage.unfreeze[modality])
         finished = folder / "finished.json"
         if not finished.is_file() or stage is self.stages[-1]:
-            with first():
-                sources, encoded = make_sources(network, self.data, Encoding.of(self.config))
+            sources, encoded = make_sources(network, self.data, Encoding.of(self.config))
             for modality, count in encoded.items():
                 self.encoded[modality] += count
             self.data.serve(sources, stage.batch_size)
@@ -256,8 +264,8 @@ class Experiment:
             module.train()  # Lightning keeps the modes it finds: those of an earlier stage, or of an encoding pass
             started = time.monotonic()
             loggers = [logger.stage(folder, stage.name) for logger in self.loggers]
-            trainer = build_trainer(stage, self.run_dir, self._trainer_arguments(), loggers)
-            with self._finite(stage):
+            trainer = build_trainer(stage, self.run_dir, self._trainer_arguments(network), loggers)
+            with self._explained(stage, module), self._computing(network, trained):
                 trainer.fit(module, datamodule=self.data, ckpt_path=last if last.is_file() else None, weights_only=True)
             if rank() == 0:
                 write_json(finished, {"seconds": time.monotonic() - started, "epochs": trainer.current_epoch})
@@ -268,8 +276,18 @@ class Experiment:
         return module, float(json.loads(finished.read_text(encoding="utf-8"))["seconds"])
 
     @contextmanager
-    def _finite(self, stage: Stage) -> Iterator[None]:
-        """Say of a loss that is not finite where it became so, by whom, and what there is to go on from."""
+    def _computing(self, network: EmotionNetwork, trained: Items[str]) -> Iterator[None]:
+        """Roundings as the config says, and no stem on the device whose features come from the store."""
+        untrained = [modality for modality in network.encoders if modality not in trained]
+        with network.without_stems(untrained), tf32(self.config.trainer.get("tf32", False)):
+            yield
+
+    @contextmanager
+    def _explained(self, stage: Stage, module: EmotionModule) -> Iterator[None]:
+        """Say of what ends a stage where it did so, by whom, and what there is to go on from or to lower.
+
+        A loss that is not finite, or no memory left.
+        """
         try:
             yield
         except NotFiniteError as error:
@@ -283,6 +301,21 @@ class Experiment:
                 f"The batch: {', '.join(ids)}. The last good checkpoint: {good}. "
                 f"Try a smaller learning rate, stage.{stage.name}.gradient_clip, or trainer.precision=32-true."
             ) from error
+        except RuntimeError as error:
+            if type(error).__module__.startswith("torch._dynamo"):
+                said = (str(error).strip().splitlines() or [""])[0]
+                raise InputError(f"trainer.compile=true: fusion or head cannot be compiled here: {said}") from error
+            if not ran_out_of_memory(error):
+                raise
+            rows = module.rows.tolist()
+            longest = float(self.corpus.frame["seconds"].iloc[rows].max()) if rows else 0.0
+            key = f"stage.{stage.name}"
+            raise InputError(
+                f"stage {stage.name}: {self.device.type} ran out of memory over a batch of {len(rows)} utterances "
+                f"({len(rows) * longest:.0f} s with padding, the longest {longest:.1f} s). Lower {key}.batch_size (and "
+                f"raise {key}.accumulate for as large an optimizer step) or data.max_seconds, or set "
+                "encoder.text.gradient_checkpointing and encoder.audio.gradient_checkpointing where encoders train."
+            ) from error
 
     def _finish(self, module: EmotionModule, trained: set[str], seconds: dict[str, float]) -> dict[str, Any]:
         """Test the last stage's best weights and write the run directory's results: rank zero, which returns them."""
@@ -292,10 +325,11 @@ class Experiment:
             enable_progress_bar=False,
             enable_model_summary=False,
             use_distributed_sampler=False,
-            **self._trainer_arguments(),
+            **self._trainer_arguments(module.network),
         )
-        val = trainer.validate(module, datamodule=self.data, verbose=False)[0]
-        test = trainer.test(module, datamodule=self.data, verbose=False)[0]
+        with self._explained(self.stages[-1], module), self._computing(module.network, list(trained)):
+            val = trainer.validate(module, datamodule=self.data, verbose=False)[0]
+            test = trainer.test(module, datamodule=self.data, verbose=False)[0]
         if rank() != 0:
             return {}
         index, probabilities = module.predictions()
@@ -320,6 +354,8 @@ class Experiment:
             config.encode.precision,
             str(config.trainer.precision),
             config.data.max_seconds,
+            config.encode.get("tf32", False),
+            config.trainer.get("tf32", False),
         )
         save_model(self.run_dir / "model", Model(module.network, self.corpus.emotions, use), config, left_out)
         stages = [self.run_dir / stage.folder for stage in self.stages]
@@ -328,8 +364,10 @@ class Experiment:
             logger.finish(results)
         return results.metrics
 
-    def _trainer_arguments(self) -> dict[str, Any]:
-        return OmegaConf.to_container(self.config.trainer)  # type: ignore[return-value]
+    def _trainer_arguments(self, network: EmotionNetwork) -> dict[str, Any]:
+        given = OmegaConf.to_container(self.config.trainer)
+        skips = any(not encoder.frozen and encoder.skips_parts for encoder in network.by_modality.values())
+        return trainer_arguments(given, self.device, skips)  # type: ignore[arg-type]
 
 
 def _record(config: DictConfig, run_dir: Path) -> DictConfig:
@@ -340,13 +378,16 @@ def _record(config: DictConfig, run_dir: Path) -> DictConfig:
     OmegaConf.set_struct(config, False)
     for key in ("resume", "sweep"):  # how a run is started is no part of it
         config.pop(key, None)
-    config.trainer.accelerator, config.trainer.precision = resolve_device(
-        config.trainer.accelerator, str(config.trainer.precision)
-    )
-    config.trainer.devices = resolve_devices(config.trainer.devices, config.trainer.accelerator)
-    config.encode.precision = resolve_precision(str(config.encode.precision), config.trainer.accelerator)
+    trainer, encode = config.trainer, config.encode
+    trainer.accelerator = resolve_accelerator(trainer.accelerator)
+    device = find_device(trainer.accelerator, "trainer.accelerator")
+    trainer.devices = resolve_devices(trainer.devices, device)
+    trainer.precision = resolve_trainer_precision(str(trainer.precision), device)
+    encode.precision = resolve_encode_precision(str(encode.precision), device)
     for key in ("max_seconds", "max_tokens"):
-        config.encode[key] = resolve_budget(key, config.encode[key], config.trainer.accelerator)
+        encode[key] = resolve_budget(key, encode[key], device)
+    for group, key in (("trainer", "tf32"), ("trainer", "compile"), ("encode", "tf32")):
+        check_switch(f"{group}.{key}", config[group].get(key, False))
     path = run_dir / "config.yaml"
     if not path.is_file():
         write_text(path, OmegaConf.to_yaml(config))

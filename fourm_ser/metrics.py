@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence as Items
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -65,12 +66,14 @@ class EmotionMetrics(nn.Module):
         super().__init__()
         self.emotions = list(emotions)
         classes = len(self.emotions)
-        self.recall = MulticlassRecall(classes, average=None)
-        self.wa = MulticlassAccuracy(classes, average="micro")
-        self.f1_macro = MulticlassF1Score(classes, average="macro")
-        self.f1_weighted = MulticlassF1Score(classes, average="weighted")
-        self.ece = MulticlassCalibrationError(classes, n_bins=BINS)
-        self.confusion = MulticlassConfusionMatrix(classes)
+        # Labels and probabilities are what they should be; to look at them would wait for the device at every batch.
+        given: dict[str, Any] = {"num_classes": classes, "validate_args": False}
+        self.recall = MulticlassRecall(**given, average=None)
+        self.wa = MulticlassAccuracy(**given, average="micro")
+        self.f1_macro = MulticlassF1Score(**given, average="macro")
+        self.f1_weighted = MulticlassF1Score(**given, average="weighted")
+        self.ece = MulticlassCalibrationError(**given, n_bins=BINS)
+        self.confusion = MulticlassConfusionMatrix(**given)
         self.intra_inter = DistanceRatio()
 
     def update(self, logits: Tensor, embedding: Tensor, labels: Tensor) -> None:
@@ -82,8 +85,8 @@ class EmotionMetrics(nn.Module):
 
     def compute(self) -> dict[str, float]:
         """`ua`, `wa`, `f1_macro`, `f1_weighted`, `ece`, `intra_inter`, `recall/<emotion>`; NaN: does not occur."""
-        occurs = self.confusion.compute().sum(1) > 0
-        recall = self.recall.compute().double().masked_fill(~occurs, math.nan)
+        occurs = self.confusion.compute().cpu().sum(1) > 0
+        recall = self.recall.compute().cpu().double().masked_fill(~occurs, math.nan)  # MPS has no float64
         return {
             "ua": float(recall.nanmean()),
             "wa": float(self.wa.compute()),

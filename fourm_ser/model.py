@@ -24,15 +24,18 @@ class Use(NamedTuple):
 
     Attributes:
         stored: modalities whose stem was frozen in the end: its features came from the embedding store.
-        encoding: the precision of that encoding, `32` or `bf16` (stored as float16).
+        encoding: the precision of that encoding, `32`, or `bf16` or `16` (both stored as float16).
         precision: the trainer's precision, such as `32-true` or `bf16-mixed`.
         max_seconds: what longer utterances were cropped to; None for any length.
+        encoding_tf32, tf32: whether an NVIDIA GPU rounded to TF32 while encoding, and while training.
     """
 
     stored: list[str]
     encoding: str
     precision: str
     max_seconds: float | None
+    encoding_tf32: bool = False
+    tf32: bool = False
 
 
 class Model(NamedTuple):

@@ -1,9 +1,10 @@
 """The LightningModule: steps, metrics, optimizer groups."""
 
 import hashlib
+from collections import deque
 from collections.abc import Callable, Mapping
 from collections.abc import Sequence as Items
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pytorch_lightning import LightningModule, seed_everything
@@ -12,11 +13,14 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from fourm_ser.data.batch import Batch
+from fourm_ser.devices import HostCopy, copies_ahead
 from fourm_ser.distributed import gather_rows, rank
 from fourm_ser.losses.base import Loss
 from fourm_ser.metrics import EmotionMetrics
 from fourm_ser.network import EmotionNetwork, NetworkOutput
 from fourm_ser.schedules import Plateau
+
+LATE = 8  # steps after which a device is asked whether a loss was finite: it has long known by then
 
 
 class NotFiniteError(Exception):
@@ -31,6 +35,15 @@ class NotFiniteError(Exception):
     def __init__(self, terms: Items[str], rows: Items[int], place: str) -> None:
         super().__init__(f"{', '.join(terms)} not finite in {place}")
         self.terms, self.rows, self.place = list(terms), list(rows), place
+
+
+class _Step(NamedTuple):
+    """A step whose loss nobody looked at yet: whether it is finite, its terms, the batch's rows, where in the run."""
+
+    finite: HostCopy
+    terms: dict[str, Tensor]
+    rows: Tensor
+    place: str
 
 
 class EmotionModule(LightningModule):
@@ -81,6 +94,8 @@ class EmotionModule(LightningModule):
         self.test_outputs: list[tuple[Tensor, Tensor]] = []
         self.train_losses: dict[str, Tensor] = {}
         self.train_count = 0
+        self.steps_taken: deque[_Step] = deque()
+        self.rows = torch.empty(0, dtype=torch.long)  # of the batch in hand
 
     def forward(self, batch: Batch, return_attention: bool = False) -> NetworkOutput:
         """A batch -> the network's output."""
@@ -92,6 +107,7 @@ class EmotionModule(LightningModule):
         seed = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=4).digest(), "big")
         seed_everything(seed, verbose=False)
         self.train_losses, self.train_count = {}, 0
+        self.steps_taken.clear()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
         _, terms, count = self._step("train", batch)
@@ -103,6 +119,7 @@ class EmotionModule(LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         if self.trainer.is_last_batch:
+            self._refuse_infinite(0)
             means = {name: value / self.train_count for name, value in self.train_losses.items()}
             self._log_losses("train", means, self.train_count)
 
@@ -115,6 +132,7 @@ class EmotionModule(LightningModule):
         self.test_outputs.append((gather_rows(batch.rows).cpu(), gather_rows(probabilities).cpu()))
 
     def on_validation_epoch_end(self) -> None:
+        self._refuse_infinite(0)
         self._log_metrics("val", self.val_metrics)
 
     def on_test_epoch_start(self) -> None:
@@ -122,6 +140,7 @@ class EmotionModule(LightningModule):
         self.test_metrics.reset()
 
     def on_test_epoch_end(self) -> None:
+        self._refuse_infinite(0)
         self._log_metrics("test", self.test_metrics)
 
     def _evaluate(self, side: str, batch: Batch, metrics: EmotionMetrics) -> NetworkOutput:
@@ -132,27 +151,42 @@ class EmotionModule(LightningModule):
 
     def _step(self, side: str, batch: Batch) -> tuple[NetworkOutput, dict[str, Tensor], int]:
         """The network's output for this process's share of a batch; the whole batch's loss by term, and its size."""
+        self.rows = batch.rows
         output = self(batch)
         labels = gather_rows(batch.labels)
         features = {name: gather_rows(vectors) for name, vectors in output.features(self.loss.on).items()}
         terms = self.loss(gather_rows(output.logits), features, labels)
-        if not terms["total"].isfinite():
-            bad = [name for name, value in terms.items() if not value.isfinite()]
-            place = f"{side}, epoch {self.current_epoch}, step {self.global_step}"
-            raise NotFiniteError(bad, gather_rows(batch.rows).tolist(), place)
+        place = f"{side}, epoch {self.current_epoch}, step {self.global_step}"
+        held = {name: value.detach() for name, value in terms.items()}
+        self.steps_taken.append(_Step(HostCopy(held["total"].isfinite()), held, batch.rows, place))
+        self._refuse_infinite(self._late())
         return output, terms, len(labels)
+
+    def _late(self) -> int:
+        """After how many more steps a loss is looked at: on a processor at once."""
+        return LATE if copies_ahead(self.device) else 0
+
+    def _refuse_infinite(self, left: int) -> None:
+        """Look at the losses of all steps but the last so many: the same ones in every process.
+
+        Raises:
+            NotFiniteError: one is NaN or infinite.
+        """
+        while len(self.steps_taken) > left:
+            step = self.steps_taken.popleft()
+            if not step.finite.get():
+                bad = [name for name, value in step.terms.items() if not value.isfinite()]
+                raise NotFiniteError(bad, gather_rows(step.rows).tolist(), step.place)
 
     def _log_losses(self, side: str, terms: Mapping[str, Tensor], count: int) -> None:
         """Log the epoch's mean of each term over `count` utterances, and over those of the epoch's other calls."""
         values = {f"{side}/loss" if name == "total" else f"{side}/loss/{name}": terms[name].detach() for name in terms}
-        shown = side == "train"
-        self.log_dict(values, on_step=False, on_epoch=True, batch_size=count, sync_dist=True, prog_bar=shown)
+        self.log_dict(values, on_step=False, on_epoch=True, batch_size=count, sync_dist=True)
 
     def _log_metrics(self, side: str, metrics: EmotionMetrics) -> None:
         values = {f"{side}/{name}": value for name, value in metrics.compute().items()}
         self.log_dict(values)
         if side == "val":
-            self.log("ua", values["val/ua"], prog_bar=True, logger=False)
             metrics.reset()
             schedule = self.lr_schedulers() if self.trainer.training else None
             if isinstance(schedule, Plateau):

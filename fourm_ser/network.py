@@ -1,7 +1,8 @@
 """The network: encoders, fusion, head."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Items
+from contextlib import ExitStack, contextmanager
 from itertools import pairwise
 from typing import NamedTuple
 
@@ -125,6 +126,14 @@ class EmotionNetwork(nn.Module):
     def widths(self) -> dict[str, int]:
         """The width of each of `NetworkOutput.features`."""
         return {"embedding": self.fusion.dim, **self.fusion.widths}
+
+    @contextmanager
+    def without_stems(self, modalities: Items[str]) -> Iterator[None]:
+        """Keep the stems of `modalities` out of the network meanwhile; see `Encoder.without_stem`."""
+        with ExitStack() as stack:
+            for modality in modalities:
+                stack.enter_context(self.by_modality[modality].without_stem())
+            yield
 
     def stem_state(self, modalities: Items[str]) -> set[str]:
         """The names in this module's state dict that belong to the stems of `modalities`."""

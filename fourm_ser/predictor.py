@@ -14,8 +14,9 @@ from torch.utils.data import DataLoader
 
 from fourm_ser.data.audio import SAMPLE_RATE
 from fourm_ser.data.items import WHOLE, Audio, Cutting, Item
+from fourm_ser.devices import find_device
 from fourm_ser.errors import InputError
-from fourm_ser.inference import Inference, choose_device
+from fourm_ser.inference import Inference
 from fourm_ser.model import Model, load_model
 from fourm_ser.planning import Job, Planner
 from fourm_ser.reading import Key, Loaded, Planned, Reading, Row, packed, unpacked
@@ -121,7 +122,7 @@ class Predictor:
         Raises:
             InputError: no model directory, weights that cannot be had or are other ones, no such device.
         """
-        where = choose_device(device)
+        where = find_device(device, "device")
         found = model_folder(Path(folder).expanduser())
         try:
             model = load_model(found, Path(cache).expanduser())

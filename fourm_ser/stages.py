@@ -101,85 +101,6 @@ def read_stages(entries: Mapping[str, Any], optimizer: Any, scheduler: Any) -> l
     return stages
 
 
-def resolve_device(accelerator: str, precision: str) -> tuple[str, str]:
-    """Replace `auto` by what this machine has.
-
-    Args:
-        accelerator: `auto`, `cpu` or `gpu`.
-        precision: `auto`, or a precision of Lightning's: bf16 where the device computes in it natively, else fp32.
-
-    Returns:
-        Accelerator and precision as Lightning takes them.
-
-    Raises:
-        InputError: a GPU is asked for and there is none.
-    """
-    has_gpu = torch.cuda.is_available()
-    if accelerator == "gpu" and not has_gpu:
-        raise InputError("trainer.accelerator=gpu: PyTorch sees no GPU here. Use trainer=cpu or trainer=auto.")
-    if accelerator == "auto":
-        accelerator = "gpu" if has_gpu else "cpu"
-    if precision == "auto":
-        precision = "bf16-mixed" if native_bf16(accelerator) else "32-true"
-    return accelerator, precision
-
-
-def resolve_devices(devices: Any, accelerator: str) -> int:
-    """Replace `auto` in `trainer.devices` by the number of GPUs here, or by one process on `cpu`.
-
-    Raises:
-        InputError: it is no positive number, or there are fewer GPUs.
-    """
-    if devices == "auto":
-        return torch.cuda.device_count() if accelerator == "gpu" else 1
-    if isinstance(devices, bool) or not isinstance(devices, int) or devices < 1:
-        raise InputError(
-            f"trainer.devices={devices}: expected auto or how many processes train together, each on its own device. "
-            "CUDA_VISIBLE_DEVICES says which GPUs."
-        )
-    if accelerator == "gpu" and devices > torch.cuda.device_count():
-        raise InputError(f"trainer.devices={devices}: PyTorch sees {torch.cuda.device_count()} GPUs here.")
-    return devices
-
-
-def native_bf16(accelerator: str) -> bool:
-    """Whether `cpu` or `gpu` computes in bf16 natively here."""
-    if accelerator == "gpu":
-        return torch.cuda.get_device_capability() >= (8, 0)
-    return torch.cpu._is_avx512_bf16_supported() or torch.cpu._is_amx_tile_supported()
-
-
-def resolve_precision(precision: str, accelerator: str) -> str:
-    """Replace `auto` in `encode.precision`: `bf16` where the device computes in it natively, else `32`.
-
-    Raises:
-        InputError: it is none of these.
-    """
-    if precision not in ("auto", "32", "bf16"):
-        raise InputError(f"encode.precision={precision}: expected auto, 32 or bf16.")
-    if precision == "auto":
-        return "bf16" if native_bf16(accelerator) else "32"
-    return precision
-
-
-BUDGETS = {"max_seconds": {"cpu": 24.0, "gpu": 240.0}, "max_tokens": {"cpu": 2_000.0, "gpu": 32_000.0}}
-
-
-def resolve_budget(key: str, value: str | float, accelerator: str) -> float:
-    """Replace `auto` in `encode.max_seconds` or `encode.max_tokens` by what a batch may hold on `cpu` or `gpu`.
-
-    A processor is fastest on batches whose activations stay near its caches.
-
-    Raises:
-        InputError: it is no positive number.
-    """
-    if value == "auto":
-        return BUDGETS[key][accelerator]
-    if isinstance(value, str) or not value > 0:
-        raise InputError(f"encode.{key}={value}: expected a number above 0, or auto.")
-    return float(value)
-
-
 class StopWhenDone(EarlyStopping):
     """Early stopping that a resumed run obeys too: one killed after its last epoch would train another."""
 
@@ -191,11 +112,45 @@ class StopWhenDone(EarlyStopping):
 class NoteEpoch(Callback):
     """One line an epoch in the log, where a progress bar leaves none."""
 
+    def __init__(self) -> None:
+        self.values: dict[str, float] = {}
+
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
-        values = trainer.callback_metrics
-        names = ("train/loss", "val/loss", "val/ua")
-        shown = ", ".join(f"{name} {float(values[name]):.4f}" for name in names if name in values)
+        found = trainer.callback_metrics
+        self.values = {name: float(found[name]) for name in ("train/loss", "val/loss", "val/ua") if name in found}
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in self.values.items())
         log.debug("epoch %d: %s", trainer.current_epoch, shown)
+
+
+class ProgressBar(RichProgressBar):
+    """Shows the last epoch's numbers: Lightning's own are asked of the device at every step, which waits for it.
+
+    Args:
+        note: has them.
+    """
+
+    def __init__(self, note: NoteEpoch) -> None:
+        super().__init__(leave=False)
+        self.note = note
+
+    def get_metrics(self, trainer: Trainer, pl_module: Any) -> dict[str, Any]:
+        return dict(self.note.values)
+
+
+def trainer_arguments(config: Mapping[str, Any], device: torch.device, find_unused: bool) -> dict[str, Any]:
+    """The arguments of Lightning's Trainer in the config's `trainer`.
+
+    Args:
+        config: the config's `trainer`, resolved; `tf32` and `compile` are this package's own.
+        device: where it trains.
+        find_unused: whether parts of what trains may take no part in a step; several processes then have to look for
+            them after each.
+    """
+    arguments = {key: value for key, value in config.items() if key not in ("tf32", "compile")}
+    arguments["accelerator"] = device.type
+    if arguments.get("strategy") == "ddp_auto":
+        arguments["strategy"] = "ddp_find_unused_parameters_true" if find_unused else "ddp"
+    return arguments
 
 
 def build_trainer(stage: Stage, run_dir: Path, arguments: Mapping[str, Any], loggers: list[Logger]) -> Trainer:
@@ -204,7 +159,7 @@ def build_trainer(stage: Stage, run_dir: Path, arguments: Mapping[str, Any], log
     Args:
         stage: the stage.
         run_dir: the run directory.
-        arguments: the config's `trainer`.
+        arguments: of the Trainer, as `trainer_arguments` gives them.
         loggers: the stage's loggers.
     """
     checkpoints = run_dir / stage.folder / "checkpoints"
@@ -215,11 +170,12 @@ def build_trainer(stage: Stage, run_dir: Path, arguments: Mapping[str, Any], log
     last = ModelCheckpoint(
         checkpoints, "last", monitor=None, enable_version_counter=False, save_on_train_epoch_end=True
     )
-    callbacks: list[Callback] = [best, NoteEpoch()]
+    note = NoteEpoch()
+    callbacks: list[Callback] = [best, note]
     if stage.patience is not None:
         callbacks.append(StopWhenDone("val/ua", patience=stage.patience, mode="max", check_on_train_epoch_end=True))
     # Last of all: it holds the state of the others as they are after the epoch.
-    callbacks += [last, RichProgressBar(leave=False)]
+    callbacks += [last, ProgressBar(note)]
     return Trainer(
         max_epochs=stage.epochs,
         gradient_clip_val=stage.gradient_clip,

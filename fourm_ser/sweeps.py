@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import yaml
-from filelock import FileLock
+from filelock import FileLock, Timeout
 from hydra.core.hydra_config import HydraConfig
 from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
@@ -107,6 +107,8 @@ def job(config: DictConfig) -> float:
 def _run(config: DictConfig, run_dir: Path) -> None:
     """Do the job, with its log on the terminal where it is the only one, else in its output.log."""
     with contextlib.ExitStack() as stack:
+        if HydraConfig.get().launcher._target_.endswith(".JoblibLauncher") and config.trainer.devices == 1:
+            _take_gpu(run_dir.parent, HydraConfig.get().job.num)
         if HydraConfig.get().launcher._target_ != BASIC[0]:
             output = stack.enter_context((run_dir / "output.log").open("a", encoding="utf-8"))
             stack.enter_context(contextlib.redirect_stdout(output))
@@ -116,6 +118,40 @@ def _run(config: DictConfig, run_dir: Path) -> None:
         from fourm_ser.experiment import run
 
         run(config, run_dir)
+
+
+_gpu: FileLock | None = None  # what this process holds as long as it lives
+
+
+def _take_gpu(sweep: Path, number: int) -> None:
+    """Show this process, one of several that do a sweep's jobs side by side, one GPU alone.
+
+    Each takes one that no other has; those for whom none is left share, by the number of their job.
+
+    Args:
+        sweep: the sweep's folder.
+        number: the job's number.
+    """
+    global _gpu
+    if _gpu is not None:
+        return
+    import torch  # the job needs it anyway
+
+    count = torch.cuda.device_count()  # asks the driver: CUDA itself, which looks at what is visible once, sleeps yet
+    if count < 2:
+        return
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    names = visible.split(",")[:count] if visible else [str(place) for place in range(count)]
+    chosen = names[number % count]
+    for name in names:
+        lock = FileLock(sweep / f".gpu-{name.strip()}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            continue
+        _gpu, chosen = lock, name
+        break
+    os.environ["CUDA_VISIBLE_DEVICES"] = chosen.strip()
 
 
 def has_finished(config: DictConfig, run_dir: Path) -> bool:

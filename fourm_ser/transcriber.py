@@ -59,7 +59,7 @@ class Transcriber:
             model=model.eval(), feature_extractor=extractor, tokenizer=tokenizer, device=device
         )
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def __call__(self, samples: np.ndarray) -> str:
         """A recording [samples] at 16 kHz -> its transcript, cleaned as those of a corpus are; it may be empty.
 

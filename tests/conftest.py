@@ -1,19 +1,56 @@
 """What several tests share: a small demo corpus, a cache, and a way to compose configs."""
 
+import functools
 import os
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import pytest
 from hydra import compose, initialize_config_dir
+from hypothesis import HealthCheck, settings
 from omegaconf import DictConfig
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
 
 os.environ["WANDB_MODE"] = "offline"
 os.environ["HF_HUB_OFFLINE"] = "1"
+# Where others keep the processors busy, everything may take its time.
+os.environ["WANDB_X_SERVICE_WAIT"] = os.environ["WANDB_INIT_TIMEOUT"] = "600"
+settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("busy")
 # Models this small only wait for each other's threads; set before torch is imported, and for child processes.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _no_module_moves_in_inference_mode() -> Iterator[None]:
+    """In inference mode no module is moved, cast or loaded: on a GPU its parameters could never train again."""
+    import torch
+    from torch import nn
+
+    def guarded(own: Any) -> Any:
+        @functools.wraps(own)
+        def checked(self: nn.Module, *args: Any, **kwargs: Any) -> Any:
+            assert not torch.is_inference_mode_enabled(), f"{type(self).__name__} moves in inference mode"
+            return own(self, *args, **kwargs)
+
+        return checked
+
+    with pytest.MonkeyPatch.context() as patched:
+        for name in ("_apply", "load_state_dict"):
+            patched.setattr(nn.Module, name, guarded(getattr(nn.Module, name)))
+        yield
+
+
+@pytest.fixture(params=["its own kernels", "refused kernels"])
+def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    """Does a test twice: with what this processor has, and as on one that has none of the optional kernels."""
+    from tests.kernels import refuse_kernels
+
+    if request.param == "refused kernels":
+        refuse_kernels(monkeypatch)
+    return str(request.param)
 
 
 class Compose(Protocol):

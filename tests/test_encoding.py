@@ -29,7 +29,6 @@ from fourm_ser.encoders.store import FeatureStore
 from fourm_ser.encoders.text import TextEncoder
 from fourm_ser.encoding import fill_store, plan_shards
 from fourm_ser.errors import InputError
-from fourm_ser.stages import resolve_precision
 
 CPU = torch.device("cpu")
 
@@ -133,11 +132,12 @@ class Work:
         workers: int = 0,
         precision: str = "32",
         rows: np.ndarray | None = None,
+        tf32: bool = False,
     ) -> int:
         encoder = encoder or self.encoder
         source = Raw(partial(getitem, self.raws), encoder.frontend)
         return fill_store(
-            into, encoder, source, self.keys, self.lengths, self.batch_length, workers, CPU, precision, rows
+            into, encoder, source, self.keys, self.lengths, self.batch_length, workers, CPU, precision, rows, tf32
         )
 
     def part(self, rows: np.ndarray) -> "Work":
@@ -308,16 +308,16 @@ def test_two_processes_at_once_encode_each_utterance_once(tmp_path: Path) -> Non
     process = context.Process(target=fill_there, args=(tmp_path, there))
     process.start()
     try:
-        assert here.poll(60)
+        assert here.poll(600)
         assert here.recv() == "ready"
         encoder = Tally(seconds=0.05)
         work, filled = Work(encoder, list(range(1, 41)), 60.0), store(tmp_path)
         here.send("go")
         own = work.fill(filled)
-        assert here.poll(60)
+        assert here.poll(600)
         other, seen = here.recv()
     finally:
-        process.join(60)
+        process.join(600)
         process.kill()
     assert own + other == 40
     assert encoder.seen + Counter(seen) == dict.fromkeys(range(1, 41), 1)
@@ -435,6 +435,7 @@ def stored_types(filled: FeatureStore) -> dict[str, str]:
     return types
 
 
+@pytest.mark.usefixtures("kernels")
 def test_bf16_stores_half_of_the_bytes_and_nearly_the_same_features(work: Work, tmp_path: Path) -> None:
     exact, rough = store(tmp_path, "exact"), store(tmp_path, "rough")
     assert work.fill(exact) == work.fill(rough, precision="bf16") == 30
@@ -481,21 +482,71 @@ def test_features_beyond_the_range_of_float16_are_stored_as_they_are(
         assert raw <= 20 or types[key] == "F32"
 
 
-@pytest.mark.parametrize("native", [True, False])
-def test_the_precision_of_auto_is_the_device_s(monkeypatch: pytest.MonkeyPatch, native: bool) -> None:
-    monkeypatch.setattr("torch.cpu._is_avx512_bf16_supported", lambda: native)
-    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: False)
-    monkeypatch.setattr("torch.cuda.get_device_capability", lambda: (8, 0) if native else (7, 5))
-    for accelerator in ("cpu", "gpu"):
-        assert resolve_precision("auto", accelerator) == ("bf16" if native else "32")
-        assert resolve_precision("32", accelerator) == "32"
-        assert resolve_precision("bf16", accelerator) == "bf16"
+class Small(Tally):
+    """As `Tally`, on a device that holds so many frames at a time, padding included."""
+
+    def __init__(self, frames: int) -> None:
+        super().__init__()
+        self.frames, self.batches, self.refused = frames, list[int](), 0
+
+    def stem(self, inputs: Inputs) -> Sequence:
+        size = inputs["rows"].shape[0] * inputs["rows"].shape[1]
+        if size > self.frames:
+            self.refused += 1
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+        self.batches.append(size)
+        return super().stem(inputs)
 
 
-@pytest.mark.parametrize("precision", ["16", "bf16-mixed", "32-true", "", "None"])
-def test_another_precision_is_refused(precision: str) -> None:
-    with pytest.raises(InputError, match=rf"encode\.precision={precision}: expected auto, 32 or bf16"):
-        resolve_precision(precision, "cpu")
+@pytest.mark.parametrize("precision", ["32", "bf16"])
+def test_a_pass_that_runs_out_of_memory_goes_on_in_halves(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, precision: str
+) -> None:
+    raws = [4 + number % 5 for number in range(60)]
+    usual, halves = store(tmp_path, "usual"), store(tmp_path, "halves")
+    Work(Tally(), raws, 160.0).fill(usual, precision=precision)
+    encoder = Small(45)
+    with caplog.at_level("WARNING", "fourm_ser"):
+        assert Work(encoder, raws, 160.0).fill(halves, precision=precision) == 60
+    assert encoder.seen == Counter(raws)
+    assert 1 <= encoder.refused <= 3  # what was learned holds for the batches that follow
+    assert max(encoder.batches) <= 45
+    assert re.search(r"encoding audio with tally: cpu ran out of memory .*\(48 s .*going on in halves", caplog.text)
+    for key in Work(encoder, raws, 160.0).keys:
+        assert torch.equal(usual.read(key), halves.read(key))
+
+
+def test_an_utterance_that_there_is_no_memory_for_is_one_line(tmp_path: Path) -> None:
+    filled = store(tmp_path)
+    with pytest.raises(
+        InputError, match=r"ran out of memory over a batch of 1 utterances \(50 s .*encode\.max_seconds"
+    ):
+        Work(Small(45), [3, 4, 50], 60.0).fill(filled)
+
+
+@pytest.mark.parametrize(("precision", "advice"), [("32", "weights damaged"), ("bf16", r"encode\.precision=32")])
+def test_features_that_are_no_numbers_are_refused(tmp_path: Path, precision: str, advice: str) -> None:
+    class Broken(Tally):
+        def stem(self, inputs: Inputs) -> Sequence:
+            features, mask = super().stem(inputs)
+            return Sequence(torch.where(features == 14, torch.nan, features), mask)
+
+    filled = store(tmp_path)
+    with pytest.raises(InputError, match=rf"number 3 of .* are not finite in precision {precision}.*{advice}"):
+        Work(Broken(), [3, 5, 7, 9], 20.0).fill(filled, precision=precision)
+    assert not list(filled.folder.glob("shard-*"))
+
+
+def test_a_pass_rounds_to_tf32_only_where_it_may(tmp_path: Path) -> None:
+    class Watching(Tally):
+        def stem(self, inputs: Inputs) -> Sequence:
+            seen.add((torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32))
+            return super().stem(inputs)
+
+    for allowed in (False, True):
+        seen: set[tuple[bool, bool]] = set()
+        Work(Watching(), [1, 2], 20.0).fill(store(tmp_path, str(allowed)), tf32=allowed)
+        assert seen == {(allowed, allowed)}
 
 
 class Wide(Tally):

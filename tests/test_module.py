@@ -164,7 +164,9 @@ def test_the_training_loss_is_the_mean_over_an_epoch_s_utterances(composed: Comp
     for epoch in range(2):
         module.on_train_epoch_start()
         for part in parts:
-            module.trainer = type("Trainer", (), {"is_last_batch": part is parts[-1], "current_epoch": epoch})()
+            module.trainer = type(
+                "Trainer", (), {"is_last_batch": part is parts[-1], "current_epoch": epoch, "global_step": 0}
+            )()
             assert len(logged) == epoch
             module.training_step(batch(part), 0)
             module.on_train_batch_end(None, batch(part), 0)
@@ -175,6 +177,33 @@ def test_the_training_loss_is_the_mean_over_an_epoch_s_utterances(composed: Comp
         assert values.keys() == expected.keys()
         for name, value in expected.items():
             torch.testing.assert_close(values[name], value.detach())
+
+
+def test_on_a_device_a_loss_that_is_not_finite_is_found_later_with_its_own_batch(
+    composed: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    module = build_module(build_node(composed, ["loss=ce_center"]))
+    monkeypatch.setattr(EmotionModule, "_late", lambda self: 3)
+    centers = dict(module.loss.named_parameters())["terms.center.centers.embedding"]
+    whole = centers.detach().clone()
+
+    def step(number: int) -> None:
+        module.trainer = type(
+            "Trainer", (), {"current_epoch": 0, "global_step": number, "is_last_batch": number == 5}
+        )()
+        with torch.no_grad():
+            centers.copy_(whole if number != 2 else torch.full_like(whole, np.nan))
+        module.training_step(batch(torch.tensor([number, number + 1])), number)
+        module.on_train_batch_end(None, batch(torch.tensor([number])), number)
+
+    module.on_train_epoch_start()
+    for number in range(5):
+        step(number)
+    with pytest.raises(NotFiniteError) as caught:
+        step(5)
+    assert caught.value.terms == ["total", "center"]
+    assert caught.value.rows == [2, 3]
+    assert caught.value.place == "train, epoch 0, step 2"
 
 
 def test_a_loss_that_is_not_finite_stops_the_step(composed: Compose) -> None:

@@ -15,16 +15,18 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from fourm_ser import sweeps, train
 from fourm_ser.data.corpora.demo import synthesise
+from fourm_ser.devices import resolve_devices
 from fourm_ser.errors import InputError
 from fourm_ser.experiment import run
-from fourm_ser.stages import resolve_devices
 from tests.conftest import Compose
 
+CPU = torch.device("cpu")
 REPOSITORY = Path(__file__).resolve().parent.parent
 
 
@@ -207,12 +209,13 @@ def test_a_sweep_that_was_killed_finishes_what_is_missing(
     command = [sys.executable, "-m", "fourm_ser.train", *words, f"hydra.sweep.dir={killed}", "hydra/launcher=joblib"]
     environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
     with subprocess.Popen(command, env=environment, start_new_session=True, stdout=subprocess.PIPE) as process:
-        deadline = time.monotonic() + 240
+        deadline = time.monotonic() + 600
         while not times(killed):
             assert process.poll() is None
             assert time.monotonic() < deadline
             time.sleep(0.01)
         os.killpg(process.pid, signal.SIGKILL)
+        process.communicate()  # until the last of them has closed it
     before = times(killed)
     assert 1 <= len(before) < 4
     ended = subprocess.run(command, env=environment, capture_output=True, text=True)
@@ -289,9 +292,9 @@ def test_every_sweep_can_be_planned(
 @pytest.mark.parametrize("devices", [0, -1, "two", [0, 1], True])
 def test_devices_are_a_number(devices: Any) -> None:
     with pytest.raises(InputError, match=r"trainer\.devices="):
-        resolve_devices(devices, "cpu")
-    assert resolve_devices("auto", "cpu") == 1
-    assert resolve_devices(3, "cpu") == 3
+        resolve_devices(devices, CPU)
+    assert resolve_devices("auto", CPU) == 1
+    assert resolve_devices(3, CPU) == 3
 
 
 def test_a_sweep_is_one_group_and_a_run_none(tmp_path: Path) -> None:

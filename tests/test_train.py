@@ -17,6 +17,7 @@ REPOSITORY = Path(__file__).resolve().parent.parent
 def call(*arguments: str, cwd: Path, path: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB", "PYTHONPATH"))}
     environment |= {"COLUMNS": "200", "NETRC": os.devnull, "PYTHONPATH": str(path)}
+    environment |= {"WANDB_X_SERVICE_WAIT": "600", "WANDB_INIT_TIMEOUT": "600"}  # seconds, for a busy machine
     return subprocess.run(
         [sys.executable, "-m", "fourm_ser.train", *arguments], cwd=cwd, env=environment, capture_output=True, text=True
     )

@@ -19,8 +19,8 @@ from fourm_ser.analysis.page import write_page
 from fourm_ser.analysis.projection import projection
 from fourm_ser.analysis.runs import OpenRun
 from fourm_ser.analysis.space import space
+from fourm_ser.devices import find_device
 from fourm_ser.errors import InputError
-from fourm_ser.inference import choose_device
 from fourm_ser.report.collect import Run, collect
 
 log = logging.getLogger(__name__)
@@ -71,11 +71,9 @@ def run(config: Mapping[str, Any]) -> list[Part]:
     parts = []
     for name in config["parts"]:
         log.info("%s: %s", name, QUESTIONS[name])
-        parts.append(_do(name, runs, config))
+        parts.append(_do(name, runs, config, folder / name))
         if parts[-1].left_out:
             log.warning("%s is left out: %s", name, parts[-1].left_out)
-        for finding in parts[-1].findings:
-            write_finding(finding, folder / name)
     if not any(part.findings for part in parts):
         raise InputError(f"{first.run_dir}: none of the analyses could be done; the reasons are above.")
     write_page(parts, runs, config["side"], folder)
@@ -106,7 +104,7 @@ def open_runs(config: Mapping[str, Any]) -> list[OpenRun]:
     ordered = ([by_path[first]] if first in by_path else []) + [
         found for path, found in by_path.items() if path != first
     ]
-    device = choose_device(config["device"])
+    device = find_device(config["device"], "device")
     cache = None if config["cache"] is None else Path(config["cache"]).expanduser()
     names = name_runs(ordered)
     return [OpenRun(found.path, cache, device, name) for found, name in zip(ordered, names, strict=True)]
@@ -122,7 +120,8 @@ def name_runs(runs: Items[Run]) -> list[str]:
     return names
 
 
-def _do(name: str, runs: list[OpenRun], config: Mapping[str, Any]) -> Part:
+def _do(name: str, runs: list[OpenRun], config: Mapping[str, Any], folder: Path) -> Part:
+    """Do one analysis and write its findings; what becomes of it touches no other."""
     first, side, seed = runs[0], config["side"], config["seed"]
 
     def examples() -> list[Example]:
@@ -141,6 +140,13 @@ def _do(name: str, runs: list[OpenRun], config: Mapping[str, Any]) -> Part:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", ".*does not have many workers")
-            return Part(name, QUESTIONS[name], analyses[name](), "")
+            findings = analyses[name]()
+        for finding in findings:
+            write_finding(finding, folder)
+        return Part(name, QUESTIONS[name], findings, "")
     except (UnsuitedError, InputError) as reason:
         return Part(name, QUESTIONS[name], [], str(reason))
+    except Exception as error:  # whatever it is, the other analyses are worth having
+        log.error("%s failed", name, exc_info=error)
+        said = " ".join(str(error).split()) or "no message"
+        return Part(name, QUESTIONS[name], [], f"It failed ({type(error).__name__}: {said}).")

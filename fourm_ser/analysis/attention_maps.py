@@ -100,7 +100,7 @@ def split(weights: Tensor, span: Span, lengths: Mapping[str, int]) -> dict[tuple
     return parts
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def read_blocks(run: OpenRun, examples: Items[Example]) -> dict[int, list[Block]]:
     """The attention of utterances by their rows in the manifest, each without padding."""
     network, by_row = run.network, {example.row: example for example in examples}

@@ -13,7 +13,7 @@ MODALITY_COLOURS = {"text": COLOURS[2], "audio": COLOURS[1]}
 FIRST = "first token"
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def read_shares(run: OpenRun, side: str) -> pd.DataFrame:
     """How much of their attention queries of each modality give to each, an utterance at a time.
 

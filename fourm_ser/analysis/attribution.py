@@ -116,16 +116,16 @@ def read_features(run: OpenRun, rows: Items[int], side: str) -> tuple[dict[int, 
         given = {"text": batch.text, "audio": batch.audio}
         for modality, encoder in network.by_modality.items():
             inputs = given[modality]
-            assert inputs is not None
+            assert isinstance(inputs, dict | Sequence)
             sequence = inputs if isinstance(inputs, Sequence) else encoder.stem(inputs)
             features = sequence.features.float()
-            own = features[sequence.mask].double()
+            own = features[sequence.mask].cpu().double()  # MPS has no float64
             sums[modality] = sums.get(modality, torch.zeros_like(own[0])) + own.sum(0)
             counts[modality] += len(own)
             for place, row in enumerate(batch.rows.tolist()):
                 if row in kept:
                     kept[row][modality] = features[place, sequence.mask[place]]
-    return kept, {modality: (total / counts[modality]).float() for modality, total in sums.items()}
+    return kept, {modality: (total / counts[modality]).float().to(run.device) for modality, total in sums.items()}
 
 
 def attribute(
@@ -171,7 +171,7 @@ def attribute(
                 inputs, baselines=references, target=target, n_steps=steps, internal_batch_size=together
             )
             values = {
-                modality: part.detach()[0].double().sum(1).cpu().numpy()
+                modality: part.detach()[0].cpu().double().sum(1).numpy()
                 for modality, part in zip(modalities, parts, strict=True)
             }
             found = Attribution(values, *ends, steps)

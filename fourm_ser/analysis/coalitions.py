@@ -40,7 +40,7 @@ class Encoded(NamedTuple):
         return [self.features[modality][place] for place in order]
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def gather(run: OpenRun, side: str) -> Encoded:
     """Encode a side's utterances once; all of them are held in memory (in fp32, on the processor)."""
     parts: dict[int, dict[str, Tensor]] = {}
@@ -58,7 +58,7 @@ def gather(run: OpenRun, side: str) -> Encoded:
     return Encoded(run.corpus.label[rows], features, average)
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def answer(network: EmotionNetwork, features: Mapping[str, list[Tensor]], device: torch.device) -> np.ndarray:
     """Logits (n, classes) in fp32 of utterances that are put together anew.
 

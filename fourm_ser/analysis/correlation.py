@@ -105,7 +105,7 @@ def _places(states: Mapping[str, Features]) -> dict[str, dict[str, Sides]]:
     return places
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def readers_of_both(run: OpenRun, side: str) -> list[str]:
     """The modalities whose sequence, as the fusion hands it on, depends on the other modality, too.
 

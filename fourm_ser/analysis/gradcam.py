@@ -110,7 +110,7 @@ def _read_texts(run: OpenRun, rows: Items[int]) -> dict[int, Sequence]:
     if encoder is None:
         return found
     for batch in run.batches(run.network, np.array(sorted(set(rows)))):
-        assert batch.text is not None
+        assert isinstance(batch.text, dict | Sequence)
         text = batch.text if isinstance(batch.text, Sequence) else encoder.stem(batch.text)
         for place, row in enumerate(batch.rows.tolist()):
             own = text.mask[place]

@@ -15,8 +15,8 @@ from fourm_ser.config import build
 from fourm_ser.data.batch import Batch
 from fourm_ser.data.corpus import Corpus
 from fourm_ser.data.datamodule import EmotionDataModule
-from fourm_ser.encoders.base import Resources, Sequence, moved
-from fourm_ser.encoding import Encoding, make_sources
+from fourm_ser.devices import copies_ahead
+from fourm_ser.encoders.base import Resources, Sequence
 from fourm_ser.errors import InputError
 from fourm_ser.fusion.base import pool
 from fourm_ser.losses.base import Loss
@@ -24,6 +24,7 @@ from fourm_ser.losses.composite import SumLoss
 from fourm_ser.metrics import DistanceRatio
 from fourm_ser.model import build_network, load_model
 from fourm_ser.network import EmotionNetwork
+from fourm_ser.sources import Encoding, make_sources
 
 BATCH = 32
 
@@ -108,10 +109,10 @@ class OpenRun:
         self.name = run_dir.resolve().name if name is None else name
         self.config = read_config(run_dir)
         self.cache = Path(self.config.cache).expanduser() if cache is None else cache
-        self.config.cache = str(self.cache)
+        self.config.cache, self.config.trainer.accelerator = str(self.cache), device.type
         self.network, self.emotions, self.use = load_model(run_dir / "model", self.cache)
         self.corpus: Corpus = build(self.config.data, cache=self.cache)
-        self.data = EmotionDataModule(self.corpus, pin_memory=False, seed=self.config.seed)
+        self.data = EmotionDataModule(self.corpus, pin_memory=copies_ahead(device), seed=self.config.seed)
         self.data.setup()
         if self.corpus.emotions != self.emotions:
             raise InputError(
@@ -151,12 +152,11 @@ class OpenRun:
             rows: positions in the manifest.
             doing: what the progress bar says; without, there is none.
         """
-        encoding = Encoding.of(self.config)._replace(device=self.device)
-        sources, _ = make_sources(network, self.data, encoding)
+        sources, _ = make_sources(network, self.data, Encoding.of(self.config))
         self.data.serve(sources, BATCH)
         network.to(self.device)
         for batch in track(self.data.dataloader(rows), doing, transient=True, disable=not doing):
-            yield batch._replace(text=moved(batch.text, self.device), audio=moved(batch.audio, self.device))
+            yield batch.to(self.device)
 
     def features(self, state: State, side: str) -> Features:
         """What a network of this run makes of a side's utterances (see `Corpus.rows`); computed once."""
@@ -165,7 +165,7 @@ class OpenRun:
             self._features[key] = self._compute(state, side)
         return self._features[key]
 
-    @torch.inference_mode()
+    @torch.no_grad()
     def _compute(self, state: State, side: str) -> Features:
         network = state.network
         parts: dict[str, list[np.ndarray]] = {}

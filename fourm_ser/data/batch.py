@@ -1,17 +1,21 @@
 """From utterances to padded batches of similar length."""
 
+from collections import deque
 from collections.abc import Iterator, Mapping
 from collections.abc import Sequence as Items
-from typing import Any, NamedTuple, Protocol
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler
 
-from fourm_ser.encoders.base import Frontend, Inputs, Sequence
+from fourm_ser.devices import sent
+from fourm_ser.encoders.base import Frontend, Inputs, Packed, Sequence, moved
 from fourm_ser.encoders.store import FeatureStore
 
+AHEAD = 2  # batches that are got ready while another is computed on
 SPREAD = 8.0  # of what is added to the logarithm of a length, times the number of batches
 
 
@@ -21,14 +25,20 @@ class Batch(NamedTuple):
     Attributes:
         rows: (batch,) positions in the manifest.
         labels: (batch,) class indices.
-        text: the text encoder's raw inputs, or the features of its stem from the store; None where nothing reads text.
+        text: the text encoder's raw inputs, or the features of its stem from the store, which are packed until the
+            batch is on its device; None where nothing reads text.
         audio: the same of the audio encoder.
     """
 
     rows: Tensor
     labels: Tensor
-    text: Inputs | Sequence | None
-    audio: Inputs | Sequence | None
+    text: Inputs | Sequence | Packed | None
+    audio: Inputs | Sequence | Packed | None
+
+    def to(self, device: torch.device) -> Self:
+        """The batch on a device, stored features padded; from page-locked memory nothing is waited for."""
+        parts = (moved(self.text, device), moved(self.audio, device))
+        return type(self)(sent(self.rows, device), sent(self.labels, device), *parts)
 
 
 class Source(Protocol):
@@ -38,7 +48,7 @@ class Source(Protocol):
         """What makes up an utterance, by its position in the manifest."""
         ...
 
-    def collate(self, items: Items[Any]) -> Inputs | Sequence:
+    def collate(self, items: Items[Any]) -> Inputs | Packed:
         """What was loaded, as one padded batch."""
         ...
 
@@ -83,7 +93,7 @@ class Stored:
     def load(self, index: int) -> str:
         return self.keys[index]  # a batch is read at once
 
-    def collate(self, items: Items[str]) -> Sequence:
+    def collate(self, items: Items[str]) -> Packed:
         return self.store.read_batch(items)
 
 
@@ -113,6 +123,29 @@ class Utterances(Dataset[tuple[int, dict[str, Any]]]):
             for modality, source in self.sources.items()
         }
         return Batch(torch.tensor(rows), torch.from_numpy(self.labels[rows]), parts.get("text"), parts.get("audio"))
+
+
+Item = TypeVar("Item")
+
+
+def ahead(items: Iterator[Item]) -> Iterator[Item]:
+    """The items, the next two of which a thread gets ready while one is used."""
+    end: Any = object()
+    with ThreadPoolExecutor(1, "ahead") as thread:
+        pending: deque[Future[Item]] = deque(thread.submit(next, items, end) for _ in range(AHEAD))
+        try:
+            while (item := pending.popleft().result()) is not end:
+                pending.append(thread.submit(next, items, end))
+                yield item
+        finally:
+            thread.shutdown(cancel_futures=True)
+
+
+class AheadLoader(DataLoader[Batch]):
+    """A DataLoader without worker processes, which a thread reads ahead of."""
+
+    def __iter__(self) -> Iterator[Batch]:  # type: ignore[override]
+        return ahead(super().__iter__())
 
 
 class BucketBatchSampler(Sampler[list[int]]):

@@ -55,7 +55,7 @@ class Corpus(ABC):
         too_long: `crop` to the first `max_seconds`, or `refuse`.
         strict: make every fault of the corpus an error, instead of leaving out what it concerns and counting it.
         sampler: order of training: `shuffle`, or `balanced`: each epoch has every class equally often.
-        workers: processes that read recordings ahead; stored features are read in the training process.
+        workers: processes that read recordings ahead, or `auto`; stored features are read in the training process.
     """
 
     name: str
@@ -81,7 +81,7 @@ class Corpus(ABC):
         too_long: str,
         strict: bool,
         sampler: str,
-        workers: int,
+        workers: int | str,
     ) -> None:
         if emotions is not None and (len(set(emotions)) != len(emotions) or len(emotions) < 2):
             raise InputError(f"data.emotions={emotions}: expected two or more different emotions.")

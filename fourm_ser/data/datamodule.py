@@ -11,8 +11,9 @@ from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
 from fourm_ser.data.audio import SAMPLE_RATE, read_audio
-from fourm_ser.data.batch import Batch, BucketBatchSampler, Raw, Source, Utterances
+from fourm_ser.data.batch import AheadLoader, Batch, BucketBatchSampler, Raw, Source, Utterances
 from fourm_ser.data.corpus import Corpus
+from fourm_ser.devices import resolve_workers
 from fourm_ser.distributed import rank, world
 from fourm_ser.errors import InputError
 
@@ -52,6 +53,7 @@ class EmotionDataModule(LightningDataModule):
     def __init__(self, corpus: Corpus, pin_memory: bool, seed: int) -> None:
         super().__init__()
         self.corpus, self.pin_memory, self.seed = corpus, pin_memory, seed
+        self.workers = resolve_workers(corpus.workers)
         self.sources: dict[str, Source] = {}
         self.batch_size = 1
         self._prepared = False
@@ -124,15 +126,23 @@ class EmotionDataModule(LightningDataModule):
             raise InputError(f"trainer.devices: {error}. Use fewer, or a larger batch_size of the stage.") from error
 
     def _loader(self, sampler: BucketBatchSampler) -> DataLoader[Batch]:
-        workers = self.corpus.workers if any(isinstance(source, Raw) for source in self.sources.values()) else 0
+        workers = self.workers if any(isinstance(source, Raw) for source in self.sources.values()) else 0
         return loader(Utterances(self.corpus.label, self.sources), sampler, workers, self.pin_memory)
 
 
 def loader(
     dataset: Utterances, sampler: BucketBatchSampler | list[list[int]], workers: int, pin_memory: bool
 ) -> DataLoader[Batch]:
-    """A DataLoader over a dataset of utterances whose workers stay alive between epochs."""
-    return DataLoader(
+    """A DataLoader over a dataset of utterances whose workers stay alive between epochs.
+
+    Args:
+        dataset: the utterances.
+        sampler: which of them are a batch.
+        workers: processes that read ahead; 0 reads in this one, for a GPU in a thread of it.
+        pin_memory: page-locked batches, for a GPU.
+    """
+    kind = AheadLoader if pin_memory and not workers else DataLoader
+    return kind(
         dataset,  # type: ignore[arg-type]
         batch_sampler=sampler,
         num_workers=workers,

@@ -3,8 +3,9 @@
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Items
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
 
@@ -12,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fourm_ser.devices import sent
 from fourm_ser.errors import InputError
 
 Inputs = dict[str, Tensor]
@@ -32,6 +34,29 @@ class Sequence(NamedTuple):
 
     features: Tensor
     mask: Tensor
+
+
+class Packed(NamedTuple):
+    """Features of a batch as the store holds them, one utterance after the other: nothing is wider than it lies there.
+
+    Attributes:
+        values: (frames of all + 1, dim), float32 or float16; the last row is zeros.
+        lengths: (batch,) how many frames are whose.
+        longest: the largest of them: a device that had to be asked for it would be waited for.
+    """
+
+    values: Tensor
+    lengths: Tensor
+    longest: int
+
+    def padded(self, device: torch.device) -> Sequence:
+        """The batch on a device, in float32, with zeros where padding stands."""
+        values, lengths = sent(self.values, device), sent(self.lengths, device)
+        mask = length_mask(lengths, self.longest)
+        first = (lengths.cumsum(0) - lengths)[:, None]
+        places = torch.where(mask, first + torch.arange(self.longest, device=device), len(values) - 1)
+        features = values.index_select(0, places.flatten()).view(*mask.shape, -1)
+        return Sequence(features.float(), mask)
 
 
 class Resources:
@@ -75,6 +100,8 @@ class Encoder(nn.Module, ABC):
         stem_dim: width of the stem's features.
         dim: width of the encoder's features, behind the top.
         languages: codes of the languages it is made for (`en`); None where it does not matter.
+        skips_parts: whether a step may leave parameters out while the stem trains, such as the layers that are
+            skipped at random: several processes then have to look for them.
     """
 
     modality: ClassVar[str]
@@ -84,6 +111,7 @@ class Encoder(nn.Module, ABC):
     stem_dim: int
     dim: int
     languages: list[str] | None = None
+    skips_parts: bool = False
 
     @classmethod
     def width(cls, arguments: Mapping[str, Any]) -> int | None:
@@ -177,6 +205,23 @@ class Encoder(nn.Module, ABC):
     def stem_modules(self) -> list[nn.Module]:
         """The direct children that the stem runs through."""
 
+    @contextmanager
+    def without_stem(self) -> Iterator[None]:
+        """Keep the stem out of this module meanwhile, where it is: it is not moved, copied or saved with the rest.
+
+        What reads its features from the store needs no memory of the device for it.
+        """
+        order = list(self._modules)
+        names = [name for name, child in self.named_children() if any(child is part for part in self.stem_modules())]
+        for name in names:
+            self.__dict__[name] = self._modules.pop(name)
+        try:
+            yield
+        finally:
+            found = {**self._modules, **{name: self.__dict__.pop(name) for name in names}}
+            self._modules.clear()
+            self._modules.update((name, found[name]) for name in order)
+
     def fingerprint(self) -> str:
         """The store's key: a hash over the architecture, the stem's weights as they are now, and the front end."""
         digest = hashlib.blake2b(digest_size=12)
@@ -205,10 +250,12 @@ def length_mask(lengths: Tensor, longest: int) -> Tensor:
     return torch.arange(longest, device=lengths.device) < lengths[:, None]
 
 
-def moved(inputs: Inputs | Sequence | None, device: torch.device) -> Inputs | Sequence | None:
-    """A modality's part of a batch on a device."""
+def moved(inputs: Inputs | Sequence | Packed | None, device: torch.device) -> Inputs | Sequence | None:
+    """A modality's part of a batch on a device; stored features are padded there."""
     if inputs is None:
         return None
+    if isinstance(inputs, Packed):
+        return inputs.padded(device)
     if isinstance(inputs, Sequence):
-        return Sequence(inputs.features.to(device), inputs.mask.to(device))
-    return {name: tensor.to(device) for name, tensor in inputs.items()}
+        return Sequence(sent(inputs.features, device), sent(inputs.mask, device))
+    return {name: sent(tensor, device) for name, tensor in inputs.items()}

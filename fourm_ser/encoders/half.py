@@ -1,6 +1,7 @@
-"""Frozen stems in bf16: autocast, over matrices that are cast, and on a processor laid out, once for many batches."""
+"""Frozen stems in half precision: autocast, over matrices that are cast, and in bf16 laid out for a processor, once."""
 
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -8,6 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from fourm_ser.encoders.base import Encoder
+
+log = logging.getLogger(__name__)
 
 ROWS = 1024  # that the layout of a matrix is chosen for: frames of a batch
 # Hugging Face's names of layers, and of what their result goes through at once
@@ -71,21 +74,45 @@ class LaidOutConvolution(LaidOut):
         return done[:, :, 0]
 
 
-def has_layouts() -> bool:
-    """Whether this build of torch can lay weights out."""
-    operators = ("_reorder_linear_weight", "_linear_pointwise", "_convolution_pointwise")
-    return bool(torch.backends.mkldnn.is_available()) and all(  # type: ignore[no-untyped-call]
-        hasattr(torch.ops.mkldnn, name) for name in operators
-    )
+LAYOUTS: tuple[type[LaidOut], ...] = (LaidOutLinear, LaidOutConvolution)
 
 
-def lay_out(layer: nn.Module) -> LaidOut | None:
-    """The same layer, laid out; None where it is none that can be."""
-    if type(layer) is nn.Linear:
+def runs(kind: type[LaidOut]) -> bool:
+    """Whether this machine's kernels do for a laid-out layer what the layer does: tried on a small one.
+
+    Which processors they run on hangs on the build of torch, and is not the same for all of them.
+    """
+    layer: Any = nn.Linear(16, 16, device="meta") if kind is LaidOutLinear else nn.Conv1d(16, 16, 3, device="meta")
+    layer = layer.to_empty(device="cpu")
+    given = torch.linspace(-1, 1, 64).view((4, 16) if kind is LaidOutLinear else (1, 16, 4))
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.copy_(torch.linspace(-0.2, 0.3, parameter.numel()).view_as(parameter))
+        expected = layer(given)
+        try:
+            for then, wanted in ((kind.then, expected), (GELU, nn.functional.gelu(expected))):
+                laid_out = kind(layer.bfloat16())
+                laid_out.then = then
+                if not torch.allclose(laid_out(given).float(), wanted, rtol=0.05, atol=0.05):
+                    return False
+        except (RuntimeError, AttributeError, NotImplementedError) as refusal:
+            log.debug("%s: plain layers serve instead: %s", kind.__name__, refusal)
+            return False
+    return True
+
+
+def lay_out(layer: nn.Module, kinds: Collection[type[LaidOut]]) -> LaidOut | None:
+    """The same layer, laid out; None where it is none that can be.
+
+    Args:
+        layer: the layer.
+        kinds: those that run here.
+    """
+    if type(layer) is nn.Linear and LaidOutLinear in kinds:
         return LaidOutLinear(layer)
-    if type(layer) is nn.Conv1d and layer.in_channels > 1 and layer.padding_mode == "zeros":
-        return LaidOutConvolution(layer) if not isinstance(layer.padding, str) else None
-    return None
+    if type(layer) is not nn.Conv1d or LaidOutConvolution not in kinds or isinstance(layer.padding, str):
+        return None
+    return LaidOutConvolution(layer) if layer.in_channels > 1 and layer.padding_mode == "zeros" else None
 
 
 def gelu_after(name: str, siblings: Mapping[str, nn.Module]) -> str | None:
@@ -102,34 +129,36 @@ def gelu_after(name: str, siblings: Mapping[str, nn.Module]) -> str | None:
 
 
 @contextmanager
-def in_bf16(encoder: Encoder, device: torch.device) -> Iterator[None]:
-    """Run a frozen stem in bf16 meanwhile, without gradients; afterwards it is what it was.
+def in_half(encoder: Encoder, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+    """Run a frozen stem in half precision meanwhile, without gradients; afterwards it is what it was.
 
     Args:
         encoder: its encoder.
         device: where it runs.
+        dtype: bfloat16 or float16.
     """
     with ExitStack() as stack:
         for module in encoder.modules():
             if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d):
                 for parameter in module.parameters(recurse=False):
                     stack.callback(setattr, parameter, "data", parameter.data)
-                    parameter.data = parameter.data.bfloat16()
-        if device.type == "cpu" and has_layouts():
-            for parent in list(encoder.modules()):
-                siblings = dict(parent.named_children())
-                for name, child in siblings.items():
-                    laid_out = lay_out(child)
-                    if laid_out is None:
-                        continue
-                    instead: dict[str, nn.Module] = {name: laid_out}
-                    after = gelu_after(name, siblings)
-                    if after is not None:
-                        laid_out.then = GELU
-                        instead[after] = nn.Identity()
-                    for place, module in instead.items():
-                        stack.callback(setattr, parent, place, siblings[place])
-                        setattr(parent, place, module)
-        stack.enter_context(torch.autocast(device.type, torch.bfloat16))
+                    parameter.data = parameter.data.to(dtype)
+        fits = device.type == "cpu" and dtype == torch.bfloat16
+        kinds = [kind for kind in LAYOUTS if fits and runs(kind)]
+        for parent in list(encoder.modules()) if kinds else []:
+            siblings = dict(parent.named_children())
+            for name, child in siblings.items():
+                laid_out = lay_out(child, kinds)
+                if laid_out is None:
+                    continue
+                instead: dict[str, nn.Module] = {name: laid_out}
+                after = gelu_after(name, siblings)
+                if after is not None:
+                    laid_out.then = GELU
+                    instead[after] = nn.Identity()
+                for place, module in instead.items():
+                    stack.callback(setattr, parent, place, siblings[place])
+                    setattr(parent, place, module)
+        stack.enter_context(torch.autocast(device.type, dtype))
         stack.enter_context(nn.utils.parametrize.cached())
         yield

@@ -1,5 +1,6 @@
 """A small convolutional audio encoder that is trained from nothing: log-mel frames, augmentation, 2-D convolutions."""
 
+import math
 from collections.abc import Mapping
 from collections.abc import Sequence as Items
 from itertools import pairwise
@@ -111,7 +112,9 @@ class SpecAugment(nn.Module):
         rate = 1 + self.stretch * (2 * torch.rand(len(frames), device=frames.device) - 1)
         after = (lengths * rate).round().long().clamp(min=1)
         last = (lengths - 1)[:, None]
-        places = torch.arange(int(after.max()), device=frames.device) * (last / (after - 1).clamp(min=1)[:, None])
+        # A device would be waited for, were it asked for the longest: there it is what the longest can be at most.
+        most = math.ceil(frames.shape[1] * (1 + self.stretch)) if frames.device.type != "cpu" else int(after.max())
+        places = torch.arange(most, device=frames.device) * (last / (after - 1).clamp(min=1)[:, None])
         places = places.clamp(max=last)
         lower = places.floor().long()
         share = (places - lower)[..., None].to(frames.dtype)

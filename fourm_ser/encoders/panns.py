@@ -122,7 +122,8 @@ class Cnn14(nn.Module):
         """
         super().train(mode)
         for module in self.modules():
-            if isinstance(module, nn.BatchNorm2d):
+            # Whichever class of norm: Lightning turns them into others for several processes, and not quite back.
+            if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
         return self
 

@@ -22,7 +22,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import save_file
 from torch import Tensor
 
-from fourm_ser.encoders.base import Sequence, length_mask
+from fourm_ser.encoders.base import Packed
 from fourm_ser.errors import InputError
 from fourm_ser.files import whole, write_json
 
@@ -87,31 +87,38 @@ class FeatureStore:
 
     def read(self, key: str) -> Tensor:
         """The features of `key`: [time, dim] in float32."""
-        return torch.from_numpy(self._stored(key).astype(np.float32))
+        place = self._index[key]
+        features = np.empty(place.shape, place.dtype)
+        self._read_into(place, features)
+        return torch.from_numpy(features.astype(np.float32, copy=False))
 
-    def read_batch(self, keys: Items[str]) -> Sequence:
-        """The features of `keys` as one padded batch in float32: (batch, longest, dim) and its mask."""
-        rows = [self._stored(key) for key in keys]
-        lengths = torch.tensor([len(row) for row in rows])
-        longest = int(lengths.max())
-        features = np.zeros((len(rows), longest, rows[0].shape[1]), max(row.dtype for row in rows))
-        for into, row in zip(features, rows, strict=True):
-            into[: len(row)] = row
-        return Sequence(torch.from_numpy(features).float(), length_mask(lengths, longest))
+    def read_batch(self, keys: Items[str]) -> Packed:
+        """The features of `keys` in one piece, as they were written."""
+        places = [self._index[key] for key in keys]
+        lengths = [place.shape[0] for place in places]
+        # Where one was too large for float16 all become float32.
+        values = np.empty((sum(lengths) + 1, places[0].shape[1]), max(place.dtype for place in places))
+        values[-1] = 0
+        end = 0
+        for place, length in zip(places, lengths, strict=True):
+            begin, end = end, end + length
+            if place.dtype == values.dtype:
+                self._read_into(place, values[begin:end])
+            else:
+                own = np.empty(place.shape, place.dtype)
+                self._read_into(place, own)
+                values[begin:end] = own
+        return Packed(torch.from_numpy(values), torch.tensor(lengths), max(lengths))
 
-    def _stored(self, key: str) -> np.ndarray:
-        """The features of `key` as they were written; read-only.
+    def _read_into(self, place: Place, array: np.ndarray) -> None:
+        """Read what lies at a place into an array of its shape and type.
 
         A positioned read of just these bytes: as fast as a memory map, and resident memory does not grow with use.
         """
-        place = self._index[key]
         if place.shard not in self._open:
             self._open[place.shard] = os.open(place.shard, os.O_RDONLY)
-        size = place.shape[0] * place.shape[1] * place.dtype.itemsize
-        data = os.pread(self._open[place.shard], size, place.offset)
-        if len(data) != size:
+        if os.preadv(self._open[place.shard], [array], place.offset) != array.nbytes:  # type: ignore[list-item]
             raise InputError(f"{place.shard}: the shard ends too early. Delete it: it will be encoded anew.")
-        return np.frombuffer(data, dtype=place.dtype).reshape(place.shape)
 
     def write(self, features: Mapping[str, np.ndarray]) -> None:
         """Add a shard: a [time, dim] array of float32 or float16 for each key.

@@ -18,7 +18,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fourm_ser.encoders.base import Encoder, Inputs, Resources, Sequence, Unfreeze, length_mask, pad
+from fourm_ser.encoders.base import Encoder, Inputs, Resources, Sequence, Unfreeze, length_mask
 from fourm_ser.encoders.download import load_official, official_file, read_tensors
 from fourm_ser.errors import InputError
 
@@ -71,9 +71,20 @@ class Examples:
         return {"examples": frames.reshape(count, EXAMPLE, MELS)}
 
     def collate(self, items: Items[Inputs]) -> Inputs:
-        """`examples` (examples of all utterances, 96, 64) and `counts` (batch,), how many are whose."""
+        """`examples` (examples of all utterances, 96, 64), `counts` (batch,), how many are whose, and `places`.
+
+        `places` (batch, most examples) says where each utterance's examples are among all, with the first one's place
+        where it has no more.
+        """
         rows = [item["examples"] for item in items]
-        return {"examples": torch.cat(rows), "counts": torch.tensor([len(row) for row in rows])}
+        counts = torch.tensor([len(row) for row in rows])
+        first = (counts.cumsum(0) - counts)[:, None]
+        steps = torch.arange(int(counts.max()))
+        return {
+            "examples": torch.cat(rows),
+            "counts": counts,
+            "places": first + torch.where(steps < counts[:, None], steps, 0),
+        }
 
     def describe(self) -> dict[str, Any]:
         return {"spectrogram": "vggish", "drop_tail": self.drop_tail}
@@ -124,7 +135,8 @@ class Vggish(nn.Module):
         images = examples[:, None].contiguous(memory_format=torch.channels_last)
         # The convolutions' activations are best kept near a processor's caches, the connected layers' weights read
         # once for many examples.
-        parts = [self._convolve(part) for part in images.split(TOGETHER)]  # type: ignore[no-untyped-call]
+        together = TOGETHER if images.device.type == "cpu" else max(1, len(images))
+        parts = [self._convolve(part) for part in images.split(together)]  # type: ignore[no-untyped-call]
         # (examples, channels, time, mels) -> (examples, time * mels * channels): the order of TensorFlow
         return self.embeddings(torch.cat(parts).permute(0, 2, 3, 1).flatten(1))
 
@@ -241,12 +253,12 @@ class VggishEncoder(Encoder):
         return DIM
 
     def stem(self, inputs: Inputs) -> Sequence:
-        """`examples` (examples, 96, 64), `counts` (batch,) -> features (batch, most examples, 128)."""
+        """`examples`, `counts` and `places`, see `Examples` -> features (batch, most examples, 128)."""
         features = self.network(inputs["examples"])
         if self.whitening is not None:
             features = self.whitening(features)
-        rows = pad(features.split(inputs["counts"].tolist()))
-        return Sequence(rows, length_mask(inputs["counts"], rows.shape[1]))
+        mask = length_mask(inputs["counts"], inputs["places"].shape[1])
+        return Sequence(features[inputs["places"]].masked_fill(~mask[..., None], 0.0), mask)
 
     def stem_modules(self) -> list[nn.Module]:
         return [self.network] if self.whitening is None else [self.network, self.whitening]

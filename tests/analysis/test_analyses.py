@@ -13,6 +13,7 @@ from omegaconf import OmegaConf
 
 from fourm_ser.analysis import analyses
 from fourm_ser.analysis.analyses import QUESTIONS, name_runs
+from fourm_ser.analysis.findings import Finding, write_finding
 from fourm_ser.errors import InputError
 from fourm_ser.experiment import run as train
 from fourm_ser.report.collect import Run
@@ -117,7 +118,29 @@ def test_nonsense_is_refused(two_stage_run: Path, tmp_path: Path) -> None:
         ([f"run={two_stage_run / 'model'}"], "is a model directory. Analyses need the run"),
         ([f"run={tmp_path / 'nowhere'}"], "nowhere"),
         ([f"run={unfinished}"], "unfinished"),
-        ([f"run={two_stage_run}", "device=tpu"], "device=tpu: expected auto, cpu or gpu"),
+        ([f"run={two_stage_run}", "device=tpu"], r"device=tpu: PyTorch sees .* here\. Expected one of auto, cpu"),
     ):
         with pytest.raises(InputError, match=message):
             analyses.run(config(*words))
+
+
+def test_an_analysis_that_fails_in_any_way_loses_its_own_part_alone(
+    two_stage_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any) -> list[Finding]:
+        raise ZeroDivisionError("of nothing\nat all")
+
+    def unwritable(finding: Finding, folder: Path) -> None:
+        if folder.name == "alignment":
+            raise TypeError("no figure")
+        write_finding(finding, folder)
+
+    monkeypatch.setattr(analyses, "space", broken)
+    monkeypatch.setattr(analyses, "write_finding", unwritable)
+    words = "parts=[space,alignment,contribution]"
+    parts = analyses.run(config(f"run={two_stage_run}", words, f"output={tmp_path}"))
+    assert [bool(part.findings) for part in parts] == [False, False, True]
+    page = (tmp_path / "analysis.html").read_text(encoding="utf-8")
+    for said in ("It failed (ZeroDivisionError: of nothing at all).", "It failed (TypeError: no figure)."):
+        assert said in page
+    assert list((tmp_path / "contribution").glob("*.csv"))

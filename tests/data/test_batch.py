@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from fourm_ser.data.batch import BucketBatchSampler, Raw, Stored, Utterances
-from fourm_ser.encoders.base import Inputs, Sequence
+from fourm_ser.encoders.base import Inputs, Sequence, moved
 from fourm_ser.encoders.store import FeatureStore
 
 GENERATOR = np.random.default_rng(0)
@@ -225,7 +225,8 @@ def test_stored_features_are_padded_and_masked(tmp_path: Path, features: dict[st
     store.write({"b": features["b"], "c": features["c"]})
     keys = ["b", "a", "c", "a"]  # by position; two utterances may have the same content
     source = Stored(store, keys)
-    batch = source.collate([source.load(index) for index in (3, 0, 2, 1)])
+    packed = source.collate([source.load(index) for index in (3, 0, 2, 1)])
+    batch = moved(packed, torch.device("cpu"))
     assert isinstance(batch, Sequence)
     assert batch.features.shape == (4, 6, 3)
     assert batch.features.dtype == torch.float32
@@ -280,7 +281,7 @@ def test_a_batch_keeps_rows_labels_and_modalities_together(tmp_path: Path, featu
     labels = np.array([2, 0, 1, 0])
     dataset = Utterances(labels, {"audio": Stored(store, ["a", "b", "c", "b"]), "text": Raw(read_word, Letters())})
     assert len(dataset) == 4
-    batch = dataset.collate([dataset[index] for index in (2, 0, 3)])
+    batch = dataset.collate([dataset[index] for index in (2, 0, 3)]).to(torch.device("cpu"))
     assert batch.rows.tolist() == [2, 0, 3]
     assert batch.labels.tolist() == [1, 2, 0]
     assert batch.labels.dtype == torch.int64

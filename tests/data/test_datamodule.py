@@ -328,7 +328,8 @@ def test_stored_features_are_read_in_the_training_process(make: Make, tmp_path: 
     data.serve({"audio": Stored(store, keys)}, 4)
     loader = data.train_dataloader()
     assert loader.num_workers == 0
-    for batch in loader:
+    for packed in loader:
+        batch = packed.to(torch.device("cpu"))
         assert batch.text is None
         assert isinstance(batch.audio, Sequence)
         assert batch.audio.mask.sum(dim=1).tolist() == [row + 1 for row in batch.rows.tolist()]

@@ -101,7 +101,7 @@ def test_a_change_that_keeps_the_size_is_seen_by_its_time(tmp_path: Path) -> Non
     before = write_wav(tmp_path / "a.wav").stat()
     (first,) = sound(tmp_path, "a.wav")
     write_wav(tmp_path / "a.wav", seed=1)
-    os.utime(tmp_path / "a.wav", ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    os.utime(tmp_path / "a.wav", ns=(before.st_atime_ns, before.st_mtime_ns + 10**9))
     assert (tmp_path / "a.wav").stat().st_size == before.st_size
     assert sound(tmp_path, "a.wav")[0].digest != first.digest
 
@@ -122,7 +122,8 @@ def test_a_file_that_did_not_change_is_not_read_again(tmp_path: Path) -> None:
     for name in names:
         spoil(tmp_path / name)
     assert scan(tmp_path, *names) == first
-    os.utime(tmp_path / "b.wav")
+    before = (tmp_path / "b.wav").stat()
+    os.utime(tmp_path / "b.wav", ns=(before.st_atime_ns, before.st_mtime_ns + 10**9))
     again = scan(tmp_path, *names)
     assert isinstance(again["b.wav"], InputError)
     assert {name: again[name] for name in ("a.wav", "c.wav")} == {name: first[name] for name in ("a.wav", "c.wav")}
@@ -300,7 +301,7 @@ def test_a_video_that_changed_is_decoded_anew(tmp_path: Path, extracted: list[st
         for table in (tmp_path / "cache" / "recordings").iterdir():
             table.unlink()
     write_video(tmp_path / "a.mp4", seconds=2.0)
-    os.utime(tmp_path / "a.mp4", ns=(before.st_atime_ns, before.st_mtime_ns + 1))
+    os.utime(tmp_path / "a.mp4", ns=(before.st_atime_ns, before.st_mtime_ns + 10**9))
     (second,) = sound(tmp_path, "a.mp4")
     assert extracted == ["a.mp4", "a.mp4"]
     assert second.digest != first.digest

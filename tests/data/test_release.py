@@ -28,7 +28,7 @@ from fourm_ser.data.release import (
 )
 from fourm_ser.errors import InputError
 from tests import releases
-from tests.data.corpora.conftest import EVERY, MakeCorpus, ambiguous, found, meant
+from tests.data.corpora.conftest import EVERY, MakeCorpus, ambiguous, found, meant, need_cases
 from tests.data.corpora.conftest import make_corpus as make_corpus
 from tests.data.corpora.conftest import node as node
 from tests.data.corpora.conftest import shuffled as shuffled
@@ -90,6 +90,7 @@ def test_lines_are_numbered_as_an_editor_does(parts: list[tuple[str, str]]) -> N
 def test_files_and_folders_are_sorted_and_hidden_ones_passed_over(
     tmp_path: Path, shuffled: Callable[[int], None]
 ) -> None:
+    need_cases(tmp_path)
     for name in ("b.wav", "a.WAV", "c.txt", "._a.wav", ".DS_Store", "wav", "é.wav", "a b.Wav", "B.wav", "d.wav.part"):
         (tmp_path / name).touch()
     for name in ("two", "one", ".git", "x.wav"):

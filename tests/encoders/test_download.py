@@ -1,6 +1,7 @@
 """Official files: fetched once and whole, checked, and loaded strictly without running their code."""
 
 import hashlib
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -126,10 +127,11 @@ def test_a_broken_transfer_leaves_nothing_and_can_be_repeated(
 def test_what_cannot_be_downloaded_is_named_with_what_to_do(server: Server, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere\.pth.*404.*encoder\.audio\.weights=PATH.*encoder\.weights=random"):
         fetch_file(f"{server.url}/nowhere.pth", None, tmp_path)
-    other = Server()
-    other.close()
-    with pytest.raises(InputError, match=r"refused.*encoder\.audio\.pca=PATH, or use encoder\.audio\.pca=false"):
-        fetch_file(f"{other.url}/a.pth", None, tmp_path, "encoder.audio.pca", "encoder.audio.pca=false")
+    with socket.socket() as deaf:
+        deaf.bind(("127.0.0.1", 0))  # nobody else's, and nobody listens
+        url = f"http://127.0.0.1:{deaf.getsockname()[1]}/a.pth"
+        with pytest.raises(InputError, match=r"refused.*encoder\.audio\.pca=PATH, or use encoder\.audio\.pca=false"):
+            fetch_file(url, None, tmp_path, "encoder.audio.pca", "encoder.audio.pca=false")
     assert kept(tmp_path) == []
 
 

@@ -7,13 +7,15 @@ import pytest
 import torch
 from torch import nn
 
-from fourm_ser.encoders.half import GELU, LaidOut, LaidOutConvolution, LaidOutLinear, gelu_after, has_layouts, in_bf16
+from fourm_ser.encoders.half import GELU, LAYOUTS, LaidOut, LaidOutConvolution, LaidOutLinear, gelu_after, in_half, runs
 from fourm_ser.encoders.speech import SpeechEncoder
+from tests.kernels import refuse_kernels
 
 CPU = torch.device("cpu")
-needs_layouts = pytest.mark.skipif(not has_layouts(), reason="this build of torch cannot lay weights out")
+needs_layouts = pytest.mark.skipif(not all(map(runs, LAYOUTS)), reason="no such kernels on this processor")
 
 
+@pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("model_type", ["wav2vec2", "hubert", "wavlm"])
 def test_features_are_near_the_exact_ones_and_the_stem_is_restored(
     speech_encoder: Callable[..., SpeechEncoder], waveforms: list[np.ndarray], model_type: str
@@ -22,9 +24,9 @@ def test_features_are_near_the_exact_ones_and_the_stem_is_restored(
     encoder.unfreeze("none")
     inputs = encoder.collate([encoder.frontend(waveform) for waveform in waveforms])
     fingerprint, modules = encoder.fingerprint(), list(encoder.modules())
-    with torch.inference_mode():
+    with torch.no_grad():
         exact = encoder.stem(inputs)
-        with in_bf16(encoder, CPU):
+        with in_half(encoder, CPU, torch.bfloat16):
             rough = encoder.stem(inputs)
         again = encoder.stem(inputs)
     assert rough.features.dtype == torch.bfloat16
@@ -37,10 +39,30 @@ def test_features_are_near_the_exact_ones_and_the_stem_is_restored(
     assert all(one is other for one, other in zip(encoder.modules(), modules, strict=True))
 
 
+def test_kernels_that_raise_or_compute_something_else_are_not_used(
+    monkeypatch: pytest.MonkeyPatch, speech_encoder: Callable[..., SpeechEncoder]
+) -> None:
+    def laid_out(encoder: SpeechEncoder) -> int:
+        with in_half(encoder, CPU, torch.bfloat16):
+            return sum(isinstance(module, LaidOut) for module in encoder.modules())
+
+    encoder = speech_encoder().eval()
+    encoder.unfreeze("none")
+    if all(map(runs, LAYOUTS)):
+        assert laid_out(encoder) > 10
+        own = torch.ops.mkldnn._linear_pointwise
+        monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", lambda *given: own(*given) + 1)
+        assert [runs(kind) for kind in LAYOUTS] == [False, True]
+    refuse_kernels(monkeypatch)
+    assert not any(map(runs, LAYOUTS))
+    assert laid_out(encoder) == 0
+
+
+@pytest.mark.usefixtures("kernels")
 def test_a_pass_that_fails_restores_the_stem(speech_encoder: Callable[..., SpeechEncoder]) -> None:
     encoder = speech_encoder()
     before = encoder.fingerprint()
-    with pytest.raises(KeyError), in_bf16(encoder, CPU):
+    with pytest.raises(KeyError), in_half(encoder, CPU, torch.bfloat16):
         raise KeyError("a batch")
     assert encoder.fingerprint() == before
     assert not any(isinstance(module, LaidOutLinear | LaidOutConvolution) for module in encoder.modules())
@@ -87,7 +109,7 @@ def test_a_gelu_behind_a_layer_is_part_of_its_kernel(
     encoder = speech_encoder().eval()
     encoder.unfreeze("none")
     before = list(encoder.modules())
-    with in_bf16(encoder, CPU):
+    with in_half(encoder, CPU, torch.bfloat16):
         fused = [
             name for name, module in encoder.named_modules() if isinstance(module, LaidOut) and module.then == GELU
         ]

@@ -72,7 +72,7 @@ def test_a_batch_is_what_each_utterance_is_and_zeros_behind(tmp_path: Path, kind
     for seed, kind in enumerate(kinds):
         store.write({key: array.astype(kind) for key, array in features(9, seed=seed).items()})
     keys = ["0-0004", "0-0000", f"{len(kinds) - 1}-0006", "0-0004"]
-    found, mask = store.read_batch(keys)
+    found, mask = store.read_batch(keys).padded(torch.device("cpu"))
     assert found.shape == (4, 7, 6)
     assert found.dtype == torch.float32
     for row, key in enumerate(keys):
@@ -81,7 +81,7 @@ def test_a_batch_is_what_each_utterance_is_and_zeros_behind(tmp_path: Path, kind
         assert torch.equal(found[row, : len(alone)], alone)
         assert not found[row, len(alone) :].any()
     found.zero_()
-    assert torch.equal(store.read("0-0004"), store.read_batch(keys).features[0, :5])
+    assert torch.equal(store.read("0-0004"), store.read_batch(keys).values[:5].float())
     with pytest.raises(KeyError):
         store.read_batch(["0-0000", "z"])
 
@@ -285,12 +285,16 @@ def test_another_format_is_refused(tmp_path: Path, about: dict[str, int]) -> Non
         opened(tmp_path)
 
 
-def resident() -> int:
-    """Resident memory of this process in bytes."""
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE")
+ROLLUP = Path("/proc/self/smaps_rollup")
+needs_rollup = pytest.mark.skipif(not ROLLUP.exists(), reason="Linux tells what memory a process has")
 
 
+def held(kind: str) -> int:
+    """Bytes of memory of a kind that this process has; counted page by page, as statm and status are not."""
+    return int(ROLLUP.read_text().split(f"\n{kind}:")[1].split()[0]) * 1024
+
+
+@needs_rollup
 def test_reading_does_not_hold_the_store_in_memory(tmp_path: Path) -> None:
     store = opened(tmp_path)
     for shard in range(4):
@@ -299,20 +303,15 @@ def test_reading_does_not_hold_the_store_in_memory(tmp_path: Path) -> None:
     assert sum(path.stat().st_size for path in shards(store)) > 60e6
     reader = opened(tmp_path)
     total = reader.read("0-0").sum()
-    before = resident()
+    before = held("Rss")
     for shard in range(4):
         for number in range(256):
             total += reader.read(f"{shard}-{number}").sum()
     assert total > 0
-    assert resident() - before < 20e6
+    assert held("Rss") - before < 20e6
 
 
-def anonymous() -> int:
-    """Bytes of memory that this process itself holds."""
-    return int(Path("/proc/self/status").read_text().split("RssAnon:")[1].split()[0]) * 1024
-
-
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells a process's anonymous memory")
+@needs_rollup
 def test_reading_at_random_does_not_hold_what_was_read(tmp_path: Path) -> None:
     rows = np.random.default_rng(0).normal(size=(40, 768)).astype(np.float16)
     store = opened(tmp_path)
@@ -323,9 +322,9 @@ def test_reading_at_random_does_not_hold_what_was_read(tmp_path: Path) -> None:
     order = np.random.default_rng(1).permutation(keys).tolist()
     for key in order[:50]:
         store.read(key)
-    before = anonymous()
+    before = held("Anonymous")
     for key in order:
         store.read(key)
     size = sum(shard.stat().st_size for shard in shards(store))
     assert size > 60e6
-    assert anonymous() - before < size / 4
+    assert held("Anonymous") - before < size / 4

@@ -23,6 +23,7 @@ from tests.data.corpora.conftest import (
     edited,
     found,
     meant,
+    need_cases,
 )
 from tests.releases import Told
 
@@ -70,11 +71,13 @@ def other_sentence(root: Path, told: list[Told]) -> Harm:
 
 
 def same_recording_twice(root: Path, told: list[Told]) -> Harm:
+    need_cases(root)
     shutil.copy(root / told[0].audio, root / f"{told[0].id}.WAV")  # sorts before .wav
     return Harm(REPEATED, [told[0].id], f"{told[0].id}.WAV", [])
 
 
 def two_recordings(root: Path, told: list[Told]) -> Harm:
+    need_cases(root)
     shutil.copy(root / told[1].audio, root / f"{told[0].id}.WAV")
     return Harm(CONFLICT, [told[0].id], f"{told[0].id}.WAV, {told[0].id}.wav", [told[0].id])
 
