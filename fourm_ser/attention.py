@@ -39,7 +39,8 @@ def attend(
         (batch, queries, heads, width).
     """
     first = projected[0]
-    if first.device.type != "cpu" or (first.dtype != torch.bfloat16 and not dropout):
+    plain = first.device.type != "cpu" or (first.dtype != torch.bfloat16 and not dropout)
+    if plain or torch.compiler.is_compiling():  # what a compiler makes of torch's own is its business
         query, key, value = (tensor.transpose(1, 2) for tensor in _split(projected, heads))
         found = scaled_dot_product_attention(query, key, value, mask, dropout, scale=scale)
         return found.transpose(1, 2)

@@ -197,7 +197,7 @@ class HostCopy:
     """A tensor on its way from its device to the host, which nothing waits for until it is asked for.
 
     Args:
-        tensor: the tensor; what becomes of it on the device afterwards does not matter.
+        tensor: the tensor. On a processor it is its own copy.
     """
 
     def __init__(self, tensor: Tensor) -> None:

@@ -45,7 +45,8 @@ class DistanceRatio(Metric):
 
     def compute(self) -> Tensor:
         """The ratio, a scalar."""
-        embeddings, labels = dim_zero_cat(self.embeddings), dim_zero_cat(self.labels)
+        # On the host: once an epoch, by the class, and MPS has no kernel for distances.
+        embeddings, labels = dim_zero_cat(self.embeddings).cpu(), dim_zero_cat(self.labels).cpu()
         classes = [embeddings[labels == label] for label in labels.bincount().nonzero()]
         means = torch.stack([rows.mean(0) for rows in classes])  # (classes that occur, dim)
         within = torch.cat([(rows - mean).norm(dim=1) for rows, mean in zip(classes, means, strict=True)]).mean()

@@ -1,5 +1,7 @@
 """Rows and gradients across two processes."""
 
+import os
+import socket
 from pathlib import Path
 from typing import Any
 
@@ -7,8 +9,10 @@ import torch
 from torch import Tensor, distributed
 from torch.multiprocessing import spawn  # type: ignore[attr-defined]
 
-from fourm_ser.distributed import gather_rows
+from fourm_ser import encoding
+from fourm_ser.distributed import gather_rows, joined
 from fourm_ser.fusion.statistics import RunningScale
+from tests.test_encoding import Tally, Work, store
 
 COUNTS = [3, 2]
 
@@ -51,6 +55,39 @@ def test_each_process_has_the_rows_of_all_and_their_gradients(tmp_path: Path) ->
         # Both processes computed the scalar: its gradient comes twice, which the mean over processes takes back.
         torch.testing.assert_close(found[2], 2 * gradient)
         torch.testing.assert_close(found[3], standardised[rank])  # by what all processes saw
+
+
+def encode(rank: int, port: int, folder: str) -> None:
+    """One of two processes that torchrun would have started, which share an encoding pass."""
+    os.environ |= {
+        "TORCHELASTIC_RUN_ID": "test",
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": "2",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+    }
+    encoding.SHARD = 6
+    encoder, filled = Tally(), store(Path(folder))
+    with joined("cpu"):
+        work = Work(encoder, list(range(1, 41)), 60.0)
+        counts = [work.fill(filled), work.fill(filled)]
+        found = {key: filled.read(key).sum().item() for key in work.keys}
+    torch.save([dict(encoder.seen), counts, found], Path(folder) / f"seen-{rank}")
+
+
+def test_processes_of_one_run_share_an_encoding_pass(tmp_path: Path) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    spawn(encode, (port, str(tmp_path)), nprocs=2)  # type: ignore[no-untyped-call]
+    (first, counts, found), (second, *others) = (
+        torch.load(tmp_path / f"seen-{rank}", weights_only=True) for rank in range(2)
+    )
+    assert min(len(first), len(second)) > 10
+    assert not set(first) & set(second)
+    assert {**first, **second} == dict.fromkeys(range(1, 41), 1)
+    assert [counts, found] == others == [[40, 0], {f"key-{row - 1:03d}": 4.0 * row * row for row in range(1, 41)}]
 
 
 def test_alone_rows_are_themselves() -> None:

@@ -5,40 +5,18 @@ import logging
 from collections.abc import Mapping
 
 import numpy as np
-import pandas as pd
 import torch
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
-from fourm_ser.data.audio import SAMPLE_RATE, read_audio
 from fourm_ser.data.batch import AheadLoader, Batch, BucketBatchSampler, Raw, Source, Utterances
 from fourm_ser.data.corpus import Corpus
+from fourm_ser.data.readers import AudioReader, TextReader
 from fourm_ser.devices import resolve_workers
 from fourm_ser.distributed import rank, world
 from fourm_ser.errors import InputError
 
 log = logging.getLogger(__name__)
-
-
-class TextReader:
-    """Reads transcripts by position in the manifest."""
-
-    def __init__(self, frame: pd.DataFrame) -> None:
-        self.texts = frame["text"].tolist()
-
-    def __call__(self, index: int) -> str:
-        return self.texts[index]
-
-
-class AudioReader:
-    """Reads waveforms [samples] at 16 kHz by position in the manifest, cropped to `max_seconds`."""
-
-    def __init__(self, frame: pd.DataFrame, max_seconds: float | None) -> None:
-        self.segments = list(frame[["file", "start", "end"]].itertuples(index=False, name=None))
-        self.samples = None if max_seconds is None else round(max_seconds * SAMPLE_RATE)
-
-    def __call__(self, index: int) -> np.ndarray:
-        return read_audio(*self.segments[index])[: self.samples]
 
 
 class EmotionDataModule(LightningDataModule):

@@ -117,7 +117,7 @@ class FeatureStore:
         """
         if place.shard not in self._open:
             self._open[place.shard] = os.open(place.shard, os.O_RDONLY)
-        if os.preadv(self._open[place.shard], [array], place.offset) != array.nbytes:  # type: ignore[list-item]
+        if _read(self._open[place.shard], array, place.offset) != array.nbytes:
             raise InputError(f"{place.shard}: the shard ends too early. Delete it: it will be encoded anew.")
 
     def write(self, features: Mapping[str, np.ndarray]) -> None:
@@ -157,6 +157,16 @@ class FeatureStore:
     def __getstate__(self) -> dict[str, Any]:
         # A worker process that is spawned opens the files itself.
         return {**self.__dict__, "_open": {}}
+
+
+def _read(descriptor: int, array: np.ndarray, offset: int) -> int:
+    """Read bytes of a file into an array; how many there were."""
+    if hasattr(os, "preadv"):
+        return os.preadv(descriptor, [array], offset)  # type: ignore[list-item]
+    data = os.pread(descriptor, array.nbytes, offset)  # Pythons for a macOS before 11 have no other
+    if len(data) == array.nbytes:
+        array[...] = np.frombuffer(data, array.dtype).reshape(array.shape)
+    return len(data)
 
 
 def _read_header(shard: Path) -> dict[str, Place]:

@@ -328,3 +328,13 @@ def test_reading_at_random_does_not_hold_what_was_read(tmp_path: Path) -> None:
     size = sum(shard.stat().st_size for shard in shards(store))
     assert size > 60e6
     assert held("Anonymous") - before < size / 4
+
+
+def test_without_vectored_reads_the_features_are_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    store = opened(tmp_path)
+    store.write(features(4))
+    before = store.read_batch(["0-0002", "0-0000"])
+    monkeypatch.delattr("os.preadv")
+    after = store.read_batch(["0-0002", "0-0000"])
+    assert torch.equal(before.values, after.values)
+    assert before.longest == after.longest
