@@ -25,6 +25,7 @@ from fourm_ser.devices import (
 from fourm_ser.errors import InputError
 from fourm_ser.experiment import run
 from fourm_ser.sources import Encoding
+from fourm_ser.stages import trainer_arguments
 from tests.conftest import Compose
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")
@@ -184,3 +185,11 @@ def test_jobs_side_by_side_take_a_gpu_each(
     assert second[1] is not None
     second[1].release()  # that process has ended
     assert another_process(3)[0] == names[1]
+
+
+def test_several_processes_look_for_unused_parameters_only_where_some_may_be() -> None:
+    config = {"strategy": "ddp_auto", "devices": 2, "accelerator": "gpu", "tf32": False, "compile": False}
+    for skips, strategy in ((False, "ddp"), (True, "ddp_find_unused_parameters_true")):
+        assert trainer_arguments(config, CUDA, skips) == {"strategy": strategy, "devices": 2, "accelerator": "cuda"}
+    own = {**config, "strategy": "ddp_spawn"}
+    assert trainer_arguments(own, CPU, False) == {"strategy": "ddp_spawn", "devices": 2, "accelerator": "cpu"}

@@ -48,8 +48,33 @@ def attention(
     return attend(projected, query.shape[1], attention_mask, dropout, scaling), None
 
 
+def mask(
+    *,
+    attention_mask: Tensor | None,
+    device: torch.device | str,
+    allow_is_bidirectional_skip: bool = False,
+    **others: Any,
+) -> Tensor | None:
+    """The mask that `attention` gets, as Hugging Face's models ask for it.
+
+    Where nothing is padded, it is left out on a processor; to ask a device for that, the host would have to wait.
+
+    Args:
+        attention_mask: (batch, time) bool, True where a key counts; None for all.
+        device: where the mask is made.
+        allow_is_bidirectional_skip: whether it may be left out.
+        **others: what Hugging Face's function takes besides.
+
+    Returns:
+        (batch, 1, time, time) bool; None for all.
+    """
+    known = attention_mask is None or torch.device(device).type == "cpu"
+    skip = allow_is_bidirectional_skip and known
+    return sdpa_mask(attention_mask=attention_mask, device=device, allow_is_bidirectional_skip=skip, **others)
+
+
 AttentionInterface.register(NAME, attention)
-AttentionMaskInterface.register(NAME, sdpa_mask)
+AttentionMaskInterface.register(NAME, mask)
 
 
 def speed_up(model: PreTrainedModel) -> PreTrainedModel:
