@@ -73,7 +73,8 @@ def encode(rank: int, port: int, folder: str) -> None:
         work = Work(encoder, list(range(1, 41)), 60.0)
         counts = [work.fill(filled), work.fill(filled)]
         found = {key: filled.read(key).sum().item() for key in work.keys}
-    torch.save([dict(encoder.seen), counts, found], Path(folder) / f"seen-{rank}")
+    seen: dict[int, int] = {**encoder.seen}
+    torch.save([seen, counts, found], Path(folder) / f"seen-{rank}")
 
 
 def test_processes_of_one_run_share_an_encoding_pass(tmp_path: Path) -> None:

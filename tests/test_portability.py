@@ -43,7 +43,7 @@ from fourm_ser.encoders.store import FeatureStore
 from fourm_ser.errors import InputError
 from fourm_ser.memory import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, keep_freed_memory
 from fourm_ser.reading import Planned, Reading, packed, unpacked
-from tests.accelerator.networks import RAW, TEXTS, VARIANTS, WAVES, build
+from tests.accelerator.networks import RAW, TEXTS, WAVES, alone, build
 from tests.conftest import Compose
 from tests.test_devices import see
 
@@ -201,7 +201,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.mark.parametrize("option", FRONTENDS)
 def test_a_front_end_that_was_pickled_gives_the_same(option: str, home: Path, composed: Compose) -> None:
     modality = option.split("/")[0]
-    _, network = build(composed, home, *VARIANTS[option], f"fusion={modality}_only", "fusion.heads=1")
+    _, network = build(composed, home, alone(option))
     frontend = network.by_modality[modality].frontend
     again = pickle.loads(pickle.dumps(frontend))
     assert again.describe() == frontend.describe()
@@ -213,7 +213,7 @@ def test_a_front_end_that_was_pickled_gives_the_same(option: str, home: Path, co
 @pytest.fixture(scope="module")
 def encoders(home: Path, composed: Compose) -> dict[str, Encoder]:
     """Tiny encoders of both modalities."""
-    _, network = build(composed, home)
+    _, network = build(composed, home, [])
     return dict(network.by_modality)
 
 
