@@ -1,6 +1,8 @@
 """What a device is called, what it computes in, what is said of one that is not there."""
 
 import os
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -193,3 +195,12 @@ def test_several_processes_look_for_unused_parameters_only_where_some_may_be() -
         assert trainer_arguments(config, CUDA, skips) == {"strategy": strategy, "devices": 2, "accelerator": "cuda"}
     own = {**config, "strategy": "ddp_spawn"}
     assert trainer_arguments(own, CPU, False) == {"strategy": "ddp_spawn", "devices": 2, "accelerator": "cpu"}
+
+
+@pytest.mark.parametrize(("before", "after"), [(None, ":4096:8"), (":16:8", ":16:8")])
+def test_cublas_is_told_before_torch_is_there(before: str | None, after: str) -> None:
+    code = "import fourm_ser, os, sys; print(os.environ['CUBLAS_WORKSPACE_CONFIG'], 'torch' in sys.modules)"
+    environment = {key: value for key, value in os.environ.items() if key != "CUBLAS_WORKSPACE_CONFIG"}
+    environment |= {} if before is None else {"CUBLAS_WORKSPACE_CONFIG": before}
+    done = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == [after, "False"]

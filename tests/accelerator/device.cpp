@@ -1,8 +1,8 @@
 // A pretend accelerator: memory of the host under another device's name, PyTorch's PrivateUse1. What is computed on it
 // the CPU's kernels compute, in place, on tensors that borrow its memory; tensors of two devices do not mix.
 //
-// As on CUDA, what the host reads or copies waits for the device, and a copy into page-locked memory that nobody waits
-// for arrives late: when an event behind it, or the device, is waited for. Until then there are ones in every bit.
+// As on CUDA, the host waits for the device where it reads or copies what is there. A copy into page-locked memory that
+// it does not wait for arrives late: when it waits for an event behind it, or for the device. Until then all bits are 1.
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/core/LegacyTypeDispatch.h>
@@ -103,7 +103,8 @@ Tensor shaped(Tensor tensor, const Tensor& like) {
 
 Tensor over(const Tensor& tensor, DispatchKey key, c10::Device device) {
   const auto& storage = tensor.storage();
-  Storage same(Storage::use_byte_size_t(), storage.nbytes(), kept(storage, device), c10::GetAllocator(device.type()), true);
+  auto* allocator = c10::GetAllocator(device.type());
+  Storage same(Storage::use_byte_size_t(), storage.nbytes(), kept(storage, device), allocator, /*resizable=*/true);
   return shaped(at::detail::make_tensor<c10::TensorImpl>(std::move(same), DispatchKeySet(key), tensor.dtype()), tensor);
 }
 
@@ -206,12 +207,14 @@ struct Event {
 // Operators whose result's size or value the host has to know, by CUDA's implementation.
 bool waits(const std::string& name, const IValue* arguments, size_t count) {
   static const std::set<std::string> always = {
-      "aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal", "aten::bincount",
-      "aten::_unique", "aten::_unique2", "aten::unique_dim", "aten::unique_consecutive", "aten::unique_dim_consecutive"};
+      "aten::_local_scalar_dense", "aten::nonzero", "aten::masked_select", "aten::equal",
+      "aten::bincount", "aten::_unique", "aten::_unique2", "aten::unique_dim",
+      "aten::unique_consecutive", "aten::unique_dim_consecutive"};
   if (name == "aten::repeat_interleave") return arguments[count - 1].isNone();  // output_size
   if (always.count(name)) return true;
-  if (name != "aten::_index_put_impl_") return false;  // `index` copies the host's indices, and finds a mask's by `nonzero`
-  const bool single = arguments[2].toTensor().dim() == 0;  // which fills where a mask is, and asks nothing
+  // Before `index` runs, the host's indices were copied and a mask's found by `nonzero`, which are seen by themselves.
+  if (name != "aten::_index_put_impl_") return false;
+  const bool single = arguments[2].toTensor().dim() == 0;  // fills where a mask is, and asks nothing
   for (const auto& index : arguments[1].toOptionalTensorVector()) {
     if (!index || !index->defined()) continue;
     const bool mask = index->scalar_type() == at::kBool || index->scalar_type() == at::kByte;
@@ -334,8 +337,8 @@ void cast(const OperatorHandle& op, Stack* stack) {
   for (size_t place = 0; place < described.size() && policy != LOWER; place++) {
     auto& value = arguments[place];
     if (policy == WIDEST) change_tensors(value, widen);
-    if (policy == FLOAT_RESULT && described[place].name() == "dtype" && value.isNone() && is_cast(arguments[0].toTensor()))
-      value = static_cast<int64_t>(at::kFloat);
+    const bool asks = policy == FLOAT_RESULT && described[place].name() == "dtype" && value.isNone();
+    if (asks && is_cast(arguments[0].toTensor())) value = static_cast<int64_t>(at::kFloat);
   }
   for (size_t place = 0; place < described.size() && policy != FLOAT_RESULT; place++)
     change_tensors(arguments[place], change);
@@ -401,7 +404,9 @@ struct Hooks final : at::PrivateUse1HooksInterface {
     return &page_locked;
   }
   // Random numbers are the CPU's: dropout draws on the device what it draws there.
-  const at::Generator& getDefaultGenerator(c10::DeviceIndex) const override { return at::detail::getDefaultCPUGenerator(); }
+  const at::Generator& getDefaultGenerator(c10::DeviceIndex) const override {
+    return at::detail::getDefaultCPUGenerator();
+  }
   at::Generator getNewGenerator(c10::DeviceIndex) const override { return at::detail::createCPUGenerator(); }
 };
 const bool hooked = (at::RegisterPrivateUse1HooksInterface(new Hooks), true);

@@ -257,12 +257,7 @@ class Pretend:
 
     @contextmanager
     def watched(self) -> Iterator[Seen]:
-        """Watch the device meanwhile, in all threads.
-
-        with pretend.watched() as seen:
-            module.training_step(batch, 0)
-        assert not seen.waits, seen.waits
-        """
+        """See what the device does meanwhile, asked by any thread."""
         seen = Seen()
         self.watching.append(seen)
         self.library.pretend_watch(self.watcher)

@@ -25,7 +25,8 @@ class PretendAccelerator(Accelerator):
         assert isinstance(strategy, SingleDeviceStrategy)
         strategy._root_device = torch.device(NAME, 0)
         if isinstance(strategy.precision_plugin, MixedPrecision):
-            strategy.precision_plugin = MixedPrecision(strategy.precision_plugin.precision, NAME)  # type: ignore[arg-type]
+            kept: Any = strategy.precision_plugin.precision
+            strategy.precision_plugin = MixedPrecision(kept, NAME)
 
     def teardown(self) -> None:
         pass

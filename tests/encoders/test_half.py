@@ -1,11 +1,12 @@
 """Frozen stems in bf16: near the exact features, and afterwards what they were."""
 
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from fourm_ser.encoders.half import GELU, LAYOUTS, LaidOut, LaidOutConvolution, LaidOutLinear, gelu_after, in_half, runs
 from fourm_ser.encoders.speech import SpeechEncoder
@@ -56,6 +57,40 @@ def test_kernels_that_raise_or_compute_something_else_are_not_used(
     refuse_kernels(monkeypatch)
     assert not any(map(runs, LAYOUTS))
     assert laid_out(encoder) == 0
+
+
+def test_kernels_that_compute_what_the_layers_do_are_used(
+    monkeypatch: pytest.MonkeyPatch, speech_encoder: Callable[..., SpeechEncoder], waveforms: list[np.ndarray]
+) -> None:
+    """By kernels made of plain operators, whatever this processor has."""
+
+    def finish(found: Tensor, then: str) -> Tensor:
+        return nn.functional.gelu(found) if then == "gelu" else found
+
+    def linear(features: Tensor, weight: Tensor, bias: Tensor, then: str, *_: Any) -> Tensor:
+        return finish(nn.functional.linear(features, weight, bias), then)
+
+    def convolve(image: Tensor, weight: Tensor, bias: Tensor, *others: Any) -> Tensor:
+        padding, stride, dilation, groups, then, *_ = others
+        return finish(nn.functional.conv2d(image, weight, bias, stride, padding, dilation, groups), then)
+
+    monkeypatch.setattr(torch.Tensor, "to_mkldnn", lambda self: self)
+    monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", lambda weight, rows: weight)
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", linear)
+    monkeypatch.setattr(torch._C._nn, "mkldnn_reorder_conv2d_weight", lambda weight, *_: weight)
+    monkeypatch.setattr(torch.ops.mkldnn, "_convolution_pointwise", convolve)
+    assert all(map(runs, LAYOUTS))
+    encoder = speech_encoder().eval()
+    encoder.unfreeze("none")
+    inputs = encoder.collate([encoder.frontend(waveform) for waveform in waveforms])
+    with torch.no_grad():
+        exact = encoder.stem(inputs)
+        with in_half(encoder, CPU, torch.bfloat16):
+            kinds = {type(module) for module in encoder.modules()}
+            rough = encoder.stem(inputs)
+    assert set(LAYOUTS) <= kinds
+    cosine = nn.functional.cosine_similarity(rough.features.float(), exact.features, dim=-1)[exact.mask]
+    assert cosine.min() > 0.99
 
 
 @pytest.mark.usefixtures("kernels")
