@@ -129,7 +129,7 @@ class EmotionModule(LightningModule):
     def test_step(self, batch: Batch, batch_idx: int) -> None:
         output = self._evaluate("test", batch, self.test_metrics)
         probabilities = output.logits.detach().float().softmax(1)
-        self.test_outputs.append((gather_rows(batch.rows).cpu(), gather_rows(probabilities).cpu()))
+        self.test_outputs.append((gather_rows(batch.rows), gather_rows(probabilities)))
 
     def on_validation_epoch_end(self) -> None:
         self._refuse_infinite(0)
@@ -221,7 +221,7 @@ class EmotionModule(LightningModule):
 
     def predictions(self) -> tuple[Tensor, Tensor]:
         """What the last test saw: positions in the manifest (n,), sorted, and probabilities (n, classes)."""
-        index = torch.cat([rows for rows, _ in self.test_outputs])
-        probabilities = torch.cat([probabilities for _, probabilities in self.test_outputs])
+        index = torch.cat([rows for rows, _ in self.test_outputs]).cpu()
+        probabilities = torch.cat([probabilities for _, probabilities in self.test_outputs]).cpu()
         order = index.argsort()
         return index[order], probabilities[order]

@@ -2,7 +2,7 @@
 // the CPU's kernels compute, in place, on tensors that borrow its memory; tensors of two devices do not mix.
 //
 // As on CUDA, the host waits for the device where it reads or copies what is there. A copy into page-locked memory that
-// it does not wait for arrives late: when it waits for an event behind it, or for the device. Until then all bits are 1.
+// it does not wait for arrives late, all bits 1 until then: when the host waits for an event behind it, or the device.
 
 #include <ATen/CPUGeneratorImpl.h>
 #include <ATen/core/LegacyTypeDispatch.h>
