@@ -21,7 +21,7 @@ from sklearn.metrics import accuracy_score, f1_score, recall_score
 from torch import Tensor
 
 from fourm_ser.config import build
-from fourm_ser.data.batch import Raw
+from fourm_ser.data.batch import Batch, Raw
 from fourm_ser.data.datamodule import EmotionDataModule
 from fourm_ser.data.splits import write_split
 from fourm_ser.encoders.text import TextEncoder
@@ -30,6 +30,7 @@ from fourm_ser.experiment import resume, run
 from fourm_ser.files import write_text
 from fourm_ser.losses.center import CenterLoss
 from fourm_ser.model import load_model
+from fourm_ser.module import EmotionModule
 from tests.conftest import Compose
 
 SHORT = ["stage.transfer.epochs=2", "stage.finetune.epochs=2"]
@@ -460,6 +461,26 @@ def test_features_in_bf16_have_a_store_of_their_own(
         assert f"frozen encoders: {precision}" in (tmp_path / run_dir / "train.log").read_text()
     again = run(composed(*short, "encode.precision=bf16", "seed=1"), tmp_path / "again")
     assert again["encoded/text"] == again["encoded/audio"] == 0
+
+
+def test_a_stage_that_runs_out_of_memory_names_the_batch_and_the_keys_to_lower(
+    tmp_path: Path, composed: Compose, slice_of_demo: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forward(self: EmotionModule, batch: Batch) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(EmotionModule, "forward", forward)
+    short = [*slice_of_demo, "data.utterances=40", "stage=transfer", "stage.transfer.batch_size=8"]
+    message = r"stage transfer: cpu ran out of memory over a batch of 8 utterances \([\d.]+ s .*transfer\.batch_size"
+    with pytest.raises(InputError, match=message):
+        run(composed(*short), tmp_path / "run")
+    assert "ran out of memory" in (tmp_path / "run" / "failure.json").read_text()
+
+
+@pytest.mark.parametrize("key", ["trainer.tf32", "trainer.compile", "encode.tf32"])
+def test_a_switch_that_is_none_is_refused(tmp_path: Path, composed: Compose, key: str) -> None:
+    with pytest.raises(InputError, match=rf"{key}=maybe: expected true or false"):
+        run(composed("trainer=cpu", f"{key}=maybe"), tmp_path / "run")
 
 
 def test_a_layer_is_chosen_on_the_command_line(
