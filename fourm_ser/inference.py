@@ -1,14 +1,15 @@
 """A trained model at work, as it was trained: features as the store would hold them, the precision of its trainer."""
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
 
-from fourm_ser.devices import HALVES, MIXED, computes_in, tf32
+from fourm_ser.devices import HALVES, MIXED, computes_in, ran_out_of_memory, tf32
 from fourm_ser.encoders.base import Inputs, Packed, Sequence, moved
 from fourm_ser.encoding import halved
+from fourm_ser.errors import InputError
 from fourm_ser.model import Model
 from fourm_ser.network import NetworkOutput
 
@@ -45,8 +46,22 @@ class Inference:
         audio: Inputs | Sequence | Packed | None,
         return_attention: bool = False,
     ) -> NetworkOutput:
-        """A batch of raw inputs, or of stored features, of each modality -> `NetworkOutput`."""
-        given = {"text": text, "audio": audio}
+        """A batch of raw inputs, or of stored features, of each modality -> `NetworkOutput`.
+
+        Raises:
+            InputError: the device has no memory for it.
+        """
+        try:
+            return self._run({"text": text, "audio": audio}, return_attention)
+        except RuntimeError as error:
+            if not ran_out_of_memory(error):
+                raise
+            raise InputError(
+                f"{self.device.type} ran out of memory over a batch. Lower batch_size (and batch_seconds where the "
+                "command has it), or use another device."
+            ) from error
+
+    def _run(self, given: Mapping[str, Inputs | Sequence | Packed | None], return_attention: bool) -> NetworkOutput:
         inputs = {modality: moved(given[modality], self.device) for modality in self.network.by_modality}
         for modality in self.model.use.stored:
             if modality in inputs and not isinstance(inputs[modality], Sequence):

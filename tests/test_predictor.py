@@ -399,6 +399,16 @@ class TestFolders:
         with pytest.raises(InputError, match=r"audio encoder tiny_lstm with the fingerprint 0+; the weights found"):
             Predictor.load(folder)
 
+    def test_a_batch_that_there_is_no_memory_for_is_one_line(
+        self, reads_both: Predictor, items: list[Item], monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def forward(*_: Any, **__: Any) -> None:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+        monkeypatch.setattr(type(reads_both.inference.network), "forward", forward)
+        with pytest.raises(InputError, match=r"cpu ran out of memory over a batch\. Lower batch_size"):
+            reads_both(items[0].audio, items[0].text)
+
     def test_numbers_out_of_range_and_unknown_devices_are_refused(self, both: Path) -> None:
         for option in ({"batch_size": 0}, {"batch_seconds": 0}, {"workers": -1}):
             with pytest.raises(InputError, match=f"{next(iter(option))}="):
