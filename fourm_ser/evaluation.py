@@ -16,6 +16,7 @@ from rich.table import Table
 from torch import Tensor
 
 from fourm_ser.analysis.runs import read_checkpoint, read_config
+from fourm_ser.claims import claim, folder_name, read_training, refuse_changed
 from fourm_ser.config import build, refuse_missing
 from fourm_ser.data.corpora.cross_corpus import CrossCorpus
 from fourm_ser.data.corpus import Corpus
@@ -63,9 +64,11 @@ def run(config: DictConfig, changes: Mapping[str, Any] | None) -> dict[str, Any]
         What metrics.json holds.
 
     Raises:
-        InputError: no model, no corpus, a corpus without the model's classes, a side that nobody is on.
+        InputError: no model, no corpus, a corpus without the model's classes, a side that nobody is on, a corpus that
+            changed since the run, utterances that the model was trained on.
     """
     record, folder, node = _find(config, changes)
+    training = read_training(config.run, config.model)
     cache = Path(config.cache or (CACHE if record is None else record.cache)).expanduser()
     model = load_model(folder, cache)
     device = find_device(config.device, "device")
@@ -73,6 +76,10 @@ def run(config: DictConfig, changes: Mapping[str, Any] | None) -> dict[str, Any]
     if "text" in model.network.by_modality and not corpus.frame["text"].str.strip().any():
         raise InputError(f"the model reads text, and no utterance of {corpus.name} has a transcript.")
     rows = corpus.rows(config.side)
+    if training is not None and changes is not None:
+        refuse_changed(corpus, training, changes, config.run)
+    claims = claim(corpus, rows, training, config.allow_seen)
+    target = _target(config, changes, corpus, classes, model, training)
     inference = Inference(model, device, exact=record is not None)
     budgets = [resolve_budget(key, config.encode[key], device) for key in ("max_seconds", "max_tokens")]
     data = EmotionDataModule(corpus, pin_memory=copies_ahead(device), seed=0)
@@ -83,9 +90,8 @@ def run(config: DictConfig, changes: Mapping[str, Any] | None) -> dict[str, Any]
     data.serve(sources, config.batch_size or (stages[-1].batch_size if stages else BATCH))
     loss = None if record is None or classes != model.emotions else load_loss(Path(config.run), record, corpus, model)
     outputs = predict(inference, data, rows, classes, loss)
-    target = _target(config, corpus)
     tables = make_tables(corpus, classes, outputs)
-    metrics = write(target, tables, corpus, classes, outputs, config, model)
+    metrics = write(target, tables, corpus, classes, outputs, config, model, claims)
     show(metrics, tables, target, corpus, outputs, config)
     return metrics
 
@@ -207,11 +213,35 @@ def predict(
     return Outputs(index[order], np.concatenate(parts)[order], values)
 
 
-def _target(config: DictConfig, corpus: Corpus) -> Path:
+def _target(
+    config: DictConfig,
+    changes: Mapping[str, Any] | None,
+    corpus: Corpus,
+    classes: list[str],
+    model: Model,
+    training: pd.DataFrame | None,
+) -> Path:
+    """The folder of the results; what it replaces is told.
+
+    Raises:
+        InputError: it is a run directory.
+    """
     if config.output is not None:
-        return Path(config.output).expanduser()
-    home = Path() if config.run is None else Path(config.run).expanduser()
-    return home / "evaluation" / f"{corpus.name}-{config.side}"
+        target = Path(config.output).expanduser()
+    else:
+        home = Path() if config.run is None else Path(config.run).expanduser()
+        protocol = None if changes is None else {key: changes[key] for key in sorted({*changes} - {"data.fold"})}
+        others = [
+            corpus.protocol if protocol is None else protocol,
+            [] if classes == model.emotions else classes,
+            "" if config.run is not None else str(Path(config.model).expanduser().absolute()),
+        ]
+        target = home / "evaluation" / folder_name(corpus, config.side, training, *others)
+    if (target / "config.yaml").is_file():
+        raise InputError(f"output={target}: is a run or a model: its own results would be lost. Choose another folder.")
+    if (target / "metrics.json").is_file():
+        log.warning("%s: replaces the results of an earlier evaluation", target)
+    return target
 
 
 def make_tables(corpus: Corpus, classes: list[str], outputs: Outputs) -> dict[str, pd.DataFrame]:
@@ -236,6 +266,7 @@ def write(
     outputs: Outputs,
     config: DictConfig,
     model: Model,
+    claims: Mapping[str, Any],
 ) -> dict[str, Any]:
     """Write the tables and figures, metrics.json last of all; returns what it holds."""
     for name, table in tables.items():
@@ -255,6 +286,7 @@ def write(
         metrics |= {f"{side}/{name}/low": _number(low), f"{side}/{name}/high": _number(high)}
     metrics |= {
         **corpus.protocol_record(),
+        **claims,
         "classes": classes,
         "model_classes": model.emotions,
         "side": side,
@@ -313,8 +345,8 @@ def show(
         interval = "" if low is None or high is None else f"{low:.4f} to {high:.4f}"
         table.add_row(name, "-" if value is None else f"{value:.4f}", interval)
     console.print(table)
-    if not metrics["speaker_independent"] and config.run is not None:
-        console.print("speakers of the test side were also trained on (data.split): not speaker-independent")
+    if metrics["speaker_independent"] is False:
+        console.print("the model knows speakers that are tested: not speaker-independent")
     if metrics["classes"] != metrics["model_classes"]:
         console.print(f"the model chose among {', '.join(metrics['classes'])} alone (classes=shared)")
     speakers, worst = tables["speakers"], tables["confusions"].head(config.shown)

@@ -20,6 +20,7 @@ from pytorch_lightning import Trainer, seed_everything
 from rich.logging import RichHandler
 
 from fourm_ser.config import build, refuse_missing
+from fourm_ser.data.content import changes_since, record_content
 from fourm_ser.data.corpus import Corpus
 from fourm_ser.data.datamodule import EmotionDataModule
 from fourm_ser.devices import (
@@ -47,6 +48,7 @@ from fourm_ser.memory import keep_freed_memory
 from fourm_ser.model import Model, Use, build_network, known_widths, save_model
 from fourm_ser.module import EmotionModule, NotFiniteError
 from fourm_ser.network import EmotionNetwork
+from fourm_ser.places import settle
 from fourm_ser.results import print_results, write_results
 from fourm_ser.sources import Encoding, compare_languages, make_sources
 from fourm_ser.stages import Stage, build_trainer, read_stages, trainer_arguments
@@ -94,6 +96,12 @@ def _run(config: DictConfig, run_dir: Path) -> dict[str, Any]:
             (run_dir / "failure.json").unlink(missing_ok=True)
         config = _record(config, run_dir)
         if results.is_file():
+            changed = changes_since(config.data, config.cache, run_dir) if rank() == 0 else ""
+            if changed:
+                raise InputError(
+                    f"{run_dir}: has finished, and its corpus has changed since: {changed}. Undo the change, or begin "
+                    "another run (a sweep's jobs from the beginning: sweep.skip_finished=false)."
+                )
             log.info("this run has finished already: %s", run_dir)
             metrics = json.loads(results.read_text(encoding="utf-8"))
         elif processes(config) > 1 and not launched():
@@ -226,6 +234,7 @@ class Experiment:
         self.data = EmotionDataModule(self.corpus, pin_memory=copies_ahead(self.device), seed=config.seed)
         self.data.prepare_data()
         self.data.setup()
+        record_content(self.corpus, self.run_dir, write=rank() == 0)
         seed_everything(config.seed, verbose=False)
         resources = Resources(self.cache, self.corpus.training_texts)
         return build_network(config, len(self.corpus.emotions), resources)
@@ -378,6 +387,7 @@ def _record(config: DictConfig, run_dir: Path) -> DictConfig:
     OmegaConf.set_struct(config, False)
     for key in ("resume", "sweep"):  # how a run is started is no part of it
         config.pop(key, None)
+    settle(config)
     trainer, encode = config.trainer, config.encode
     trainer.accelerator = resolve_accelerator(trainer.accelerator)
     device = find_device(trainer.accelerator, "trainer.accelerator")
@@ -391,7 +401,10 @@ def _record(config: DictConfig, run_dir: Path) -> DictConfig:
     path = run_dir / "config.yaml"
     if not path.is_file():
         write_text(path, OmegaConf.to_yaml(config))
-    elif OmegaConf.load(path) != config:
+        return config
+    recorded = _read_record(run_dir)
+    settle(recorded)
+    if recorded != config:
         raise OtherRunError(
             f"{run_dir}: holds a run of another config. Continue it with resume={run_dir}, or choose another directory."
         )

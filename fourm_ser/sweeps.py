@@ -30,6 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fourm_ser.errors import BusyError, InputError
 from fourm_ser.files import whole
+from fourm_ser.places import settle
 
 EXTRAS = {
     "hydra_joblib_launcher": "joblib",
@@ -154,14 +155,27 @@ def _take_gpu(sweep: Path, number: int) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = chosen.strip()
 
 
+_corpora: dict[str, Any] = {}  # what this process read for a sweep's finished jobs: most have the same corpus
+
+
 def has_finished(config: DictConfig, run_dir: Path) -> bool:
-    """Whether a run directory holds the results of a config, whatever its `auto` became on the machine of that run."""
+    """Whether a run directory holds the results of a config, whatever its `auto` became on the machine of that run.
+
+    Its corpus must be what it was, too.
+    """
     if not (run_dir / "metrics.json").is_file() or (run_dir / "failure.json").is_file():
         return False
     asked = OmegaConf.to_container(config, resolve=True)
     assert isinstance(asked, dict)
     found = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
-    return _agrees({key: value for key, value in asked.items() if key not in ("resume", "sweep")}, found)
+    settle(asked)
+    settle(found)
+    same = _agrees({key: value for key, value in asked.items() if key not in ("resume", "sweep")}, found)
+    if not same:
+        return False
+    from fourm_ser.data.content import changes_since
+
+    return not changes_since(OmegaConf.create(found["data"]), found["cache"], run_dir, _corpora)
 
 
 def _agrees(asked: Any, found: Any) -> bool:
@@ -174,7 +188,7 @@ def _forget(run_dir: Path) -> None:
     """Remove a finished run's files, what says that it has finished last of all."""
     if (run_dir / "metrics.json").is_file():
         shutil.rmtree(run_dir / "stages", ignore_errors=True)
-        for name in ("config.yaml", "failure.json", "train.log", "output.log", "metrics.json"):
+        for name in ("config.yaml", "corpus.csv", "failure.json", "train.log", "output.log", "metrics.json"):
             (run_dir / name).unlink(missing_ok=True)
 
 
@@ -221,6 +235,7 @@ class Sweep(Callback):
     def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
         """Find out what the jobs are, and that each of them can be composed, before the first begins."""
         HydraConfig.instance().set_config(config)
+        _corpora.clear()
         try:
             _need_plugins(config)
             self.folder, self.started = Path(config.hydra.sweep.dir), time.time()

@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 
 from fourm_ser import evaluation
 from fourm_ser.analysis.runs import OpenRun
+from fourm_ser.data.content import FILE
 from fourm_ser.data.manifest import write_manifest
 from fourm_ser.errors import InputError
 from tests.conftest import CONF
@@ -46,6 +47,7 @@ def other(table: Path, model: Path, *overrides: str) -> list[str]:
         "data.split=speaker",
         f"cache={table.parent / 'cache'}",
         f"output={table.parent / 'out'}",
+        "allow_seen=true",  # it is the run's own corpus, under another name
         *overrides,
     ]
 
@@ -91,8 +93,12 @@ def test_tables_are_those_of_the_predictions(two_stage_run: Path, tmp_path: Path
 
 
 def test_keys_change_the_run_s_own_corpus(two_stage_run: Path, tmp_path: Path) -> None:
-    found = evaluate(f"run={two_stage_run}", f"output={tmp_path}", changes={"data.fold": 2})
+    words = (f"run={two_stage_run}", f"output={tmp_path}")
+    with pytest.raises(InputError, match=r"was trained on 40 of the 40 utterances to test \(Ses03.*allow_seen=true"):
+        evaluate(*words, changes={"data.fold": 2})
+    found = evaluate(*words, "allow_seen=true", changes={"data.fold": 2})
     assert found["fold"] == 2
+    assert (found["speaker_independent"], found["seen_utterances"], found["seen_speakers"]) == (False, 40, 2)
     ids = pd.read_csv(tmp_path / "predictions.csv")["id"]
     assert set(ids.str[:5]) == {"Ses03"}
 
@@ -103,7 +109,7 @@ def test_the_command_repeats_the_run_and_takes_changes(
     from fourm_ser.evaluate import evaluate as command
 
     monkeypatch.chdir(tmp_path)
-    for words, fold in (((), 0), (("data.fold=1",), 1)):
+    for words, fold in (((), 0), (("data.fold=1", "allow_seen=true"), 1)):
         monkeypatch.setattr("sys.argv", ["evaluate", f"run={two_stage_run}", "resamples=100", "output=out", *words])
         command()
         assert json.loads(Path("out/metrics.json").read_text())["fold"] == fold
@@ -182,4 +188,71 @@ def test_a_lost_checkpoint_costs_the_loss_alone(
     recorded = json.loads((two_stage_run / "metrics.json").read_text())
     assert "test/loss" not in found
     assert found["test/ua"] == recorded["test/ua"]
-    assert (copy / "evaluation" / "demo-test" / "metrics.json").is_file()
+    assert (copy / "evaluation" / "demo-test-fold0" / "metrics.json").is_file()
+
+
+def test_what_is_claimed_is_about_whom_the_model_was_trained_on(
+    two_stage_run: Path, table: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    own = evaluate(f"run={two_stage_run}", f"output={tmp_path / 'own'}", changes={})
+    assert (own["speaker_independent"], own["seen_utterances"], own["seen_speakers"]) == (True, 0, 0)
+    validated = evaluate(f"run={two_stage_run}", "side=val", f"output={tmp_path / 'val'}", changes={})
+    assert validated["speaker_independent"] is False
+    assert validated["seen_utterances"] == validated["utterances"]
+    # The same recordings under other names, split at random: the names hide nothing.
+    frame = pd.read_csv(table, keep_default_na=False, dtype=str)
+    renamed = tmp_path / "renamed.csv"
+    frame.assign(id="x" + frame["id"], speaker="x" + frame["speaker"]).to_csv(renamed, index=False)
+    words = other(renamed, two_stage_run / "model", "side=all", f"output={tmp_path / 'renamed'}")
+    with pytest.raises(InputError, match=r"was trained on \d+ of the \d+ utterances to test \(xSes"):
+        evaluate(*(word for word in words if word != "allow_seen=true"))
+    found = evaluate(*words)
+    assert found["speaker_independent"] is False
+    assert found["seen_speakers"] == 8  # all but those of the tested session
+    # A model directory by itself does not know.
+    alone = tmp_path / "alone"
+    shutil.copytree(two_stage_run / "model", alone)
+    unknown = evaluate(*other(table, alone, "side=all", f"output={tmp_path / 'unknown'}"))
+    assert unknown["speaker_independent"] is unknown["seen_utterances"] is unknown["seen_speakers"] is None
+    assert "whether the test is speaker-independent is not known" in caplog.text
+
+
+def test_a_run_s_own_corpus_is_the_one_it_was_trained_on(two_stage_run: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(two_stage_run, run)
+    recorded = pd.read_csv(run / FILE, keep_default_na=False, dtype=str)
+    key, was = recorded["id"].iloc[0], recorded["emotion"].iloc[0]
+    recorded.loc[0, "emotion"] = "fear"
+    recorded.to_csv(run / FILE, index=False)
+    told = rf"has changed since the run: 1 label changed \({key}: fear, now {was}\).*name it as another corpus: data="
+    for changes in ({}, {"data.fold": 1}, {"data.max_seconds": 2.0}):
+        with pytest.raises(InputError, match=told):
+            evaluate(f"run={run}", "allow_seen=true", f"output={tmp_path / 'out'}", changes=changes)
+    assert evaluate(f"run={run}", f"output={tmp_path / 'out'}", changes={"data.min_seconds": 0.1})["utterances"] > 0
+
+
+def test_no_evaluation_takes_the_place_of_another(
+    two_stage_run: Path, table: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(two_stage_run, run)
+    lacking = without(table, "sadness")
+    tested = [word for word in other(table, tmp_path, "side=all") if not word.startswith(("output=", "model="))]
+    ways: list[tuple[list[str], dict[str, Any] | None]] = [
+        ([], {}),
+        (["side=val"], {}),
+        (["allow_seen=true"], {"data.fold": 1}),
+        ([], {"data.max_seconds": 2.0}),
+        (tested, None),
+        ([*tested, f"data.manifest={lacking}", "classes=shared"], None),
+    ]
+    for count, (words, changes) in enumerate(ways, 1):
+        evaluate(f"run={run}", *words, changes=changes)
+        assert len(list(run.glob("evaluation/*/metrics.json"))) == count
+    assert "replaces" not in caplog.text
+    names = {path.name for path in (run / "evaluation").iterdir()}
+    assert {"demo-test-fold0", "demo-val-fold0", "demo-test-fold1"} < names
+    evaluate(f"run={run}", changes={})
+    assert "demo-test-fold0: replaces the results of an earlier evaluation" in caplog.text
+    with pytest.raises(InputError, match="is a run or a model: its own results would be lost"):
+        evaluate(f"run={run}", f"output={run}", changes={})

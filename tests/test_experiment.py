@@ -22,6 +22,7 @@ from torch import Tensor
 
 from fourm_ser.config import build
 from fourm_ser.data.batch import Batch, Raw
+from fourm_ser.data.content import FILE, digest_of, read_content
 from fourm_ser.data.datamodule import EmotionDataModule
 from fourm_ser.data.splits import write_split
 from fourm_ser.encoders.text import TextEncoder
@@ -322,6 +323,30 @@ def test_a_moved_unfinished_run_is_refused(finished: Path, tmp_path: Path) -> No
     (moved / "stages/1-finetune/finished.json").unlink()
     with pytest.raises(InputError, match="moved"):
         resume(moved)
+
+
+@pytest.mark.parametrize("over", [True, False], ids=["finished", "unfinished"])
+@pytest.mark.parametrize(("column", "told"), [("speaker", "1 speaker changed"), ("side", "1 side changed")])
+def test_a_run_does_not_go_on_with_another_corpus(
+    finished: Path, tmp_path: Path, over: bool, column: str, told: str
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    table = pd.read_csv(copy / FILE, dtype=str, keep_default_na=False)
+    table.loc[3, column] = "another"
+    table.to_csv(copy / FILE, index=False)
+    if not over:
+        (copy / "metrics.json").unlink()
+    with pytest.raises(InputError, match=rf"corpus .*has changed since.*: {told} \({table['id'][3]}: another, now"):
+        resume(copy)
+
+
+def test_a_run_is_known_by_its_corpus_and_records_where_that_is(finished: Path) -> None:
+    metrics, table = read_metrics(finished), read_content(finished)
+    assert table is not None
+    assert metrics["corpus_hash"] == digest_of(table)
+    assert table["side"].value_counts()["test"] == len(pd.read_csv(finished / "predictions.csv"))
+    assert Path(str(OmegaConf.load(finished / "config.yaml").cache)).is_absolute()
 
 
 def test_resuming_what_is_no_run_says_so(tmp_path: Path) -> None:

@@ -20,7 +20,9 @@ from hydra.core.global_hydra import GlobalHydra
 from omegaconf import OmegaConf
 
 from fourm_ser import sweeps, train
+from fourm_ser.config import build
 from fourm_ser.data.corpora.demo import synthesise
+from fourm_ser.data.manifest import write_manifest
 from fourm_ser.devices import resolve_devices
 from fourm_ser.errors import InputError
 from fourm_ser.experiment import run
@@ -157,6 +159,37 @@ def test_a_cell_of_another_config_is_not_reused(tmp_path: Path, small: list[str]
     assert row["state"] == "failed"
     assert "another config" in row["why"]
     assert times(tmp_path / "sweep") == before
+
+
+def test_a_finished_job_is_not_skipped_once_its_corpus_changed(
+    tmp_path: Path, small: list[str], composed: Compose, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    corpus = build(composed(*small).data, cache=cache)
+    corpus.load()
+    path = tmp_path / "corpus.csv"
+    write_manifest(corpus.frame, path)
+    own = [word for word in small if not word.startswith("data")]
+    words = ["-m", "data=manifest", "data.manifest=corpus.csv", "data.split=session", "data.workers=0", "seed=0", *own]
+    words = [*words, f"hydra.sweep.dir={tmp_path}/sweep"]
+    monkeypatch.chdir(tmp_path)
+    assert call(monkeypatch, *words) == 0
+    before = times(tmp_path / "sweep")
+    assert call(monkeypatch, *words) == 0
+    original = path.read_bytes()
+    first, was = corpus.frame["id"].iloc[0], corpus.frame["emotion"].iloc[0]
+    now = "anger" if was != "anger" else "sadness"
+    write_manifest(corpus.frame.assign(emotion=[now, *corpus.frame["emotion"][1:]]), path)
+    assert call(monkeypatch, *words) == 1
+    (row,) = table(tmp_path / "sweep")
+    assert f"its corpus has changed since: 1 label changed ({first}: {was}, now {now})" in row["why"]
+    assert times(tmp_path / "sweep") == before
+    changed = path.read_bytes()
+    path.write_bytes(original)
+    assert call(monkeypatch, *words) == 0  # undone: it is finished again,
+    assert times(tmp_path / "sweep") == before
+    path.write_bytes(changed)
+    assert call(monkeypatch, *words, "sweep.skip_finished=false") == 0  # or it is trained anew
+    assert times(tmp_path / "sweep") != before
 
 
 def test_a_dry_run_shows_jobs_and_the_batch_script(

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from fourm_ser.config import build
 from fourm_ser.data.batch import Batch
+from fourm_ser.data.content import record_content
 from fourm_ser.data.corpus import Corpus
 from fourm_ser.data.datamodule import EmotionDataModule
 from fourm_ser.devices import copies_ahead
@@ -95,7 +96,7 @@ class OpenRun:
         corpus, data: the corpus under the run's protocol, set up.
 
     Raises:
-        InputError: no finished run, a model that cannot be loaded, or a corpus that is not there any more.
+        InputError: no finished run, a model that cannot be loaded, or a corpus that is not there any more or changed.
     """
 
     def __init__(
@@ -114,6 +115,7 @@ class OpenRun:
         self.corpus: Corpus = build(self.config.data, cache=self.cache)
         self.data = EmotionDataModule(self.corpus, pin_memory=copies_ahead(device), seed=self.config.seed)
         self.data.setup()
+        record_content(self.corpus, run_dir, write=False)
         if self.corpus.emotions != self.emotions:
             raise InputError(
                 f"{run_dir}: the model's classes are {', '.join(self.emotions)}, the corpus now has "

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from fourm_ser.data.content import content, digest_of, shared
 from fourm_ser.data.manifest import EMOTIONS, order_emotions, write_manifest
 from fourm_ser.data.recordings import Recording, scan_recordings
 from fourm_ser.data.release import LeftOut, Release
@@ -38,7 +39,8 @@ class Corpus(ABC):
     After `load`, `frame` is the manifest of the utterances that are used (a manifest's columns with `audio` an absolute
     path, and `file`: what to read; `digest`: hash of its bytes; `seconds`: the length that is used), `left_out` what is
     not, and `emotions` are the classes in the order of their indices. After `setup`, `label` is the class index of each
-    utterance and `split` says which of them train, validate and test.
+    utterance, `split` says which of them train, validate and test, `content` is the record of what is used (see
+    `fourm_ser.data.content`), and `shared` are recordings on two sides.
 
     Args:
         source: the release's folder, the table, or another name for what is read.
@@ -175,13 +177,15 @@ class Corpus(ABC):
         """Load and split the corpus; the second call does nothing.
 
         Raises:
-            InputError: see `load`, `read_split` and `split_manifest`.
+            InputError: see `load`, `read_split` and `split_manifest`; with `strict`, a recording on two sides.
         """
         if self._ready:
             return
         self.load()
         self.split = self._divide()
         self.label = self.frame["emotion"].map(self.emotions.index).to_numpy(dtype=np.int64)
+        self.content = content(self)
+        self._look_for_shared()
         self._ready = True
         self._report()
 
@@ -209,6 +213,11 @@ class Corpus(ABC):
         return [np.arange(len(self.frame))]
 
     @property
+    def homes(self) -> list[str]:
+        """The corpus that each utterance is of, by its name."""
+        return [self.name] * len(self.frame)
+
+    @property
     def training_texts(self) -> list[str]:
         """The transcripts that a tokenizer may be trained on, whatever the fold."""
         return self.frame["text"].tolist()
@@ -218,6 +227,8 @@ class Corpus(ABC):
         split = self.protocol.split if self.split_file is None else "file"
         return {
             "corpus": self.name,
+            "corpus_hash": digest_of(self.content),
+            "shared_recordings": len(self.shared),
             "speaker_independent": self.split.speaker_independent(self.frame),
             "split": split,
             "fold": self.protocol.fold,
@@ -239,6 +250,20 @@ class Corpus(ABC):
             protocol = protocol._replace(split="official")
         self._validation_given = gives_validation(self.frame, protocol)
         return split_manifest(self.frame, protocol)
+
+    def _look_for_shared(self) -> None:
+        """Find recordings that are on two sides under two ids: a test on what was trained on."""
+        self.shared = shared(self.content)
+        if not self.shared:
+            return
+        named = ", ".join(f"{one} and {other}" for one, other in self.shared[:SHOWN])
+        more = f" and {len(self.shared) - SHOWN} more" if len(self.shared) > SHOWN else ""
+        said = f"{len(self.shared)} recordings are on two sides of the split under two ids each: {named}{more}"
+        if self.strict:
+            raise InputError(
+                f"{self.origin}: {said}. Take one of each out of the corpus, or go on with them by data.strict=false."
+            )
+        log.warning("data: %s", said)
 
     def _hold_against(self, sides: pd.Series) -> None:
         """Refuse a split file that names utterances which are not used."""
@@ -379,7 +404,7 @@ class Corpus(ABC):
         for side, rows in self.split._asdict().items():
             log.info("data: %-5s %5d: %s", side, len(rows), counted(Counter(self.frame["emotion"].iloc[rows])))
         if not self.split.speaker_independent(self.frame):
-            log.warning("data: speakers of the test side are also trained on: the result is not speaker-independent")
+            log.warning("data: speakers of the test side are on other sides, too: not speaker-independent")
 
 
 def _told(items: list[LeftOut]) -> str:

@@ -4,12 +4,13 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from fourm_ser.places import OF_DATA
 from fourm_ser.report.collect import Run
 
 REPEATS = ("seed", "data.fold", "data.split_seed")
-# Where a run is done and how it is watched: no choice of the experiment.
+# Where a run is done and how it is watched: no choice of the experiment. Corpora are told apart by their content.
 PLACE = {"seed", "cache", "resume", "trainer.accelerator"}
-PLACE_OF_DATA = {"root", "audio_root", "workers", "strict", "fold", "split_seed"}
+PLACE_OF_DATA = {*OF_DATA, "workers", "strict", "verify", "fold", "split_seed"} - {"split_file"}
 # Keys of `data` that change how a model is trained, not what it is tested on.
 TRAINING = {"data.sampler", "data.max_seconds", "data.too_long"}
 # Options in the order in which people read them; the others follow.

@@ -25,6 +25,7 @@ from fourm_ser.report.axes import (
     rank,
 )
 from fourm_ser.report.collect import Run
+from fourm_ser.report.corpora import Corpora
 
 SHOWN = ("ua", "wa", "f1_macro", "f1_weighted", "ece")
 
@@ -129,10 +130,11 @@ def make_sections(runs: Iterable[Run]) -> tuple[list[Section], list[str]]:
     """
     known = [run for run in runs if run.config]
     name_options(known)
+    corpora = Corpora(known)
     parts: dict[str, list[Run]] = {}
     of_config: dict[str, str] = {}
     for run in sorted(known, key=lambda run: run.state != "finished"):
-        asked = json.dumps(protocol_of(run), sort_keys=True, default=str)
+        asked = json.dumps([protocol_of(run), corpora.labels(run)], sort_keys=True, default=str)
         if run.state == "finished":
             key = asked + json.dumps(_recorded(run))
             of_config.setdefault(asked, key)
@@ -144,8 +146,8 @@ def make_sections(runs: Iterable[Run]) -> tuple[list[Section], list[str]]:
     sections = []
     for part in parts.values():
         part.sort(key=lambda run: order[run.path])
-        sections.append(_make_section(part, problems))
-    _tell_apart(sections, list(parts.values()))
+        sections.append(_make_section(part, corpora, problems))
+    _tell_apart(sections, list(parts.values()), corpora, problems)
     return sections, problems
 
 
@@ -154,12 +156,13 @@ def in_words(axis: str, value: str) -> str:
     return f"{axis.rpartition('.')[2]}={value}" if "." in axis else value
 
 
-def _make_section(runs: list[Run], problems: list[str]) -> Section:
+def _make_section(runs: list[Run], corpora: Corpora, problems: list[str]) -> Section:
     options = {group for run in runs for group in run.options} - {"logger", "trainer", "data"}
     settings = [
         {name: text for name, text in flatten(run.config).items() if not is_place(name)}
         | {group: option for group, option in run.options.items() if group in options}
-        for run in runs
+        | heard
+        for run, heard in zip(runs, corpora.settings(runs), strict=True)
     ]
     given = {word.lstrip("+~").partition("=")[0] for run in runs for word in run.overrides}
     names = find_axes(settings, given, options)
@@ -181,7 +184,7 @@ def _make_section(runs: list[Run], problems: list[str]) -> Section:
     place = {name: {value: number for number, value in enumerate(values)} for name, values in axes.items()}
     ordered = sorted(cells.values(), key=lambda cell: [place[name][value] for name, value in cell.values.items()])
     repeat, table = _tabulate(ordered)
-    section = Section(_state(runs), axes, constants, ordered, repeat, table, [])
+    section = Section(_state(runs), axes, constants, ordered, repeat, table, corpora.differences(runs))
     _note(section)
     return section
 
@@ -281,17 +284,20 @@ def _state(runs: list[Run]) -> dict[str, str]:
     }
 
 
-def _tell_apart(sections: list[Section], parts: list[list[Run]]) -> None:
-    """Add to the protocols of sections that read alike the keys in which they differ."""
-    alike: dict[str, list[int]] = {}
-    for number, section in enumerate(sections):
-        alike.setdefault(json.dumps(section.protocol), []).append(number)
-    for numbers in alike.values():
-        asked = [protocol_of(parts[number][0]) for number in numbers]
-        for name in sorted({name for keys in asked for name in keys}):
-            if len({keys.get(name, ABSENT) for keys in asked}) > 1:
-                for number, keys in zip(numbers, asked, strict=True):
-                    sections[number].protocol[name] = keys.get(name, ABSENT)
+def _tell_apart(sections: list[Section], parts: list[list[Run]], corpora: Corpora, problems: list[str]) -> None:
+    """Add to the protocols of sections that read alike the keys in which they differ: of the protocol, or of places."""
+    for asked in (protocol_of, corpora.places):
+        alike: dict[str, list[int]] = {}
+        for number, section in enumerate(sections):
+            alike.setdefault(json.dumps(section.protocol), []).append(number)
+        for numbers in alike.values():
+            keys = [asked(parts[number][0]) for number in numbers]
+            for name in sorted({name for some in keys for name in some}):
+                if len({some.get(name, ABSENT) for some in keys}) > 1:
+                    for number, some in zip(numbers, keys, strict=True):
+                        sections[number].protocol[name] = some.get(name, ABSENT)
+            if asked == corpora.places and len(numbers) > 1:
+                problems += corpora.differences([parts[number][0] for number in numbers])
 
 
 def _in_order(texts: Iterable[str]) -> list[str]:

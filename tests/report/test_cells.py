@@ -64,14 +64,6 @@ def test_an_interpolated_key_is_one_axis_and_a_confounded_one_is_shown() -> None
     assert find_axes(sweeps, {"encoder", "epochs"}, {"encoder"}) == ["encoder", "epochs"]
 
 
-def test_place_of_a_run_is_no_axis(tmp_path: Path) -> None:
-    write_run(tmp_path / "0", seed=0, changes={"data.root": "/here", "cache": "/a"})
-    write_run(tmp_path / "1", seed=1, changes={"data.root": "/there", "cache": "/b"})
-    (section,) = sections_of(tmp_path)
-    assert len(section.cells) == 1
-    assert len(section.cells[0].runs) == 2
-
-
 def test_means_and_deviations_are_those_of_pandas(tmp_path: Path) -> None:
     write_sweep(tmp_path, ["tiny", "bert_vggish"], ["ce", "focal"], seeds=3)
     (section,) = sections_of(tmp_path)

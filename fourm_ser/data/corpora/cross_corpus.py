@@ -69,6 +69,11 @@ class CrossCorpus(Corpus):
         return [np.flatnonzero(self.frame["split"] == side) for side in ("train", "test")]
 
     @property
+    def homes(self) -> list[str]:
+        names = {"train": self.train.name, "test": self.test.name}
+        return [names[side] for side in self.frame["split"]]
+
+    @property
     def training_texts(self) -> list[str]:
         return self.frame["text"][self.frame["split"] == "train"].tolist()
 

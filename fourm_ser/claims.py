@@ -1,0 +1,133 @@
+"""What an evaluation may say of itself: is it on the run's own corpus, and did the model see who is tested?"""
+
+import hashlib
+import json
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from fourm_ser.data.content import changes, digest_of, read_content, seen
+from fourm_ser.data.corpus import Corpus
+from fourm_ser.errors import InputError
+
+# Keys of `data` that say who is on which side, and those that change nothing of what a corpus holds.
+SPLITTING = {"split", "split_file", "fold", "fractions", "stratify", "validation", "validation_fraction", "split_seed"}
+NEUTRAL = SPLITTING | {"workers", "sampler", "max_seconds", "too_long", "strict", "verify"}
+SHOWN = 3
+
+log = logging.getLogger(__name__)
+
+
+def read_training(run: str | None, model: str | None) -> pd.DataFrame | None:
+    """What a model was trained on, as its run recorded it; None where that is not known.
+
+    Args:
+        run: the run directory, or
+        model: a model directory: known where it still lies in its run.
+    """
+    folder = Path(model or "").expanduser().absolute().parent if run is None else Path(run).expanduser()
+    training = read_content(folder)
+    if training is None:
+        log.warning(
+            "%s: nothing says whom the model was trained on: whether the test is speaker-independent is not known",
+            run or model,
+        )
+    return training
+
+
+def refuse_changed(corpus: Corpus, training: pd.DataFrame, keys: Iterable[str], run: str) -> None:
+    """Refuse a run's own corpus where it is not what the run was trained on any more.
+
+    Args:
+        corpus: set up.
+        training: see `read_training`.
+        keys: of `data` that were given anew; of keys beyond `NEUTRAL` a change is the purpose, and only told.
+        run: the run directory.
+
+    Raises:
+        InputError: what changed.
+    """
+    given = {key.removeprefix("data.").rpartition(".")[2] for key in keys}
+    changed = changes(training, corpus.content, sides=not given & SPLITTING, rows="split_file" not in given)
+    if not changed:
+        return
+    if given <= NEUTRAL:
+        raise InputError(
+            f"{run}: its corpus ({corpus.origin}) has changed since the run: {changed}. To test on it as it is now, "
+            "name it as another corpus: data=<corpus> with its keys, such as data=manifest data.manifest=FILE."
+        )
+    log.warning("data: other than in the run: %s", changed)
+
+
+def claim(corpus: Corpus, rows: np.ndarray, training: pd.DataFrame | None, allow_seen: bool) -> dict[str, Any]:
+    """Whether a model saw who is tested, as metrics.json says it; told in one line.
+
+    Args:
+        corpus: set up.
+        rows: positions of the tested utterances.
+        training: see `read_training`; None where nothing is known, which is said by None.
+        allow_seen: whether utterances may be tested that the model was trained on.
+
+    Returns:
+        `speaker_independent`; `seen_utterances` and `seen_speakers`: how many of those that are tested it was trained
+        or validated on.
+
+    Raises:
+        InputError: utterances that it was trained on, and they are not allowed.
+    """
+    if training is None:
+        return dict.fromkeys(("speaker_independent", "seen_utterances", "seen_speakers"))
+    tested = corpus.frame.iloc[rows]
+    found = seen(training, corpus.content, tested["id"])
+    if found.trained and not allow_seen:
+        raise InputError(
+            f"the model was trained on {len(found.trained)} of the {len(rows)} utterances to test "
+            f"({_first(found.trained)}): the result would say nothing of others. Test other ones, or add "
+            "allow_seen=true to have it all the same."
+        )
+    if found.speakers:
+        log.warning(
+            "the model knows %d of %d tested speakers (%s): trained on %d and validated on %d of %d tested utterances",
+            len(found.speakers),
+            tested["speaker"].nunique(),
+            _first(found.speakers),
+            len(found.trained),
+            len(found.validated),
+            len(rows),
+        )
+    return {
+        "speaker_independent": not found.speakers,
+        "seen_utterances": len(found.trained) + len(found.validated),
+        "seen_speakers": len(found.speakers),
+    }
+
+
+def folder_name(corpus: Corpus, side: str, training: pd.DataFrame | None, *others: Any) -> str:
+    """A name for an evaluation's folder that no evaluation of anything else has.
+
+    Args:
+        corpus: set up.
+        side: which is tested.
+        training: see `read_training`.
+        others: what else tells evaluations apart; all false where it is what the run itself does.
+
+    Returns:
+        Corpus and side, the fold where the split has folds; and a hash where it is not the run's own corpus, or
+        anything else is other than in the run.
+    """
+    has_folds = corpus.split_file is None and corpus.protocol.split in ("speaker", "session")
+    name = f"{corpus.name}-{side}" + (f"-fold{corpus.protocol.fold}" if has_folds else "")
+    digest = digest_of(corpus.content)
+    if training is not None and digest == digest_of(training) and not any(others):
+        return name
+    whole = json.dumps([digest, *others], sort_keys=True, default=str)
+    return f"{name}-{hashlib.blake2b(whole.encode(), digest_size=4).hexdigest()}"
+
+
+def _first(names: list[str]) -> str:
+    more = len(names) - SHOWN
+    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")

@@ -1,0 +1,248 @@
+"""What a run saw of its corpus, by content: whether that is still the same, and who of a test was trained on."""
+
+import hashlib
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+from omegaconf import DictConfig, OmegaConf
+
+from fourm_ser.config import build
+from fourm_ser.errors import InputError
+from fourm_ser.files import whole
+
+if TYPE_CHECKING:
+    from fourm_ser.data.corpus import Corpus
+
+FILE = "corpus.csv"
+COLUMNS = ("id", "side", "corpus", "speaker", "session", "emotion", "text", "audio")
+COMPARED = {
+    "speaker": ("speaker", "speakers"),
+    "session": ("session", "sessions"),
+    "emotion": ("label", "labels"),
+    "text": ("transcript", "transcripts"),
+    "audio": ("recording", "recordings"),
+    "side": ("side", "sides"),
+}
+HASHED = ("text", "audio")
+SHOWN = 3
+
+log = logging.getLogger(__name__)
+
+
+def content(corpus: "Corpus") -> pd.DataFrame:
+    """What is used of a corpus, an utterance a row, in the order of ids.
+
+    Args:
+        corpus: set up.
+
+    Returns:
+        Strings: `id`; `side` (train, val, test); `corpus`, the one that it is of; `speaker`, `session`, `emotion` (its
+        class); and hashes of the `text` as encoders see it ("" where there are no words) and of the `audio`, its
+        recording's bytes and the segment's bounds.
+    """
+    frame = corpus.frame
+    home = pd.Series(corpus.homes, index=frame.index)
+    side = pd.Series("", index=frame.index)
+    for name, rows in corpus.split._asdict().items():
+        side.iloc[rows] = name
+    bounds = frame[["digest", "start", "end"]].itertuples(index=False)
+    named = {
+        column: [name.removeprefix(f"{of}/") for name, of in zip(frame[column], home, strict=True)]
+        for column in ("speaker", "session")  # a corpus of corpora puts the names of these before them
+    }
+    return (
+        pd.DataFrame(
+            {
+                "id": frame["id"],
+                "side": side,
+                "corpus": home,
+                **named,
+                "emotion": frame["emotion"],
+                "text": [_hash(text) if text else "" for text in frame["text"]],
+                "audio": [_hash(f"{digest} {start} {end}") for digest, start, end in bounds],
+            }
+        )
+        .sort_values("id", kind="stable")
+        .reset_index(drop=True)
+    )
+
+
+def digest_of(table: pd.DataFrame) -> str:
+    """A hash of what is used of a corpus, whichever side it is on (16 hexadecimal digits)."""
+    rows = table[[column for column in COLUMNS if column != "side"]].to_csv(index=False, lineterminator="\n")
+    return hashlib.blake2b(rows.encode(), digest_size=8).hexdigest()
+
+
+def read_content(folder: Path) -> pd.DataFrame | None:
+    """What a run recorded of its corpus; None where it is of a version that did not.
+
+    Raises:
+        InputError: the record is damaged.
+    """
+    path = folder / FILE
+    if not path.is_file():
+        return None
+    try:
+        table = pd.read_csv(path, dtype=str, keep_default_na=False)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
+    if tuple(table.columns) != COLUMNS:
+        raise InputError(f"{path}: expected the columns {', '.join(COLUMNS)}, found {', '.join(table.columns)}.")
+    return table
+
+
+def record_content(corpus: "Corpus", run_dir: Path, write: bool = True) -> None:
+    """Hold a corpus against what a run recorded of it, or record it where the run begins.
+
+    Args:
+        corpus: set up.
+        run_dir: the run directory.
+        write: whether this process is the one that writes.
+
+    Raises:
+        InputError: it is not what the run began with: what changed.
+    """
+    before = read_content(run_dir)
+    if before is not None:
+        changed = changes(before, corpus.content)
+        if changed:
+            raise InputError(
+                f"{run_dir}: its corpus ({corpus.origin}) has changed since the run began: {changed}. Undo the change, "
+                "or begin another run: a result is that of one corpus."
+            )
+    elif write:
+        with whole(run_dir / FILE) as temporary:
+            corpus.content.to_csv(temporary, index=False, lineterminator="\n")
+
+
+def changes_since(node: DictConfig, cache: str, run_dir: Path, known: dict[str, pd.DataFrame] | None = None) -> str:
+    """What is other in a finished run's corpus than it was, in words.
+
+    Args:
+        node: the corpus's config.
+        cache: the folder for what is made once.
+        run_dir: the run directory.
+        known: what was read of corpora, by their configs; gets this one's. None to read it anew.
+
+    Returns:
+        "" where nothing is, where the run is of a version that kept no record, and where the corpus cannot be read any
+        more, which the log says.
+    """
+    before = read_content(run_dir)
+    if before is None:
+        return ""
+    known = {} if known is None else known
+    key = f"{cache} {json.dumps(OmegaConf.to_container(node), sort_keys=True)}"
+    if key not in known:
+        try:
+            corpus: Corpus = build(node, cache=Path(cache).expanduser())
+            corpus.setup()
+        except InputError as error:
+            log.warning("%s: its corpus cannot be compared with what it was: %s", run_dir, error)
+            return ""
+        known[key] = corpus.content
+    return changes(before, known[key])
+
+
+def changes(before: pd.DataFrame, now: pd.DataFrame, sides: bool = True, rows: bool = True) -> str:
+    """What is other than it was, in words; "" where nothing is.
+
+    Args:
+        before, now: see `content`.
+        sides: whether it counts on which side an utterance is.
+        rows: whether it counts that utterances are gone or new.
+    """
+    before, now = before.set_index("id"), now.set_index("id")
+    both = before.index.intersection(now.index)
+    said = []
+    if rows:
+        for ids, what in ((before.index.difference(now.index), "gone"), (now.index.difference(before.index), "new")):
+            if len(ids):
+                said.append(f"{_count(len(ids), 'utterance', 'utterances')} {what} ({_first(list(ids))})")
+    was, is_ = before.loc[both], now.loc[both]
+    for column, words in COMPARED.items():
+        if column == "side" and not sides:
+            continue
+        other = both[(was[column] != is_[column]).to_numpy()]
+        if not len(other):
+            continue
+        pairs = zip(other, was.loc[other, column], is_.loc[other, column], strict=True)
+        named = [key if column in HASHED else f"{key}: {old or 'none'}, now {new or 'none'}" for key, old, new in pairs]
+        said.append(f"{_count(len(other), *words)} changed ({_first(named)})")
+    return "; ".join(said)
+
+
+def shared(table: pd.DataFrame) -> list[tuple[str, str]]:
+    """The same recording, or segment of one, under two ids on two sides: pairs of ids, one for each recording.
+
+    Args:
+        table: see `content`.
+    """
+    pairs = []
+    for _, rows in table[table["audio"].duplicated(keep=False)].groupby("audio", sort=False):
+        first = rows.iloc[0]
+        others = rows["id"][rows["side"] != first["side"]]
+        if len(others):
+            pairs.append((first["id"], others.iloc[0]))
+    return pairs
+
+
+class Seen(NamedTuple):
+    """Who of a test a model knows.
+
+    Attributes:
+        trained: ids of tested utterances that it was trained on.
+        validated: ids of those that chose its epoch.
+        speakers: tested speakers of whom it saw an utterance in either way.
+    """
+
+    trained: list[str]
+    validated: list[str]
+    speakers: list[str]
+
+
+def seen(before: pd.DataFrame, now: pd.DataFrame, tested: pd.Series) -> Seen:
+    """Who of a test a run has seen.
+
+    An utterance is the same if its recording and segment are, whatever it is called; or, in a corpus of the same name,
+    if id, speaker and transcript are (another version of the recordings). A speaker is the same in a corpus of the same
+    name if its name is, and in any corpus if one of its utterances is the same.
+
+    Args:
+        before: what the run recorded of its corpus.
+        now: what is used of the corpus that is tested.
+        tested: ids of the utterances that are tested.
+    """
+    side = pd.Series("", index=now.index)
+    for name in ("val", "train"):  # training wins
+        used = before[before["side"] == name]
+        words = ["corpus", "id", "speaker", "text"]
+        known = set(used[words].itertuples(index=False, name=None))
+        same = np.array([row in known for row in now[words].itertuples(index=False, name=None)], dtype=bool)
+        side[now["audio"].isin(set(used["audio"])).to_numpy() | same] = name
+    pairs = pd.Series(list(zip(now["corpus"], now["speaker"], strict=True)), index=now.index)
+    used = before[before["side"].isin(("train", "val"))]
+    known_speakers = set(zip(used["corpus"], used["speaker"], strict=True)) | set(pairs[side != ""])
+    is_tested = now["id"].isin(set(tested))
+    return Seen(
+        now["id"][is_tested & (side == "train")].tolist(),
+        now["id"][is_tested & (side == "val")].tolist(),
+        sorted({pair[1] for pair in pairs[is_tested] if pair in known_speakers}),
+    )
+
+
+def _count(number: int, one: str, several: str) -> str:
+    return f"{number} {one if number == 1 else several}"
+
+
+def _first(named: list[str]) -> str:
+    more = len(named) - SHOWN
+    return ", ".join(named[:SHOWN]) + (f" and {more} more" if more > 0 else "")
+
+
+def _hash(text: str) -> str:
+    return hashlib.blake2b(text.encode(), digest_size=8).hexdigest()
