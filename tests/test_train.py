@@ -37,7 +37,7 @@ def test_help_shows_the_groups_and_loads_nothing_heavy(tmp_path: Path) -> None:
 def test_bad_input_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
     failed = call("data=manifest", "data.manifest=nowhere.csv", f"cache={tmp_path}/cache", cwd=tmp_path)
     assert failed.returncode == 1
-    assert failed.stderr.startswith("error: nowhere.csv: no such manifest.")
+    assert failed.stderr.startswith(f"error: {tmp_path / 'nowhere.csv'}: no such manifest.")
     assert len(failed.stderr.strip().splitlines()) == 1
 
 

@@ -258,7 +258,8 @@ class Corpus(ABC):
             return
         named = ", ".join(f"{one} and {other}" for one, other in self.shared[:SHOWN])
         more = f" and {len(self.shared) - SHOWN} more" if len(self.shared) > SHOWN else ""
-        said = f"{len(self.shared)} recordings are on two sides of the split under two ids each: {named}{more}"
+        count = "1 recording is" if len(self.shared) == 1 else f"{len(self.shared)} recordings are"
+        said = f"{count} on two sides of the split under two ids each: {named}{more}"
         if self.strict:
             raise InputError(
                 f"{self.origin}: {said}. Take one of each out of the corpus, or go on with them by data.strict=false."

@@ -119,7 +119,7 @@ def test_a_recording_on_two_sides_is_named(
     assert make(recorded).protocol_record()["shared_recordings"] == 0
     audio = recorded["audio"].tolist()
     twice = recorded.assign(audio=[*audio[:-1], audio[0]])  # u00 of the first session, and u47 of the last
-    with pytest.raises(InputError, match=r"1 recordings are on two sides .* u00 and u47.*data\.strict=false"):
+    with pytest.raises(InputError, match=r"1 recording is on two sides .* u00 and u47.*data\.strict=false"):
         make(twice)
     corpus = make(twice, strict=False)
     assert corpus.shared == [("u00", "u47")]

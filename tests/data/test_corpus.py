@@ -13,6 +13,7 @@ import pytest
 import soundfile
 
 from fourm_ser.data.corpora.manifest import ManifestCorpus
+from fourm_ser.data.content import digest_of
 from fourm_ser.data.corpus import BAD_RECORDING, OUTSIDE
 from fourm_ser.data.manifest import read_manifest
 from fourm_ser.data.release import LeftOut
@@ -740,8 +741,11 @@ def test_a_split_file_without_a_side_is_refused(
 
 
 def test_a_record_says_how_a_corpus_was_split(make: Make) -> None:
-    assert make(fold=2).protocol_record() == {
+    corpus = make(fold=2)
+    assert corpus.protocol_record() == {
         "corpus": "manifest",
+        "corpus_hash": digest_of(corpus.content),
+        "shared_recordings": 0,
         "speaker_independent": True,
         "split": "session",
         "fold": 2,

@@ -242,7 +242,7 @@ def test_segment_and_crop_are_part_of_the_key(make: Make, recorded: pd.DataFrame
     segments.loc[2, "end"] = "0.3"
     segments.loc[3, ["start", "end"]] = ["0.1", "0.3"]
     segments.loc[4, ["start", "end"]] = ["0.1", "0.30001"]
-    keys = make(segments).keys()["audio"]
+    keys = make(segments, strict=False).keys()["audio"]  # one recording is on all sides
     assert len(set(keys)) == 5
     assert keys[0] == keys[5] == keys[46]
     cropped = [key_of(make(max_seconds=most), "u47") for most in (30.0, 0.3, 0.2)]

@@ -13,6 +13,7 @@ from fourm_ser.config import build
 from fourm_ser.data.corpora.cross_corpus import CrossCorpus
 from fourm_ser.data.manifest import read_manifest
 from fourm_ser.data.release import NO_RECORDING
+from fourm_ser.data.content import digest_of
 from fourm_ser.data.transcripts import clean_transcript
 from fourm_ser.errors import InputError
 from tests import releases
@@ -122,6 +123,8 @@ def test_speakers_of_the_tested_corpus_never_train(validation: str, cross: MakeC
     assert not speakers["test"] & (speakers["train"] | speakers["val"])
     assert corpus.protocol_record() == {
         "corpus": "iemocap_to_emodb",
+        "corpus_hash": digest_of(corpus.content),
+        "shared_recordings": len(corpus.shared),
         "speaker_independent": True,
         "split": "cross_corpus",
         "fold": 0,
