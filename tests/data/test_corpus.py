@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 import soundfile
 
-from fourm_ser.data.corpora.manifest import ManifestCorpus
 from fourm_ser.data.content import digest_of
+from fourm_ser.data.corpora.manifest import ManifestCorpus
 from fourm_ser.data.corpus import BAD_RECORDING, OUTSIDE
 from fourm_ser.data.manifest import read_manifest
 from fourm_ser.data.release import LeftOut

@@ -10,10 +10,10 @@ import pandas as pd
 import pytest
 
 from fourm_ser.config import build
+from fourm_ser.data.content import digest_of
 from fourm_ser.data.corpora.cross_corpus import CrossCorpus
 from fourm_ser.data.manifest import read_manifest
 from fourm_ser.data.release import NO_RECORDING
-from fourm_ser.data.content import digest_of
 from fourm_ser.data.transcripts import clean_transcript
 from fourm_ser.errors import InputError
 from tests import releases
