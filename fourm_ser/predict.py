@@ -14,7 +14,7 @@ import hydra
 from omegaconf import DictConfig
 
 from fourm_ser.config import CONF
-from fourm_ser.errors import InputError
+from fourm_ser.errors import InputError, printable
 
 if TYPE_CHECKING:
     from fourm_ser.data.items import Cutting, Item
@@ -186,7 +186,7 @@ def many(entries: "list[Entry]", predictor: "Predictor", cutting: "Cutting", con
     from rich.console import Console
     from rich.progress import track
 
-    from fourm_ser.data.items import SilentError
+    from fourm_ser.data.levels import SilentError
     from fourm_ser.report.predictions import as_record, csv_table, json_list, print_counts
 
     reads_text = "text" in predictor.modalities
@@ -232,9 +232,9 @@ def output(config: DictConfig) -> Path:
 def say(config: DictConfig, words: str) -> None:
     """Tell the person at the terminal; beside JSON, in the log."""
     if config.format == "json":
-        log.info(words)
+        log.info(printable(words))
     else:
-        print(words)
+        print(printable(words))
 
 
 def quoted(arguments: Items[str]) -> list[str]:

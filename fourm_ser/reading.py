@@ -9,7 +9,8 @@ import torch
 from torch.utils.data import Dataset
 
 from fourm_ser.data.audio import SAMPLE_RATE
-from fourm_ser.data.items import Item, read, refuse_silence
+from fourm_ser.data.items import Item, read
+from fourm_ser.data.levels import refuse_silence
 from fourm_ser.data.transcripts import clean_transcript
 from fourm_ser.encoders.base import Encoder, Frontend, Inputs
 from fourm_ser.encoders.text import Tokens
@@ -99,7 +100,7 @@ class Reading(Dataset[Loaded]):
             samples = read(item, length)
             if "audio" in self.frontends:
                 samples = samples[: self.samples]
-            refuse_silence(samples, item)
+            refuse_silence(samples, item.name, item.start, item.end)
             if "audio" in self.frontends:
                 inputs["audio"] = self.frontends["audio"](samples)
         if "text" not in self.frontends:

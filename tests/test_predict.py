@@ -22,7 +22,7 @@ from fourm_ser.errors import InputError
 from fourm_ser.predict import quoted, run
 from fourm_ser.predictor import Prediction, Predictor
 from tests.conftest import CONF, Compose
-from tests.data.test_audio import film
+from tests.data.test_decoding import film
 from tests.predictors import EMOTIONS, RATE, ctc, model, noise, recording
 
 REPOSITORY = Path(__file__).resolve().parent.parent

@@ -18,13 +18,14 @@ from omegaconf import OmegaConf
 
 from fourm_ser import planning
 from fourm_ser.data.audio import read_audio
-from fourm_ser.data.items import SILENCE, Audio, Cutting, Item, SilentError
+from fourm_ser.data.items import Audio, Cutting, Item
+from fourm_ser.data.levels import SILENCE, SilentError
 from fourm_ser.errors import InputError
 from fourm_ser.experiment import run
 from fourm_ser.model import load_model
 from fourm_ser.predictor import Prediction, Predictor
 from tests.conftest import Compose
-from tests.data.test_audio import film
+from tests.data.test_decoding import film
 from tests.predictors import EMOTIONS, RATE, TEXTS, model, noise, recording
 
 LENGTHS = (0.3, 2.1, 0.9, 4.0, 1.4, 0.02, 3.3, 1.0, 2.2)
@@ -212,7 +213,7 @@ class TestPredicting:
 
     @pytest.mark.parametrize("suffix", ["mp4", "mkv"])
     def test_the_sound_of_a_video_is_heard(self, reads_both: Predictor, tmp_path: Path, suffix: str) -> None:
-        from fourm_ser.data.audio import extract_audio
+        from fourm_ser.data.decoding import extract_audio
 
         video = film(tmp_path / f"a.{suffix}", noise(1.0)[None], RATE)
         extract_audio(video, tmp_path / "a.flac")

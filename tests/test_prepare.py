@@ -15,6 +15,7 @@ import soundfile
 
 from fourm_ser.data import recordings
 from fourm_ser.data.audio import check_recording
+from fourm_ser.data.levels import Levels
 from fourm_ser.data.manifest import read_manifest
 from tests import releases
 from tests.data.corpora.conftest import EVERY, MakeCorpus, found, line_of, meant, rewrite, sides_by_id, without
@@ -59,7 +60,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the recordings that are decoded, as they are."""
     names: list[str] = []
 
-    def check(path: Path) -> float:
+    def check(path: Path) -> Levels:
         names.append(path.name)
         return check_recording(path)
 

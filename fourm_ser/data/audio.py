@@ -1,33 +1,43 @@
-"""Reading recordings: any rate, any number of channels, any format of libsndfile -> 16 kHz mono float32.
+"""Reading recordings: any rate, any number of channels, any format -> 16 kHz mono float32.
 
-What libsndfile does not read, videos above all, is decoded to such a file first.
+libsndfile reads the formats whose length it knows and in which it finds any sample: WAV, FLAC, AIFF and their like. What
+is compressed so that a length is only estimated, or a place only guessed (MP3, OGG, GSM, videos), is decoded once from
+its first sample to its last, into a file that libsndfile reads so. A recording's content says which it is, not its name.
 """
 
-import importlib.util
 import math
+import os
 import re
-from collections.abc import Mapping
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import numpy as np
 import soundfile
 import soxr
 
+from fourm_ser.data.levels import Levels, Meter, mono, refuse_scale
 from fourm_ser.errors import InputError
-from fourm_ser.files import whole
 
 SAMPLE_RATE = 16_000
 BLOCK = 1 << 18
 UNKNOWN = 0x7FFF0000  # at least so many bytes promises a WAV that was written into a pipe
-CONTAINERS = (".mp4", ".m4a", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".aac", ".wma")
-CUT = re.compile(r"^ ?(?:data|SSND) ?: (\d+) \(should be \d+\)", re.MULTILINE)
+ENDLESS = 1 << 40  # at least so many samples says libsndfile of a FLAC that was written into a pipe
+SOUNDS = (
+    *(".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".mp2", ".aiff", ".aif", ".aifc", ".au", ".caf"),
+    *(".w64", ".rf64", ".mp4", ".m4a", ".m4v", ".mov", ".mkv", ".mka", ".webm", ".avi", ".aac", ".wma", ".3gp"),
+)
+ESTIMATED = ("MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III", "VORBIS", "OPUS")
+CUT = re.compile(r"^ ?(?:data|SSND) ?: (\d+) \(should be (\d+)\)", re.MULTILINE)
 
 
 def read_audio(path: Path | str, start: float = math.nan, end: float = math.nan) -> np.ndarray:
     """Read a recording, or a segment of it.
 
     Args:
-        path: a WAV, FLAC, OGG, MP3 or other file that libsndfile reads.
+        path: a WAV, FLAC or AIFF; OGG, MP3, videos and others are decoded as a whole first: see `readable`.
         start: where the segment begins, in seconds; NaN for the recording's beginning.
         end: where it ends, in seconds; NaN for the recording's end.
 
@@ -37,22 +47,18 @@ def read_audio(path: Path | str, start: float = math.nan, end: float = math.nan)
     Raises:
         InputError: there is no such file, it cannot be decoded, or the segment has no sample or one that is no number.
     """
-    try:
-        with soundfile.SoundFile(path) as file:
-            rate, frames = file.samplerate, file.frames
-            first = 0 if math.isnan(start) else round(start * rate)
-            last = file.frames if math.isnan(end) else min(round(end * rate), file.frames)
-            if first >= last:
-                raise InputError(_empty(path, file.frames / rate, start, end))
-            file.seek(first)
-            samples = file.read(last - first, dtype="float32", always_2d=True)
-            samples = samples[:, 0] if samples.shape[1] == 1 else samples.mean(axis=1)  # a mean of one is slow
-    except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: a name that ends in .raw
-        raise InputError(_unreadable(path, error)) from error
+    with _exact(path) as file:
+        rate, frames = file.samplerate, file.frames
+        first = 0 if math.isnan(start) else round(start * rate)
+        last = frames if math.isnan(end) else min(round(end * rate), frames)
+        if first >= last:
+            raise InputError(_empty(path, frames / rate, start, end))
+        file.seek(first)
+        # No more memory at once than there are samples, whatever a damaged header promises.
+        blocks = [mono(block) for block in _blocks(file, path, last - first)]
+    samples = blocks[0] if len(blocks) == 1 else np.concatenate(blocks) if blocks else np.empty(0, np.float32)
     if not len(samples):
         raise InputError(_empty(path, 0.0, start, end))
-    if not np.isfinite(samples).all():
-        raise InputError(f"{path}: the recording holds samples that are not numbers (NaN or infinite).")
     samples = resample(samples, rate)
     if not len(samples):
         raise InputError(_empty(path, frames / rate, start, end))
@@ -65,116 +71,186 @@ def resample(samples: np.ndarray, rate: float) -> np.ndarray:
 
 
 def stated_seconds(path: Path | str) -> float:
-    """The length that a recording's header states, without decoding the recording.
+    """The length that a recording's header states, of which the last sample alone is decoded.
+
+    Args:
+        path: a recording of a format whose headers state it: see `readable`.
 
     Raises:
         InputError: there is no such file, it cannot be decoded, it holds no samples, or it is plainly cut off.
     """
-    try:
-        with soundfile.SoundFile(path) as file:
-            _refuse_cut(path, file.extra_info)
-            if not file.frames:
-                raise InputError(_empty(path, 0.0, math.nan, math.nan))
-            return file.frames / file.samplerate
-    except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: a name that ends in .raw
-        raise InputError(_unreadable(path, error)) from error
+    with _exact(path) as file:
+        _refuse_cut(path, file.extra_info)
+        if not file.frames:
+            raise InputError(_empty(path, 0.0, math.nan, math.nan))
+        file.seek(file.frames - 1)
+        if not len(file.read(1)):
+            raise InputError(f"{path}: truncated: its header promises {file.frames} samples, the last is not there.")
+        return file.frames / file.samplerate
 
 
-def check_recording(path: Path) -> float:
-    """Decode a whole recording, in blocks, and return its length in seconds.
-
-    Raises:
-        InputError: there is no such file, it cannot be decoded, or it holds no sample or one that is no number.
-    """
-    try:
-        with soundfile.SoundFile(path) as file:
-            count = 0
-            while len(block := file.read(BLOCK, dtype="float32")):
-                if not np.isfinite(block).all():
-                    raise InputError(f"{path}: the recording holds samples that are not numbers (NaN or infinite).")
-                count += len(block)
-            if count == 0:
-                raise InputError(_empty(path, 0.0, math.nan, math.nan))
-            if count < file.frames:
-                raise InputError(f"{path}: truncated: its header promises {file.frames} samples, {count} can be read.")
-            _refuse_cut(path, file.extra_info)
-            return count / file.samplerate
-    except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: a name that ends in .raw
-        raise InputError(_unreadable(path, error)) from error
-
-
-def need_decoder() -> None:
-    """Make sure that videos and compressed audio beyond libsndfile's formats can be read.
-
-    Raises:
-        InputError: PyAV is not installed.
-    """
-    if importlib.util.find_spec("av") is None:
-        raise InputError(
-            f"recordings in {', '.join(CONTAINERS)} files need PyAV, which is not installed: "
-            'pip install "fourm_ser[video]"'
-        )
-
-
-def extract_audio(path: Path, target: Path) -> None:
-    """Decode the first audio stream of a video, or of audio that libsndfile cannot read, to 16 kHz mono FLAC.
+def check_recording(path: Path) -> Levels:
+    """Decode a whole recording, in blocks, and measure its length and how loud it is.
 
     Args:
-        path: a file that FFmpeg reads.
-        target: the FLAC, 16 bit, written whole; channels are averaged.
+        path: see `readable`.
 
     Raises:
-        InputError: there is no such file, it holds no sound, or it is damaged.
+        InputError: there is no such file, it cannot be decoded, it holds no sample or one that is no number, or its
+            samples are not scaled to full scale at 1.
     """
-    import av
+    with _exact(path) as file:
+        meter = Meter(file.samplerate, file.subtype)
+        for block in sound_blocks(file, path):
+            meter.hear(block)
+    levels = meter.levels()
+    refuse_scale(levels.peak, str(path))
+    return levels
 
+
+def readable(path: Path | str, target: Path) -> Path:
+    """What to read of a recording: itself where libsndfile finds any sample in it, else `target`, which it is decoded to.
+
+    Args:
+        path: the recording.
+        target: a FLAC.
+
+    Raises:
+        InputError: see `extract_audio`.
+    """
+    return Path(path) if reads_exactly(path) else decode(path, target)
+
+
+def decode(path: Path | str, target: Path) -> Path:
+    """Decode a recording as a whole to `target`, see `fourm_ser.data.decoding.extract_audio`; returns `target`."""
+    from fourm_ser.data.decoding import extract_audio  # not everybody's recordings need FFmpeg
+
+    extract_audio(Path(path), target)
+    return target
+
+
+def reads_exactly(path: Path | str) -> bool:
+    """Whether libsndfile knows a recording's length, and finds any sample of it. False of what is no recording."""
     try:
-        with av.open(str(path)) as container:
-            if not container.streams.audio:
-                raise InputError(f"{path}: holds no sound.")
-            stream = container.streams.audio[0]
-            resampler = av.AudioResampler(format="fltp")  # the type alone: rate and channels stay
-            blocks = [
-                block.to_ndarray().mean(axis=0)
-                for frame in [*container.decode(stream), None]
-                for block in resampler.resample(frame)
-            ]
-            rate = stream.rate
-            promised = float((stream.duration or 0) * (stream.time_base or 0)) or _tagged(stream.metadata)
-    except av.error.FileNotFoundError as error:
-        raise InputError(f"{path}: no such recording.") from error
-    except av.error.FFmpegError as error:
-        raise InputError(f"{path}: cannot be decoded ({error.strerror}). Copy it from the release again.") from error
-    if not sum(map(len, blocks)):
+        with open_sound(path) as file:
+            return _finds_any(file)
+    except InputError:
+        return False
+
+
+def knows_length(file: soundfile.SoundFile) -> bool:
+    """Whether libsndfile knows how many samples there are, and reads them all."""
+    return file.subtype not in ESTIMATED and file.format != "OGG" and file.frames < ENDLESS
+
+
+@contextmanager
+def open_sound(path: Path | str, part: BinaryIO | None = None) -> Iterator[soundfile.SoundFile]:
+    """A file opened by libsndfile.
+
+    Args:
+        path: the file.
+        part: what to read of it; None for all.
+
+    Raises:
+        InputError: there is no such file, or it cannot be decoded, now or later.
+    """
+    if not os.path.isfile(path):  # nor a pipe, which would wait
+        raise InputError(unreadable(path, ""))
+    if _is_mpeg(path):  # libsndfile would guess, and its MP3 decoder writes warnings to the terminal
+        raise InputError(unreadable(path, "MPEG audio"))
+    try:
+        file = soundfile.SoundFile(part or os.fsencode(path))  # as bytes: names need not be UTF-8
+    except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: a name that ends in .raw
+        raise InputError(unreadable(path, getattr(error, "error_string", str(error)))) from error
+    with file:
+        try:
+            yield file
+        except soundfile.LibsndfileError as error:
+            raise InputError(unreadable(path, error.error_string)) from error
+
+
+def sound_blocks(file: soundfile.SoundFile, path: Path | str) -> Iterator[np.ndarray]:
+    """The samples of an open file whose length is known, from the first to the last.
+
+    Yields:
+        [samples, channels] in float32.
+
+    Raises:
+        InputError: one is no number, or there are fewer than its header promises, or none.
+    """
+    count = 0
+    for block in _blocks(file, path, file.frames):
+        count += len(block)
+        yield block
+    if not count:
         raise InputError(_empty(path, 0.0, math.nan, math.nan))
-    samples = soxr.resample(np.concatenate(blocks), rate, SAMPLE_RATE)
-    seconds = len(samples) / SAMPLE_RATE
-    if seconds < min(0.9 * promised, promised - 1.0):
-        raise InputError(f"{path}: truncated: its header promises {promised:.1f} s, {seconds:.1f} s can be decoded.")
+    if count < file.frames:
+        raise InputError(f"{path}: truncated: its header promises {file.frames} samples, {count} can be read.")
+    _refuse_cut(path, file.extra_info)
+
+
+def unreadable(path: Path | str, reason: str) -> str:
+    """What is said of a recording that cannot be decoded."""
+    if not os.path.isfile(path):
+        return f"{path}: no such recording."
+    if not os.access(path, os.R_OK):
+        return f"{path}: cannot be read (permission denied)."
+    return f"{path}: cannot be decoded ({reason.rstrip('.')}). Copy it from its source again, or convert it to WAV."
+
+
+def refuse_no_numbers(samples: np.ndarray, path: Path | str) -> None:
+    """Refuse NaN and infinite samples.
+
+    Raises:
+        InputError: there are some.
+    """
     if not np.isfinite(samples).all():
         raise InputError(f"{path}: the recording holds samples that are not numbers (NaN or infinite).")
-    with whole(target) as temporary:
-        soundfile.write(temporary, np.clip(samples, -1.0, 1.0), SAMPLE_RATE, subtype="PCM_16", format="FLAC")
 
 
-def _tagged(metadata: Mapping[str, str]) -> float:
-    """Seconds that a Matroska stream's tag promises (`00:00:04.128000000`); 0 where there is none."""
-    found = re.fullmatch(r"(\d+):(\d+):(\d+(?:\.\d+)?)", metadata.get("DURATION", ""))
-    return 0.0 if found is None else 3600 * int(found[1]) + 60 * int(found[2]) + float(found[3])
+@contextmanager
+def _exact(path: Path | str) -> Iterator[soundfile.SoundFile]:
+    """A recording in which any sample is found, opened; where it is none such, what it is decoded to for the while."""
+    with ExitStack() as stack:
+        file = None
+        try:
+            file = stack.enter_context(open_sound(path))
+        except InputError:
+            if not os.path.isfile(path):
+                raise
+        if file is None or not _finds_any(file):
+            scratch = stack.enter_context(tempfile.TemporaryDirectory())
+            file = stack.enter_context(open_sound(decode(path, Path(scratch, "sound.flac"))))
+        yield file
+
+
+def _is_mpeg(path: Path | str) -> bool:
+    """Whether a file begins as MPEG audio does, by a tag (ID3) or a frame's first bits."""
+    try:
+        with open(path, "rb") as file:
+            head = file.read(3)
+    except OSError:
+        return False
+    return head == b"ID3" or (len(head) > 1 and head[0] == 0xFF and head[1] & 0xE0 == 0xE0)
+
+
+def _finds_any(file: soundfile.SoundFile) -> bool:
+    return knows_length(file) and file.seekable()
+
+
+def _blocks(file: soundfile.SoundFile, path: Path | str, count: int) -> Iterator[np.ndarray]:
+    """The next `count` samples, or as many as there are, in [samples, channels]."""
+    while count > 0 and len(block := file.read(min(BLOCK, count), dtype="float32", always_2d=True)):
+        refuse_no_numbers(block, path)
+        count -= len(block)
+        yield block
 
 
 def _refuse_cut(path: Path | str, extra_info: str) -> None:
     """Refuse a file in which libsndfile found fewer bytes of samples than its header promises."""
     promised = CUT.search(extra_info)
-    if promised and int(promised[1]) < UNKNOWN:
+    if promised and int(promised[2]) < int(promised[1]) < UNKNOWN:
         raise InputError(f"{path}: truncated: its header promises {promised[1]} bytes of samples, fewer are there.")
-
-
-def _unreadable(path: Path | str, error: Exception) -> str:
-    if not Path(path).is_file():
-        return f"{path}: no such recording."
-    reason = getattr(error, "error_string", error)
-    return f"{path}: cannot be decoded ({reason}). Expected WAV, FLAC, OGG, MP3 or AIFF: convert it to WAV."
 
 
 def _empty(path: Path | str, seconds: float, start: float, end: float) -> str:

@@ -16,10 +16,10 @@ import pandas as pd
 
 from fourm_ser.data.content import content, digest_of, shared
 from fourm_ser.data.manifest import EMOTIONS, order_emotions, write_manifest
-from fourm_ser.data.recordings import Recording, scan_recordings
+from fourm_ser.data.recordings import Recording, find_silent, scan_recordings
 from fourm_ser.data.release import LeftOut, Release
 from fourm_ser.data.splits import Protocol, Split, gives_validation, read_split, split_manifest
-from fourm_ser.data.summary import summarise
+from fourm_ser.data.summary import level_counts, summarise
 from fourm_ser.data.transcripts import clean_transcript
 from fourm_ser.errors import InputError
 from fourm_ser.files import whole, write_json
@@ -37,10 +37,10 @@ class Corpus(ABC):
     Nothing here needs torch, so that a corpus is prepared and looked at in seconds; `EmotionDataModule` serves it.
 
     After `load`, `frame` is the manifest of the utterances that are used (a manifest's columns with `audio` an absolute
-    path, and `file`: what to read; `digest`: hash of its bytes; `seconds`: the length that is used), `left_out` what is
-    not, and `emotions` are the classes in the order of their indices. After `setup`, `label` is the class index of each
-    utterance, `split` says which of them train, validate and test, `content` is the record of what is used (see
-    `fourm_ser.data.content`), and `shared` are recordings on two sides.
+    path, and `file`: what to read; `digest`: hash of its bytes; `seconds`: the length that is used; `peak`, `clipped`:
+    how loud the recording is), `left_out` what is not, and `emotions` are the classes in the order of their indices.
+    After `setup`, `label` is the class index of each utterance, `split` says which of them train, validate and test,
+    `content` is the record of what is used (see `fourm_ser.data.content`), and `shared` are recordings on two sides.
 
     Args:
         source: the release's folder, the table, or another name for what is read.
@@ -58,6 +58,8 @@ class Corpus(ABC):
         strict: make every fault of the corpus an error, instead of leaving out what it concerns and counting it.
         sampler: order of training: `shuffle`, or `balanced`: each epoch has every class equally often.
         workers: processes that read recordings ahead, or `auto`; stored features are read in the training process.
+        verify: how recordings that are remembered are held against what is there: `quick` or `full`, see
+            `fourm_ser.data.recordings.scan_recordings`.
     """
 
     name: str
@@ -84,6 +86,7 @@ class Corpus(ABC):
         strict: bool,
         sampler: str,
         workers: int | str,
+        verify: str,
     ) -> None:
         if emotions is not None and (len(set(emotions)) != len(emotions) or len(emotions) < 2):
             raise InputError(f"data.emotions={emotions}: expected two or more different emotions.")
@@ -91,6 +94,8 @@ class Corpus(ABC):
             raise InputError(f"data.too_long={too_long}: expected crop or refuse.")
         if sampler not in ("shuffle", "balanced"):
             raise InputError(f"data.sampler={sampler}: expected shuffle or balanced.")
+        if verify not in ("quick", "full"):
+            raise InputError(f"data.verify={verify}: expected quick or full.")
         if len(fractions) != 3:
             raise InputError(f"data.fractions={fractions}: expected three shares (train, val, test) that sum to 1.")
         self.source, self.cache = source, cache
@@ -107,7 +112,7 @@ class Corpus(ABC):
         )
         self.split_file = None if split_file is None else Path(split_file).expanduser()
         self.min_seconds, self.max_seconds, self.too_long = min_seconds, max_seconds, too_long
-        self.strict, self.sampler, self.workers = strict, sampler, workers
+        self.strict, self.sampler, self.workers, self.verify = strict, sampler, workers, verify
         self._loaded = self._ready = False
         self._prepared: Path | None = None
 
@@ -345,7 +350,7 @@ class Corpus(ABC):
 
     def _check(self, frame: pd.DataFrame, source: Path) -> pd.DataFrame:
         """Decode the recordings, and leave out those that are missing, empty or damaged."""
-        scanned = scan_recordings(frame["audio"].tolist(), source, self.cache)
+        scanned = scan_recordings(frame["audio"].tolist(), source, self.cache, self.verify)
         sound: list[Recording] = []
         for key, audio, where in zip(frame["id"], frame["audio"], frame["where"], strict=True):
             recording = scanned[audio]
@@ -355,9 +360,8 @@ class Corpus(ABC):
                 self.left_out.append(LeftOut(key, BAD_RECORDING, f"{where}: {recording}", True))
         bad = frame["audio"].map(lambda audio: isinstance(scanned[audio], InputError)).astype(bool)
         frame = frame[~bad].copy()
-        frame["file"] = [recording.file for recording in sound]
-        frame["digest"] = [recording.digest for recording in sound]
-        frame["seconds"] = [recording.seconds for recording in sound]
+        for column in ("file", "digest", "seconds", "peak", "clipped", "quiet"):
+            frame[column] = [getattr(recording, column) for recording in sound]
         return frame
 
     def _measure(self, frame: pd.DataFrame, source: Path) -> pd.DataFrame:
@@ -385,7 +389,10 @@ class Corpus(ABC):
                 )
             if len(long):
                 log.info("data: cropped %d utterances to %s s", len(long), self.max_seconds)
-        return frame.assign(duration=frame["seconds"], seconds=frame["seconds"].clip(upper=self.max_seconds))
+        frame = frame.assign(duration=frame["seconds"], seconds=frame["seconds"].clip(upper=self.max_seconds))
+        silent = find_silent(frame)
+        self.left_out += [LeftOut(*said, True) for said in silent]
+        return frame[~frame["id"].isin([said[0] for said in silent])].drop(columns="quiet")
 
     def _report(self) -> None:
         hours = self.frame["seconds"].sum() / 3600
@@ -396,6 +403,9 @@ class Corpus(ABC):
             hours,
             self.frame["speaker"].nunique(),
         )
+        for what, utterances in level_counts(self.frame).items():
+            if utterances["count"]:
+                log.warning("data: %d %s, such as %s", utterances["count"], what, ", ".join(utterances["first"]))
         faults = Counter(item.reason for item in self.left_out if item.fault)
         for reason, count in Counter(item.reason for item in self.left_out).items():
             log.log(logging.WARNING if reason in faults else logging.INFO, "data: left out %d: %s", count, reason)

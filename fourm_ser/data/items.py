@@ -8,27 +8,14 @@ from typing import NamedTuple
 import numpy as np
 from torch import Tensor
 
-from fourm_ser.data.audio import (
-    CONTAINERS,
-    SAMPLE_RATE,
-    extract_audio,
-    need_decoder,
-    read_audio,
-    resample,
-    stated_seconds,
-)
-from fourm_ser.errors import InputError
+from fourm_ser.data.audio import SAMPLE_RATE, read_audio, readable, resample, stated_seconds
+from fourm_ser.data.levels import refuse_scale
+from fourm_ser.errors import InputError, printable
 
-SILENCE = 1e-4  # of full scale, -80 dB: three steps of a 16-bit recording
-FULL_SCALE = 16.0  # beyond it samples are not scaled to 1: floats may be a little over it, never so far
 SHORT = 0.1  # seconds that a header may promise too much: what codecs add and cut at a recording's ends
 
 Audio = str | os.PathLike[str] | np.ndarray | Tensor
 """A file, or samples: floats of one channel, full scale at 1."""
-
-
-class SilentError(InputError):
-    """A recording, or a window of one, in which nothing is heard."""
 
 
 class Item(NamedTuple):
@@ -56,7 +43,7 @@ class Item(NamedTuple):
             return self.called
         if self.audio is None:
             return "the text"
-        return os.fspath(self.audio) if isinstance(self.audio, str | os.PathLike) else "the array"
+        return printable(os.fspath(self.audio)) if isinstance(self.audio, str | os.PathLike) else "the array"
 
 
 def checked(item: Item) -> Item:
@@ -92,9 +79,7 @@ def checked(item: Item) -> Item:
         raise InputError("audio: the array holds no samples.")
     if not np.isfinite(audio).all():
         raise InputError("audio: the array holds samples that are not numbers (NaN or infinite).")
-    largest = float(np.abs(audio).max())
-    if largest > FULL_SCALE:
-        raise InputError(f"audio: the array's samples reach {largest:.0f}. Expected full scale at 1: scale them.")
+    refuse_scale(float(np.abs(audio).max()), "audio: the array")
     samples = resample(audio.astype(np.float32), float(item.rate))
     if not len(samples):
         raise InputError(f"audio: the array's {len(audio)} samples at {item.rate} Hz are too short to be read.")
@@ -102,16 +87,15 @@ def checked(item: Item) -> Item:
 
 
 def decoded(item: Item, target: Path) -> Item:
-    """An item whose audio libsndfile reads: a video's sound is decoded to `target`, a FLAC.
+    """An item in whose audio any sample is found: an MP3 or a video is decoded to `target`, a FLAC.
 
     Raises:
-        InputError: there is no such file, it holds no sound or is damaged, or PyAV is not installed.
+        InputError: see `fourm_ser.data.audio.readable`.
     """
-    if not isinstance(item.audio, str | os.PathLike) or not os.fspath(item.audio).lower().endswith(CONTAINERS):
+    if not isinstance(item.audio, str | os.PathLike):
         return item
-    need_decoder()
-    extract_audio(Path(item.audio), target)
-    return item._replace(audio=target, called=item.name)
+    path = readable(Path(item.audio), target)
+    return item._replace(audio=path, called=item.name) if path is target else item
 
 
 def seconds(item: Item) -> float:
@@ -142,33 +126,22 @@ def read(item: Item, expected: float) -> np.ndarray:
         [samples] at 16 kHz, float32.
 
     Raises:
-        InputError: the recording cannot be read to its end, or nothing is heard.
+        InputError: the recording cannot be read to its end, or is not scaled to full scale at 1.
     """
     if isinstance(item.audio, np.ndarray):
         first = 0 if math.isnan(item.start) else round(item.start * SAMPLE_RATE)
         samples = item.audio[first : None if math.isnan(item.end) else round(item.end * SAMPLE_RATE)]
     else:
         samples = read_audio(os.fspath(item.audio), item.start, item.end)  # type: ignore[arg-type]
+    if not len(samples):
+        raise InputError(f"{item.name}: no samples from {item.start:g} s to {item.end:g} s.")
     found = len(samples) / SAMPLE_RATE
     if found < expected - SHORT:
         raise InputError(
             f"{item.name}: truncated: its header promises {expected:.3f} s here, {found:.3f} s can be read."
         )
+    refuse_scale(float(max(samples.max(), -samples.min())), item.name)
     return samples
-
-
-def refuse_silence(samples: np.ndarray, item: Item) -> None:
-    """Refuse samples in which nothing is heard.
-
-    Raises:
-        SilentError: none is louder than -80 dB of full scale.
-    """
-    if max(samples.max(), -samples.min()) < SILENCE:
-        where = "" if math.isnan(item.start) and math.isnan(item.end) else f" from {item.start:g} s to {item.end:g} s"
-        raise SilentError(
-            f"{item.name}: silent{where}: no sample is louder than {20 * math.log10(SILENCE):.0f} dB of full scale. "
-            "Is it the right channel or file?"
-        )
 
 
 class Cutting(NamedTuple):

@@ -3,20 +3,22 @@
 import logging
 import math
 import os
+import stat
+from collections.abc import Iterator
 from collections.abc import Sequence as Items
 from pathlib import Path
 from typing import NamedTuple
 
 import pandas as pd
 
-from fourm_ser.data.audio import CONTAINERS
+from fourm_ser.data.audio import SOUNDS
 from fourm_ser.data.items import Item
 from fourm_ser.data.manifest import read_table
-from fourm_ser.errors import InputError
+from fourm_ser.errors import InputError, printable
 
 log = logging.getLogger(__name__)
 
-SOUNDS = (".wav", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".aiff", ".aif", ".aifc", ".au", ".caf", ".w64", ".rf64")
+SHOWN = 3
 
 
 class Entry(NamedTuple):
@@ -84,22 +86,66 @@ def read_listing(path: Path, modalities: Items[str]) -> list[Entry]:
 
 
 def find_recordings(folder: Path) -> list[Entry]:
-    """The recordings in a folder and the folders below it, by their paths, sorted; hidden ones are passed over.
+    """The recordings in a folder and the folders below it, by their paths, sorted.
+
+    Links are followed. What has a recording's name and is none (a link to nothing, a pipe), and a folder that cannot be
+    looked into, are there with the reason. Hidden files and folders are passed over; how many files are no recordings
+    by their names, the log says.
 
     Raises:
         InputError: there are none.
     """
-    found = [
-        path
-        for path in folder.rglob("*")
-        if path.suffix.lower() in (*SOUNDS, *CONTAINERS)
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(folder).parts)
-    ]
-    if not found:
-        raise InputError(f"audio={folder}: no recording there. Expected {', '.join((*SOUNDS, *CONTAINERS))} files.")
-    named = sorted((path.relative_to(folder).as_posix(), path) for path in found)
-    return [Entry(name, Item(path), None) for name, path in named]
+    entries, others = [], []
+    for path, error in _walk(folder, ()):
+        name = path.relative_to(folder).as_posix()
+        if error is not None:
+            entries.append(Entry(name, Item(None), error))
+        elif path.suffix.lower() in SOUNDS or not os.path.exists(path):  # a link to nothing may have been anything
+            entries.append(Entry(name, *_found(path)))
+        else:
+            others.append(name)
+    if not entries:
+        raise InputError(f"audio={folder}: no recording there. Expected {', '.join(SOUNDS)} files.")
+    if others:
+        shown = ", ".join(printable(name) for name in sorted(others)[:SHOWN])
+        more = f" and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
+        log.info("passed over %d files that are no recordings by their names: %s%s", len(others), shown, more)
+    return sorted(entries, key=lambda entry: entry.id)
+
+
+def _walk(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[Path, InputError | None]]:
+    """What is in a folder and below it, and why a folder cannot be looked into.
+
+    Args:
+        folder: the folder.
+        above: device and number of the folders that it lies in: a link back to one of them would have no end.
+    """
+    try:
+        status = folder.stat()
+        inside = [entry for entry in os.scandir(folder) if not entry.name.startswith(".")]
+    except OSError as error:
+        yield folder, InputError(f"{folder}: this folder cannot be read ({error.strerror}).")
+        return
+    here = (status.st_dev, status.st_ino)
+    if here in above:
+        log.info("passed over %s: a link to a folder that it lies in", printable(str(folder)))
+        return
+    for entry in inside:
+        if os.path.isdir(entry.path):
+            yield from _walk(Path(entry.path), (*above, here))
+        else:
+            yield Path(entry.path), None
+
+
+def _found(path: Path) -> tuple[Item, InputError | None]:
+    """What has a recording's name as an item, or what else it is."""
+    try:
+        if stat.S_ISREG(path.stat().st_mode):
+            return Item(path), None
+        reason = "neither a file nor a folder"
+    except OSError as error:
+        reason = f"a link to {os.readlink(path)}, where no file is" if path.is_symlink() else str(error.strerror)
+    return Item(None), InputError(f"{path}: {reason}.")
 
 
 def _read(path: Path) -> pd.DataFrame:

@@ -1,8 +1,8 @@
 """A corpus's recordings, checked before anything is built and known by their content."""
 
 import hashlib
+import math
 import os
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import NamedTuple
@@ -10,12 +10,14 @@ from typing import NamedTuple
 import pandas as pd
 from rich.progress import track
 
-from fourm_ser.data.audio import CONTAINERS, check_recording, extract_audio, need_decoder
+from fourm_ser.data.audio import check_recording, decode, reads_exactly
+from fourm_ser.data.levels import is_silent, silence
 from fourm_ser.errors import InputError
 from fourm_ser.files import whole
 
-COLUMNS = ("path", "size", "modified", "file", "digest", "seconds")
+ENDS = 4096
 LONG = 2000
+SILENT = "nothing is heard"
 
 
 class Recording(NamedTuple):
@@ -23,98 +25,156 @@ class Recording(NamedTuple):
 
     Attributes:
         path: absolute path.
-        size: size in bytes, and
-        modified: time of modification in nanoseconds: while both stay, the recording is not decoded again.
-        file: what to read: the recording itself, or the FLAC that a video's sound was decoded to.
+        size: size in bytes,
+        modified: time of modification in nanoseconds, and
+        ends: hash of the first and the last bytes: while all stay, the recording is not decoded again.
+        source: hash of all its bytes.
+        file: what to read: the recording itself, or the FLAC that it was decoded to.
         digest: hash of that file's bytes.
         seconds: length.
+        peak, clipped, quiet: how loud it is, see `fourm_ser.data.levels.Levels`.
     """
 
     path: str
     size: int
     modified: int
+    ends: str
+    source: str
     file: str
     digest: str
     seconds: float
+    peak: float
+    clipped: int
+    quiet: str
 
 
-def scan_recordings(paths: list[str], source: Path, cache: Path) -> dict[str, Recording | InputError]:
-    """Decode recordings once, and remember their hashes and lengths.
+COLUMNS = Recording._fields
+TEXTS = ("path", "ends", "source", "file", "digest", "quiet")
+
+
+def scan_recordings(
+    paths: list[str], source: Path, cache: Path, verify: str = "quick"
+) -> dict[str, Recording | InputError]:
+    """Decode recordings once, and remember their hashes, lengths and levels.
 
     Args:
         paths: absolute paths.
         source: the corpus's folder or table: the name of the remembered table.
         cache: the folder for what is made once.
+        verify: what is looked at of recordings that are remembered: `quick`, size, time and the first and last bytes,
+            or `full`, all bytes.
 
     Returns:
         By path, the recording, or what is wrong with it: missing, empty, truncated, not decodable.
-
-    Raises:
-        InputError: there are videos, and what decodes them is not installed.
     """
-    name = hashlib.blake2b(str(source.resolve()).encode(), digest_size=8).hexdigest()
+    name = hashlib.blake2b(os.fsencode(source.resolve()), digest_size=8).hexdigest()
     table = cache / "recordings" / f"{name}.csv"
     known = _read_table(table)
     distinct = list(dict.fromkeys(paths))
-    scanned: dict[str, Recording | InputError] = {path: known[path] for path in distinct if _unchanged(path, known)}
-    changed = [path for path in distinct if path not in scanned]
-    if any(path.lower().endswith(CONTAINERS) for path in changed):
-        need_decoder()
     with ThreadPoolExecutor(os.cpu_count()) as pool:
-        results = pool.map(lambda path: _scan(path, cache / "decoded"), changed)
+        stands = pool.map(lambda path: path in known and _unchanged(known[path], verify), distinct)
+        scanned: dict[str, Recording | InputError] = {
+            path: known[path] for path, same in zip(distinct, stands, strict=True) if same
+        }
+        changed = [path for path in distinct if path not in scanned]
+        results = pool.map(lambda path: _scan(path, known.get(path), cache / "decoded"), changed)
         if len(changed) > LONG:
             results = track(results, description="checking recordings", total=len(changed))  # type: ignore[assignment]
         scanned.update(zip(changed, results, strict=True))
     if any(isinstance(scanned[path], Recording) for path in changed):
         remembered = known | {path: result for path, result in scanned.items() if isinstance(result, Recording)}
         with whole(table) as temporary:
-            pd.DataFrame(remembered.values(), columns=COLUMNS).to_csv(temporary, index=False)
+            rows = pd.DataFrame(remembered.values(), columns=COLUMNS, dtype=object)
+            rows.to_csv(temporary, index=False, errors="surrogateescape")  # names need not be UTF-8
     return scanned
+
+
+def find_silent(frame: pd.DataFrame) -> list[tuple[str, str, str]]:
+    """Utterances in which nothing is heard.
+
+    Args:
+        frame: with `id`, `where`, `audio` (its path), `start` (NaN for the beginning), `duration` and `seconds` (the
+            part of it that is used), and `quiet`, see `fourm_ser.data.levels.Levels`.
+
+    Returns:
+        For each, its id, the reason why it is left out, and where it stands.
+    """
+    found = []
+    for row in frame[frame["quiet"] != ""].itertuples():
+        start = 0.0 if math.isnan(row.start) else row.start
+        if is_silent(row.quiet, start, start + row.seconds):
+            part = row.seconds < row.duration or not (math.isnan(row.start) and math.isnan(row.end))
+            said = silence(row.audio, start, start + row.seconds) if part else silence(row.audio)
+            found.append((row.id, SILENT, f"{row.where}: {said}"))
+    return found
 
 
 def _read_table(table: Path) -> dict[str, Recording]:
     if not table.is_file():
         return {}
-    rows = pd.read_csv(table, dtype={"path": str, "file": str, "digest": str})
+    rows = pd.read_csv(
+        table,
+        dtype=dict.fromkeys(TEXTS, object),
+        keep_default_na=False,
+        encoding_errors="surrogateescape",
+    )
     if tuple(rows.columns) != COLUMNS:  # of an older version
         return {}
     columns = [rows[column].tolist() for column in COLUMNS]
     return {path: Recording(path, *rest) for path, *rest in zip(*columns, strict=True)}
 
 
-def _unchanged(path: str, known: Mapping[str, Recording]) -> bool:
+def _unchanged(recording: Recording, verify: str) -> bool:
     """Whether what is remembered of a recording still stands."""
-    recording = known.get(path)
-    if recording is None:
-        return False
     try:
-        status = os.stat(path)
+        status = os.stat(recording.path)
+        if (recording.size, recording.modified) != (status.st_size, status.st_mtime_ns):
+            return False
+        if verify == "full":
+            made = recording.file == recording.path or _hash(recording.file) == recording.digest
+            return made and _hash(recording.path) == recording.source
+        return _ends(recording.path, recording.file) == recording.ends
     except OSError:
         return False
-    same = (recording.size, recording.modified) == (status.st_size, status.st_mtime_ns)
-    return same and (recording.file == path or os.path.isfile(recording.file))
 
 
-def _scan(path: str, decoded: Path) -> Recording | InputError:
+def _scan(path: str, before: Recording | None, decoded: Path) -> Recording | InputError:
     """Errors are returned, not raised, so that all of a corpus's faults are counted in one go."""
-    try:
-        status = os.stat(path)
-    except OSError:
+    if not os.path.isfile(path):
         return InputError(f"{path}: no such recording.")
     try:
-        file = path
-        if path.lower().endswith(CONTAINERS):
-            identity = f"{path} {status.st_size} {status.st_mtime_ns}"
-            folder = decoded / hashlib.blake2b(os.path.dirname(path).encode(), digest_size=8).hexdigest()
-            name = f"{Path(path).stem}-{hashlib.blake2b(identity.encode(), digest_size=8).hexdigest()}.flac"
-            file = str(folder / name)
-            if not os.path.isfile(file):
-                extract_audio(Path(path), Path(file))
-        seconds = check_recording(Path(file))
-        with open(file, "rb") as stream:
-            digest = hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+        status = os.stat(path)
+        file, source = path, _hash(path)
+        if not reads_exactly(path):
+            folder = decoded / hashlib.blake2b(os.fsencode(os.path.dirname(path)), digest_size=8).hexdigest()
+            file = str(folder / f"{Path(path).stem}-{source}.flac")
+            spoilt = before is not None and before.file == file and os.path.isfile(file) and _hash(file) != before.digest
+            if spoilt or not os.path.isfile(file):
+                decode(path, Path(file))
+        levels = check_recording(Path(file))
+        digest = source if file == path else _hash(file)
+        ends = _ends(path, file)
     except InputError as error:
         return error
     except OSError as error:
         return InputError(f"{path}: cannot be read ({error.strerror}).")
-    return Recording(path, status.st_size, status.st_mtime_ns, file, digest, seconds)
+    return Recording(path, status.st_size, status.st_mtime_ns, ends, source, file, digest, *levels)
+
+
+def _hash(path: str) -> str:
+    """Hash of a file's bytes."""
+    with open(path, "rb") as stream:
+        return hashlib.file_digest(stream, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def _ends(*paths: str) -> str:
+    """Hash of the files' first and last bytes and sizes: a file that replaces another differs there."""
+    hashed = hashlib.blake2b(digest_size=8)
+    for path in dict.fromkeys(paths):
+        with open(path, "rb") as stream:
+            hashed.update(stream.read(ENDS))
+            size = stream.seek(0, os.SEEK_END)
+            stream.seek(max(0, size - ENDS))
+            hashed.update(stream.read(ENDS))
+        hashed.update(str(size).encode())
+    return hashed.hexdigest()

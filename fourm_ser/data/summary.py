@@ -30,7 +30,7 @@ def summarise(frame: pd.DataFrame, emotions: Sequence[str], left_out: Sequence[L
 
     Returns:
         Numbers of utterances in all, by emotion, and by session, official split, speaker and language (those it has)
-        and emotion; hours; length percentiles in seconds; and for each reason why something was left out whether it is
+        and emotion; hours; length percentiles in seconds; what is unusual in the recordings' levels; and for each reason why something was left out whether it is
         a fault, how often it occurs, and the first places (left_out.csv has them all).
     """
     seconds = frame["duration"].to_numpy(dtype=float)
@@ -44,6 +44,7 @@ def summarise(frame: pd.DataFrame, emotions: Sequence[str], left_out: Sequence[L
         },
         "emotions": {emotion: int((frame["emotion"] == emotion).sum()) for emotion in emotions},
         **{f"by_{column}": _counts(frame, column, emotions) for column in GROUPS if (frame[column] != "").any()},
+        "levels": level_counts(frame),
         "left_out": {
             reason: {
                 "fault": any(item.fault for item in left_out if item.reason == reason),
@@ -52,6 +53,19 @@ def summarise(frame: pd.DataFrame, emotions: Sequence[str], left_out: Sequence[L
             }
             for reason in reasons
         },
+    }
+
+
+def level_counts(frame: pd.DataFrame) -> dict[str, dict[str, Any]]:
+    """Utterances whose recordings are used, though something is unusual in their levels.
+
+    Returns:
+        By what it is, how many there are, and the first ids.
+    """
+    unusual = {"clipped": frame["clipped"] > 0, "over full scale": frame["peak"] > 1.0}
+    return {
+        what: {"count": int(found.sum()), "first": frame["id"][found].tolist()[:SHOWN]}
+        for what, found in unusual.items()
     }
 
 
@@ -78,6 +92,9 @@ def print_summary(summary: dict[str, Any]) -> None:
         console.print(table)
     percentiles = ", ".join(f"{name} {value:.2f}" for name, value in summary["seconds"].items())
     console.print(f"{summary['utterances']} utterances, {summary['hours']:.2f} h; seconds: {percentiles}")
+    for what, found in summary["levels"].items():
+        if found["count"]:
+            console.print(f"{found['count']} {what}, such as {escape(', '.join(found['first']))}")
     if summary["left_out"]:
         table = Table(title="left out", title_justify="left", box=SIMPLE_HEAD)
         for name in ("count", "reason", "first"):

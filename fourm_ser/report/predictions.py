@@ -13,7 +13,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fourm_ser.errors import InputError
+from fourm_ser.errors import InputError, printable
 from fourm_ser.files import whole
 from fourm_ser.predictor import Moment
 
@@ -26,14 +26,14 @@ def as_record(name: str, found: Moment | InputError) -> Record:
     """What was found of one recording, or of one window of it.
 
     Args:
-        name: the recording's id.
+        name: the recording's id; what is no UTF-8 in it is escaped.
         found: a moment, or why there is none.
     """
     moment = Moment(float("nan"), float("nan"), None, found) if isinstance(found, InputError) else found
     prediction = moment.prediction
     start, end = (None if value != value else round(value, 6) for value in (moment.start, moment.end))  # NaN is not NaN
     return {
-        "id": name,
+        "id": printable(name),
         "start": start,
         "end": end,
         "emotion": prediction and prediction.emotion,

@@ -74,6 +74,7 @@ def manifest_corpus(path: Path, cache: Path, **changes: Any) -> ManifestCorpus:
         "strict": True,
         "sampler": "shuffle",
         "workers": 0,
+        "verify": "quick",
     }
     return ManifestCorpus(str(path), cache=cache, **{**protocol, **changes})
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from fourm_ser.data.audio import extract_audio
+from fourm_ser.data.decoding import extract_audio
 from fourm_ser.data.batch import Batch, Raw, Stored
 from fourm_ser.data.datamodule import EmotionDataModule
 from fourm_ser.encoders.base import Inputs, Sequence, pad

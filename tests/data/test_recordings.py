@@ -1,16 +1,18 @@
 """Recordings are decoded once, known by their content, and the bad ones among them do not hide each other."""
 
-import importlib.util
 import os
 from pathlib import Path
 
 import av
 import numpy as np
+import pandas as pd
 import pytest
 import soundfile
 
 from fourm_ser.data import recordings
-from fourm_ser.data.audio import check_recording, extract_audio
+from fourm_ser.data.audio import check_recording, decode
+from fourm_ser.data.decoding import extract_audio
+from fourm_ser.data.levels import Levels
 from fourm_ser.data.recordings import Recording, scan_recordings
 from fourm_ser.errors import InputError
 
@@ -23,9 +25,11 @@ def write_wav(path: Path, seconds: float = 0.1, seed: int = 0) -> Path:
     return path
 
 
-def scan(folder: Path, *names: str, table: str = "manifest.csv") -> dict[str, Recording | InputError]:
+def scan(
+    folder: Path, *names: str, table: str = "manifest.csv", verify: str = "quick"
+) -> dict[str, Recording | InputError]:
     """What is said of the recordings of a folder, by name."""
-    scanned = scan_recordings([str(folder / name) for name in names], folder / table, folder / "cache")
+    scanned = scan_recordings([str(folder / name) for name in names], folder / table, folder / "cache", verify)
     assert set(scanned) == {str(folder / name) for name in names}
     return {name: scanned[str(folder / name)] for name in names}
 
@@ -35,13 +39,6 @@ def sound(folder: Path, *names: str) -> list[Recording]:
     scanned = [recording for recording in scan(folder, *names).values() if isinstance(recording, Recording)]
     assert len(scanned) == len(set(names))
     return scanned
-
-
-def spoil(path: Path) -> None:
-    """Make a recording undecodable without a trace: the same size, the same time of modification."""
-    before = path.stat()
-    path.write_bytes(b"x" * before.st_size)
-    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
 
 
 def refusal(folder: Path, name: str) -> str:
@@ -57,7 +54,7 @@ def decoded(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the files that are decoded, as they are."""
     names: list[str] = []
 
-    def check(path: Path) -> float:
+    def check(path: Path) -> Levels:
         names.append(path.name)
         return check_recording(path)
 
@@ -114,19 +111,79 @@ def test_a_change_that_keeps_the_time_is_seen_by_its_size(tmp_path: Path) -> Non
     assert sound(tmp_path, "a.wav")[0].digest != first.digest
 
 
-def test_a_file_that_did_not_change_is_not_read_again(tmp_path: Path) -> None:
+def test_a_file_that_did_not_change_is_not_decoded_again(tmp_path: Path, decoded: list[str]) -> None:
     names = ["a.wav", "b.wav", "c.wav"]
     for name in names:
         write_wav(tmp_path / name)
     first = scan(tmp_path, *names)
-    for name in names:
-        spoil(tmp_path / name)
+    decoded.clear()
     assert scan(tmp_path, *names) == first
+    assert decoded == []
     before = (tmp_path / "b.wav").stat()
     os.utime(tmp_path / "b.wav", ns=(before.st_atime_ns, before.st_mtime_ns + 10**9))
-    again = scan(tmp_path, *names)
-    assert isinstance(again["b.wav"], InputError)
-    assert {name: again[name] for name in ("a.wav", "c.wav")} == {name: first[name] for name in ("a.wav", "c.wav")}
+    scan(tmp_path, *names)
+    assert decoded == ["b.wav"]
+
+
+PLACES = {"the first byte of sound": 44, "the middle": 30_044, "the last byte": -1}
+
+
+@pytest.mark.parametrize("verify", ["quick", "full"])
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("kind", ["wav", "mp3", "its flac"])
+def test_a_file_that_is_replaced_with_size_and_time_kept_is_noticed(
+    tmp_path: Path, kind: str, place: str, verify: str
+) -> None:
+    samples = np.random.default_rng(0).uniform(-0.5, 0.5, 30_000)
+    name = "a.wav" if kind == "wav" else "a.mp3"
+    soundfile.write(tmp_path / name, samples, RATE)
+    before = scan(tmp_path, name, verify=verify)[name]
+    assert isinstance(before, Recording)
+    changed = Path(before.file) if kind == "its flac" else tmp_path / name
+    content, status = bytearray(changed.read_bytes()), changed.stat()
+    content[PLACES[place] if kind == "wav" else len(content) // 2 if place == "the middle" else PLACES[place]] ^= 1
+    changed.write_bytes(content)
+    os.utime(changed, ns=(status.st_atime_ns, status.st_mtime_ns))
+    after = scan(tmp_path, name, verify=verify)[name]
+    if place == "the middle" and verify == "quick":
+        assert after == before
+    elif kind == "its flac":  # is made anew
+        assert after == before
+        assert changed.read_bytes() != content
+    else:
+        assert isinstance(after, InputError) or after.source != before.source
+
+
+def test_what_was_remembered_of_an_older_version_is_measured_anew(tmp_path: Path, decoded: list[str]) -> None:
+    write_wav(tmp_path / "a.wav")
+    first = scan(tmp_path, "a.wav")
+    (table,) = (tmp_path / "cache" / "recordings").iterdir()
+    pd.read_csv(table).drop(columns=["quiet", "ends"]).to_csv(table, index=False)
+    assert scan(tmp_path, "a.wav") == first
+    assert decoded == ["a.wav", "a.wav"]
+
+
+def test_what_was_measured_is_remembered(tmp_path: Path, decoded: list[str]) -> None:
+    sound_then_none = np.concatenate([np.full(4000, 0.3), np.zeros(3001), np.full(10, 1.0)])
+    soundfile.write(tmp_path / "a.wav", sound_then_none, RATE, subtype="PCM_16")
+    for _ in range(2):
+        (recording,) = sound(tmp_path, "a.wav")
+        assert (recording.clipped, recording.quiet) == (8, "0.5-0.875125")
+        assert recording.peak == pytest.approx(1.0, abs=1e-4)
+    assert decoded == ["a.wav"]
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names are Unicode there")
+@pytest.mark.parametrize("suffix", [b"wav", b"mp3"])
+def test_a_name_that_is_no_utf_8_is_remembered_like_another(tmp_path: Path, suffix: bytes, decoded: list[str]) -> None:
+    name = os.fsdecode(b"caf\xe9." + suffix)
+    soundfile.write(tmp_path / "a.wav", np.full(800, 0.3), RATE)
+    soundfile.write(tmp_path / "b.mp3", np.full(800, 0.3), RATE)
+    (tmp_path / ("a.wav" if suffix == b"wav" else "b.mp3")).rename(tmp_path / name)
+    first = scan(tmp_path, name)
+    assert isinstance(first[name], Recording)
+    assert scan(tmp_path, name) == first
+    assert len(decoded) == 1
 
 
 def test_a_remembered_length_is_exactly_the_measured_one(tmp_path: Path) -> None:
@@ -246,11 +303,11 @@ def extracted(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """The names of the videos whose sound is decoded, as it is."""
     names: list[str] = []
 
-    def extract(path: Path, target: Path) -> None:
-        names.append(path.name)
-        extract_audio(path, target)
+    def extract(path: str, target: Path) -> Path:
+        names.append(Path(path).name)
+        return decode(path, target)
 
-    monkeypatch.setattr(recordings, "extract_audio", extract)
+    monkeypatch.setattr(recordings, "decode", extract)
     return names
 
 
@@ -328,20 +385,3 @@ def test_a_bad_video_is_told_and_leaves_nothing_behind(tmp_path: Path) -> None:
         assert str(tmp_path / name) in str(scanned[name])
         assert said in str(scanned[name])
     assert [str(path) for path in (tmp_path / "cache").rglob("*.flac")] == [scanned["good.mp4"].file]
-
-
-def test_videos_need_their_decoder_unless_they_are_decoded_already(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    write_video(tmp_path / "a.mp4")
-    write_wav(tmp_path / "b.wav")
-    find = importlib.util.find_spec
-    missing = lambda name, package=None: None if name == "av" else find(name, package)  # noqa: E731
-    with monkeypatch.context() as without:
-        without.setattr(importlib.util, "find_spec", missing)
-        with pytest.raises(InputError, match="PyAV"):
-            scan(tmp_path, "b.wav", "a.mp4")
-        sound(tmp_path, "b.wav")
-    first = sound(tmp_path, "a.mp4")
-    monkeypatch.setattr(importlib.util, "find_spec", missing)
-    assert sound(tmp_path, "a.mp4") == first
