@@ -27,7 +27,7 @@ class Job:
     Args:
         parts: the item, or its windows.
         length: of the item: seconds, or characters where there is no recording.
-        extracted: the file that a video's sound was decoded to; None for none.
+        extracted: the file that it was decoded to; None for none.
 
     Attributes:
         lengths: those of the parts.
@@ -82,7 +82,7 @@ class Planner:
             items: what to predict on.
             jobs: gets the job of each item as it is planned, by its position, or why there is none.
             cutting: which recordings are cut into windows, and how.
-            scratch: where the sound of videos is decoded to.
+            scratch: where MP3s, videos and their like are decoded to.
         """
         source = enumerate(items)
         cropped = 0
@@ -109,7 +109,7 @@ class Planner:
             log.warning("%s longer than %g s: only so much was heard, as in training", what, self.max_seconds)
 
     def prepare(self, item: Item, cutting: Cutting, target: Path) -> Job:
-        """An item checked, decoded to `target` where it is a video, and cut.
+        """An item checked, decoded to `target` where that is needed, and cut.
 
         Raises:
             InputError: it does not fit the model, cannot be read, or its text cannot be divided over windows.

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import pandas as pd
 import pytest
+import soundfile
 from hydra import compose, initialize_config_dir
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -333,6 +334,46 @@ class TestMany:
             command(f"model={models['audio']}", f"audio={folder}", "text=calm")
         with pytest.raises(InputError, match="reads text, and no recording comes with any"):
             command(f"model={models['both']}", f"audio={folder}")
+
+    def test_whatever_is_in_a_folder_has_its_row(
+        self, command: Command, models: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    ) -> None:
+        folder = tmp_path / "takes"
+        latin, broken = (os.fsdecode(name) for name in (b"caf\xe9.wav", b"\xff.mp3"))
+        recording(folder / "good.wav", noise(1.0)).rename(folder / latin)
+        recording(folder / "good.ogg", noise(1.0))
+        recording(folder / "silent.wav", np.zeros(RATE))
+        recording(folder / "torn.flac", noise(1.0))
+        recording(folder / "torn.mp3", noise(1.0))
+        soundfile.write(folder / "loud.wav", 32768 * noise(1.0), RATE, subtype="FLOAT")
+        for name in ("torn.flac", "torn.mp3"):
+            content = (folder / name).read_bytes()
+            (folder / name).write_bytes(content[: len(content) // 2])
+        (folder / "gone.wav").symlink_to("nowhere.wav")
+        for name, content in (("text.wav", b"no sound"), ("empty.mp4", b""), (broken, b"\0" * 999)):
+            (folder / name).write_bytes(content)
+        reasons = {
+            "silent.wav": "silent",
+            "torn.flac": "truncated|cannot be decoded",
+            "torn.mp3": "truncated",
+            "loud.wav": "divide by 32768",
+            "gone.wav": "a link to nowhere.wav",
+            "text.wav": "cannot be decoded",
+            "empty.mp4": "cannot be decoded",
+            r"\xff.mp3": r"\\xff\.mp3: cannot be decoded",
+        }
+        assert command(f"model={models['audio']}", f"audio={folder}", "format=json") == len(reasons)
+        printed = json.loads(capsys.readouterr().out)
+        rows = {row["id"]: row for row in rows_of("predictions.csv")}
+        assert [row["id"] for row in printed] == list(rows)
+        assert rows.keys() == {r"caf\xe9.wav", "good.ogg", *reasons}
+        for name, row in rows.items():
+            assert bool(row["emotion"]) == (name not in reasons)
+            assert re.search(reasons.get(name, "^$"), row["error"])
+            assert str(tmp_path / "work") not in row["error"]
+            assert "/tmp" not in row["error"].replace(str(tmp_path), "")  # not the file that it was decoded to
+        command(f"model={models['audio']}", f"audio={folder / latin}", "window=0.5", f"output={latin}.csv")
+        assert r"caf\xe9.wav" in capsys.readouterr().out
 
     def test_columns_that_a_model_does_not_read_are_named(
         self, command: Command, models: dict[str, Path], table: Path, caplog: pytest.LogCaptureFixture

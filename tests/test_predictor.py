@@ -290,7 +290,7 @@ class TestBadInput:
             (np.array(1.0), r"shape \[\]"),
             ((SAMPLES * 32768).astype(np.int16), "type int16.*divide 16-bit samples by 32768"),
             (torch.ones(8000, dtype=torch.int32), "type int32"),
-            (SAMPLES * 32768, "full scale at 1"),
+            (SAMPLES * 32768, "full scale at 1: divide by 32768"),
             (np.array(["a", "b"]), "expected floats|Expected floats"),
             (np.zeros(0, dtype=np.float32), "holds no samples"),
             (np.full(8000, np.nan, dtype=np.float32), "not numbers"),

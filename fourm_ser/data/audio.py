@@ -1,8 +1,8 @@
 """Reading recordings: any rate, any number of channels, any format -> 16 kHz mono float32.
 
-libsndfile reads the formats whose length it knows and in which it finds any sample: WAV, FLAC, AIFF and their like. What
-is compressed so that a length is only estimated, or a place only guessed (MP3, OGG, GSM, videos), is decoded once from
-its first sample to its last, into a file that libsndfile reads so. A recording's content says which it is, not its name.
+libsndfile reads the formats whose length it knows and in which it finds any sample: WAV, FLAC, AIFF and their like.
+What is compressed so that a length is only estimated, or a place only guessed (MP3, OGG, GSM, videos), is decoded once
+from its first sample to its last, into a file that libsndfile reads so. The content says which it is, not the name.
 """
 
 import math
@@ -109,7 +109,7 @@ def check_recording(path: Path) -> Levels:
 
 
 def readable(path: Path | str, target: Path) -> Path:
-    """What to read of a recording: itself where libsndfile finds any sample in it, else `target`, which it is decoded to.
+    """What to read of a recording: itself where libsndfile finds any sample in it, else `target`, decoded from it.
 
     Args:
         path: the recording.

@@ -1,4 +1,4 @@
-"""Recordings decoded once, from their first sample to their last: what libsndfile estimates, guesses or does not read."""
+"""Recordings decoded once, from the first sample to the last: what libsndfile estimates, guesses or does not read."""
 
 import io
 import os
@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable, Iterator
 from itertools import groupby
 from pathlib import Path
+from typing import Any
 
 import av
 import numpy as np
@@ -99,7 +100,7 @@ def _by_ffmpeg(path: Path) -> Iterator[Block]:
             stream, kind = container.streams.audio[0], container.format.name
             if kind not in ESTIMATES:
                 promised = _promised(stream)
-            parts: Iterable[av.Packet] = container.demux(stream)
+            parts: Iterable[av.Packet[Any]] = container.demux(stream)
             if kind == "mp3":
                 parts, frames = _without_tags(parts), _stated_frames(path)
             for packet in parts:
@@ -136,7 +137,7 @@ def _floats(frame: av.AudioFrame) -> np.ndarray:
     if samples.dtype.kind == "u":
         return ((samples.astype(np.float32) - 128) / 128).mean(axis=0)
     if samples.dtype.kind == "i":
-        return (samples / -float(np.iinfo(samples.dtype).min)).mean(axis=0).astype(np.float32)
+        return (samples / 2.0 ** (8 * samples.itemsize - 1)).mean(axis=0).astype(np.float32)
     return samples.mean(axis=0, dtype=samples.dtype).astype(np.float32)
 
 
@@ -162,7 +163,7 @@ def _stated_frames(path: Path) -> int:
     return int.from_bytes(first[place + 8 : place + 12]) if counts else 0
 
 
-def _without_tags(packets: Iterable[av.Packet]) -> Iterator[av.Packet]:
+def _without_tags(packets: Iterable["av.Packet[Any]"]) -> Iterator["av.Packet[Any]"]:
     """An MP3's packets without the tags that stand between MP3s which were joined, and without padding."""
     left = 0
     for packet in packets:
@@ -187,7 +188,7 @@ def _tag_length(head: bytes) -> int:
 
 
 def _gathered(blocks: Iterator[Block]) -> Iterator[Block]:
-    """The same sound in blocks of seconds: a codec's frames are so short that each would cost more than its decoding."""
+    """The same sound in blocks of seconds: what is done with each of a codec's frames costs more than decoding it."""
     for rate, stretch in groupby(blocks, key=lambda block: block[0]):
         held: list[np.ndarray] = []
         for _, samples in stretch:

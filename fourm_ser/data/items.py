@@ -79,7 +79,7 @@ def checked(item: Item) -> Item:
         raise InputError("audio: the array holds no samples.")
     if not np.isfinite(audio).all():
         raise InputError("audio: the array holds samples that are not numbers (NaN or infinite).")
-    refuse_scale(float(np.abs(audio).max()), "audio: the array")
+    refuse_scale(float(np.abs(audio).max()), "audio")
     samples = resample(audio.astype(np.float32), float(item.rate))
     if not len(samples):
         raise InputError(f"audio: the array's {len(audio)} samples at {item.rate} Hz are too short to be read.")

@@ -62,7 +62,8 @@ class Meter:
         self.quiet += zip((before[pauses] + 1).tolist(), loud[pauses].tolist(), strict=True)
         self.loud = int(loud[-1]) if len(loud) else self.loud
         self.count += len(block)
-        self._count_clipped(np.abs(block) >= self.top)
+        size = np.abs(block)
+        self._count_clipped((size >= self.top) & (size <= 1.0))  # floats that go on beyond are not cut off there
 
     def _count_clipped(self, high: np.ndarray) -> None:
         if self.high is not None:  # a run may go on from the block before
@@ -134,8 +135,8 @@ def refuse_scale(peak: float, name: str) -> None:
     if peak <= FULL_SCALE:
         return
     factor = next((scale for scale in SCALES if peak <= scale), None)
-    likely = f"as on the scale of {SCALES[factor]} integers: divide by {factor:.0f}" if factor else "scale them"
-    raise InputError(f"{name}: samples reach {peak:.0f}, and full scale is expected at 1; {likely}.")
+    what = f"divide by {factor:.0f} what is on the scale of {SCALES[factor]} integers" if factor else "scale them"
+    raise InputError(f"{name}: samples reach {peak:.0f}. Expected full scale at 1: {what}.")
 
 
 def _written(seconds: float) -> str:

@@ -27,14 +27,14 @@ def ogg_links(path: Path) -> list[tuple[int, int]]:
         InputError: an OGG that is cut off or damaged.
     """
     begins: list[int] = []
-    end, first_before = 0, False
+    last, follows_first = 0, False
     for begin, end, first in _pages(path):
-        if first and first_before:
+        if first and follows_first:
             return []
         if first:
             begins.append(begin)
-        first_before = first
-    return list(zip(begins, [*begins[1:], end], strict=True)) if begins else []
+        last, follows_first = end, first
+    return list(zip(begins, [*begins[1:], last], strict=True)) if begins else []
 
 
 def _pages(path: Path) -> Iterator[tuple[int, int, bool]]:

@@ -100,12 +100,13 @@ def find_silent(frame: pd.DataFrame) -> list[tuple[str, str, str]]:
         For each, its id, the reason why it is left out, and where it stands.
     """
     found = []
-    for row in frame[frame["quiet"] != ""].itertuples():
-        start = 0.0 if math.isnan(row.start) else row.start
-        if is_silent(row.quiet, start, start + row.seconds):
-            part = row.seconds < row.duration or not (math.isnan(row.start) and math.isnan(row.end))
-            said = silence(row.audio, start, start + row.seconds) if part else silence(row.audio)
-            found.append((row.id, SILENT, f"{row.where}: {said}"))
+    for row in frame[frame["quiet"] != ""].to_dict("records"):
+        start = 0.0 if math.isnan(row["start"]) else row["start"]
+        end = start + row["seconds"]
+        if is_silent(row["quiet"], start, end):
+            is_part = row["seconds"] < row["duration"] or not (math.isnan(row["start"]) and math.isnan(row["end"]))
+            said = silence(row["audio"], start, end) if is_part else silence(row["audio"])
+            found.append((row["id"], SILENT, f"{row['where']}: {said}"))
     return found
 
 
@@ -148,7 +149,9 @@ def _scan(path: str, before: Recording | None, decoded: Path) -> Recording | Inp
         if not reads_exactly(path):
             folder = decoded / hashlib.blake2b(os.fsencode(os.path.dirname(path)), digest_size=8).hexdigest()
             file = str(folder / f"{Path(path).stem}-{source}.flac")
-            spoilt = before is not None and before.file == file and os.path.isfile(file) and _hash(file) != before.digest
+            spoilt = (
+                before is not None and before.file == file and os.path.isfile(file) and _hash(file) != before.digest
+            )
             if spoilt or not os.path.isfile(file):
                 decode(path, Path(file))
         levels = check_recording(Path(file))

@@ -30,8 +30,9 @@ def summarise(frame: pd.DataFrame, emotions: Sequence[str], left_out: Sequence[L
 
     Returns:
         Numbers of utterances in all, by emotion, and by session, official split, speaker and language (those it has)
-        and emotion; hours; length percentiles in seconds; what is unusual in the recordings' levels; and for each reason why something was left out whether it is
-        a fault, how often it occurs, and the first places (left_out.csv has them all).
+        and emotion; hours; length percentiles in seconds; what is unusual in the recordings' levels; and for each
+        reason why something was left out whether it is a fault, how often it occurs, and the first places
+        (left_out.csv has them all).
     """
     seconds = frame["duration"].to_numpy(dtype=float)
     reasons = dict.fromkeys(item.reason for item in left_out)

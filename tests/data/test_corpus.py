@@ -15,7 +15,10 @@ import soundfile
 from fourm_ser.data.content import digest_of
 from fourm_ser.data.corpora.manifest import ManifestCorpus
 from fourm_ser.data.corpus import BAD_RECORDING, OUTSIDE
+from fourm_ser.data.levels import SILENCE
 from fourm_ser.data.manifest import read_manifest
+from fourm_ser.data.readers import AudioReader
+from fourm_ser.data.recordings import SILENT
 from fourm_ser.data.release import LeftOut
 from fourm_ser.data.splits import write_split
 from fourm_ser.errors import InputError
@@ -321,6 +324,80 @@ def test_what_cannot_be_used_is_left_out_and_counted(
     columns = [column for column in alone.frame.columns if column != "where"]
     pd.testing.assert_frame_equal(corpus.frame[columns], alone.frame[columns], check_exact=True)
     assert corpus.label.tolist() == alone.label.tolist()
+
+
+@pytest.fixture
+def levels(recorded: pd.DataFrame, tmp_path: Path) -> pd.DataFrame:
+    """The manifest with recordings in which nothing is heard, or not for long enough, and with unusual ones."""
+    changed = recorded.copy()
+    rate, hum = RATE, 0.3 * np.sin(np.arange(RATE))
+    late = np.concatenate([np.zeros(rate), hum])  # from 1 s on
+    sounds = {
+        1: np.zeros(rate),
+        2: np.stack([hum, -hum], axis=1),
+        3: late,  # up to 1 s
+        4: late,  # from 0.5 s on
+        5: late,
+        6: np.clip(8 * hum, -1, 1),
+        7: 4.5 * hum,
+        8: 32768 * hum,
+    }
+    for row, samples in sounds.items():
+        path = tmp_path / f"level{row}.wav"
+        soundfile.write(path, samples, rate, subtype="FLOAT")
+        changed.loc[row, "audio"] = str(path)
+    return changed.assign(start="", end="").assign(
+        end=lambda frame: frame["end"].mask(frame.index == 3, "1.0"),
+        start=lambda frame: frame["start"].mask(frame.index == 4, "0.5"),
+    )
+
+
+def test_where_nothing_is_heard_is_a_fault(make: Make, levels: pd.DataFrame) -> None:
+    with pytest.raises(InputError) as caught:
+        make(levels)
+    assert "4 faults" in str(caught.value)
+    assert f"1 x {BAD_RECORDING}, the first is u08 (row 10: {levels['audio'][8]}: samples reach 9830" in str(
+        caught.value
+    )
+    assert "divide by 32768" in str(caught.value)
+    assert f"3 x {SILENT}, the first is u01 (row 3: {levels['audio'][1]}: silent: no sample" in str(caught.value)
+    corpus = make(levels, strict=False)
+    assert [(item.id, item.reason, item.fault) for item in corpus.left_out] == [
+        ("u08", BAD_RECORDING, True),
+        *((key, SILENT, True) for key in ("u01", "u02", "u03")),
+    ]
+    assert "silent from 0 s to 1 s" in corpus.left_out[-1].where
+    assert {"u04", "u05", "u06", "u07"} <= set(corpus.frame["id"])
+
+
+def test_silence_is_judged_on_what_is_used(make: Make, levels: pd.DataFrame) -> None:
+    corpus = make(levels, strict=False, max_seconds=0.8)
+    silent = [item for item in corpus.left_out if item.reason == SILENT]
+    assert [item.id for item in silent] == ["u01", "u02", "u03", "u05"]
+    assert "silent from 0 s to 0.8 s" in silent[-1].where
+    # What is left reads as something is heard, and what is left out as nothing is.
+    read = AudioReader(corpus.frame, 0.8)
+    assert min(np.abs(read(row)).max() for row in range(len(corpus.frame))) >= SILENCE
+
+
+def test_unusual_levels_are_counted_and_used(
+    make: Make, levels: pd.DataFrame, caplog: pytest.LogCaptureFixture
+) -> None:
+    with caplog.at_level(logging.WARNING):
+        corpus = make(levels, strict=False)
+    assert "data: 1 clipped, such as u06" in caplog.text
+    assert "data: 1 over full scale, such as u07" in caplog.text
+    summary = json.loads((corpus.prepare() / "summary.json").read_text())
+    assert summary["levels"] == {
+        "clipped": {"count": 1, "first": ["u06"]},
+        "over full scale": {"count": 1, "first": ["u07"]},
+    }
+
+
+def test_how_thoroughly_recordings_are_verified_is_a_choice(make: Make) -> None:
+    assert make(verify="full").frame["digest"].tolist() == make().frame["digest"].tolist()
+    with pytest.raises(InputError, match=r"data\.verify=often: expected quick or full"):
+        make(verify="often")
 
 
 def test_an_emotion_whose_recordings_are_all_bad_is_refused(make: Make, recorded: pd.DataFrame) -> None:

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from fourm_ser.data.decoding import extract_audio
 from fourm_ser.data.batch import Batch, Raw, Stored
 from fourm_ser.data.datamodule import EmotionDataModule
+from fourm_ser.data.decoding import extract_audio
 from fourm_ser.encoders.base import Inputs, Sequence, pad
 from fourm_ser.encoders.store import FeatureStore
 from tests.data.test_corpus import RATE, manifest_corpus, record
