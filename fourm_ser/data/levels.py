@@ -48,25 +48,36 @@ class Meter:
     def __init__(self, rate: int, subtype: str) -> None:
         self.rate, self.top = rate, TOPS.get(subtype, TOP)
         self.count, self.clipped, self.peak = 0, 0, 0.0
-        self.loud = -1  # the last sample that is heard
         self.quiet: list[tuple[int, int]] = []
-        self.high: np.ndarray | None = None
+        self.begin: int | None = None  # of the pause that goes on
+        self.high: np.ndarray | None = None  # the last samples that may begin a run
 
     def hear(self, block: np.ndarray) -> None:
         """Measure the next [samples, channels]."""
-        heard = np.abs(mono(block))
-        self.peak = max(self.peak, float(heard.max()))
-        loud = np.flatnonzero(heard >= SILENCE) + self.count
-        before = np.concatenate([[self.loud], loud[:-1]]) if len(loud) else loud
-        pauses = np.flatnonzero(loud - before - 1 >= self.rate * QUIET)
-        self.quiet += zip((before[pauses] + 1).tolist(), loud[pauses].tolist(), strict=True)
-        self.loud = int(loud[-1]) if len(loud) else self.loud
-        self.count += len(block)
         size = np.abs(block)
-        self._count_clipped((size >= self.top) & (size <= 1.0))  # floats that go on beyond are not cut off there
+        heard = size[:, 0] if size.shape[1] == 1 else np.abs(mono(block))
+        self.peak = max(self.peak, float(heard.max()))
+        self._note_pauses(heard < SILENCE)
+        # Floats that go on beyond full scale are not cut off there.
+        high = (size >= self.top) & (size <= 1.0) if size.max() >= self.top else np.zeros(size.shape, bool)
+        self._count_clipped(high)
+        self.count += len(block)
+
+    def _note_pauses(self, quiet: np.ndarray) -> None:
+        edges = np.flatnonzero(quiet[1:] != quiet[:-1]) + 1
+        begins, ends = (edges[quiet[edges] == into] + self.count for into in (True, False))
+        if self.begin is not None:
+            begins = np.concatenate([[self.begin], begins])
+            ends = ends if quiet[0] else np.concatenate([[self.count], ends])
+        elif quiet[0]:
+            begins = np.concatenate([[self.count], begins])
+        self.begin = int(begins[-1]) if len(begins) > len(ends) else None
+        begins = begins[: len(ends)]
+        long = ends - begins >= self.rate * QUIET
+        self.quiet += zip(begins[long].tolist(), ends[long].tolist(), strict=True)
 
     def _count_clipped(self, high: np.ndarray) -> None:
-        if self.high is not None:  # a run may go on from the block before
+        if self.high is not None:
             high = np.concatenate([self.high, high])
         self.high = high[-(RUN - 1) :]
         if high.any():
@@ -76,8 +87,8 @@ class Meter:
     def levels(self) -> Levels:
         """What was measured, once all was heard."""
         spans = list(self.quiet)
-        if self.count - self.loud - 1 >= min(self.rate * QUIET, self.count):
-            spans.append((self.loud + 1, self.count))
+        if self.begin is not None and self.count - self.begin >= min(self.rate * QUIET, self.count):
+            spans.append((self.begin, self.count))
         quiet = " ".join(f"{_written(first / self.rate)}-{_written(last / self.rate)}" for first, last in spans)
         return Levels(self.count / self.rate, self.peak, self.clipped, quiet)
 
