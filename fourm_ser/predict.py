@@ -91,6 +91,8 @@ def check(config: DictConfig) -> None:
         raise InputError("nothing to predict on. Add audio=FILE, audio=FOLDER, text=... or manifest=FILE.")
     if "manifest" in given and len(given) > 1:
         raise InputError(f"{' and '.join(given)}: expected either a manifest, or audio and text.")
+    if config.text is not None and printable(str(config.text)) != str(config.text):
+        raise InputError(f"text: {config.text} is not UTF-8. Set the terminal's encoding to UTF-8.")
     for key in ("model", "audio", "manifest", "asr", "output"):
         if config[key] == "":
             raise InputError(f"{key}: the path is empty.")

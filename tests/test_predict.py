@@ -428,6 +428,7 @@ class TestRefusals:
             (["model=DIR", "audio=a.wav", "manifest=b.csv"], "audio and manifest: expected either"),
             (["model=DIR", "text=", "manifest=b.csv"], "text and manifest: expected either"),
             (["model=DIR", "audio="], "audio: the path is empty"),
+            (["model=DIR", "text=caf\udce9"], r"text: caf\\xe9 is not UTF-8"),
             (["model=DIR", "audio=a.wav", "format=xml"], "format=xml: expected table or json"),
             (["model=DIR", "manifest=b.csv", "output=c.txt"], r"output=c\.txt: expected a file that ends in \.csv"),
             (["model=DIR", "manifest=b.csv", "output=./b.csv"], "would replace the manifest"),

@@ -172,7 +172,8 @@ class Corpus(ABC):
         relative = [audio.removeprefix(root).replace(os.sep, "/") for audio in frame["audio"]]
         write_manifest(frame.assign(audio=relative), folder / "manifest.csv")
         with whole(folder / "left_out.csv") as temporary:
-            pd.DataFrame(left_out, columns=LeftOut._fields).to_csv(temporary, index=False)
+            rows = pd.DataFrame(left_out, columns=LeftOut._fields, dtype=object)
+            rows.to_csv(temporary, index=False, errors="backslashreplace")
         about = {"corpus": self.name, "source": self.origin, **self._choices()}
         write_json(folder / "summary.json", {**about, **summarise(frame, self.emotions, left_out)})
         self._prepared = folder

@@ -12,7 +12,7 @@ from rich.progress import track
 
 from fourm_ser.data.audio import check_recording, decode, reads_exactly
 from fourm_ser.data.levels import is_silent, silence
-from fourm_ser.errors import InputError
+from fourm_ser.errors import InputError, printable
 from fourm_ser.files import whole
 
 ENDS = 4096
@@ -105,7 +105,8 @@ def find_silent(frame: pd.DataFrame) -> list[tuple[str, str, str]]:
         end = start + row["seconds"]
         if is_silent(row["quiet"], start, end):
             is_part = row["seconds"] < row["duration"] or not (math.isnan(row["start"]) and math.isnan(row["end"]))
-            said = silence(row["audio"], start, end) if is_part else silence(row["audio"])
+            name = printable(row["audio"])
+            said = silence(name, start, end) if is_part else silence(name)
             found.append((row["id"], SILENT, f"{row['where']}: {said}"))
     return found
 

@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections import Counter
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -831,3 +832,23 @@ def test_a_record_says_how_a_corpus_was_split(make: Make) -> None:
     }
     record = make(split="random").protocol_record()
     assert (record["split"], record["validation"], record["speaker_independent"]) == ("random", "random", False)
+
+
+@pytest.mark.skipif(os.name == "nt", reason="names are Unicode there")
+def test_a_folder_whose_name_is_no_utf_8_is_as_good_as_another(tmp_path: Path) -> None:
+    plain = tmp_path / "plain"
+    plain.mkdir()
+    manifest = record(plain)
+    manifest["audio"] = [Path(audio).name for audio in manifest["audio"]]
+    manifest.loc[2, "audio"] = "gone.wav"
+    soundfile.write(plain / manifest["audio"][3], np.zeros(800), RATE)
+    manifest.to_csv(plain / "manifest.csv", index=False)
+    folder = tmp_path / os.fsdecode(b"caf\xe9")
+    plain.rename(folder)
+    for _ in range(2):  # the second time by what is remembered
+        corpus = manifest_corpus(folder / "manifest.csv", tmp_path / "cache", strict=False)
+        corpus.setup()
+        written = corpus.prepare()
+        assert len(AudioReader(corpus.frame, None)(0)) == 1600
+    assert json.loads((written / "summary.json").read_text())["source"] == str(folder / "manifest.csv")
+    assert (written / "left_out.csv").read_text().count(r"caf\xe9") == 2
