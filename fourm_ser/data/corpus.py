@@ -86,7 +86,7 @@ class Corpus(ABC):
         strict: bool,
         sampler: str,
         workers: int | str,
-        verify: str,
+        verify: str = "quick",  # records of earlier versions have none
     ) -> None:
         if emotions is not None and (len(set(emotions)) != len(emotions) or len(emotions) < 2):
             raise InputError(f"data.emotions={emotions}: expected two or more different emotions.")
