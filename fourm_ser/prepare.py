@@ -8,8 +8,10 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from fourm_ser.commandline import one_line, quoted
 from fourm_ser.config import CONF, build, refuse_missing
 from fourm_ser.errors import InputError
+from fourm_ser.keys import check_config
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="prepare")
@@ -17,6 +19,7 @@ def prepare(config: DictConfig) -> None:
     """Prepare the composed corpus and print what is in it."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     try:
+        check_config("prepare", config)
         show(config)
     except (InputError, OSError) as error:
         sys.exit(f"error: {error}")
@@ -50,5 +53,12 @@ def show(config: DictConfig) -> None:
     print(f"beside it: summary.json, left_out.csv ({len(corpus.left_out)} rows)")
 
 
+def main() -> None:
+    """The command."""
+    sys.argv[1:] = quoted(sys.argv[1:])
+    with one_line():
+        prepare()
+
+
 if __name__ == "__main__":
-    prepare()
+    main()
