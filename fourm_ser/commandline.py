@@ -129,7 +129,7 @@ def explain(error: Exception) -> str:
         key, sign, _ = error.override.partition("=")
         if not sign:
             return f"{key}: expected key=value."
-        return f'{error.override}: Hydra cannot read it. Put quotes around the value: "{key}=\'...\'"'
+        return f"{error.override}: Hydra cannot read it. Put quotes around the value: \"{key}='...'\""
     said = [line.strip() for text in (error, cause) if text is not None for line in str(text).splitlines()]
     return " ".join(line for line in said if line and not line.startswith(("object_type=", "See https://hydra")))
 

@@ -86,7 +86,11 @@ def check_weights(config: DictConfig, words: Items[str]) -> None:
                 raise InputError(
                     f"{place}.{key}={value}: is not read while {place}.weights={weights}. Add "
                     f"{place}.weights=pretrained, or leave {place}.{key} out"
-                    + (f" (a tokenizer alone: {place}.tokenizer=...)." if key == "checkpoint" and "tokenizer" in node else ".")
+                    + (
+                        f" (a tokenizer alone: {place}.tokenizer=...)."
+                        if key == "checkpoint" and "tokenizer" in node
+                        else "."
+                    )
                 )
         shape = [key for key in said if key.startswith(f"{place}.architecture")]
         if weights != "random" and shape:
@@ -118,7 +122,9 @@ def _problems(command: str, config: DictConfig, classes: bool) -> Iterator[str]:
             elif classes:
                 yield from _beyond(key, node, known | _trainer(), read)
         elif key == "logger":
-            yield from (no_such_key(f"logger.{name}", ()) for name, entry in node.items() if not isinstance(entry, dict))
+            yield from (
+                no_such_key(f"logger.{name}", ()) for name, entry in node.items() if not isinstance(entry, dict)
+            )
     for key, node in nodes if classes else ():
         yield from _below(key, node, _names(own.get(key)), read)
 

@@ -16,7 +16,7 @@ from torchmetrics.classification import (
 )
 from torchmetrics.utilities import dim_zero_cat
 
-BINS = 15
+from fourm_ser.intervals import BINS
 
 
 class DistanceRatio(Metric):

@@ -123,7 +123,9 @@ def check_output(target: Path, config: DictConfig) -> None:
         tempfile.TemporaryFile(dir=folder).close()
     except OSError as error:
         said = error.strerror or str(error)
-        raise InputError(f"{target}: nothing can be written there ({said}). Choose another place: output=FILE") from error
+        raise InputError(
+            f"{target}: nothing can be written there ({said}). Choose another place: output=FILE"
+        ) from error
 
 
 def choose_cutting(
