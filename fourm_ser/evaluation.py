@@ -74,6 +74,7 @@ def run(config: DictConfig, changes: Mapping[str, Any] | None) -> dict[str, Any]
     if "text" in model.network.by_modality and not corpus.frame["text"].str.strip().any():
         raise InputError(f"the model reads text, and no utterance of {corpus.name} has a transcript.")
     rows = corpus.rows(config.side)
+    unit_of(corpus.frame["speaker"].to_numpy()[rows], config.resample)  # refused before anything is computed
     inference = Inference(model, device, exact=record is not None)
     budgets = [resolve_budget(key, config.encode[key], device) for key in ("max_seconds", "max_tokens")]
     data = EmotionDataModule(corpus, pin_memory=copies_ahead(device), seed=0)

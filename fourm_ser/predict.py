@@ -36,7 +36,6 @@ def predict(config: DictConfig) -> None:
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("fourm_ser").setLevel(logging.INFO)
     try:
-        check_config("predict", config)
         failed = run(config)
     except (InputError, OSError) as error:
         sys.exit(f"error: {error}")
@@ -86,6 +85,7 @@ def check(config: DictConfig) -> None:
     Raises:
         InputError: the keys.
     """
+    check_config("predict", config)
     if config.model is None:
         raise InputError("model: nothing is given. Add model=DIR, the folder model/ of a finished run.")
     given = [key for key in ("audio", "text", "manifest") if config[key] is not None]
@@ -124,7 +124,7 @@ def check_output(target: Path, config: DictConfig) -> None:
     except OSError as error:
         said = error.strerror or str(error)
         raise InputError(
-            f"{target}: nothing can be written there ({said}). Choose another place: output=FILE"
+            f"output={target}: nothing can be written there ({said}). Choose another place: output=FILE"
         ) from error
 
 

@@ -181,7 +181,7 @@ def _pair(section: Section, predictions: list[pd.DataFrame], first: int, second:
         first=("correct_first", "mean"),
         second=("correct_second", "mean"),
     )
-    resampled = unit_of(means["speaker"])
+    resampled = unit_of(means["speaker"].to_numpy())
     if len(means):
         emotions, ours, theirs, speakers = (
             means[name].to_numpy() for name in ("emotion", "first", "second", "speaker")
@@ -211,8 +211,9 @@ def read_predictions(runs: Items[Run]) -> tuple[pd.DataFrame, list[str]]:
     """The predictions of a cell's runs.
 
     Returns:
-        Indexed by `seed`, `fold`, `drawn`, `id`: `speaker`, `emotion`, `predicted`, `correct`. And the problems, in sentences: a
-        run whose predictions cannot be read, or are not those that its metrics.json was computed from, is left out.
+        Indexed by `seed`, `fold`, `drawn`, `id`: `speaker`, `emotion`, `predicted`, `correct`. And the problems, in
+        sentences: a run whose predictions cannot be read, or are not those that its metrics.json was computed from, is
+        left out.
     """
     tables, problems = [], []
     for run in runs:
