@@ -4,7 +4,8 @@ import logging
 import math
 import sys
 import tempfile
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -118,9 +119,22 @@ def check_output(target: Path, config: DictConfig) -> None:
             raise InputError(f"output={path}: this would replace a run's own {path.name}. Choose another name.")
         if not config.overwrite:
             raise InputError(f"output={path}: is there already. Choose another name, or replace it: overwrite=true")
+    if config.output is None and config.manifest is None and not Path(config.audio).expanduser().is_dir():
+        return  # a recording that turns out not to be cut leaves no table, and may lie anywhere
     folder = next(parent for parent in target.absolute().parents if parent.exists())
-    try:
+    with writing(target):
         tempfile.TemporaryFile(dir=folder).close()
+
+
+@contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Say of a file that cannot be written what to do.
+
+    Raises:
+        InputError: in place of an OSError.
+    """
+    try:
+        yield
     except OSError as error:
         said = error.strerror or str(error)
         raise InputError(
@@ -174,15 +188,16 @@ def one(name: str, item: "Item", predictor: "Predictor", cutting: "Cutting", con
     target = output(config)
     if target is not None and (len(moments) > 1 or config.output is not None):
         written.append(target)
-        with csv_table(written[0], predictor.emotions) as write:
+        with writing(target), csv_table(target, predictor.emotions) as write:
             for record in records:
                 write(record)
-    if written and len(moments) > 1:
+    if target is not None and len(moments) > 1:
         from fourm_ser.report.figures import save_figure
         from fourm_ser.report.timeline import timeline_figure
 
         written.append(written[0].with_suffix(".png"))
-        save_figure(timeline_figure(moments, predictor.emotions), written[1])
+        with writing(target):
+            save_figure(timeline_figure(moments, predictor.emotions), written[1])
     if config.format == "json":
         print(as_json(records if len(records) > 1 else records[0], indent=2))
     elif len(records) > 1:

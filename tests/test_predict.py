@@ -205,7 +205,8 @@ class TestOverTime:
             command(f"model={models['audio']}", f"audio={file}", "format=json", "auto_window=3")
             printed = json.loads(capsys.readouterr().out)
             assert len(printed if isinstance(printed, list) else [printed]) == windows
-        command(f"model={models['audio']}", f"audio={file}", "format=json")  # 10 s are longer than in training
+        # 10 s, as auto_window has it, are longer than in training.
+        command(f"model={models['audio']}", f"audio={file}", "format=json", "overwrite=true")
         assert [row["end"] for row in json.loads(capsys.readouterr().out)] == [6.0, 6.5]
 
     def test_a_text_model_needs_a_recogniser_for_windows(
@@ -466,6 +467,21 @@ class TestRefusals:
         Path("file").write_text("no folder")
         with pytest.raises(InputError, match=r"nothing can be written there .*output=FILE"):
             command("model=nowhere", "audio=a.wav", "output=file/out.csv")
+
+    def test_a_recording_that_is_not_cut_may_lie_where_nothing_can_be_written(
+        self, command: Command, models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(**_: object) -> None:
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr("fourm_ser.predict.tempfile.TemporaryFile", refuse)
+        monkeypatch.setattr("fourm_ser.files.os.replace", lambda *_: refuse())
+        recording(tmp_path / "takes" / "a.wav", noise(3.0))
+        assert command(f"model={models['audio']}", f"audio={tmp_path / 'takes' / 'a.wav'}") == 0
+        for case in (["audio=TAKES/a.wav", "window=2"], ["audio=TAKES"]):
+            words = [word.replace("TAKES", str(tmp_path / "takes")) for word in case]
+            with pytest.raises(InputError, match=r"output=.*-emotions\.csv: nothing can be written there .*denied"):
+                command(f"model={models['audio']}", *words)
 
     def test_a_table_and_its_figure_are_replaced(
         self, command: Command, models: dict[str, Path], tmp_path: Path
