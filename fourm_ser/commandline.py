@@ -120,7 +120,9 @@ def explain(error: Exception) -> str:
     cause = error.__cause__
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
         group, _, option = error.missing_cfg_file.removesuffix(".yaml").rpartition("/")
-        return f"{group}={option}: no such option. {suggest(option, error.options)}"
+        near = get_close_matches(option, error.options, n=1)
+        hint = f"Did you mean {near[0]}? " if near else ""
+        return f"{group}={option}: no such option. {hint}Expected one of {', '.join(error.options)}."
     if isinstance(cause, OmegaConfBaseException) and cause.full_key and "is not in struct" in str(cause):
         parent = cause.parent_node
         siblings = [str(name) for name in parent] if isinstance(parent, DictConfig) else []
@@ -142,12 +144,7 @@ def no_such_key(key: str, known: Collection[str]) -> str:
         known: the names that are known in its place: `heads`.
     """
     place, dot, name = key.rpartition(".")
-    return f"{key}: no such key. {suggest(name, known, place + dot)}"
-
-
-def suggest(name: str, known: Collection[str], place: str = "") -> str:
-    """The known name that a wrong one is nearest to, or all of them."""
     near = get_close_matches(name, known, n=1)
     if near:
-        return f"Did you mean {place}{near[0]}?"
-    return f"Expected one of {', '.join(sorted(known))}." if known else "Leave it out."
+        return f"{key}: no such key. Did you mean {place}{dot}{near[0]}?"
+    return f"{key}: no such key. " + (f"Expected one of {', '.join(sorted(known))}." if known else "Leave it out.")

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from fourm_ser.intervals import tails
+from fourm_ser.report import significance
 from fourm_ser.report.cells import Section, make_sections
 from fourm_ser.report.collect import collect
 from fourm_ser.report.significance import (
@@ -76,12 +77,13 @@ def test_the_bootstrap_does_not_depend_on_the_order_of_the_utterances() -> None:
 
 
 @pytest.mark.parametrize("speakers", [5, 12])
-def test_differences_over_speakers_are_as_sure_as_they_say(speakers: int) -> None:
+def test_differences_over_speakers_are_as_sure_as_they_say(speakers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(significance, "RESAMPLES", 1999)
     # Two models that are equal over all speakers, of whom some suit the one and some the other.
     rng, groups = np.random.default_rng(speakers), np.repeat(np.arange(speakers), 50)
     labels = np.tile(np.arange(2), speakers * 25)
     found = {"speakers": 0, "utterances": 0}
-    for seed in range(150):
+    for seed in range(100):
         leaning = rng.normal(0, 0.1, speakers)[groups]
         first = (rng.random(len(groups)) < 0.7 + leaning).astype(float)
         second = (rng.random(len(groups)) < 0.7 - leaning).astype(float)
@@ -89,8 +91,8 @@ def test_differences_over_speakers_are_as_sure_as_they_say(speakers: int) -> Non
             result = paired_bootstrap(labels, first, second, seed, groups if unit == "speakers" else None)["ua"]
             assert (result.p < 0.05) == (result.low > 0 or result.high < 0) or abs(result.p - 0.05) < 0.01
             found[unit] += result.p < 0.05
-    assert found["speakers"] / 150 <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 150)
-    assert found["utterances"] / 150 > 0.2
+    assert found["speakers"] / 100 <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 100)
+    assert found["utterances"] / 100 > 0.2
 
 
 def test_the_bootstrap_over_speakers_is_that_of_a_plain_loop() -> None:
