@@ -100,7 +100,7 @@ def test_the_bootstrap_over_speakers_is_that_of_a_plain_loop() -> None:
     names = np.array([f"s{place}" for place in rng.integers(0, 7, 200)])
     labels, first, second = rng.integers(0, 3, 200), rng.random(200).round(), rng.random(200).round()
     found = paired_bootstrap(labels, first, second, groups=names)
-    drawn = {"ua": [], "wa": []}
+    drawn: dict[str, list[float]] = {"ua": [], "wa": []}
     for _ in range(4000):
         places = np.concatenate([np.flatnonzero(names == name) for name in rng.choice(np.unique(names), 7)])
         drawn["ua"].append(ua(labels[places], (first - second)[places]))
