@@ -6,8 +6,10 @@ import sys
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
+from fourm_ser.commandline import one_line, quoted
 from fourm_ser.config import CONF
 from fourm_ser.errors import InputError
+from fourm_ser.keys import check_config
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="evaluate")
@@ -21,6 +23,7 @@ def evaluate(config: DictConfig) -> None:
     words = [word.partition("=")[0].lstrip("+") for word in HydraConfig.get().overrides.task]
     changes = {key: OmegaConf.select(config, key) for key in words if key.startswith("data.")}
     try:
+        check_config("evaluate", config)
         from fourm_ser.evaluation import run
 
         run(config, changes if own else None)
@@ -28,5 +31,12 @@ def evaluate(config: DictConfig) -> None:
         sys.exit(f"error: {error}")
 
 
+def main() -> None:
+    """The command."""
+    sys.argv[1:] = quoted(sys.argv[1:])
+    with one_line():
+        evaluate()
+
+
 if __name__ == "__main__":
-    evaluate()
+    main()

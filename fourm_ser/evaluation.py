@@ -26,11 +26,12 @@ from fourm_ser.devices import copies_ahead, find_device, resolve_budget
 from fourm_ser.errors import InputError
 from fourm_ser.files import whole, write_json
 from fourm_ser.inference import Inference
-from fourm_ser.intervals import intervals
+from fourm_ser.intervals import FEWEST, intervals, unit_of
 from fourm_ser.losses.base import Loss
 from fourm_ser.metrics import EmotionMetrics
 from fourm_ser.model import Model, load_model
 from fourm_ser.report.figures import confusion_figure, reliability_figure, save_figure
+from fourm_ser.results import undefined
 from fourm_ser.sources import Encoding, compare_languages, make_sources
 
 log = logging.getLogger(__name__)
@@ -80,6 +81,7 @@ def run(config: DictConfig, changes: Mapping[str, Any] | None) -> dict[str, Any]
         refuse_changed(corpus, training, changes, config.run)
     claims = claim(corpus, rows, training, config.allow_seen)
     target = _target(config, changes, corpus, classes, model, training)
+    unit_of(corpus.frame["speaker"].to_numpy()[rows], config.resample)  # refused before anything is computed
     inference = Inference(model, device, exact=record is not None)
     budgets = [resolve_budget(key, config.encode[key], device) for key in ("max_seconds", "max_tokens")]
     data = EmotionDataModule(corpus, pin_memory=copies_ahead(device), seed=0)
@@ -280,7 +282,10 @@ def write(
     figure = reliability_figure(probabilities.max(1), predicted == labels, outputs.metrics["ece"])
     save_figure(figure, folder / "reliability.png")
     side = config.side
-    found = intervals(labels, probabilities, classes, config.resamples, config.seed)
+    speakers = tables["predictions"]["speaker"].to_numpy()
+    resampled = unit_of(speakers, config.resample)
+    groups = speakers if resampled == "speakers" else None
+    found = intervals(labels, probabilities, classes, config.resamples, config.seed, groups)
     metrics: dict[str, Any] = {f"{side}/{name}": _number(value) for name, value in outputs.metrics.items()}
     for name, (low, high) in found.items():
         metrics |= {f"{side}/{name}/low": _number(low), f"{side}/{name}/high": _number(high)}
@@ -294,13 +299,17 @@ def write(
         "left_out": len(corpus.left_out),
         "model": str(config.model if config.run is None else config.run),
         "resamples": config.resamples,
+        "resampled": resampled,
+        "speakers": len(set(speakers)),
     }
+    for reason in undefined({f"{side}/{name}": value for name, value in outputs.metrics.items()}):
+        log.info("metrics.json: %s", reason)
     write_json(folder / "metrics.json", metrics)
     return metrics
 
 
 def _number(value: float) -> float | None:
-    return None if math.isnan(value) else float(value)
+    return float(value) if math.isfinite(value) else None
 
 
 def worst_confusions(predictions: pd.DataFrame, texts: list[str]) -> pd.DataFrame:
@@ -345,6 +354,9 @@ def show(
         interval = "" if low is None or high is None else f"{low:.4f} to {high:.4f}"
         table.add_row(name, "-" if value is None else f"{value:.4f}", interval)
     console.print(table)
+    few = f": with {metrics['speakers']} speakers, under {FEWEST}, these say nothing of other speakers"
+    why = few if metrics["resampled"] == "utterances" and metrics["speakers"] < FEWEST else ""
+    console.print(f"intervals: {metrics['resamples']} resamples of {metrics['resampled']}{why}")
     if metrics["speaker_independent"] is False:
         console.print("the model knows speakers that are tested: not speaker-independent")
     if metrics["classes"] != metrics["model_classes"]:

@@ -41,6 +41,7 @@ from fourm_ser.encoders.download import fetch_file
 from fourm_ser.encoders.weights import fetch_weights
 from fourm_ser.errors import BusyError, InputError, OtherRunError
 from fourm_ser.files import write_json, write_text
+from fourm_ser.keys import check_config
 from fourm_ser.launch import launch, processes
 from fourm_ser.loggers import RunLogger
 from fourm_ser.losses.base import Loss
@@ -381,6 +382,9 @@ class Experiment:
 
 def _record(config: DictConfig, run_dir: Path) -> DictConfig:
     """Resolve a config for this machine and write it as the run's record, or hold it against the record there."""
+    path = run_dir / "config.yaml"
+    if not path.is_file():  # a record of an earlier version goes on as it is
+        check_config("train", config)
     refuse_missing(config)
     config = copy.deepcopy(config)
     OmegaConf.resolve(config)
@@ -398,7 +402,6 @@ def _record(config: DictConfig, run_dir: Path) -> DictConfig:
         encode[key] = resolve_budget(key, encode[key], device)
     for group, key in (("trainer", "tf32"), ("trainer", "compile"), ("encode", "tf32")):
         check_switch(f"{group}.{key}", config[group].get(key, False))
-    path = run_dir / "config.yaml"
     if not path.is_file():
         write_text(path, OmegaConf.to_yaml(config))
         return config

@@ -1,12 +1,16 @@
-"""How sure test metrics are: bootstrap intervals over the tested utterances."""
+"""How sure test metrics are: bootstrap intervals over the tested speakers, or over utterances."""
 
+import math
 from collections.abc import Sequence as Items
 
 import numpy as np
+from scipy import special
 
-from fourm_ser.metrics import BINS
+from fourm_ser.errors import InputError
 
 LEVEL = 0.95
+FEWEST = 5  # speakers, for whom there is a spread to speak of
+BINS = 15  # of confidence, for the calibration error
 CHUNK = 200_000  # utterances drawn at a time, over resamples
 
 
@@ -46,28 +50,70 @@ def measure(
     }
 
 
-def intervals(
-    labels: np.ndarray, probabilities: np.ndarray, emotions: Items[str], resamples: int, seed: int
-) -> dict[str, tuple[float, float]]:
-    """95% percentile intervals of the metrics, by resampling utterances, which are taken to be independent.
+def unit_of(speakers: Items[str] | np.ndarray, wanted: str = "auto") -> str:
+    """What to resample: `speakers`, or `utterances`.
 
-    The calibration error of a resample is larger than that of the sample, whose utterances it repeats: its interval is
-    moved by the mean difference (and does not go below 0).
+    Utterances of a speaker are recognised alike, so that those of few speakers say less than their number promises.
+
+    Args:
+        speakers: (n,) of the utterances.
+        wanted: one of the two, or `auto`: speakers where there are five or more.
+
+    Raises:
+        InputError: speakers are wanted, and there is one alone.
+    """
+    count = len(set(speakers))
+    if wanted == "speakers" and count < 2:
+        raise InputError("resample=speakers: there is one speaker alone. Choose resample=utterances.")
+    return ("speakers" if count >= FEWEST else "utterances") if wanted == "auto" else wanted
+
+
+def tails(units: int) -> tuple[float, float]:
+    """The two quantiles of resampled values that make a 95% interval.
+
+    A percentile interval over few units is too narrow: their spread is that of n - 1, and no better known than
+    Student's t says. Its ends are moved outwards accordingly (Hesterberg 2015, https://arxiv.org/abs/1411.5279).
+
+    Args:
+        units: how many units are resampled.
+    """
+    t = special.stdtrit(units - 1, (1 + LEVEL) / 2)
+    low = float(special.ndtr(-math.sqrt(units / (units - 1)) * t))
+    return low, 1 - low
+
+
+def intervals(
+    labels: np.ndarray,
+    probabilities: np.ndarray,
+    emotions: Items[str],
+    resamples: int,
+    seed: int,
+    groups: Items[str] | np.ndarray | None = None,
+) -> dict[str, tuple[float, float]]:
+    """95% intervals of the metrics, by resampling whole groups of utterances, or utterances.
+
+    Groups are taken to be independent, see `tails` for their quantiles; without any, utterances are, and the intervals
+    are percentile intervals. The calibration error of a resample is larger than that of the sample, whose utterances it
+    repeats: its interval is moved by the mean difference (and does not go below 0).
 
     Args:
         labels, probabilities, emotions: see `measure`.
         resamples: how many.
         seed: of the draws.
+        groups: (n,) speakers, each of whom is drawn with all utterances; None resamples utterances.
 
     Returns:
         Low and high by metric; NaN for the recall of a class that does not occur.
     """
     n, rng = len(labels), np.random.default_rng(seed)
+    unit = np.arange(n) if groups is None else np.unique(np.asarray(groups), return_inverse=True)[1]
+    units = int(unit.max()) + 1
+    ends = ((1 - LEVEL) / 2, (1 + LEVEL) / 2) if groups is None else tails(units)
     drawn: dict[str, list[np.ndarray]] = {}
     left = resamples
     while left:
         rows = min(left, max(1, CHUNK // n))
-        times = rng.multinomial(n, np.full(n, 1 / n), size=rows).astype(float)
+        times = rng.multinomial(units, np.full(units, 1 / units), size=rows).astype(float)[:, unit]
         for name, values in measure(labels, probabilities, emotions, times).items():
             drawn.setdefault(name, []).append(values)
         left -= rows
@@ -79,7 +125,7 @@ def intervals(
         if np.isnan(observed[name][0]) or not len(values):
             found[name] = (np.nan, np.nan)
             continue
-        low, high = np.quantile(values, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+        low, high = np.quantile(values, ends)
         if name == "ece":
             bias = values.mean() - observed[name][0]
             low, high = max(0.0, low - bias), high - bias

@@ -16,7 +16,7 @@ from torchmetrics.classification import (
 )
 from torchmetrics.utilities import dim_zero_cat
 
-BINS = 15
+from fourm_ser.intervals import BINS
 
 
 class DistanceRatio(Metric):
@@ -24,7 +24,7 @@ class DistanceRatio(Metric):
 
     The mean Euclidean distance of an embedding to the mean of its own class, over the mean distance between the means
     of every two classes that occur. It does not change with the embedding's scale; the smaller, the better apart the
-    classes. NaN where fewer than two classes occur.
+    classes. NaN where fewer than two classes occur, or the means of all coincide.
     """
 
     full_state_update = False
@@ -50,7 +50,8 @@ class DistanceRatio(Metric):
         classes = [embeddings[labels == label] for label in labels.bincount().nonzero()]
         means = torch.stack([rows.mean(0) for rows in classes])  # (classes that occur, dim)
         within = torch.cat([(rows - mean).norm(dim=1) for rows, mean in zip(classes, means, strict=True)]).mean()
-        return within / torch.pdist(means).mean()  # NaN over no pair
+        between = torch.pdist(means).mean()  # NaN over no pair
+        return within / between.masked_fill(between == 0, math.nan)
 
 
 class EmotionMetrics(nn.Module):

@@ -1,28 +1,32 @@
 """Predict emotions: python -m fourm_ser.predict model=DIR audio=FILE text="what is said"."""
 
-import json
 import logging
 import math
-import re
 import sys
-from collections.abc import Sequence as Items
-from contextlib import ExitStack
+import tempfile
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import hydra
 from omegaconf import DictConfig
 
+from fourm_ser.commandline import one_line, quoted
 from fourm_ser.config import CONF
 from fourm_ser.errors import InputError, printable
+from fourm_ser.keys import check_config
 
 if TYPE_CHECKING:
     from fourm_ser.data.items import Cutting, Item
     from fourm_ser.data.listing import Entry
     from fourm_ser.predictor import Predictor
 
-PLAIN = re.compile(r"(\+{0,2}(?:model|audio|text|manifest|output|asr)=)(.*)", re.DOTALL)
-INTERPOLATION = re.compile(r"(\\*)\$\{")
+LITERAL = ("model", "audio", "text", "manifest", "output", "asr")
+# Files that runs, sweeps, evaluations and reports write, and what lies beside them.
+OWN_NAMES = {"predictions", "metrics", "confusions", "speakers", "jobs", "results", "manifest", "left_out"}
+OWN_NAMES |= {"confusion_matrix", "training_curves", "reliability"}
+OWN_SIGNS = ("metrics.json", "config.yaml", "finished.json", "jobs.csv", "report.html", "summary.json")
 
 log = logging.getLogger(__name__)
 
@@ -82,10 +86,9 @@ def check(config: DictConfig) -> None:
     Raises:
         InputError: the keys.
     """
+    check_config("predict", config)
     if config.model is None:
         raise InputError("model: nothing is given. Add model=DIR, the folder model/ of a finished run.")
-    if config.format not in ("table", "json"):
-        raise InputError(f"format={config.format}: expected table or json.")
     given = [key for key in ("audio", "text", "manifest") if config[key] is not None]
     if not given:
         raise InputError("nothing to predict on. Add audio=FILE, audio=FOLDER, text=... or manifest=FILE.")
@@ -97,12 +100,48 @@ def check(config: DictConfig) -> None:
         if config[key] == "":
             raise InputError(f"{key}: the path is empty.")
     target = output(config)
+    if target is not None:
+        check_output(target, config)
+
+
+def check_output(target: Path, config: DictConfig) -> None:
+    """Refuse a table that cannot be written, or that would replace what is not to be replaced.
+
+    Raises:
+        InputError: the path, and what to do.
+    """
     if target.suffix != ".csv":
         raise InputError(f"output={target}: expected a file that ends in .csv.")
-    if target.name == "predictions.csv" and (target.parent / "metrics.json").is_file():
-        raise InputError(f"output={target}: this would replace a run's own predictions.csv. Choose another name.")
-    if config.manifest is not None and target.resolve() == Path(config.manifest).expanduser().resolve():
-        raise InputError(f"output={target}: this would replace the manifest. Choose another name.")
+    for path in (target, target.with_suffix(".png")):
+        if config.manifest is not None and path.resolve() == Path(config.manifest).expanduser().resolve():
+            raise InputError(f"output={path}: this would replace the manifest. Choose another name.")
+        if not path.exists():
+            continue
+        if path.stem in OWN_NAMES and any((path.parent / sign).is_file() for sign in OWN_SIGNS):
+            raise InputError(f"output={path}: this would replace a run's own {path.name}. Choose another name.")
+        if not config.overwrite:
+            raise InputError(f"output={path}: is there already. Choose another name, or replace it: overwrite=true")
+    if config.output is None and config.manifest is None and not Path(config.audio).expanduser().is_dir():
+        return  # a recording that turns out not to be cut leaves no table, and may lie anywhere
+    folder = next(parent for parent in target.absolute().parents if parent.exists())
+    with writing(target):
+        tempfile.TemporaryFile(dir=folder).close()
+
+
+@contextmanager
+def writing(target: Path) -> Iterator[None]:
+    """Say of a file that cannot be written what to do.
+
+    Raises:
+        InputError: in place of an OSError.
+    """
+    try:
+        yield
+    except OSError as error:
+        said = error.strerror or str(error)
+        raise InputError(
+            f"output={target}: nothing can be written there ({said}). Choose another place: output=FILE"
+        ) from error
 
 
 def choose_cutting(
@@ -115,18 +154,10 @@ def choose_cutting(
         max_seconds: what the model was trained on, at most; None for any length.
 
     Raises:
-        InputError: they are no numbers, or a hop has no windows.
+        InputError: a hop has no windows.
     """
     from fourm_ser.data.items import WHOLE, Cutting
 
-    for key, value, words in (
-        ("window", window, ("auto", None)),
-        ("hop", hop, (None,)),
-        ("auto_window", auto_window, ()),
-    ):
-        if value not in words and (isinstance(value, bool) or not isinstance(value, int | float)):
-            allowed = "".join(f"{'null' if word is None else word}, or " for word in words)
-            raise InputError(f"{key}={value}: expected {allowed}a number of seconds.")
     if window is None and hop is not None:
         raise InputError(f"hop={hop}: with window=null there are no windows. Leave hop out.")
     if window is None or (isinstance(window, str) and max_seconds is None):
@@ -145,6 +176,7 @@ def one(name: str, item: "Item", predictor: "Predictor", cutting: "Cutting", con
     Raises:
         InputError: why it cannot be predicted on.
     """
+    from fourm_ser.files import as_json
     from fourm_ser.report.predictions import as_record, csv_table, print_prediction, print_windows
 
     (moments,) = predictor.along([item], cutting)
@@ -155,19 +187,21 @@ def one(name: str, item: "Item", predictor: "Predictor", cutting: "Cutting", con
         raise errors[0]
     records = [as_record(name, moment) for moment in moments]
     written: list[Path] = []
-    if len(moments) > 1 or config.output is not None:
-        written.append(output(config))
-        with csv_table(written[0], predictor.emotions) as write:
+    target = output(config)
+    if target is not None and (len(moments) > 1 or config.output is not None):
+        written.append(target)
+        with writing(target), csv_table(target, predictor.emotions) as write:
             for record in records:
                 write(record)
-    if len(moments) > 1:
+    if target is not None and len(moments) > 1:
         from fourm_ser.report.figures import save_figure
         from fourm_ser.report.timeline import timeline_figure
 
         written.append(written[0].with_suffix(".png"))
-        save_figure(timeline_figure(moments, predictor.emotions), written[1])
+        with writing(target):
+            save_figure(timeline_figure(moments, predictor.emotions), written[1])
     if config.format == "json":
-        print(json.dumps(records if len(records) > 1 else records[0], ensure_ascii=False, indent=2))
+        print(as_json(records if len(records) > 1 else records[0], indent=2))
     elif len(records) > 1:
         print_windows(records, predictor.emotions)
     else:
@@ -198,6 +232,7 @@ def many(entries: "list[Entry]", predictor: "Predictor", cutting: "Cutting", con
             "asr=<hub id or folder of a speech recogniser> to transcribe them."
         )
     target = output(config)
+    assert target is not None
     counts = dict.fromkeys(predictor.emotions, 0)
     failed, rows = 0, 0
     results = predictor.along((entry.item for entry in entries if entry.error is None), cutting)
@@ -226,9 +261,20 @@ def many(entries: "list[Entry]", predictor: "Predictor", cutting: "Cutting", con
     return failed
 
 
-def output(config: DictConfig) -> Path:
-    """Where the table goes."""
-    return Path("predictions.csv" if config.output is None else config.output).expanduser()
+def output(config: DictConfig) -> Path | None:
+    """Where the table goes: beside the recording, folder or manifest, under its name; None where there is none."""
+    if config.output is not None:
+        return Path(config.output).expanduser()
+    given = config.audio if config.manifest is None else config.manifest
+    if given is None or (config.window is None and not Path(given).expanduser().is_dir() and config.manifest is None):
+        return None  # a single recording that is not cut has one row, which is printed
+    source = Path(given).expanduser()
+    if source.name in ("", ".."):
+        source = source.resolve()
+    name = source.name if source.is_dir() else source.stem
+    if not name:
+        raise InputError(f"audio={given}: has no name to call the table after. Add output=FILE")
+    return source.with_name(f"{name}-emotions.csv")
 
 
 def say(config: DictConfig, words: str) -> None:
@@ -239,31 +285,11 @@ def say(config: DictConfig, words: str) -> None:
         print(printable(words))
 
 
-def quoted(arguments: Items[str]) -> list[str]:
-    """Command-line arguments of which Hydra takes paths and texts as they are, whatever characters they hold.
-
-    Args:
-        arguments: of the command line. Behind `model=`, `audio=`, `text=`, `manifest=`, `output=` and `asr=` stands a
-            path or a text; `null` alone means that none is given.
-    """
-    from hydra.core.override_parser.types import Quote, QuotedString
-
-    result = []
-    for argument in arguments:
-        found = PLAIN.fullmatch(argument)
-        if found is None or found[2] == "null":
-            result.append(argument)
-            continue
-        # OmegaConf would put another value in the place of ${...}; backslashes before it are its escapes.
-        literal = INTERPOLATION.sub(lambda match: 2 * match[1] + r"\${", found[2])
-        result.append(found[1] + QuotedString(literal, Quote.single).with_quotes())
-    return result
-
-
 def main() -> None:
     """The command."""
-    sys.argv[1:] = quoted(sys.argv[1:])
-    predict()
+    sys.argv[1:] = quoted(sys.argv[1:], LITERAL)
+    with one_line():
+        predict()
 
 
 if __name__ == "__main__":

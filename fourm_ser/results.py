@@ -1,5 +1,6 @@
 """What a finished run leaves for people and programs: metrics.json, predictions.csv, figures."""
 
+import logging
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -11,8 +12,10 @@ from rich.console import Console
 from rich.table import Table
 
 from fourm_ser.data.corpus import Corpus
-from fourm_ser.files import whole, write_json
+from fourm_ser.files import finite, whole, write_json
 from fourm_ser.report.figures import confusion_figure, curves_figure, save_figure
+
+log = logging.getLogger(__name__)
 
 
 class Results(NamedTuple):
@@ -48,7 +51,7 @@ def write_results(
     Args:
         run_dir: the run directory.
         corpus: the run's corpus.
-        metrics: flat metrics; NaN becomes null.
+        metrics: flat metrics; what is undefined becomes null, and the log says why.
         index: (n,) positions of the test utterances in the manifest.
         probabilities: (n, classes).
         stages: the stages' folders in order.
@@ -72,10 +75,31 @@ def write_results(
         figures["training_curves"] = run_dir / "training_curves.png"
         save_figure(curves_figure(curves), figures["training_curves"])
 
-    written = {name: None if isinstance(v, float) and math.isnan(v) else v for name, v in metrics.items()}
-    written["finished"] = True
+    for reason in undefined(metrics):
+        log.info("metrics.json: %s", reason)
+    written = {**finite(metrics), "finished": True}
     write_json(run_dir / "metrics.json", written)
     return Results(written, corpus.emotions, labels.tolist(), predicted.tolist(), predictions, figures)
+
+
+def undefined(metrics: Mapping[str, Any]) -> list[str]:
+    """Why metrics are no numbers, a sentence each.
+
+    Args:
+        metrics: flat metrics by their full names, such as `test/recall/anger`.
+    """
+    reasons = []
+    for name, value in metrics.items():
+        if not isinstance(value, float) or math.isfinite(value):
+            continue
+        if "/recall/" in name:
+            why = "no utterance has that emotion"
+        elif name.endswith("/intra_inter"):
+            why = "the means of the classes that occur coincide, or fewer than two occur"
+        else:
+            why = f"it is {value}"
+        reasons.append(f"{name} is null: {why}")
+    return reasons
 
 
 def print_results(metrics: Mapping[str, Any], run_dir: Path) -> None:

@@ -30,6 +30,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fourm_ser.errors import BusyError, InputError
 from fourm_ser.files import whole
+from fourm_ser.keys import check_config
 from fourm_ser.places import settle
 
 EXTRAS = {
@@ -90,6 +91,7 @@ def job(config: DictConfig) -> float:
             _forget(run_dir)
         _discard_damaged(run_dir)
         if not has_finished(config, run_dir):
+            check_config("train", config, HydraConfig.get().overrides.task)
             try:
                 _run(config, run_dir)
             except BusyError as error:  # a process that outlived an earlier sweep, or a job chosen twice
@@ -340,10 +342,12 @@ def _plan(config: DictConfig) -> tuple[list[str], list[Job]]:
     for trial in [usual, *trials]:
         words = [f"{key}={value}" for key, value in trial.items()]
         try:
-            found = loader.load_sweep_config(config, words).hydra.sweep.subdir
+            composed = loader.load_sweep_config(config, words)
+            check_config("train", composed, words, classes=False)
         except HydraException as error:
             which = " ".join(f"{key}={trial[key]}" for key in varied)
             raise InputError(f"sweep: the job {which} cannot be composed.\n{error}") from error
+        found = composed.hydra.sweep.subdir
         if found != _folder(words):
             raise InputError(f"hydra.sweep.subdir: leave it as it is: a sweep finds its jobs by it (found {found}).")
     folder = Path(config.hydra.sweep.dir)

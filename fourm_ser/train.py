@@ -7,8 +7,10 @@ import hydra
 from omegaconf import DictConfig
 
 from fourm_ser import sweeps
+from fourm_ser.commandline import one_line, quoted
 from fourm_ser.config import CONF
 from fourm_ser.errors import InputError
+from fourm_ser.keys import check_config
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
@@ -20,9 +22,10 @@ def train(config: DictConfig) -> float:
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         return sweeps.job(config)
 
-    from fourm_ser.experiment import run
-
     try:
+        check_config("train", config, HydraConfig.get().overrides.task)
+        from fourm_ser.experiment import run
+
         return float(run(config, Path(HydraConfig.get().runtime.output_dir))["val/ua"])
     except InputError as error:
         sys.exit(f"error: {error}")
@@ -46,8 +49,10 @@ def main() -> None:
     if any(argument.startswith("resume=") and argument != "resume=null" for argument in sys.argv[1:]):
         resume(sys.argv[1:])
         return
+    sys.argv[1:] = quoted(sys.argv[1:])
     try:
-        train()
+        with one_line():
+            train()
     finally:
         sweeps.close()
 

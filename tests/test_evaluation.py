@@ -75,6 +75,18 @@ def test_a_run_gives_exactly_its_own_metrics(two_stage_run: Path, tmp_path: Path
         assert (tmp_path / "test" / name).stat().st_size > 5_000
 
 
+def test_what_was_resampled_is_recorded_and_the_terminal_says_so(
+    two_stage_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = evaluate(f"run={two_stage_run}", f"output={tmp_path}", changes={})
+    assert (few["speakers"], few["resampled"]) == (2, "utterances")
+    assert "200 resamples of utterances: with 2 speakers, under 5" in " ".join(capsys.readouterr().out.split())
+    asked = evaluate(f"run={two_stage_run}", "resample=speakers", f"output={tmp_path}", changes={})
+    assert (asked["speakers"], asked["resampled"]) == (2, "speakers")
+    assert "200 resamples of speakers\n" in capsys.readouterr().out
+    assert asked["test/ece/low"] != few["test/ece/low"]
+
+
 def test_tables_are_those_of_the_predictions(two_stage_run: Path, tmp_path: Path) -> None:
     evaluate(f"run={two_stage_run}", f"output={tmp_path}", changes={})
     predictions = pd.read_csv(tmp_path / "predictions.csv", dtype={"speaker": str})

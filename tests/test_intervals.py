@@ -5,8 +5,10 @@ import math
 import numpy as np
 import pytest
 import torch
+from scipy import stats
 
-from fourm_ser.intervals import intervals, measure
+from fourm_ser.errors import InputError
+from fourm_ser.intervals import intervals, measure, tails, unit_of
 from fourm_ser.metrics import EmotionMetrics
 
 EMOTIONS = ["anger", "happiness", "sadness", "neutral"]
@@ -58,3 +60,68 @@ def test_intervals_are_those_of_a_plain_loop_and_cover_the_value(said: tuple[np.
 def test_what_is_always_right_has_no_width() -> None:
     found = intervals(np.array([0, 1] * 20), np.eye(2)[[0, 1] * 20], ["anger", "sadness"], 100, 0)
     assert found["ua"] == found["wa"] == found["recall/anger"] == (1.0, 1.0)
+
+
+def of_speakers(rng: np.random.Generator, speakers: int, each: int, spread: float) -> tuple[np.ndarray, ...]:
+    """Labels and probabilities of two classes, and speakers, of whom 70% is recognised on average over speakers."""
+    skill = np.clip(rng.normal(0.7, spread, speakers), 0, 1)
+    groups = np.repeat(np.arange(speakers), each)
+    labels = rng.integers(0, 2, speakers * each)
+    right = rng.random(speakers * each) < skill[groups]
+    return labels, np.eye(2)[np.where(right, labels, 1 - labels)], groups
+
+
+@pytest.mark.parametrize("speakers", [5, 12])
+def test_intervals_over_speakers_cover_what_holds_for_others_and_those_over_utterances_do_not(speakers: int) -> None:
+    rng, covered = np.random.default_rng(speakers), {"speakers": 0, "utterances": 0}
+    rounds = 150
+    for number in range(rounds):
+        labels, probabilities, groups = of_speakers(rng, speakers, 25, 0.15)
+        for unit in covered:
+            given = groups if unit == "speakers" else None
+            low, high = intervals(labels, probabilities, ["a", "b"], 300, number, given)["wa"]
+            covered[unit] += low <= 0.7 <= high
+    assert abs(covered["speakers"] / rounds - 0.95) < 3 * math.sqrt(0.95 * 0.05 / rounds)
+    assert covered["utterances"] / rounds < 0.80
+
+
+def test_intervals_over_speakers_are_those_of_a_plain_loop(said: tuple[np.ndarray, np.ndarray]) -> None:
+    labels, probabilities = said
+    names = np.array([f"speaker {place % 6}" for place in range(150)])
+    found = intervals(labels, probabilities, EMOTIONS, 4000, 0, names)
+    rng, right = np.random.default_rng(5), probabilities.argmax(1) == labels
+    rows = {name: right[names == name] for name in np.unique(names)}
+    loop = [np.concatenate([rows[name] for name in rng.choice(list(rows), 6)]).mean() for _ in range(4000)]
+    assert found["wa"] == pytest.approx(np.quantile(loop, tails(6)), abs=0.02)
+    order = np.random.default_rng(1).permutation(150)
+    again = intervals(labels[order], probabilities[order], EMOTIONS, 4000, 0, names[order])
+    assert all(again[name] == pytest.approx(found[name], nan_ok=True) for name in found)
+
+
+def test_few_units_move_the_ends_outwards_by_student_s_t() -> None:
+    for units in (2, 5, 30):
+        low, high = tails(units)
+        assert -stats.norm.ppf(low) == pytest.approx(stats.t.ppf(0.975, units - 1) * math.sqrt(units / (units - 1)))
+        assert high == 1 - low
+    assert tails(100_000) == pytest.approx((0.025, 0.975), abs=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("speakers", "wanted", "unit"),
+    [
+        (1, "auto", "utterances"),
+        (4, "auto", "utterances"),
+        (5, "auto", "speakers"),
+        (40, "auto", "speakers"),
+        (2, "speakers", "speakers"),
+        (40, "utterances", "utterances"),
+        (1, "utterances", "utterances"),
+    ],
+)
+def test_speakers_are_resampled_where_there_are_enough(speakers: int, wanted: str, unit: str) -> None:
+    assert unit_of([str(place % speakers) for place in range(80)], wanted) == unit
+
+
+def test_one_speaker_alone_is_not_resampled() -> None:
+    with pytest.raises(InputError, match=r"resample=speakers: .* resample=utterances"):
+        unit_of(["a", "a"], "speakers")

@@ -159,6 +159,12 @@ def test_distance_ratio_of_one_class_is_unknown() -> None:
     assert math.isnan(float(ratio.compute()))
 
 
+def test_distance_ratio_of_classes_whose_means_coincide_is_unknown() -> None:
+    metric = DistanceRatio()
+    metric.update(torch.tensor([[1.0, 0.0], [-1.0, 0.0], [0.0, 1.0], [0.0, -1.0]]), torch.tensor([0, 0, 1, 1]))
+    assert math.isnan(float(metric.compute()))
+
+
 def test_classes_on_one_point_each_have_distance_ratio_zero() -> None:
     ratio = DistanceRatio()
     ratio.update(torch.tensor([[1.0, 2, 3], [0, 0, 1], [1, 2, 3]]), torch.tensor([0, 1, 0]))

@@ -19,8 +19,9 @@ from hypothesis import strategies as st
 from matplotlib.image import imread
 from omegaconf import OmegaConf
 
+from fourm_ser.commandline import quoted
 from fourm_ser.errors import InputError
-from fourm_ser.predict import quoted, run
+from fourm_ser.predict import LITERAL, output, run
 from fourm_ser.predictor import Prediction, Predictor
 from tests.conftest import CONF, Compose
 from tests.data.test_decoding import film
@@ -57,7 +58,7 @@ class Folders(Protocol):
 
 def composed_predict(*arguments: str) -> Any:
     with initialize_config_dir(str(CONF), version_base="1.3"):
-        return compose("predict", quoted(arguments))
+        return compose("predict", quoted(arguments, LITERAL))
 
 
 @pytest.fixture(scope="module")
@@ -83,6 +84,11 @@ def alone(folder: Path, *given: Any) -> Prediction:
     result = Predictor.load(folder)(*given)
     assert isinstance(result, Prediction)
     return result
+
+
+def beside(given: Path) -> str:
+    """Where predictions on a manifest or folder go."""
+    return str(given.with_name(f"{given.stem if given.is_file() else given.name}-emotions.csv"))
 
 
 def rows_of(path: str) -> list[dict[str, str]]:
@@ -116,7 +122,7 @@ class TestQuoting:
 
     def test_other_keys_are_hydra_s(self) -> None:
         given = ["format=json", "hydra.run.dir=x", "+extra={a: 1}", "--help", "window=null"]
-        assert quoted(given) == given
+        assert quoted(given, LITERAL) == given
         assert composed_predict("window=null").window is None
         assert composed_predict("window=2.5").window == 2.5
 
@@ -200,7 +206,8 @@ class TestOverTime:
             command(f"model={models['audio']}", f"audio={file}", "format=json", "auto_window=3")
             printed = json.loads(capsys.readouterr().out)
             assert len(printed if isinstance(printed, list) else [printed]) == windows
-        command(f"model={models['audio']}", f"audio={file}", "format=json")  # 10 s are longer than in training
+        # 10 s, as auto_window has it, are longer than in training.
+        command(f"model={models['audio']}", f"audio={file}", "format=json", "overwrite=true")
         assert [row["end"] for row in json.loads(capsys.readouterr().out)] == [6.0, 6.5]
 
     def test_a_text_model_needs_a_recogniser_for_windows(
@@ -224,13 +231,15 @@ class TestOverTime:
     @pytest.mark.parametrize(
         ("numbers", "message"),
         [
-            (["window=long"], "window=long: expected auto, or null, or a number"),
-            (["window=true"], "window=True"),
-            (["hop=often"], "hop=often: expected null, or a number"),
+            (["window=long"], "window=long: expected a number above 0 or auto or null"),
+            (["window=true"], "window=true: expected a number"),
+            (["window=-1"], "window=-1: expected a number above 0"),
+            (["window=nan"], "window=nan: expected a number"),
+            (["hop=often"], "hop=often: expected a number above 0 or null"),
             (["window=null", "hop=1"], "hop=1: with window=null there are no windows"),
             (["window=20"], "at most 6 s"),
             (["window=2", "hop=3"], "hop=3: expected"),
-            (["auto_window=null"], "auto_window=None: expected a number"),
+            (["auto_window=null"], "auto_window=null: expected a number"),
         ],
     )
     def test_numbers_that_make_no_windows_are_refused(
@@ -272,8 +281,8 @@ class TestMany:
         assert command(f"model={models['both']}", f"manifest={table}") == 5
         assert "5 of 8 recordings could not be predicted on" in caplog.text
         assert "1 of 8 rows have an empty text" in caplog.text
-        assert "written: predictions.csv" in capsys.readouterr().out
-        rows = {row["id"]: row for row in rows_of("predictions.csv")}
+        assert f"written: {beside(table)}" in capsys.readouterr().out
+        rows = {row["id"]: row for row in rows_of(beside(table))}
         assert list(rows) == ["first", "bad", "part", "gone", "wordless", "unnamed", "backwards", "later"]
         whole = {"first": (noise(1.0), "calm"), "wordless": (noise(2.0, 1), "")}
         part = {"part": (noise(3.0, 2)[RATE // 2 : RATE * 3 // 2], "I can't, no")}
@@ -300,7 +309,7 @@ class TestMany:
     ) -> None:
         command(f"model={models['both']}", f"manifest={table}", "format=json")
         printed = json.loads(capsys.readouterr().out)
-        rows = rows_of("predictions.csv")
+        rows = rows_of(beside(table))
         assert [(row["id"], row["emotion"] or "", row["error"] or "") for row in printed] == [
             (row["id"], row["emotion"], row["error"]) for row in rows
         ]
@@ -322,7 +331,7 @@ class TestMany:
         recording(folder / "._a.wav", noise(1.0))
         (folder / "notes.txt").write_text("no sound")
         assert command(f"model={models['audio']}", f"audio={folder}", "window=4", "hop=4") == 0
-        table = pd.read_csv("predictions.csv", keep_default_na=False)
+        table = pd.read_csv(beside(folder), keep_default_na=False)
         assert table["id"].tolist() == ["a.FLAC", "b/1.ogg", "b/2.wav", "c.mp3", "d.mp4", "e.wav", "e.wav"]
         assert table["start"].tolist()[-2:] == [0.0, 4.0]
         shown = capsys.readouterr().out
@@ -331,9 +340,9 @@ class TestMany:
         with pytest.raises(InputError, match="no recording there"):
             command(f"model={models['audio']}", f"audio={tmp_path / 'none'}")
         with pytest.raises(InputError, match="a text belongs to one recording"):
-            command(f"model={models['audio']}", f"audio={folder}", "text=calm")
+            command(f"model={models['audio']}", f"audio={folder}", "text=calm", "overwrite=true")
         with pytest.raises(InputError, match="reads text, and no recording comes with any"):
-            command(f"model={models['both']}", f"audio={folder}")
+            command(f"model={models['both']}", f"audio={folder}", "overwrite=true")
 
     def test_whatever_is_in_a_folder_has_its_row(
         self, command: Command, models: dict[str, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
@@ -380,8 +389,8 @@ class TestMany:
     ) -> None:
         command(f"model={models['audio']}", f"manifest={table}")
         assert "the column text is not read" in caplog.text
-        assert set(pd.read_csv("predictions.csv", keep_default_na=False)["text"]) == {""}
-        command(f"model={models['text']}", f"manifest={table}")
+        assert set(pd.read_csv(beside(table), keep_default_na=False)["text"]) == {""}
+        command(f"model={models['text']}", f"manifest={table}", "overwrite=true")
         assert "the column audio is not read" in caplog.text
 
     @pytest.mark.parametrize(
@@ -406,7 +415,7 @@ class TestMany:
     def test_a_table_appears_whole_or_not_at_all(
         self, command: Command, models: dict[str, Path], table: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        Path("predictions.csv").write_text("as it was")
+        Path("out.csv").write_text("as it was")
 
         def stop(*_: object) -> None:
             raise KeyboardInterrupt
@@ -414,9 +423,9 @@ class TestMany:
         monkeypatch.setattr("fourm_ser.report.predictions.print_counts", stop)
         monkeypatch.setattr("fourm_ser.predictor.Inference.__call__", stop)
         with pytest.raises(KeyboardInterrupt):
-            command(f"model={models['both']}", f"manifest={table}")
-        assert Path("predictions.csv").read_text() == "as it was"
-        assert [path.name for path in Path().iterdir()] == ["predictions.csv"]
+            command(f"model={models['both']}", f"manifest={table}", "output=out.csv", "overwrite=true")
+        assert Path("out.csv").read_text() == "as it was"
+        assert [path.name for path in Path().iterdir()] == ["out.csv"]
 
 
 class TestRefusals:
@@ -441,12 +450,94 @@ class TestRefusals:
         with pytest.raises(InputError, match=message):
             command(*[word.replace("DIR", str(models["both"])) for word in arguments])
 
-    def test_a_run_s_own_predictions_are_not_replaced(
+    @pytest.mark.parametrize("name", ["predictions", "confusions", "speakers", "confusion_matrix"])
+    def test_a_run_s_own_files_are_not_replaced(self, command: Command, models: dict[str, Path], name: str) -> None:
+        Path("metrics.json").write_text("{}")
+        own = Path(f"{name}.png" if name == "confusion_matrix" else f"{name}.csv")
+        own.write_text("as it was")
+        with pytest.raises(InputError, match=f"replace a run's own {own}"):
+            command(f"model={models['audio']}", "audio=a.wav", f"output={name}.csv", "overwrite=true")
+        assert own.read_text() == "as it was"
+
+    @pytest.mark.parametrize(
+        ("given", "expected"),
+        [
+            (["audio=takes"], "takes-emotions.csv"),
+            (["audio=takes/"], "takes-emotions.csv"),
+            (["audio=v1.2"], "v1.2-emotions.csv"),
+            (["audio=takes/a.b.wav"], "takes/a.b-emotions.csv"),
+            (["audio=takes", "window=null"], "takes-emotions.csv"),
+            (["audio=takes/a.b.wav", "window=null"], None),
+            (["manifest=takes/list.csv"], "takes/list-emotions.csv"),
+            (["manifest=takes/list.csv", "window=null"], "takes/list-emotions.csv"),
+            (["manifest=list.csv", "output=~/x.csv"], "HOME/x.csv"),
+            (["text=calm"], None),
+            (["audio=."], "../work-emotions.csv"),
+            (["audio=takes/.."], "../work-emotions.csv"),
+        ],
+    )
+    def test_a_table_lies_beside_what_was_predicted_on(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, given: list[str], expected: str | None
+    ) -> None:
+        for name in ("takes", "v1.2"):
+            (tmp_path / "work" / name).mkdir(parents=True)
+        monkeypatch.chdir(tmp_path / "work")
+        found = output(composed_predict(*given))
+        if expected is None:
+            assert found is None
+        else:
+            wanted = Path(expected.replace("HOME", str(Path.home())))
+            assert found is not None
+            assert found.resolve() == wanted.resolve()
+
+    @pytest.mark.parametrize("suffix", [".csv", ".png"])
+    @pytest.mark.parametrize("given", ["audio=takes/a.wav", "manifest=takes/a.csv", "output=takes/a-emotions.csv"])
+    def test_what_is_there_is_replaced_only_where_that_is_said(
+        self, command: Command, models: dict[str, Path], suffix: str, given: str
+    ) -> None:
+        there = Path("takes/a-emotions").with_suffix(suffix)
+        there.parent.mkdir()
+        there.write_text("as it was")
+        words = ["model=nowhere", *(["audio=a.wav"] if given.startswith("output") else []), given]
+        with pytest.raises(InputError, match=rf"output={there}: is there already.*overwrite=true"):
+            command(*words)
+        with pytest.raises(InputError, match="nowhere: no such folder"):  # said when the model is loaded
+            command(*words, "overwrite=true")
+        assert there.read_text() == "as it was"
+
+    def test_a_place_that_cannot_be_written_to_is_said_before_the_model_is_loaded(self, command: Command) -> None:
+        Path("file").write_text("no folder")
+        with pytest.raises(InputError, match=r"nothing can be written there .*output=FILE"):
+            command("model=nowhere", "audio=a.wav", "output=file/out.csv")
+
+    def test_a_recording_that_is_not_cut_may_lie_where_nothing_can_be_written(
+        self, command: Command, models: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def refuse(**_: object) -> None:
+            raise PermissionError(13, "Permission denied")
+
+        monkeypatch.setattr("fourm_ser.predict.tempfile.TemporaryFile", refuse)
+        monkeypatch.setattr("fourm_ser.files.os.replace", lambda *_: refuse())
+        recording(tmp_path / "takes" / "a.wav", noise(3.0))
+        assert command(f"model={models['audio']}", f"audio={tmp_path / 'takes' / 'a.wav'}") == 0
+        for case in (["audio=TAKES/a.wav", "window=2"], ["audio=TAKES"]):
+            words = [word.replace("TAKES", str(tmp_path / "takes")) for word in case]
+            with pytest.raises(InputError, match=r"output=.*-emotions\.csv: nothing can be written there .*denied"):
+                command(f"model={models['audio']}", *words)
+
+    def test_a_table_and_its_figure_are_replaced(
         self, command: Command, models: dict[str, Path], tmp_path: Path
     ) -> None:
-        Path("metrics.json").write_text("{}")
-        with pytest.raises(InputError, match=r"replace a run's own predictions\.csv"):
-            command(f"model={models['audio']}", f"audio={tmp_path}")
+        file = recording(tmp_path / "a.wav", noise(3.0))
+        words = [f"model={models['audio']}", f"audio={file}", "window=2"]
+        assert command(*words) == 0
+        table, figure = tmp_path / "a-emotions.csv", tmp_path / "a-emotions.png"
+        before = table.read_text(), figure.stat().st_mtime_ns
+        with pytest.raises(InputError, match="is there already"):
+            command(*words)
+        assert command(*words, "hop=0.5", "overwrite=true") == 0
+        assert len(table.read_text()) > len(before[0])
+        assert figure.stat().st_mtime_ns > before[1]
 
     def test_bad_input_is_one_line_and_exit_code_1(self, tmp_path: Path, models: dict[str, Path]) -> None:
         code = (

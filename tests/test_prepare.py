@@ -17,6 +17,8 @@ from fourm_ser.data import recordings
 from fourm_ser.data.audio import check_recording
 from fourm_ser.data.levels import Levels
 from fourm_ser.data.manifest import read_manifest
+from fourm_ser.errors import InputError
+from fourm_ser.prepare import check_split_file
 from tests import releases
 from tests.data.corpora.conftest import EVERY, MakeCorpus, found, line_of, meant, rewrite, sides_by_id, without
 from tests.data.corpora.conftest import make_corpus as make_corpus
@@ -163,6 +165,30 @@ def test_a_split_cannot_be_written_where_a_folder_is(release: Release, tmp_path:
     assert failed.returncode == 1
     assert failed.stderr.startswith("error: ")
     assert len(failed.stderr.strip().splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ("id,audio,text,emotion,speaker\n", "is no split file"),
+        ("id\n", "is no split file"),
+        ("", "is no split file"),
+        ("RIFF\x00", "is no split file"),
+        ("id,split\nu1,train\n", None),
+        ("\ufeffid,split\r\n", None),
+    ],
+)
+def test_a_split_replaces_a_split_and_nothing_else(tmp_path: Path, content: str, message: str | None) -> None:
+    path = tmp_path / "mine.csv"
+    check_split_file(path)
+    path.write_text(content, encoding="utf-8")
+    if message is None:
+        check_split_file(path)
+        return
+    with pytest.raises(InputError, match=rf"write_split={path}: .*{message}"):
+        check_split_file(path)
+    with pytest.raises(InputError, match="is a folder"):
+        check_split_file(tmp_path)
 
 
 def test_help_is_shown_before_a_corpus_is_chosen(tmp_path: Path) -> None:

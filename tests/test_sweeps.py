@@ -115,6 +115,33 @@ def test_a_failed_job_is_told_and_ends_no_other(
     assert [name for name, at in times(tmp_path / "sweep").items() if at != before[name]] == [cell]
 
 
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["+lose=ce"], "lose: no such key. Did you mean loss?"),
+        (["seed=0,abc"], "seed=abc: expected a whole number"),
+        (["encoder.text.checkpoint=X"], "encoder.text.checkpoint=X: is not read"),
+    ],
+)
+def test_what_no_job_can_be_done_with_is_said_before_the_first(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], words: list[str], said: str
+) -> None:
+    given = ["-m", "data.fold=0,1", "encoder/text=bert", *words, f"hydra.sweep.dir={tmp_path}/sweep"]
+    assert call(monkeypatch, *given) == 1
+    assert capsys.readouterr().err.startswith(f"error: {said}")
+    assert not list(tmp_path.glob("sweep/*"))
+
+
+def test_a_key_that_a_job_s_classes_do_not_read_fails_the_job(
+    tmp_path: Path, small: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    words = ["-m", *small, "+loss.alhpa=0.1", "seed=0", f"hydra.sweep.dir={tmp_path}/sweep"]
+    assert call(monkeypatch, *words) == 1
+    (row,) = table(tmp_path / "sweep")
+    assert (row["state"], row["why"].partition(".")[0]) == ("failed", "loss")
+    assert "loss.alhpa: no such key" in row["why"]
+
+
 def test_a_job_with_a_missing_recording_says_which(
     tmp_path: Path, small: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from fourm_ser.keys import check_config
 from tests.conftest import CONF, Compose
 
 REPOSITORY = Path(__file__).resolve().parent.parent
@@ -86,13 +87,18 @@ def test_a_wheel_carries_the_configs(tmp_path: Path) -> None:
     assert str(tmp_path / "installed" / "fourm_ser" / "conf") in shown.stdout, shown.stderr
 
 
-@pytest.mark.parametrize("group", ["data", "fusion", "loss", "stage", "optimizer", "scheduler", "sweep", "trainer"])
+@pytest.mark.parametrize(
+    "group",
+    ["data", "fusion", "head", "loss", "stage", "optimizer", "scheduler", "sweep", "trainer", "logger", "experiment"],
+)
 def test_every_option_composes(group: str, composed: Compose) -> None:
     options = sorted(path.stem for path in (REPOSITORY / "conf" / group).glob("*.yaml"))
     assert options
     for option in options:
         pair = ["data@data.train=iemocap", "data@data.test=esd"] if option == "cross_corpus" else []
-        assert composed(f"{group}={option}", *pair)[group]
+        config = composed(f"{group}={option}", *pair)
+        assert config.get(group) or group == "experiment"  # which only chooses others
+        check_config("train", config)
 
 
 @pytest.mark.parametrize("modality", ["text", "audio"])
@@ -100,7 +106,9 @@ def test_every_half_of_a_pair_composes(modality: str, composed: Compose) -> None
     options = sorted(path.stem for path in (REPOSITORY / "conf" / "encoder" / modality).glob("*.yaml"))
     assert options
     for option in options:
-        half = composed(f"encoder/{modality}={option}").encoder[modality]
+        config = composed(f"encoder/{modality}={option}")
+        check_config("train", config)
+        half = config.encoder[modality]
         assert half.name.removeprefix("tiny_") in (option, "bert", "lstm")
         if option.endswith("_large"):  # built on the base model's file
             assert (half.architecture.num_hidden_layers, half.normalize) == (24, True)
@@ -114,6 +122,8 @@ def test_a_pair_is_what_its_name_says(composed: Compose) -> None:
     assert composed("encoder=tiny").encoder.weights == "random"
     for pair in pairs:
         text, audio = pair.split("_", 1)
-        encoder = composed(f"encoder={pair}").encoder
+        config = composed(f"encoder={pair}")
+        check_config("train", config)
+        encoder = config.encoder
         assert (encoder.text.name, encoder.audio.name) == (text, audio)
         assert (encoder.weights, encoder.text.weights) == ("pretrained", "pretrained")

@@ -42,6 +42,9 @@ class ConcatFusion(Fusion):
             lacking = [modality for modality in modalities if modality not in entries]
             if lacking:
                 raise InputError(f"fusion.{key}: expected an entry for {lacking[0]}, which the fusion reads.")
+            unknown = set(entries) - {"text", "audio"}
+            if unknown:
+                raise InputError(f"fusion.{key}: unknown key {', '.join(sorted(unknown))}. Expected text and audio.")
         self.pool = {modality: check_pool(pool[modality], f"fusion.pool.{modality}") for modality in modalities}
         self.widths = {modality: dims[modality] for modality in modalities}
         self.linear = nn.ModuleDict()

@@ -148,7 +148,8 @@ def read_metrics(path: Path) -> dict[str, Any]:
     Raises:
         ValueError: it is damaged, unfinished, or has no accuracy.
     """
-    metrics = _mapping(json.loads(path.read_text(encoding="utf-8")))
+    # Earlier versions wrote what is undefined as words that are no JSON.
+    metrics = _mapping(json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda word: None))
     if metrics.get("finished") is not True:
         raise ValueError("does not say that the run has finished")
     for name in ("test/ua", "test/wa"):

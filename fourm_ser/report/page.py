@@ -10,6 +10,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fourm_ser import __version__
 from fourm_ser.files import write_text
+from fourm_ser.intervals import FEWEST
 from fourm_ser.report import significance as tests
 from fourm_ser.report.cells import SHOWN, Section, repeat_of
 from fourm_ser.report.collect import Collection, Run
@@ -186,8 +187,11 @@ def _tests(section: Section, comparisons: list[Comparison], best: int) -> dict[s
     repeats = max(comparison.repeats for comparison in of_ua)
     with_wilcoxon = sum(not math.isnan(comparison.wilcoxon) for comparison in of_ua)
     with_bootstrap = sum(comparison.bootstrap is not None for comparison in of_ua)
+    over = {comparison.resampled for comparison in of_ua if comparison.bootstrap is not None}
     return {
         "tables": tables,
+        "resampled": " or ".join(sorted(over)),
+        "fewest": FEWEST,
         "baseline": section.cells[section.baseline].name,
         "bootstrap_count": with_bootstrap,
         "wilcoxon_count": with_wilcoxon,
@@ -207,7 +211,7 @@ def _test_row(section: Section, comparison: Comparison, against: str) -> list[st
         interval = f"{100 * found.low:+.2f} to {100 * found.high:+.2f}"
         resampled = [f"{100 * found.difference:+.2f}", interval, _p(found.p), _p(comparison.bootstrap_holm)]
     ranked = [_p(comparison.wilcoxon), _p(comparison.wilcoxon_holm), str(comparison.repeats)]
-    return [other, *resampled, str(comparison.utterances), *ranked]
+    return [other, *resampled, comparison.resampled if found else "-", str(comparison.utterances), *ranked]
 
 
 def _p(value: float) -> str:

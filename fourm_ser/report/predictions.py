@@ -1,7 +1,6 @@
 """Predictions as a table, as JSON, and on the terminal."""
 
 import csv
-import json
 from collections.abc import Callable, Iterator, Mapping
 from collections.abc import Sequence as Items
 from contextlib import contextmanager
@@ -14,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fourm_ser.errors import InputError, printable
-from fourm_ser.files import whole
+from fourm_ser.files import as_json, whole
 from fourm_ser.predictor import Moment
 
 BAR = 24
@@ -66,7 +65,7 @@ def json_list(stream: TextIO) -> Iterator[Callable[[Record], None]]:
 
     def write(record: Record) -> None:
         nonlocal before
-        stream.write(before + json.dumps(record, ensure_ascii=False))
+        stream.write(before + as_json(record))
         before = ",\n"
 
     yield write

@@ -1,4 +1,4 @@
-"""Whether two cells differ by more than chance: paired bootstrap over utterances, Wilcoxon over repeats, Holm."""
+"""Whether two cells differ by more than chance: paired bootstrap over speakers, Wilcoxon over repeats, Holm."""
 
 import math
 from collections.abc import Sequence as Items
@@ -8,12 +8,14 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from fourm_ser.intervals import tails, unit_of
 from fourm_ser.report.cells import Section, repeat_of
 from fourm_ser.report.collect import Run
 
 RESAMPLES = 9999
 LEVEL = 0.95
 METRICS = ("ua", "wa")
+COLUMNS = ["id", "speaker", "emotion", "predicted"]  # of predictions.csv
 
 
 class Interval(NamedTuple):
@@ -21,8 +23,8 @@ class Interval(NamedTuple):
 
     Attributes:
         difference: as observed.
-        low, high: 95% percentile interval.
-        p: two-sided p value: twice the share of resamples on the rarer side of zero.
+        low, high: 95% interval.
+        p: two-sided p value: the smallest error at which the interval still leaves zero out.
     """
 
     difference: float
@@ -38,7 +40,8 @@ class Comparison(NamedTuple):
         first, second: numbers of the cells; differences are first minus second.
         metric: `ua` or `wa`.
         utterances: how many test utterances both have; 0 where there is nothing to resample.
-        bootstrap: over these utterances, or None.
+        resampled: `speakers` of these utterances, or the `utterances` themselves.
+        bootstrap: over these, or None.
         bootstrap_holm: its p value after Holm's correction; NaN without one.
         repeats: how many repeats both have.
         wilcoxon: p value of the signed-rank test over these repeats; NaN with fewer than two.
@@ -49,6 +52,7 @@ class Comparison(NamedTuple):
     second: int
     metric: str
     utterances: int
+    resampled: str
     bootstrap: Interval | None
     bootstrap_holm: float
     repeats: int
@@ -57,38 +61,55 @@ class Comparison(NamedTuple):
 
 
 def paired_bootstrap(
-    emotions: Items[str] | np.ndarray, first: np.ndarray, second: np.ndarray, seed: int = 0
+    emotions: Items[str] | np.ndarray,
+    first: np.ndarray,
+    second: np.ndarray,
+    seed: int = 0,
+    groups: Items[str] | np.ndarray | None = None,
 ) -> dict[str, Interval]:
-    """Difference of two models in UA and WA, by resampling the utterances that both were tested on.
+    """Difference of two models in UA and WA, by resampling what both were tested on: whole speakers, or utterances.
 
     An utterance brings its emotion and how much more often the first model is right, and nothing else; so resampling
     utterances is drawing how often each such pair occurs, from a multinomial distribution. That is the same bootstrap
-    as drawing utterance by utterance, in a thousandth of the time. Utterances are taken to be independent.
+    as drawing utterance by utterance, in a thousandth of the time. A speaker brings the sums of these. What is
+    resampled is taken to be independent; for the quantiles and p values of speakers see `intervals.tails`.
 
     Args:
         emotions: (n,) the labels.
         first: (n,) how often the first model is right on each, from 0 to 1.
         second: (n,) the same of the second.
         seed: of the draws.
+        groups: (n,) speakers; None resamples utterances.
     """
-    kinds, counts = np.unique(
-        np.stack([np.unique(emotions, return_inverse=True)[1], np.round(first - second, 9)]), axis=1, return_counts=True
-    )
-    classes, gains = kinds[0].astype(int), kinds[1]
-    drawn = np.random.default_rng(seed).multinomial(counts.sum(), counts / counts.sum(), size=RESAMPLES)
-    one_hot = np.eye(classes.max() + 1)[classes]  # (kinds, classes)
+    label, gain = np.unique(emotions, return_inverse=True)[1], np.round(first - second, 9)
+    if groups is None:
+        kinds, unit, counts = np.unique(np.stack([label, gain]), axis=1, return_inverse=True, return_counts=True)
+        one_hot = np.eye(label.max() + 1)[kinds[0].astype(int)]  # (kinds, classes)
+        support, gains = one_hot, one_hot * kinds[1][:, None]
+    else:
+        unit = np.unique(np.asarray(groups), return_inverse=True)[1]
+        counts = np.ones(unit.max() + 1, dtype=int)
+        support, gains = np.zeros((2, len(counts), label.max() + 1))  # (speakers, classes) each
+        np.add.at(support, (unit, label), 1)
+        np.add.at(gains, (unit, label), gain)
+    total = counts.sum()
+    drawn = np.random.default_rng(seed).multinomial(total, counts / total, size=RESAMPLES)
 
     def both(times: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        of_class = times @ one_hot
-        recall = np.divide(times * gains @ one_hot, of_class, out=np.full(of_class.shape, np.nan), where=of_class > 0)
-        return np.nanmean(recall, axis=1), times @ gains / counts.sum()
+        of_class, gained = times @ support, times @ gains
+        recall = np.divide(gained, of_class, out=np.full(of_class.shape, np.nan), where=of_class > 0)
+        return np.nanmean(recall, axis=1), gained.sum(1) / of_class.sum(1)
 
+    ends = ((1 - LEVEL) / 2, (1 + LEVEL) / 2) if groups is None else tails(len(counts))
     result = {}
     for metric, observed, sampled in zip(METRICS, both(counts[None]), both(drawn), strict=True):
-        low, high = np.quantile(sampled, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-        rarer = min((sampled <= 0).sum(), (sampled >= 0).sum())
-        p = min(1.0, 2 * float(rarer + 1) / (RESAMPLES + 1))
-        result[metric] = Interval(float(observed[0]), float(low), float(high), p)
+        low, high = np.quantile(sampled, ends)
+        rarer = float(min((sampled <= 0).sum(), (sampled >= 0).sum()) + 1) / (RESAMPLES + 1)
+        p = 2 * rarer
+        if groups is not None:  # the error at which `tails` would be this share
+            units = len(counts)
+            p = 2 * stats.t.sf(-stats.norm.ppf(min(rarer, 0.5)) * math.sqrt((units - 1) / units), units - 1)
+        result[metric] = Interval(float(observed[0]), float(low), float(high), min(1.0, float(p)))
     return result
 
 
@@ -155,10 +176,18 @@ def _pair(section: Section, predictions: list[pd.DataFrame], first: int, second:
     common = common[common["emotion_first"] == common["emotion_second"]]
     bootstrap: dict[str, Interval] = {}
     means = common.groupby("id").agg(
-        emotion=("emotion_first", "first"), first=("correct_first", "mean"), second=("correct_second", "mean")
+        emotion=("emotion_first", "first"),
+        speaker=("speaker_first", "first"),
+        first=("correct_first", "mean"),
+        second=("correct_second", "mean"),
     )
+    resampled = unit_of(means["speaker"].to_numpy())
     if len(means):
-        bootstrap = paired_bootstrap(means["emotion"].to_numpy(), means["first"].to_numpy(), means["second"].to_numpy())
+        emotions, ours, theirs, speakers = (
+            means[name].to_numpy() for name in ("emotion", "first", "second", "speaker")
+        )
+        groups = speakers if resampled == "speakers" else None
+        bootstrap = paired_bootstrap(emotions, ours, theirs, groups=groups)
     comparisons = []
     runs = section.table.set_index(["seed", "fold", "drawn"])
     for metric in METRICS:
@@ -171,7 +200,9 @@ def _pair(section: Section, predictions: list[pd.DataFrame], first: int, second:
         values = both.xs(f"test/{metric}", axis=1, level=1).groupby(both["first"]["repeat"]).mean()
         p = wilcoxon(values["first"].to_numpy(), values["second"].to_numpy())
         comparisons.append(
-            Comparison(first, second, metric, len(means), bootstrap.get(metric), math.nan, len(values), p, math.nan)
+            Comparison(
+                first, second, metric, len(means), resampled, bootstrap.get(metric), math.nan, len(values), p, math.nan
+            )
         )
     return comparisons
 
@@ -180,14 +211,15 @@ def read_predictions(runs: Items[Run]) -> tuple[pd.DataFrame, list[str]]:
     """The predictions of a cell's runs.
 
     Returns:
-        Indexed by `seed`, `fold`, `drawn`, `id`: `emotion`, `predicted`, `correct`. And the problems, in sentences: a
-        run whose predictions cannot be read, or are not those that its metrics.json was computed from, is left out.
+        Indexed by `seed`, `fold`, `drawn`, `id`: `speaker`, `emotion`, `predicted`, `correct`. And the problems, in
+        sentences: a run whose predictions cannot be read, or are not those that its metrics.json was computed from, is
+        left out.
     """
     tables, problems = [], []
     for run in runs:
         path = run.path / "predictions.csv"
         try:
-            table = pd.read_csv(path, usecols=["id", "emotion", "predicted"], dtype=str, keep_default_na=False)
+            table = pd.read_csv(path, usecols=COLUMNS, dtype=str, keep_default_na=False)
         except (OSError, ValueError) as error:
             problems.append(
                 f"{path}: cannot be read ({' '.join(str(error).split())}); left out of what needs utterances."
@@ -202,6 +234,6 @@ def read_predictions(runs: Items[Run]) -> tuple[pd.DataFrame, list[str]]:
             continue
         seed, fold, drawn = repeat_of(run)
         tables.append(table.assign(seed=seed, fold=fold, drawn=drawn))
-    columns = ["seed", "fold", "drawn", "id", "emotion", "predicted", "correct"]
+    columns = ["seed", "fold", "drawn", *COLUMNS, "correct"]
     whole = pd.concat(tables) if tables else pd.DataFrame(columns=columns)
     return whole.set_index(columns[:4]), problems

@@ -387,6 +387,13 @@ def test_a_width_out_of_range_is_refused(name: str, dim: Any) -> None:
         build("concat-mean-8", project={"text": 8, "audio": dim})
 
 
+@pytest.mark.parametrize("key", ["project", "pool"])
+def test_an_entry_for_what_is_no_modality_is_refused(key: str) -> None:
+    entries = {"text": 8, "audio": 8} if key == "project" else {"text": "mean", "audio": "mean"}
+    with pytest.raises(InputError, match=rf"fusion\.{key}: unknown key vidoe\. Expected text and audio"):
+        build("concat-mean-8", **{key: {**entries, "vidoe": entries["text"]}})
+
+
 def test_other_nonsense_is_refused() -> None:
     with pytest.raises(InputError, match=r"fusion\.audio_norm=batch"):
         build("self_attention-mean-none", audio_norm="batch")

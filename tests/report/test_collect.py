@@ -63,7 +63,7 @@ def test_a_failure_without_config_tells_its_overrides(tmp_path: Path) -> None:
         ('{"test/ua": 0.5, "test/wa": 0.5}', "does not say that the run has finished"),
         ('{"finished": true, "test/wa": 0.5}', "test/ua is None"),
         ('{"finished": true, "test/wa": 0.5, "test/ua": "high"}', "test/ua is 'high'"),
-        ('{"finished": true, "test/wa": 0.5, "test/ua": NaN}', "test/ua is nan"),
+        ('{"finished": true, "test/wa": 0.5, "test/ua": NaN}', "test/ua is None"),
         ('{"finished": true, "test/wa": 0.5, "test/ua": 80.1}', "test/ua is 80.1"),
         ('{"finished": true, "test/wa": 0.5, "test/ua": 0.5, "test/ece": "x"}', "test/ece is 'x'"),
     ],

@@ -11,6 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
+from fourm_ser.intervals import tails
+from fourm_ser.report import significance
 from fourm_ser.report.cells import Section, make_sections
 from fourm_ser.report.collect import collect
 from fourm_ser.report.significance import (
@@ -72,6 +74,49 @@ def test_the_bootstrap_does_not_depend_on_the_order_of_the_utterances() -> None:
     labels, first, second = generator.choice(3, 50), generator.random(50).round(), generator.random(50).round()
     order = generator.permutation(50)
     assert paired_bootstrap(labels, first, second) == paired_bootstrap(labels[order], first[order], second[order])
+
+
+@pytest.mark.parametrize("speakers", [5, 12])
+def test_differences_over_speakers_are_as_sure_as_they_say(speakers: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(significance, "RESAMPLES", 1999)
+    # Two models that are equal over all speakers, of whom some suit the one and some the other.
+    rng, groups = np.random.default_rng(speakers), np.repeat(np.arange(speakers), 50)
+    labels = np.tile(np.arange(2), speakers * 25)
+    found = {"speakers": 0, "utterances": 0}
+    for seed in range(100):
+        leaning = rng.normal(0, 0.1, speakers)[groups]
+        first = (rng.random(len(groups)) < 0.7 + leaning).astype(float)
+        second = (rng.random(len(groups)) < 0.7 - leaning).astype(float)
+        for unit in found:
+            result = paired_bootstrap(labels, first, second, seed, groups if unit == "speakers" else None)["ua"]
+            assert (result.p < 0.05) == (result.low > 0 or result.high < 0) or abs(result.p - 0.05) < 0.01
+            found[unit] += result.p < 0.05
+    assert found["speakers"] / 100 <= 0.05 + 3 * math.sqrt(0.05 * 0.95 / 100)
+    assert found["utterances"] / 100 > 0.2
+
+
+def test_the_bootstrap_over_speakers_is_that_of_a_plain_loop() -> None:
+    rng = np.random.default_rng(2)
+    names = np.array([f"s{place}" for place in rng.integers(0, 7, 200)])
+    labels, first, second = rng.integers(0, 3, 200), rng.random(200).round(), rng.random(200).round()
+    found = paired_bootstrap(labels, first, second, groups=names)
+    drawn: dict[str, list[float]] = {"ua": [], "wa": []}
+    for _ in range(4000):
+        places = np.concatenate([np.flatnonzero(names == name) for name in rng.choice(np.unique(names), 7)])
+        drawn["ua"].append(ua(labels[places], (first - second)[places]))
+        drawn["wa"].append((first - second)[places].mean())
+    for metric, values in drawn.items():
+        assert (found[metric].low, found[metric].high) == pytest.approx(np.quantile(values, tails(7)), abs=0.03)
+    assert found["ua"].difference == pytest.approx(ua(labels, first - second), abs=1e-12)
+    order = rng.permutation(200)
+    again = paired_bootstrap(labels[order], first[order], second[order], groups=names[order])
+    assert again["ua"] == pytest.approx(found["ua"])
+
+
+@pytest.mark.parametrize(("folds", "unit"), [(4, "utterances"), (5, "speakers")])
+def test_cells_are_compared_over_speakers_where_there_are_five(tmp_path: Path, folds: int, unit: str) -> None:
+    write_sweep(tmp_path, ["tiny", "bert_vggish"], ["ce"], folds=folds)  # one speaker a fold
+    assert {comparison.resampled for comparison in compare(*made(tmp_path), "ua")} == {unit}
 
 
 def test_wilcoxon_is_scipys(tmp_path: Path) -> None:

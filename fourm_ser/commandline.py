@@ -1,0 +1,150 @@
+"""Command lines: paths are taken as they are, and what Hydra cannot use is said in one line."""
+
+import os
+import re
+import sys
+from collections.abc import Collection, Iterator
+from collections.abc import Sequence as Items
+from contextlib import contextmanager
+from difflib import get_close_matches
+from pathlib import Path
+
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override, Quote, QuotedString, ValueType
+from hydra.errors import CompactHydraException, HydraException, MissingConfigException, OverrideParseException
+from omegaconf import DictConfig
+from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
+
+PLACES = ("hydra.run.dir", "hydra.sweep.dir")  # where a command writes: one place, also for many runs
+PATHS = re.compile(
+    r"run|runs|model|output|cache|write_split|audio|text|manifest|asr"
+    r"|data\.((train|test)\.)?(root|manifest|audio_root|split_file)"
+    r"|encoder\.weights|encoder\.(text|audio)\.(checkpoint|tokenizer|weights|pca)"
+    r"|hydra\.run\.dir|hydra\.sweep\.dir"
+)
+WORD = re.compile(r"(\+{0,2})([\w.]+)=(.*)", re.DOTALL)
+SWEEP = re.compile(r"\+{0,2}(sweep=(?!null$).+|hydra\.mode=(RunMode\.)?MULTIRUN)")
+CALL = re.compile(r"\w+\(.*\)", re.DOTALL)
+INTERPOLATION = re.compile(r"(\\*)\$\{")
+FULL_ERROR = "HYDRA_FULL_ERROR"
+
+
+def quoted(arguments: Items[str], literal: Collection[str] = ()) -> list[str]:
+    """Command-line arguments of which Hydra takes paths as they are, whatever characters they hold.
+
+    What Hydra reads as that same path stays as it is written, for the words of a run are recorded, and name the jobs
+    of a sweep. What stands in quotes, lists, `null` and `${...}` stay Hydra's, and so do commas where there are many
+    runs: unless something of that whole name exists.
+
+    Args:
+        arguments: of the command line.
+        literal: keys behind which everything but `null` is a path or a text as it stands.
+    """
+    several = any(word in ("-m", "--multirun") or SWEEP.fullmatch(word) for word in arguments)
+    result = []
+    for argument in arguments:
+        found = WORD.fullmatch(argument)
+        if found is not None and found[2] in literal:
+            argument = argument if found[3] == "null" else f"{found[1]}{found[2]}={_quote(found[3])}"
+        elif found is not None and PATHS.fullmatch(found[2]):
+            value = _as_path(found[3], several and found[2] not in PLACES)
+            argument = f"{found[1]}{found[2]}={value}"
+        result.append(argument)
+    return result
+
+
+def _as_path(value: str, several: bool) -> str:
+    """A value in Hydra's writing, of a key that takes a path; `several`: commas and choices make many runs."""
+    parsed = _parse(value)
+    read = None if parsed is None else parsed.value()
+    if read == value and isinstance(read, str) and "${" not in value:
+        return value
+    if _exists(value):
+        return _quote(value)
+    if parsed is None:
+        return _quote_parts(value) if several and "," in value else _quote(value)
+    if parsed.value_type == ValueType.SIMPLE_CHOICE_SWEEP:
+        return _quote_parts(value) if several else _quote(value)
+    if isinstance(read, bool) or not isinstance(read, str | int | float):  # null, lists, choice(...)
+        return value
+    is_hydra_s = value[:1] in ("'", '"') or "${" in value or "\\" in value or CALL.fullmatch(value)
+    return value if is_hydra_s else _quote(value)
+
+
+def _parse(value: str) -> Override | None:
+    try:
+        return OverridesParser.create().parse_override(f"key={value}")
+    except HydraException:
+        return None
+
+
+def _exists(value: str) -> bool:
+    try:
+        return value != "" and Path(value).expanduser().exists()
+    except (OSError, RuntimeError, ValueError):  # a name that no file can have
+        return False
+
+
+def _quote(value: str) -> str:
+    # OmegaConf would put another value in the place of ${...}; backslashes before it are its escapes.
+    escaped = INTERPOLATION.sub(lambda match: 2 * match[1] + r"\${", value)
+    return QuotedString(escaped, Quote.single).with_quotes()
+
+
+def _quote_parts(value: str) -> str:
+    if any(sign in value for sign in "'\"[]{}"):
+        return value
+    return ",".join(_as_path(part, several=False) for part in value.split(","))
+
+
+@contextmanager
+def one_line() -> Iterator[None]:
+    """End with one line where Hydra cannot compose what the command line says; the rest ends as it does.
+
+    With HYDRA_FULL_ERROR=1 in the environment, everything is raised.
+    """
+    if os.environ.get(FULL_ERROR) == "1":
+        yield
+        return
+    os.environ[FULL_ERROR] = "1"  # Hydra raises, instead of printing and exiting
+    try:
+        yield
+    except (CompactHydraException, InterpolationResolutionError) as error:
+        sys.exit(f"error: {explain(error)}")
+    finally:
+        os.environ.pop(FULL_ERROR, None)
+
+
+def explain(error: Exception) -> str:
+    """What Hydra refuses, in one line of the user's words; never the advice to add a key that nothing knows."""
+    cause = error.__cause__
+    if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
+        group, _, option = error.missing_cfg_file.removesuffix(".yaml").rpartition("/")
+        near = get_close_matches(option, error.options, n=1)
+        hint = f"Did you mean {near[0]}? " if near else ""
+        return f"{group}={option}: no such option. {hint}Expected one of {', '.join(error.options)}."
+    if isinstance(cause, OmegaConfBaseException) and cause.full_key and "is not in struct" in str(cause):
+        parent = cause.parent_node
+        siblings = [str(name) for name in parent] if isinstance(parent, DictConfig) else []
+        return no_such_key(str(cause.full_key), [name for name in siblings if name != "hydra"])
+    if isinstance(error, OverrideParseException):
+        key, sign, _ = error.override.partition("=")
+        if not sign:
+            return f"{key}: expected key=value."
+        return f"{error.override}: Hydra cannot read it. Put quotes around the value: \"{key}='...'\""
+    said = [line.strip() for text in (error, cause) if text is not None for line in str(text).splitlines()]
+    return " ".join(line for line in said if line and not line.startswith(("object_type=", "See https://hydra")))
+
+
+def no_such_key(key: str, known: Collection[str]) -> str:
+    """That nothing reads a key, with the nearest name beside it.
+
+    Args:
+        key: the full key: `fusion.hedas`.
+        known: the names that are known in its place: `heads`.
+    """
+    place, dot, name = key.rpartition(".")
+    near = get_close_matches(name, known, n=1)
+    if near:
+        return f"{key}: no such key. Did you mean {place}{dot}{near[0]}?"
+    return f"{key}: no such key. " + (f"Expected one of {', '.join(sorted(known))}." if known else "Leave it out.")

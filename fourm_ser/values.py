@@ -1,0 +1,151 @@
+"""What the numbers, switches and choices of a command may be, whatever class reads them later."""
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from fourm_ser.errors import InputError
+
+
+class Number(NamedTuple):
+    """A range of numbers, and words that may stand in their place.
+
+    Attributes:
+        least: the smallest one.
+        most: the largest one.
+        whole: no fractions.
+        above: `least` itself is too small.
+        words: what else is allowed; None is `null`.
+    """
+
+    least: float = 0
+    most: float = math.inf
+    whole: bool = True
+    above: bool = False
+    words: tuple[str | None, ...] = ()
+
+    def allows(self, value: Any) -> bool:
+        """Whether it may be that."""
+        if value is None or isinstance(value, bool | str):
+            return not isinstance(value, bool) and value in self.words
+        if not isinstance(value, int | float) or not math.isfinite(value) or (self.whole and value != int(value)):
+            return False
+        return self.least <= value <= self.most and not (self.above and value == self.least)
+
+    def __str__(self) -> str:
+        kind = "a whole number" if self.whole else "a number"
+        low = f"above {self.least:g}" if self.above else f"of {self.least:g} or more"
+        limits = low if math.isinf(self.most) else f"from {self.least:g} to {self.most:.0f}"
+        return " or ".join([f"{kind} {limits}", *("null" if word is None else word for word in self.words)])
+
+
+class Choice(NamedTuple):
+    """Some values and no others."""
+
+    values: tuple[Any, ...]
+
+    def allows(self, value: Any) -> bool:
+        """Whether it may be that; True is not 1."""
+        return any(type(value) is type(allowed) and value == allowed for allowed in self.values)
+
+    def __str__(self) -> str:
+        return " or ".join(shown(value) for value in self.values)
+
+
+SWITCH = Choice((True, False))
+SEED = Number(most=2**32 - 1)
+COUNT = Number(least=1)
+ABOVE_0 = Number(whole=False, above=True)
+BUDGETS = {f"encode.{key}": ABOVE_0._replace(words=("auto",)) for key in ("max_seconds", "max_tokens")}
+SECONDS = ABOVE_0._replace(words=(None,))
+
+RULES: dict[str, dict[str, Number | Choice]] = {
+    "train": {
+        "seed": SEED,
+        "sweep.skip_finished": SWITCH,
+        "sweep.dry_run": SWITCH,
+        **BUDGETS,
+        "encode.tf32": SWITCH,
+        "export.include_encoders": SWITCH,
+        "encoder.init_seed": SEED,
+        "encoder.text.init_seed": SEED,
+        "encoder.audio.init_seed": SEED,
+        "encoder.learning_rate": ABOVE_0._replace(words=(None,)),
+        "trainer.num_nodes": COUNT,
+        "trainer.deterministic": Choice((True, False, "warn")),
+        "trainer.tf32": SWITCH,
+        "trainer.compile": SWITCH,
+        "trainer.sync_batchnorm": SWITCH,
+    },
+    "prepare": {"data.show_split": SWITCH},
+    "evaluate": {
+        "seed": SEED,
+        "resamples": COUNT,
+        "resample": Choice(("auto", "speakers", "utterances")),
+        "classes": Choice(("all", "shared")),
+        "allow_seen": SWITCH,
+        "shown": Number(),
+        "batch_size": COUNT._replace(words=(None,)),
+        **BUDGETS,
+    },
+    "predict": {
+        "window": SECONDS._replace(words=("auto", None)),
+        "hop": SECONDS,
+        "auto_window": ABOVE_0,
+        "batch_size": COUNT,
+        "batch_seconds": ABOVE_0,
+        "workers": Number(),
+        "format": Choice(("table", "json")),
+        "overwrite": SWITCH,
+    },
+    "analyze": {
+        "seed": SEED,
+        "examples.each": Number(),
+        "examples.mistakes": Number(),
+        "correlation.folds": Number(least=2),
+        "correlation.components": COUNT,
+        "correlation.regularisation": Number(whole=False),
+        "correlation.draws": Number(least=100),
+        "contribution.shuffles": COUNT,
+        "attribution.steps": COUNT,
+        "attribution.tolerance": ABOVE_0,
+        "attribution.most_steps": COUNT,
+    },
+}
+
+
+def check_values(command: str, config: DictConfig) -> None:
+    """Refuse values that no class refuses before something was loaded or written.
+
+    Args:
+        command: its name.
+        config: its composed config.
+
+    Raises:
+        InputError: the first one, by its key.
+    """
+    for key, rule in RULES[command].items():
+        for value in _found(config, key):
+            if not rule.allows(value):
+                raise InputError(f"{key}={shown(value)}: expected {rule}.")
+
+
+def _found(config: DictConfig, key: str) -> Iterator[Any]:
+    """The value of a key, if it is there and can be told yet."""
+    *path, name = key.split(".")
+    node: Any = config
+    for part in path:
+        node = node.get(part) if isinstance(node, DictConfig) else None
+    if isinstance(node, DictConfig) and name in node and not OmegaConf.is_missing(node, name):
+        try:
+            yield node[name]
+        except OmegaConfBaseException:  # an interpolation, which is refused where it is resolved
+            return
+
+
+def shown(value: Any) -> str:
+    """A value as a command line has it."""
+    return "null" if value is None else str(value).lower() if isinstance(value, bool) else str(value)

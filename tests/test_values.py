@@ -1,0 +1,72 @@
+"""Values of keys that no class reads before something is loaded."""
+
+from typing import Any
+
+import pytest
+from hydra import compose, initialize_config_dir
+from omegaconf import DictConfig, OmegaConf
+
+from fourm_ser.errors import InputError
+from fourm_ser.values import RULES, Choice, Number, check_values
+from tests.conftest import CONF
+
+KEYS = [(command, key) for command, rules in RULES.items() for key in rules]
+
+
+@pytest.fixture(scope="module")
+def configs() -> dict[str, DictConfig]:
+    with initialize_config_dir(str(CONF), version_base="1.3"):
+        return {
+            command: compose(command, ["encoder=bert_hubert", "trainer=ddp"] if command == "train" else [])
+            for command in RULES
+        }
+
+
+@pytest.mark.parametrize("command", RULES)
+def test_the_shipped_configs_are_within_their_ranges(command: str, configs: dict[str, DictConfig]) -> None:
+    check_values(command, configs[command])
+    for key in RULES[command]:
+        assert key.rpartition(".")[2] in (
+            OmegaConf.select(configs[command], key.rpartition(".")[0] or "@") or (configs[command])
+        ), f"{key} is no key of {command} any more"
+
+
+def wrong(rule: Number | Choice) -> list[Any]:
+    """Values of every kind that a key may not have."""
+    if isinstance(rule, Choice):
+        return ["abc", 7, "", None, [True], *({"true"} - set(rule.values))]
+    values: list[Any] = ["abc", "", "1", True, False, float("nan"), float("inf"), [1], {"a": 1}, rule.least - 1]
+    values += [rule.least + 0.5] * rule.whole + [rule.least] * rule.above + [None] * (None not in rule.words)
+    return values + ([rule.most + 1] if rule.most < float("inf") else [])
+
+
+@pytest.mark.parametrize(("command", "key"), KEYS)
+def test_wrong_values_are_refused_by_their_key(command: str, key: str, configs: dict[str, DictConfig]) -> None:
+    for value in wrong(RULES[command][key]):
+        config = configs[command].copy()
+        OmegaConf.set_struct(config, False)
+        OmegaConf.update(config, key, value, merge=False)
+        with pytest.raises(InputError, match=rf"^{key}=.*: expected ") as caught:
+            check_values(command, config)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("rule", "right", "words"),
+    [
+        (RULES["train"]["seed"], [0, 3, 2**32 - 1, 3.0], "a whole number from 0 to 4294967295"),
+        (RULES["train"]["encode.max_seconds"], [0.5, 24, "auto"], "a number above 0 or auto"),
+        (RULES["evaluate"]["batch_size"], [1, None], "a whole number of 1 or more or null"),
+        (RULES["train"]["trainer.deterministic"], [True, False, "warn"], "true or false or warn"),
+    ],
+)
+def test_right_values_pass_and_the_range_is_said(rule: Number | Choice, right: list[Any], words: str) -> None:
+    assert all(rule.allows(value) for value in right)
+    assert str(rule) == words
+
+
+def test_what_waits_for_a_value_or_another_key_is_left_to_those_who_resolve_it() -> None:
+    check_values("train", OmegaConf.create({"seed": "???"}))
+    check_values("train", OmegaConf.create({"seed": "${nowhere}"}))
+    with pytest.raises(InputError, match="seed=abc"):
+        check_values("train", OmegaConf.create({"seed": "${other}", "other": "abc"}))
