@@ -73,6 +73,7 @@ def manifest_corpus(path: Path, cache: Path, **changes: Any) -> ManifestCorpus:
         "strict": True,
         "sampler": "shuffle",
         "workers": 0,
+        "clean": "tags",
     }
     return ManifestCorpus(str(path), cache=cache, **{**protocol, **changes})
 
