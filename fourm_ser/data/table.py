@@ -21,7 +21,7 @@ def check_delimiter(key: str, value: object) -> None:
     Raises:
         InputError: it is neither null, nor a name, nor a single sign that is no letter, digit, quote or line end.
     """
-    if value is None or value in DELIMITERS:
+    if value is None or (isinstance(value, str) and value in DELIMITERS):
         return
     if not isinstance(value, str) or len(value) != 1 or value.isalnum() or value in '"\r\n ':
         raise InputError(f"{key}={value}: expected {', '.join(DELIMITERS)}, a single sign such as |, or null.")

@@ -12,6 +12,7 @@ import pytest
 from fourm_ser.data.splits import (
     Protocol,
     Split,
+    check_protocol,
     draw_validation,
     gives_validation,
     read_split,
@@ -453,3 +454,76 @@ def test_what_is_no_split_file_is_refused(tmp_path: Path) -> None:
     assert "not a readable CSV" in split_refusal(tmp_path / "split.csv", "")
     assert "not a readable CSV" in split_refusal(tmp_path / "split.csv", "id,split\né,train\n".encode("latin-1"))
     assert "not a readable CSV" in split_refusal(tmp_path / "split.csv", 'id,split\n"u1,train\nu2,test\n')
+
+
+def test_a_split_file_is_read_as_a_manifest_is(tmp_path: Path) -> None:
+    path = tmp_path / "split.csv"
+    path.write_text("id;split\n u1\u00a0; train\ne\u0301;test \n", encoding="utf-8")
+    assert read_split(path).to_dict() == {"u1": "train", "é": "test"}
+    assert "row 3 repeats the id é" in split_refusal(path, "id;split\né;train\ne\u0301;test\n")
+    assert "row 2 has another number of cells" in split_refusal(path, "id\tsplit\nu1\ttrain\tx\n")
+    assert "names a column twice" in split_refusal(path, "id,split,Split\nu1,train,test\n")
+
+
+# The order of folds
+
+
+@pytest.mark.parametrize("column", ["speaker", "session"])
+@pytest.mark.parametrize("name", ["{}", "s{}", "s {} b", "{}.0"])
+def test_folds_and_those_who_validate_follow_the_order_of_numbers(column: str, name: str) -> None:
+    numbers = np.random.default_rng(0).permutation(np.repeat(np.arange(1, 13), 4))
+    names = [name.format(number) for number in numbers]
+    frame = pd.DataFrame(
+        {
+            "id": [f"u{place:03}" for place in range(48)],
+            "speaker": names,
+            "session": names,
+            "emotion": ["anger", "neutral"] * 24,
+            "split": "",
+        }
+    )
+    for validation in ("speakers", "session"):
+        for fold in range(12):
+            how = protocol(column, fold=fold, validation=validation, validation_fraction=0.09)
+            split = split_manifest(frame, how)
+            assert speakers(frame, split.test) == {name.format(fold + 1)}
+            assert speakers(frame, split.val) == {name.format((fold + 1) % 12 + 1)}
+    assert "(" + ", ".join(name.format(number) for number in range(1, 13)) in refusal(frame, protocol(column, fold=12))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"split": "kfold"},
+        {"split": 3},
+        {"fold": -1},
+        {"fold": "abc"},
+        {"fold": True},
+        {"fold": 1.0},
+        {"stratify": "no"},
+        {"stratify": 1},
+        {"validation": "speaker"},
+        {"validation": None},
+        {"validation_fraction": 0},
+        {"validation_fraction": 1.0},
+        {"validation_fraction": -0.2},
+        {"validation_fraction": "half"},
+        {"validation_fraction": float("nan")},
+        {"split_seed": -1},
+        {"split_seed": "abc"},
+        {"split_seed": 2**32},
+        {"fractions": 0.8},
+        {"fractions": "abc"},
+        {"fractions": [0.8, 0.2]},
+        {"fractions": [0.8, 0.1, "0.1"]},
+        {"fractions": [0.8, 0.3, -0.1]},
+        {"fractions": [0.8, 0.1, float("nan")]},
+    ],
+)
+def test_a_value_that_no_corpus_can_be_split_by_is_refused_by_its_key(change: dict[str, Any]) -> None:
+    ((key, value),) = change.items()
+    field = {"split_seed": "seed"}.get(key, key)
+    with pytest.raises(InputError) as caught:
+        check_protocol(protocol("speaker")._replace(**{field: value}))
+    assert str(caught.value).startswith(f"data.{key}={value}: expected ")
+    assert "\n" not in str(caught.value)
