@@ -12,6 +12,7 @@ from omegaconf import DictConfig
 from fourm_ser.data.batch import Raw, Source, Stored
 from fourm_ser.data.corpus import Corpus
 from fourm_ser.data.datamodule import EmotionDataModule
+from fourm_ser.data.transcripts import told_rule
 from fourm_ser.devices import find_device
 from fourm_ser.encoders.store import FeatureStore
 from fourm_ser.encoders.text import Known, Tokens, refuse_unknown, told_encoder
@@ -80,8 +81,9 @@ def compare_cleaning(model: Model, corpus: Corpus) -> None:
     """Warn of a corpus whose transcripts are cleaned in another way than those that a model was trained on."""
     if "text" in model.network.by_modality and tuple(model.use.clean) != corpus.cleaning.patterns:
         log.warning(
-            "data.clean: the model was trained on transcripts without %s, these are without %s",
-            *(" ".join(patterns) or "nothing" for patterns in (model.use.clean, corpus.cleaning.patterns)),
+            "data.clean=%s: the model was trained on transcripts of data.clean=%s",
+            told_rule(corpus.cleaning.patterns),
+            told_rule(model.use.clean),
         )
 
 

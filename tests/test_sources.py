@@ -84,7 +84,8 @@ def test_a_corpus_cleaned_in_another_way_than_the_model_s_is_warned_of(
         compare_cleaning(Model(networks["audio"], ["a", "b"], use), corpus)
         assert caplog.text == ""
         compare_cleaning(Model(networks["text"], ["a", "b"], use), corpus)
-    assert ("data.clean: the model was trained" in caplog.text) is warned
+    said = f"data.clean=[a]: the model was trained on transcripts of data.clean={'[b]' if clean else 'none'}"
+    assert (said in caplog.text) is warned
 
 
 def test_a_prediction_takes_out_what_training_took_out(networks: Mapping[str, EmotionNetwork], tmp_path: Path) -> None:

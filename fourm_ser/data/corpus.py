@@ -21,7 +21,7 @@ from fourm_ser.data.manifest import order_emotions, write_manifest
 from fourm_ser.data.recordings import Recording, scan_recordings
 from fourm_ser.data.release import LeftOut, Release
 from fourm_ser.data.splits import SPLITS, Protocol, Split, check_protocol, gives_validation, read_split, split_manifest
-from fourm_ser.data.summary import summarise, summarise_cleaning
+from fourm_ser.data.summary import summarise, summarise_cleaning, told_cleaning
 from fourm_ser.data.transcripts import BEFORE, Cleaning
 from fourm_ser.errors import InputError
 from fourm_ser.files import whole, write_json
@@ -156,6 +156,9 @@ class Corpus(ABC):
         if absent or not len(self.frame):
             named = f" of {', '.join(absent)}" if absent else ""
             raise InputError(f"{release.source}: no utterance{named} is left. Left out: {_told(self.left_out)}.")
+        cleaned = summarise_cleaning(self.cleaned, self.frame["id"])
+        if cleaned["transcripts"]:
+            log.info("data: %s", told_cleaning(cleaned))
         self._whole = self.frame, list(self.left_out)  # as it is before a split file takes its part
         self._loaded = True
 

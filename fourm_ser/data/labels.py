@@ -11,8 +11,8 @@ from fourm_ser.data.cells import clean_cell
 from fourm_ser.data.manifest import EMOTIONS, order_emotions
 from fourm_ser.errors import InputError
 
-# Beside one column a class, tables of results have these.
-TAKEN = ("id", "speaker", "emotion", "predicted", "start", "end", "text", "error", "utterances", "ua", "wa")
+# Columns beside those of the classes in tables of results, and the row of all classes together.
+TAKEN = ("id", "speaker", "emotion", "predicted", "start", "end", "text", "error", "utterances", "ua", "wa", "all")
 
 
 def read_classes(given: Any) -> list[str] | None:
@@ -56,7 +56,7 @@ def refuse_names(emotions: Iterable[str]) -> None:
     """
     for emotion in emotions:
         if emotion.casefold() in TAKEN:
-            reason = "is the name of a column in tables of results"
+            reason = "has the name of something else in tables of results"
         elif "/" in emotion or "${" in emotion or len(emotion.splitlines()) > 1:
             reason = "holds a slash, ${ or a line break, which names of results cannot"
         else:

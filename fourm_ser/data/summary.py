@@ -72,6 +72,12 @@ def summarise_cleaning(cleaned: Mapping[str, Sequence[str]], used: Iterable[str]
     return {"transcripts": len(taken), "tags": dict(tags.most_common(ROWS)), "first": list(taken)[:SHOWN]}
 
 
+def told_cleaning(summary: Mapping[str, Any]) -> str:
+    """What `summarise_cleaning` returns, in a line."""
+    tags = ", ".join(f"{count} x {tag}" for tag, count in summary["tags"].items())
+    return f"taken out of transcripts, {summary['transcripts']} of them ({', '.join(summary['first'])}): {tags}"
+
+
 def print_summary(summary: dict[str, Any]) -> None:
     """Show what `summarise` returns."""
     console = Console(emoji=False)
@@ -95,11 +101,8 @@ def print_summary(summary: dict[str, Any]) -> None:
         console.print(table)
     percentiles = ", ".join(f"{name} {value:.2f}" for name, value in summary["seconds"].items())
     console.print(f"{summary['utterances']} utterances, {summary['hours']:.2f} h; seconds: {percentiles}")
-    cleaned = summary["cleaned"]
-    if cleaned["transcripts"]:
-        tags = ", ".join(f"{count} x {tag}" for tag, count in cleaned["tags"].items())
-        where = f"{cleaned['transcripts']} transcripts ({', '.join(cleaned['first'])}, ...)"
-        console.print(escape(f"taken out of {where}: {tags}"))
+    if summary["cleaned"]["transcripts"]:
+        console.print(escape(told_cleaning(summary["cleaned"])))
     for double in summary["doubles"]:
         console.print(escape(f"probably the same name in several spellings: {Double(**double).told()}"))
     if summary["left_out"]:

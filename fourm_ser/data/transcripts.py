@@ -30,6 +30,11 @@ def tidy(text: str) -> str:
     return " ".join(unicodedata.normalize("NFC", text).split())
 
 
+def told_rule(patterns: Sequence[str]) -> str:
+    """Patterns as `data.clean` names them."""
+    return next((name for name, own in RULES.items() if own == tuple(patterns)), f"[{','.join(patterns)}]")
+
+
 class Cleaning:
     """Takes annotators' tags out of transcripts, by patterns.
 

@@ -866,7 +866,7 @@ def test_labels_may_be_numbers_and_words_that_yaml_reads_otherwise(make: Make, r
 
 def test_a_corpus_without_choice_refuses_a_class_that_tables_could_not_hold(make: Make, recorded: pd.DataFrame) -> None:
     changed = recorded.replace({"emotion": {"anger": "text"}})
-    with pytest.raises(InputError, match=r"the class text is the name of a column.*data\.label_map"):
+    with pytest.raises(InputError, match=r"the class text has the name of something else.*data\.label_map"):
         make(changed)
     assert "anger" in make(changed, label_map={"text": "anger"}).emotions
 

@@ -76,7 +76,22 @@ def test_what_is_no_label_map_is_refused(given: Any) -> None:
 
 @pytest.mark.parametrize(
     "name",
-    ["id", "Speaker", "emotion", "predicted", "start", "end", "text", "ERROR", "ua", "a/b", "a\nb", "a\u2028b", "${x}"],
+    [
+        "id",
+        "Speaker",
+        "emotion",
+        "predicted",
+        "start",
+        "end",
+        "text",
+        "ERROR",
+        "all",
+        "ua",
+        "a/b",
+        "a\nb",
+        "a\u2028b",
+        "${x}",
+    ],
 )
 def test_a_class_that_tables_of_results_could_not_hold_is_refused(name: str) -> None:
     for said in (refusal(refuse_names, ["anger", name]), refusal(read_classes, ["anger", name])):
