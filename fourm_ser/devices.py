@@ -139,16 +139,6 @@ def resolve_budget(key: str, value: str | float, device: torch.device) -> float:
     return float(value)
 
 
-def check_switch(key: str, value: Any) -> None:
-    """Refuse what is neither true nor false.
-
-    Raises:
-        InputError: it is neither.
-    """
-    if not isinstance(value, bool):
-        raise InputError(f"{key}={value}: expected true or false.")
-
-
 @contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
     """Say meanwhile whether an NVIDIA GPU may round what float32 layers multiply to TF32's 10 bits.

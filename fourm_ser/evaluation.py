@@ -32,7 +32,7 @@ from fourm_ser.metrics import EmotionMetrics
 from fourm_ser.model import Model, load_model
 from fourm_ser.report.figures import confusion_figure, reliability_figure, save_figure
 from fourm_ser.results import undefined
-from fourm_ser.sources import Encoding, compare_languages, make_sources
+from fourm_ser.sources import Encoding, check_transcripts, compare_cleaning, compare_languages, make_sources
 
 log = logging.getLogger(__name__)
 
@@ -86,6 +86,8 @@ def run(config: DictConfig, changes: Mapping[str, Any] | None) -> dict[str, Any]
     budgets = [resolve_budget(key, config.encode[key], device) for key in ("max_seconds", "max_tokens")]
     data = EmotionDataModule(corpus, pin_memory=copies_ahead(device), seed=0)
     compare_languages(model.network, corpus)
+    compare_cleaning(model, corpus)
+    check_transcripts(model.network, corpus.frame["text"].iloc[rows])
     encoding = Encoding(cache, inference.encoding, budgets[0], budgets[1], device, model.use.encoding_tf32)
     sources, _ = make_sources(model.network, data, encoding)
     stages = [] if record is None else list(record.stage.values())

@@ -19,12 +19,12 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Trainer, seed_everything
 from rich.logging import RichHandler
 
+from fourm_ser.checks import check_switch
 from fourm_ser.config import build, refuse_missing
 from fourm_ser.data.content import changes_since, record_content
 from fourm_ser.data.corpus import Corpus
 from fourm_ser.data.datamodule import EmotionDataModule
 from fourm_ser.devices import (
-    check_switch,
     copies_ahead,
     find_device,
     ran_out_of_memory,
@@ -51,7 +51,7 @@ from fourm_ser.module import EmotionModule, NotFiniteError
 from fourm_ser.network import EmotionNetwork
 from fourm_ser.places import settle
 from fourm_ser.results import print_results, write_results
-from fourm_ser.sources import Encoding, compare_languages, make_sources
+from fourm_ser.sources import Encoding, check_transcripts, compare_languages, make_sources
 from fourm_ser.stages import Stage, build_trainer, read_stages, trainer_arguments
 
 log = logging.getLogger("fourm_ser.experiment")  # also where it is `__main__`
@@ -160,6 +160,7 @@ class Experiment:
             build(config.scheduler),
         )
         self.loss: Loss = build(config.loss)
+        self.corpus: Corpus = build(config.data, cache=self.cache)  # reads nothing, but checks its keys
         self._refuse_misfits()
         self.device = find_device(config.trainer.accelerator, "trainer.accelerator")
         self.loggers: list[RunLogger] = list(build(config.logger).values()) if rank() == 0 else []
@@ -169,7 +170,7 @@ class Experiment:
         """Refuse what does not fit together before any data is prepared and any encoder built."""
         config = self.config
         widths = dict.fromkeys(("embedding", *config.fusion.modalities), 1)
-        emotions = config.data.get("emotions")  # None: those that the corpus turns out to have
+        emotions = self.corpus.wanted  # None: those that the corpus turns out to have
         dims = known_widths(config)
         if None not in dims.values():
             fusion = build(config.fusion, dims=dims)
@@ -211,6 +212,7 @@ class Experiment:
             for stage in self.stages:  # what a later stage may not unfreeze is known before the first
                 encoder.unfreeze(stage.unfreeze[encoder.modality])
         compare_languages(network, self.corpus)
+        check_transcripts(network, self.corpus.frame["text"])
         self.encoded = dict.fromkeys(network.by_modality, 0)
         for logger in self.loggers:
             logger.start(self.run_dir, OmegaConf.to_container(config))  # type: ignore[arg-type]
@@ -231,7 +233,6 @@ class Experiment:
                 fetch_weights(node.checkpoint, modality)
             elif node.get("weights") == "pretrained" and node.get("url"):
                 fetch_file(node.url, node.get("digest"), self.cache)
-        self.corpus: Corpus = build(config.data, cache=self.cache)
         self.data = EmotionDataModule(self.corpus, pin_memory=copies_ahead(self.device), seed=config.seed)
         self.data.prepare_data()
         self.data.setup()
@@ -366,6 +367,7 @@ class Experiment:
             config.data.max_seconds,
             config.encode.get("tf32", False),
             config.trainer.get("tf32", False),
+            list(self.corpus.cleaning.patterns),
         )
         save_model(self.run_dir / "model", Model(module.network, self.corpus.emotions, use), config, left_out)
         stages = [self.run_dir / stage.folder for stage in self.stages]

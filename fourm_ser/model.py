@@ -1,9 +1,11 @@
 """The model directory: all that it takes to use a trained network, without pickle."""
 
+import json
 import os
 import shutil
 import uuid
 from collections.abc import Mapping
+from collections.abc import Sequence as Items
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -12,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file, save_file
 
 from fourm_ser.config import build
+from fourm_ser.data.transcripts import BEFORE
 from fourm_ser.encoders.base import Encoder, Resources
 from fourm_ser.errors import InputError
 from fourm_ser.files import write_json, write_text
@@ -28,6 +31,7 @@ class Use(NamedTuple):
         precision: the trainer's precision, such as `32-true` or `bf16-mixed`.
         max_seconds: what longer utterances were cropped to; None for any length.
         encoding_tf32, tf32: whether an NVIDIA GPU rounded to TF32 while encoding, and while training.
+        clean: patterns of what was taken out of transcripts, see `Cleaning`.
     """
 
     stored: list[str]
@@ -36,6 +40,7 @@ class Use(NamedTuple):
     max_seconds: float | None
     encoding_tf32: bool = False
     tf32: bool = False
+    clean: Items[str] = BEFORE
 
 
 class Model(NamedTuple):
@@ -156,7 +161,7 @@ def load_model(folder: Path, cache: Path) -> Model:
     if "use" not in config:
         raise InputError(f"{folder / 'config.yaml'}: has no key use: an earlier version wrote it. Train the run again.")
     use = Use(**OmegaConf.to_container(config.use))  # type: ignore[arg-type]
-    emotions = [str(emotion) for emotion in OmegaConf.load(folder / "labels.json")]
+    emotions: list[str] = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
     try:
         network = build_network(config, len(emotions), Resources(cache))
     except InputError as error:

@@ -92,7 +92,7 @@ class Predictor:
         self.workers = workers
         self.parameters = sum(parameter.numel() for parameter in model.network.parameters())
         self.planner = Planner(self.modalities, asr is not None, self.max_seconds, batch_size, batch_seconds)
-        self.reading = Reading(encoders, self.max_seconds)
+        self.reading = Reading(encoders, self.max_seconds, model.use.clean)
         self.transcriber = None
         if asr is not None:
             if "text" not in encoders:
@@ -305,7 +305,7 @@ class Predictor:
         if row.samples is None:
             return row
         assert self.transcriber is not None
-        text = self.transcriber(row.samples)
+        text = self.reading.cleaning(self.transcriber(row.samples))
         return row._replace(text=text, inputs={**row.inputs, "text": self.reading.tokens(text)})
 
 

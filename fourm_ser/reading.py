@@ -11,9 +11,9 @@ from torch.utils.data import Dataset
 from fourm_ser.data.audio import SAMPLE_RATE
 from fourm_ser.data.items import Item, read
 from fourm_ser.data.levels import refuse_silence
-from fourm_ser.data.transcripts import clean_transcript
+from fourm_ser.data.transcripts import Cleaning
 from fourm_ser.encoders.base import Encoder, Frontend, Inputs
-from fourm_ser.encoders.text import Tokens
+from fourm_ser.encoders.text import Tokens, refuse_unknown, told_encoder
 from fourm_ser.errors import InputError
 
 Key = tuple[int, int]
@@ -61,20 +61,14 @@ class Reading(Dataset[Loaded]):
     Args:
         encoders: the model's encoders by modality, whose front ends are used.
         max_seconds: what longer recordings are cropped to; None for any length.
+        clean: what is taken out of texts, see `Cleaning`.
     """
 
-    def __init__(self, encoders: Mapping[str, Encoder], max_seconds: float | None) -> None:
+    def __init__(self, encoders: Mapping[str, Encoder], max_seconds: float | None, clean: Items[str]) -> None:
         self.frontends: dict[str, Frontend] = {name: encoder.frontend for name, encoder in encoders.items()}
         self.samples = None if max_seconds is None else round(max_seconds * SAMPLE_RATE)
-        self.about, self.unknown, self.special = "", -1, frozenset[int]()
-        if "text" in encoders:
-            frontend = self.frontends["text"]
-            if isinstance(frontend, Tokens) and frontend.tokenizer.unk_token_id is not None:
-                self.unknown = frontend.tokenizer.unk_token_id
-                self.special = frozenset(frontend.tokenizer.all_special_ids) - {self.unknown}
-            languages = encoders["text"].languages
-            made_for = f" (made for {', '.join(languages)})" if languages else ""
-            self.about = f"the text encoder {encoders['text'].name}{made_for}"
+        self.cleaning = Cleaning(clean)
+        self.about = told_encoder(encoders["text"]) if "text" in encoders else ""
 
     def __getitems__(self, batch: list[Planned]) -> Loaded:
         rows: list[Row] = []
@@ -107,7 +101,7 @@ class Reading(Dataset[Loaded]):
             return Row(key, inputs, None, None)
         if item.text is None:
             return Row(key, inputs, None, samples)
-        text = clean_transcript(item.text)
+        text = self.cleaning(item.text)
         return Row(key, {**inputs, "text": self.tokens(text)}, text, None)
 
     def tokens(self, text: str) -> Inputs:
@@ -119,15 +113,8 @@ class Reading(Dataset[Loaded]):
         frontend = self.frontends["text"]
         inputs = frontend(text)
         if isinstance(frontend, Tokens):
-            tokens = [token for token in inputs["ids"].tolist() if token not in self.special]
-            count = tokens.count(self.unknown)
-            if count > len(tokens) / 2:
-                shown = text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
-                raise InputError(
-                    f"text {shown!r}: {count} of its {len(tokens)} tokens are unknown to the tokenizer of "
-                    f"{self.about}. Is it in another language or script? Use a model whose text encoder knows it, or "
-                    "one that reads audio alone."
-                )
+            shown = text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
+            refuse_unknown(f"text {shown!r}", frontend.known(inputs["ids"].tolist()), self.about)
         return inputs
 
     def collate(self, rows: Items[Row]) -> dict[str, Inputs]:

@@ -1,6 +1,8 @@
 """Where each modality of a network comes from: the store, filled with what it lacks, or raw through its front end."""
 
 import logging
+from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from typing import NamedTuple, Self
 
@@ -10,9 +12,12 @@ from omegaconf import DictConfig
 from fourm_ser.data.batch import Raw, Source, Stored
 from fourm_ser.data.corpus import Corpus
 from fourm_ser.data.datamodule import EmotionDataModule
+from fourm_ser.data.transcripts import told_rule
 from fourm_ser.devices import find_device
 from fourm_ser.encoders.store import FeatureStore
+from fourm_ser.encoders.text import Known, Tokens, refuse_unknown, told_encoder
 from fourm_ser.encoding import fill_store
+from fourm_ser.model import Model
 from fourm_ser.network import EmotionNetwork
 
 log = logging.getLogger(__name__)
@@ -70,6 +75,42 @@ def compare_languages(network: EmotionNetwork, corpus: Corpus) -> None:
                 ", ".join(spoken),
                 key,
             )
+
+
+def compare_cleaning(model: Model, corpus: Corpus) -> None:
+    """Warn of a corpus whose transcripts are cleaned in another way than those that a model was trained on."""
+    if "text" in model.network.by_modality and tuple(model.use.clean) != corpus.cleaning.patterns:
+        log.warning(
+            "data.clean=%s: the model was trained on transcripts of data.clean=%s",
+            told_rule(corpus.cleaning.patterns),
+            told_rule(model.use.clean),
+        )
+
+
+def check_transcripts(network: EmotionNetwork, texts: Iterable[str]) -> None:
+    """Count the transcripts that are cut to the text encoder's longest, and refuse such as it does not know.
+
+    Args:
+        network: the network.
+        texts: the transcripts that it is to read, cleaned.
+
+    Raises:
+        InputError: the tokenizer does not know most of their tokens.
+    """
+    encoder = network.by_modality.get("text")
+    if encoder is None or not isinstance(encoder.frontend, Tokens):
+        return
+    tokens = encoder.frontend
+    total = Known(0, 0)
+    cut = 0
+    for text, often in Counter(texts).items():
+        ids = tokens.ids(text)
+        cut += often * (len(ids) > tokens.max_tokens)
+        known = tokens.known(ids)
+        total = Known(total.tokens + often * known.tokens, total.unknown + often * known.unknown)
+    refuse_unknown("data: the transcripts", total, told_encoder(encoder))
+    if cut:
+        log.info("data: cut %d transcripts to %d tokens (encoder.text.max_tokens)", cut, tokens.max_tokens)
 
 
 def make_sources(

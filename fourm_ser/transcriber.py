@@ -14,11 +14,12 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CTC_MAPPING, MODEL_
 from transformers.pipelines import AutomaticSpeechRecognitionPipeline
 
 from fourm_ser.data.audio import SAMPLE_RATE
-from fourm_ser.data.transcripts import clean_transcript
+from fourm_ser.data.transcripts import BEFORE, Cleaning
 from fourm_ser.errors import InputError
 
 FILES = ("*.json", "*.txt", "*.model")  # configs, vocabularies, merges
 WEIGHTS = (("*.safetensors",), ("pytorch_model*.bin",))
+MARKS = Cleaning(BEFORE)  # what recognisers write in brackets is no word: <s>, [MUSIC]
 
 
 class Transcriber:
@@ -77,7 +78,7 @@ class Transcriber:
                 f"asr={self.checkpoint}: a recording of {len(samples) / SAMPLE_RATE:.2f} s cannot be transcribed "
                 f"({_brief(error)}). Give its text, or another recogniser."
             ) from error
-        return clean_transcript(str(heard["text"]))
+        return MARKS(str(heard["text"]))
 
 
 def _model_class(config: Any, checkpoint: str) -> Any:

@@ -14,6 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
+from fourm_ser.data.transcripts import Cleaning
 from fourm_ser.encoders.base import Inputs, Resources
 from fourm_ser.errors import InputError
 from fourm_ser.model import Model, Use, build_network, load_model, save_model
@@ -244,6 +245,28 @@ def test_the_folder_holds_no_pickle(trained: Callable[..., Trained], tmp_path: P
     }
     text = (tmp_path / "model" / "config.yaml").read_text()
     assert str(tmp_path) not in text
+
+
+def test_any_names_and_any_rule_of_cleaning_are_what_they_were(trained: Callable[..., Trained], tmp_path: Path) -> None:
+    model = trained()
+    words = ["yes", "null", "01", "1.0"]
+    use = USE._replace(clean=[r"\[\w+\]", "no", "~"])
+    save_model(tmp_path / "model", Model(model.network, words, use), model.config, {})
+    _, emotions, again = load_model(tmp_path / "model", tmp_path / "cache")
+    assert emotions == words
+    assert again == use
+
+
+def test_a_model_directory_of_before_says_nothing_of_cleaning_and_means_all_brackets(
+    trained: Callable[..., Trained], tmp_path: Path
+) -> None:
+    model = trained()
+    save_model(tmp_path / "model", Model(model.network, EMOTIONS, USE._replace(clean=[])), model.config, {})
+    config = OmegaConf.load(tmp_path / "model" / "config.yaml")
+    del config.use["clean"]
+    OmegaConf.save(config, tmp_path / "model" / "config.yaml")
+    use = load_model(tmp_path / "model", tmp_path / "cache").use
+    assert Cleaning(use.clean)("a [so] <3 b> c") == "a c"
 
 
 def test_a_model_that_stands_there_is_replaced(trained: Callable[..., Trained], tmp_path: Path) -> None:

@@ -266,7 +266,7 @@ def test_a_loader_s_process_may_start_afresh(sources: dict[str, Source]) -> None
 def test_what_reads_to_predict_and_what_it_gives_and_lacks_can_be_pickled(
     encoders: dict[str, Encoder], files: list[str]
 ) -> None:
-    reading = Reading(encoders, 1.0)
+    reading = Reading(encoders, 1.0, [])
     nothing = np.zeros(1_600, np.float32)
     items = [Item(files[2], TEXTS[2]), Item(WAVES[3], TEXTS[3]), Item(f"{files[0]}.gone", ""), Item(nothing, "calm")]
     plan: list[Planned] = [(1.0, (place, 0), item) for place, item in enumerate(items)]

@@ -265,7 +265,7 @@ class TestText:
             reads_text()
 
     def test_a_text_of_unknown_tokens_is_refused(self, reads_both: Predictor) -> None:
-        with pytest.raises(InputError, match=r"'☃ ☃ calm': 2 of its 3 tokens are unknown.*text encoder tiny_bert"):
+        with pytest.raises(InputError, match=r"'☃ ☃ calm': 2 of 3 tokens are unknown.*text encoder tiny_bert"):
             reads_both(noise(1.0), "☃ ☃ calm")
         assert one(reads_both, noise(1.0), "☃ calm").text == "☃ calm"  # half of it is known
 

@@ -7,28 +7,33 @@ import math
 import os
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pandas as pd
 
+from fourm_ser.checks import check_number, check_switch, check_text, check_word
+from fourm_ser.data.cells import clean_cell, clean_columns, find_doubles, tell_doubles
 from fourm_ser.data.content import content, digest_of, shared
-from fourm_ser.data.manifest import EMOTIONS, order_emotions, write_manifest
+from fourm_ser.data.labels import choose_classes, counted, fold_labels, read_classes, read_label_map
+from fourm_ser.data.manifest import order_emotions, write_manifest
 from fourm_ser.data.recordings import Recording, find_silent, scan_recordings
 from fourm_ser.data.release import LeftOut, Release
-from fourm_ser.data.splits import Protocol, Split, gives_validation, read_split, split_manifest
-from fourm_ser.data.summary import level_counts, summarise
-from fourm_ser.data.transcripts import clean_transcript
+from fourm_ser.data.splits import SPLITS, Protocol, Split, check_protocol, gives_validation, read_split, split_manifest
+from fourm_ser.data.summary import level_counts, summarise, summarise_cleaning, told_cleaning
+from fourm_ser.data.transcripts import BEFORE, Cleaning
 from fourm_ser.errors import InputError
 from fourm_ser.files import whole, write_json
 
 log = logging.getLogger(__name__)
 
 SHOWN = 5
+DOUBLED = ("id", "speaker", "session", "emotion", "language")
 BAD_RECORDING = "recording that cannot be used"
 OUTSIDE = "segment outside its recording"
+SHORTEST = 0.001  # seconds: less holds no sample
 
 
 class Corpus(ABC):
@@ -38,15 +43,16 @@ class Corpus(ABC):
 
     After `load`, `frame` is the manifest of the utterances that are used (a manifest's columns with `audio` an absolute
     path, and `file`: what to read; `digest`: hash of its bytes; `seconds`: the length that is used; `peak`, `clipped`:
-    how loud the recording is), `left_out` what is not, and `emotions` are the classes in the order of their indices.
-    After `setup`, `label` is the class index of each utterance, `split` says which of them train, validate and test,
-    `content` is the record of what is used (see `fourm_ser.data.content`), and `shared` are recordings on two sides.
+    how loud the recording is), `left_out` what is not, `doubles` the names that are probably one, `cleaned` what was
+    taken out of transcripts, by id, and `emotions` are the classes in the order of their indices. After `setup`,
+    `label` is the class index of each utterance, `split` says which of them train, validate and test, `content` is the
+    record of what is used (see `fourm_ser.data.content`), and `shared` are recordings on two sides.
 
     Args:
         source: the release's folder, the table, or another name for what is read.
         cache: the folder for what is made once.
-        emotions: the classes in the order of their indices; None for all that the corpus has.
-        label_map: emotions of the corpus to fold into others, before `emotions` chooses.
+        emotions: the classes in the order of their indices, by names or numbers; None for all that the corpus has.
+        label_map: emotions of the corpus to fold into others, before `emotions` chooses; likewise.
         drop_other: leave out utterances of other emotions than `emotions`, instead of refusing them.
         language: leave out utterances of other languages than this code, and take those that name none to be of it;
             None or `all` keeps every one.
@@ -58,11 +64,16 @@ class Corpus(ABC):
         strict: make every fault of the corpus an error, instead of leaving out what it concerns and counting it.
         sampler: order of training: `shuffle`, or `balanced`: each epoch has every class equally often.
         workers: processes that read recordings ahead, or `auto`; stored features are read in the training process.
+        clean: what is taken out of transcripts, see `Cleaning`.
         verify: how recordings that are remembered are held against what is there: `quick` or `full`, see
             `fourm_ser.data.recordings.scan_recordings`.
+
+    Raises:
+        InputError: a value that none of these can have, by its key.
     """
 
     name: str
+    splits: tuple[str, ...] = SPLITS
 
     def __init__(
         self,
@@ -86,33 +97,30 @@ class Corpus(ABC):
         strict: bool,
         sampler: str,
         workers: int | str,
-        verify: str = "quick",  # records of earlier versions have none
+        # Records of earlier versions have none of these.
+        clean: str | Sequence[str] = BEFORE,
+        verify: str = "quick",
     ) -> None:
-        if emotions is not None and (len(set(emotions)) != len(emotions) or len(emotions) < 2):
-            raise InputError(f"data.emotions={emotions}: expected two or more different emotions.")
-        if too_long not in ("crop", "refuse"):
-            raise InputError(f"data.too_long={too_long}: expected crop or refuse.")
-        if sampler not in ("shuffle", "balanced"):
-            raise InputError(f"data.sampler={sampler}: expected shuffle or balanced.")
-        if verify not in ("quick", "full"):
-            raise InputError(f"data.verify={verify}: expected quick or full.")
-        if len(fractions) != 3:
-            raise InputError(f"data.fractions={fractions}: expected three shares (train, val, test) that sum to 1.")
-        self.source, self.cache = source, cache
-        self.wanted, self.label_map, self.drop_other = emotions, dict(label_map or {}), drop_other
-        self.language = None if language == "all" else language
-        self.protocol = Protocol(
-            split,
-            fold,
-            (fractions[0], fractions[1], fractions[2]),
-            stratify,
-            validation,
-            validation_fraction,
-            split_seed,
-        )
+        self.wanted, self.label_map = read_classes(emotions), read_label_map(label_map)
+        for key, switch in (("drop_other", drop_other), ("strict", strict)):
+            check_switch(f"data.{key}", switch)
+        check_text("data.language", language, "a code such as en, all", null=True)
+        check_text("data.split_file", split_file, "a path", null=True)
+        self.protocol = Protocol(split, fold, fractions, stratify, validation, validation_fraction, split_seed)
+        check_protocol(self.protocol, self.splits)
+        check_number("data.min_seconds", min_seconds, "seconds from 0", null=True)
+        check_number("data.max_seconds", max_seconds, "seconds above 0", least=SHORTEST, null=True)
+        check_word("data.too_long", too_long, ("crop", "refuse"))
+        check_word("data.sampler", sampler, ("shuffle", "balanced"))
+        check_word("data.verify", verify, ("quick", "full"))
+        if workers != "auto":
+            check_number("data.workers", workers, "auto, or a number of processes from 0", whole=True)
+        self.source, self.cache, self.drop_other = source, cache, drop_other
+        self.language = None if language in (None, "all") else clean_cell(language)
         self.split_file = None if split_file is None else Path(split_file).expanduser()
         self.min_seconds, self.max_seconds, self.too_long = min_seconds, max_seconds, too_long
         self.strict, self.sampler, self.workers, self.verify = strict, sampler, workers, verify
+        self.clean, self.cleaning = clean, Cleaning(clean)
         self._loaded = self._ready = False
         self._prepared: Path | None = None
 
@@ -131,7 +139,7 @@ class Corpus(ABC):
 
         Raises:
             InputError: see `read`; emotions that were not chosen, chosen ones that the corpus lacks, utterances that
-                are too long; with `strict`, any fault.
+                are too long; with `strict`, any fault, and one name in several spellings.
         """
         if self._loaded:
             return
@@ -142,7 +150,10 @@ class Corpus(ABC):
         frame = release.frame
         if not len(frame):
             raise InputError(f"{release.source}: no utterance can be used: {_told(self.left_out)}.")
-        frame["text"] = [clean_transcript(text) for text in frame["text"]]
+        frame = self._clean(frame, release.source)
+        frame["emotion"] = fold_labels(frame["emotion"], self.label_map, release.source)
+        self.doubles = find_doubles(frame, DOUBLED)
+        tell_doubles(self.doubles, release.source, self.strict)
         frame = self._choose_language(frame)
         frame = self._choose_emotions(frame, release.source)
         frame = self._check(frame, release.source)
@@ -152,6 +163,9 @@ class Corpus(ABC):
         if absent or not len(self.frame):
             named = f" of {', '.join(absent)}" if absent else ""
             raise InputError(f"{release.source}: no utterance{named} is left. Left out: {_told(self.left_out)}.")
+        cleaned = summarise_cleaning(self.cleaned, self.frame["id"])
+        if cleaned["transcripts"]:
+            log.info("data: %s", told_cleaning(cleaned))
         self._whole = self.frame, list(self.left_out)  # as it is before a split file takes its part
         self._loaded = True
 
@@ -175,7 +189,11 @@ class Corpus(ABC):
             rows = pd.DataFrame(left_out, columns=LeftOut._fields, dtype=object)
             rows.to_csv(temporary, index=False, errors="backslashreplace")
         about = {"corpus": self.name, "source": self.origin, **self._choices()}
-        write_json(folder / "summary.json", {**about, **summarise(frame, self.emotions, left_out)})
+        found = {
+            "doubles": [double._asdict() for double in self.doubles],
+            "cleaned": summarise_cleaning(self.cleaned, frame["id"]),
+        }
+        write_json(folder / "summary.json", {**about, **summarise(frame, self.emotions, left_out), **found})
         self._prepared = folder
         return folder
 
@@ -235,6 +253,7 @@ class Corpus(ABC):
             "corpus": self.name,
             "corpus_hash": digest_of(self.content),
             "shared_recordings": len(self.shared),
+            "double_names": len(self.doubles),
             "speaker_independent": self.split.speaker_independent(self.frame),
             "split": split,
             "fold": self.protocol.fold,
@@ -294,6 +313,7 @@ class Corpus(ABC):
             "drop_other": self.drop_other,
             "language": self.language,
             "min_seconds": self.min_seconds,
+            "clean": self.clean,
         }
 
     def _leave_out(self, frame: pd.DataFrame, reason: str) -> None:
@@ -310,6 +330,17 @@ class Corpus(ABC):
                 "Mend them, or leave out what they concern by data.strict=false."
             )
 
+    def _clean(self, frame: pd.DataFrame, source: Path) -> pd.DataFrame:
+        """Clean names, and take out of transcripts what is no word."""
+        frame = clean_columns(frame)
+        repeated = frame[frame["id"].duplicated(keep=False)]
+        if len(repeated):
+            where = ", ".join(repeated["where"][repeated["id"] == repeated["id"].iloc[0]])
+            raise InputError(f"{source}: the id {repeated['id'].iloc[0]} stands for several utterances ({where}).")
+        apart = [self.cleaning.apart(text) for text in frame["text"].to_numpy().tolist()]
+        self.cleaned = {key: taken for key, (_, taken) in zip(frame["id"], apart, strict=True) if taken}
+        return frame.assign(text=[text for text, _ in apart])
+
     def _choose_language(self, frame: pd.DataFrame) -> pd.DataFrame:
         if self.language is None:
             return frame
@@ -320,34 +351,11 @@ class Corpus(ABC):
         return frame[~other]
 
     def _choose_emotions(self, frame: pd.DataFrame, source: Path) -> pd.DataFrame:
-        """Map the labels and keep the wanted emotions."""
-        self._refuse_unknown_labels(Counter(frame["emotion"]), source)
-        frame["emotion"] = frame["emotion"].replace(self.label_map)
-        found = Counter(frame["emotion"])
-        self.emotions = self.wanted or order_emotions(list(found))
-        absent = [emotion for emotion in self.emotions if emotion not in found]
-        if absent:
-            raise InputError(
-                f"data.emotions: {source} has no utterance of {', '.join(absent)}. It has {counted(found) or 'none'}."
-            )
-        other = Counter({emotion: n for emotion, n in found.items() if emotion not in self.emotions})
-        if other and not self.drop_other:
-            raise InputError(
-                f"data.emotions: {other.total()} of {len(frame)} utterances in {source} have an emotion that is not "
-                f"among {', '.join(self.emotions)}: {counted(other)}. Add it to data.emotions, fold it into another by "
-                "data.label_map, or leave these utterances out with data.drop_other=true."
-            )
-        for emotion in order_emotions(list(other)):
+        """Keep the wanted emotions."""
+        self.emotions = choose_classes(Counter(frame["emotion"]), self.wanted, self.drop_other, source)
+        for emotion in order_emotions(list(set(frame["emotion"]) - set(self.emotions))):
             self._leave_out(frame[frame["emotion"] == emotion], f"emotion {emotion} is not in data.emotions")
         return frame[frame["emotion"].isin(self.emotions)].copy()
-
-    def _refuse_unknown_labels(self, found: Counter[str], source: Path) -> None:
-        """Refuse a label_map that names an emotion nobody has, which would be a misspelt one."""
-        unknown = [emotion for emotion in self.label_map if emotion not in found and emotion not in EMOTIONS]
-        if unknown:
-            raise InputError(
-                f"data.label_map: {source} has no emotion {', '.join(unknown)} to fold. It has {counted(found)}."
-            )
 
     def _check(self, frame: pd.DataFrame, source: Path) -> pd.DataFrame:
         """Decode the recordings, and leave out those that are missing, empty or damaged."""
@@ -427,8 +435,3 @@ def _told(items: list[LeftOut]) -> str:
         f"{count} x {reason}, the first is {first[reason].id} ({first[reason].where})"
         for reason, count in counts.items()
     )
-
-
-def counted(counts: Counter[str]) -> str:
-    """Counts by emotion, in words."""
-    return ", ".join(f"{counts[emotion]} {emotion}" for emotion in order_emotions(list(counts)))

@@ -12,8 +12,10 @@ from typing import NamedTuple
 import pandas as pd
 
 from fourm_ser.data.audio import SOUNDS
+from fourm_ser.data.cells import clean_cell, clean_columns, clean_path, decimal_hint
 from fourm_ser.data.items import Item
-from fourm_ser.data.manifest import read_table
+from fourm_ser.data.paths import locate
+from fourm_ser.data.table import need_columns, read_table
 from fourm_ser.errors import InputError, printable
 
 log = logging.getLogger(__name__)
@@ -39,8 +41,9 @@ def read_listing(path: Path, modalities: Items[str]) -> list[Entry]:
     """Read a table of recordings.
 
     Args:
-        path: a CSV in UTF-8 with a header: `id`, and of `audio` (relative to the table's folder) and `text` what is
-            read. `start` and `end` (seconds) cut segments out of recordings; other columns are not looked at.
+        path: a CSV in UTF-8 with a header, see `read_table`: `id`, and of `audio` (relative to the table's folder) and
+            `text` what is read. `start` and `end` (seconds) cut segments out of recordings; other columns are not
+            looked at.
         modalities: what the model reads. Without a column `text` all recordings are without text; with one, an empty
             cell says that there are no words, as in training.
 
@@ -54,16 +57,12 @@ def read_listing(path: Path, modalities: Items[str]) -> list[Entry]:
     reads_text = "text" in modalities and "text" in frame.columns
     reads_audio = "audio" in modalities or not reads_text
     required = ["id", *(["audio"] if reads_audio else [])]
-    missing = [column for column in required if column not in frame.columns]
-    if missing:
-        raise InputError(
-            f"manifest={path}: has no column {', '.join(missing)}. Required: {', '.join(required)}; found: "
-            f"{', '.join(frame.columns)}."
-        )
+    need_columns(frame, required, f"manifest={path}")
+    frame = clean_columns(frame)
     frame = frame[(frame != "").any(axis=1)]  # rows keep their numbers in the file
     if not len(frame):
         raise InputError(f"manifest={path}: has no rows.")
-    nameless = frame[frame["id"].str.strip() == ""]
+    nameless = frame[frame["id"] == ""]
     if len(nameless):
         raise InputError(f"manifest={path}: id is empty in row {nameless.index[0] + 2}.")
     repeated = frame[frame["id"].duplicated()]
@@ -160,21 +159,23 @@ def _entry(row: dict[str, str], path: Path, reads_audio: bool, reads_text: bool)
         start, end = (_seconds(row, column) for column in ("start", "end"))
         if end <= (0.0 if math.isnan(start) else start):
             raise InputError(f"end={row['end']} is not after start={row.get('start') or 0}.")
-        if reads_audio and row["audio"].strip() == "":
+        audio = clean_path(row["audio"]) if reads_audio else None
+        if audio == "":
             raise InputError("audio is empty in this row.")
+        place = None if audio is None else locate(path.parent.resolve(), audio)
     except InputError as error:
         return Entry(row["id"], Item(None, text), error)
-    if not reads_audio:
+    if place is None:
         return Entry(row["id"], Item(None, text), None)
-    return Entry(row["id"], Item(os.path.join(path.parent.resolve(), row["audio"]), text, start=start, end=end), None)
+    return Entry(row["id"], Item(place, text, start=start, end=end), None)
 
 
 def _seconds(row: dict[str, str], column: str) -> float:
-    written = row.get(column, "").strip()
+    written = clean_cell(row.get(column, ""))
     try:
         value = float(written) if written else math.nan
     except ValueError:
         value = math.inf
     if value < 0 or math.isinf(value) or (written and math.isnan(value)):
-        raise InputError(f"{column}={written} is no number of seconds.")
+        raise InputError(f"{column}={written} is no number of seconds.{decimal_hint(written)}")
     return value

@@ -1,18 +1,21 @@
 """The manifest: one row an utterance, the table that every corpus becomes."""
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from fourm_ser.data.cells import clean_columns, clean_path, decimal_hint, each, natural
+from fourm_ser.data.paths import locate
+from fourm_ser.data.table import need_columns, read_table, refuse_shifted, told_rows
 from fourm_ser.errors import InputError
 from fourm_ser.files import whole
 
 REQUIRED = ("id", "audio", "text", "emotion", "speaker")
 OPTIONAL = ("session", "split", "language", "start", "end", "duration")
 SECONDS = ("start", "end", "duration")
+NAMES = ("emotion", "speaker", "session", "split", "language")
 
 EMOTIONS = (
     "anger",
@@ -29,91 +32,78 @@ EMOTIONS = (
 )
 
 
-def read_table(path: Path, called: str) -> pd.DataFrame:
-    """A CSV in UTF-8 with a header as it stands there: strings, "" where a cell is empty, and every line a row.
-
-    Args:
-        path: the file.
-        called: what errors call it.
-
-    Raises:
-        InputError: it is no UTF-8, or no CSV.
-    """
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", pd.errors.ParserWarning)
-            return pd.read_csv(
-                path,
-                dtype=str,
-                keep_default_na=False,
-                encoding="utf-8-sig",
-                index_col=False,  # else a row of one cell too many would shift all columns
-                skip_blank_lines=False,  # else rows would be counted wrong
-            )
-    except UnicodeDecodeError as error:
-        raise InputError(
-            f"{called}: not a readable CSV: not UTF-8 ({error.reason} at byte {error.start}). Save the table as UTF-8."
-        ) from error
-    except (pd.errors.ParserError, pd.errors.ParserWarning, pd.errors.EmptyDataError) as error:
-        raise InputError(f"{called}: not a readable CSV: {str(error).strip()}") from error
-
-
-def read_manifest(path: Path, audio_root: Path | None = None) -> pd.DataFrame:
+def read_manifest(path: Path, audio_root: Path | None = None, delimiter: str | None = None) -> pd.DataFrame:
     """Read and check a manifest.
 
     Args:
         path: a CSV in UTF-8 with a header. Columns `id, audio, text, emotion, speaker` are required; `session, split,
             language` and `start, end, duration` (seconds) are optional; others are left out.
         audio_root: the folder that the column `audio` is relative to; the manifest's own folder by default.
+        delimiter: see `read_table`.
 
     Returns:
         One row an utterance in the file's order, with every required and optional column: strings ("" where a cell is
-        empty; `audio` an absolute path), floats for the columns in seconds (NaN where a cell is empty), and `row`, the
-        row's number in the file as a spreadsheet shows it (the header is row 1).
+        empty; names cleaned, `audio` an absolute path), floats for the columns in seconds (NaN where a cell is empty),
+        and `row`, the row's number in the file as a spreadsheet shows it (the header is row 1).
 
     Raises:
-        InputError: the file, a column or a cell is not as described, or an id occurs twice.
+        InputError: the file, a column or a cell is not as described, an id occurs twice, or a row is shifted.
     """
     if not path.is_file():
         raise InputError(f"{path}: no such manifest. Expected a CSV with the columns {', '.join(REQUIRED)}.")
-    frame = read_table(path, str(path))
-    missing = [column for column in REQUIRED if column not in frame.columns]
-    if missing:
-        raise InputError(
-            f"{path}: the manifest has no column {', '.join(missing)}. Required: {', '.join(REQUIRED)}; "
-            f"found: {', '.join(frame.columns)}."
-        )
+    frame = read_table(path, str(path), delimiter)
+    need_columns(frame, REQUIRED, str(path))
+    frame = clean_columns(frame[[column for column in frame.columns if column in (*REQUIRED, *OPTIONAL)]])
+    frame = frame[(frame != "").any(axis=1)]
+    if not len(frame):
+        raise InputError(f"{path}: the manifest has no rows.")
+    for column in ("audio", *SECONDS):
+        if column in frame.columns:
+            frame[column] = each(frame[column], clean_path)
+    for column in ("id", "audio", "emotion", "speaker"):
+        empty = frame.index[frame[column] == ""]
+        if len(empty):
+            raise InputError(f"{path}: {column} is empty in {told_rows(empty + 2)}.")
+    repeated = frame["id"][frame["id"].duplicated(keep=False)]
+    if len(repeated):
+        first = repeated.iloc[0]
+        rows = told_rows(repeated.index[repeated == first] + 2)
+        raise InputError(f"{path}: the id {first} stands in {rows}. Every utterance needs an id of its own.")
+    refuse_shifted(frame, NAMES, str(path))
     for column in OPTIONAL:
         if column not in frame.columns:
             frame[column] = ""
-    frame = frame[[*REQUIRED, *OPTIONAL]].copy()
-    frame["row"] = range(2, len(frame) + 2)
-    frame = frame[(frame.drop(columns="row") != "").any(axis=1)].reset_index(drop=True)
-    if not len(frame):
-        raise InputError(f"{path}: the manifest has no rows.")
+    frame = frame[[*REQUIRED, *OPTIONAL]].assign(row=frame.index + 2).reset_index(drop=True)
+    return _located(_timed(frame, path), path, (audio_root or path.parent).resolve())
 
-    for column in ("id", "audio", "emotion", "speaker"):
-        empty = frame[frame[column].str.strip() == ""]
-        if len(empty):
-            raise InputError(f"{path}: {column} is empty in {_rows(empty['row'])}.")
-    repeated = frame[frame["id"].duplicated(keep=False)]
-    if len(repeated):
-        first = repeated["id"].iloc[0]
-        rows = repeated.loc[repeated["id"] == first, "row"]
-        raise InputError(f"{path}: the id {first} stands in {_rows(rows)}. Every utterance needs an id of its own.")
+
+def _timed(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
+    """The columns in seconds as floats."""
     for column in SECONDS:
         numbers = pd.to_numeric(frame[column], errors="coerce")
-        wrong = frame[(numbers.isna() & (frame[column].str.strip() != "")) | (numbers < 0) | np.isinf(numbers)]
+        wrong = frame[(numbers.isna() & (frame[column] != "")) | (numbers < 0) | np.isinf(numbers)]
         if len(wrong):
-            raise InputError(f"{path}: {column} is not a number of seconds in {_rows(wrong['row'])}.")
+            hint = decimal_hint(wrong[column].iloc[0])
+            raise InputError(f"{path}: {column} is not a number of seconds in {told_rows(wrong['row'])}.{hint}")
         frame[column] = numbers.astype(float)
     backwards = frame[frame["end"] <= frame["start"].fillna(0.0)]
     if len(backwards):
-        raise InputError(f"{path}: end is not after start in {_rows(backwards['row'])}.")
-
-    root = (audio_root or path.parent).resolve()
-    frame["audio"] = [str(root / audio) for audio in frame["audio"]]
+        raise InputError(f"{path}: end is not after start in {told_rows(backwards['row'])}.")
     return frame
+
+
+def _located(frame: pd.DataFrame, path: Path, root: Path) -> pd.DataFrame:
+    """Recordings by absolute paths."""
+    places: list[str] = []
+    wrong: dict[int, InputError] = {}
+    for row, audio in zip(frame["row"].tolist(), frame["audio"].to_numpy().tolist(), strict=True):
+        try:
+            places.append(locate(root, audio))
+        except InputError as error:
+            wrong[row] = error
+    if wrong:
+        raise InputError(f"{path}: {told_rows(wrong)}: {next(iter(wrong.values()))}")
+    return frame.assign(audio=places)
 
 
 def write_manifest(frame: pd.DataFrame, path: Path) -> None:
@@ -127,10 +117,4 @@ def write_manifest(frame: pd.DataFrame, path: Path) -> None:
 def order_emotions(emotions: Sequence[str]) -> list[str]:
     """The distinct `emotions` in the canonical order of this package, labels that it does not know after them."""
     found = set(emotions)
-    return [emotion for emotion in EMOTIONS if emotion in found] + sorted(found.difference(EMOTIONS))
-
-
-def _rows(rows: pd.Series) -> str:
-    shown = ", ".join(str(row) for row in rows[:5])
-    more = f" and {len(rows) - 5} more" if len(rows) > 5 else ""
-    return f"{'row' if len(rows) == 1 else 'rows'} {shown}{more}"
+    return [emotion for emotion in EMOTIONS if emotion in found] + sorted(found.difference(EMOTIONS), key=natural)

@@ -1,17 +1,23 @@
 """Who is trained on, who validates, who is tested: the protocols."""
 
-from collections.abc import Callable
+import math
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 
-from fourm_ser.data.manifest import read_table
+from fourm_ser.checks import check_number, check_switch, check_word
+from fourm_ser.data.cells import clean_columns, natural
+from fourm_ser.data.table import need_columns, read_table
 from fourm_ser.errors import InputError
 from fourm_ser.files import whole
 
 SIDES = ("train", "val", "test")
+SMALLEST = 1e-9  # a share that is more than none
+SPLITS = ("random", "speaker", "session", "official")
+VALIDATIONS = ("random", "speakers", "session")
 OFFICIAL = {"train": "train", "val": "val", "dev": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
@@ -20,7 +26,7 @@ class Protocol(NamedTuple):
 
     Attributes:
         split: `random`, `speaker`, `session` or `official`.
-        fold: which speaker or session is tested, counted from 0 in sorted order.
+        fold: which speaker or session is tested, counted from 0 in the order of names, numbers in them as numbers.
         fractions: shares of train, validation and test in a random split.
         stratify: keep the emotions' shares equal on all sides of what is drawn at random.
         validation: what the validation side is made of where the split gives none: `speakers`, `session`, `random`.
@@ -35,6 +41,30 @@ class Protocol(NamedTuple):
     validation: str
     validation_fraction: float
     seed: int
+
+
+def check_protocol(protocol: Protocol, splits: Iterable[str] = SPLITS) -> None:
+    """Refuse values that no corpus could be split by.
+
+    Args:
+        protocol: the protocol.
+        splits: the splits that there are.
+
+    Raises:
+        InputError: the key.
+    """
+    check_word("data.split", protocol.split, splits)
+    check_number("data.fold", protocol.fold, "a fold, a whole number from 0", whole=True)
+    check_switch("data.stratify", protocol.stratify)
+    check_word("data.validation", protocol.validation, VALIDATIONS)
+    share = protocol.validation_fraction
+    expected = "a share between 0 and 1"
+    check_number("data.validation_fraction", share, expected, least=SMALLEST, most=1 - SMALLEST)
+    check_number("data.split_seed", protocol.seed, "a whole number from 0 to 2^32 - 1", most=2**32 - 1, whole=True)
+    shares = protocol.fractions
+    are_numbers = isinstance(shares, list | tuple) and all(type(share) in (int, float) for share in shares)
+    if not are_numbers or len(shares) != 3 or min(shares) < 0 or not math.isclose(sum(shares), 1.0, abs_tol=1e-5):
+        raise InputError(f"data.fractions={shares}: expected three shares (train, val, test) that sum to 1.")
 
 
 class Split(NamedTuple):
@@ -64,8 +94,8 @@ def split_manifest(frame: pd.DataFrame, protocol: Protocol) -> Split:
         Train, validation and test side; together each row once.
 
     Raises:
-        InputError: a value the protocol does not know, a fold that does not exist, a column that the protocol needs
-            and the corpus lacks, an empty side, or speakers on two sides of a split that promises otherwise.
+        InputError: see `check_protocol`; a fold that does not exist, a column that the protocol needs and the corpus
+            lacks, an empty side, or speakers on two sides of a split that promises otherwise.
     """
     makers: dict[str, Callable[[pd.DataFrame, Protocol], np.ndarray]] = {
         "random": _random,
@@ -73,8 +103,7 @@ def split_manifest(frame: pd.DataFrame, protocol: Protocol) -> Split:
         "session": lambda frame, protocol: _fold(frame, protocol, "session"),
         "official": _official,
     }
-    if protocol.split not in makers:
-        raise InputError(f"data.split={protocol.split}: expected one of {', '.join(makers)}.")
+    check_protocol(protocol)
     if not len(frame):
         raise InputError("data: no utterances are left to split. Do data.emotions and data.min_seconds fit the corpus?")
     by_id = frame.sort_values("id", kind="stable")
@@ -100,10 +129,6 @@ def _random(frame: pd.DataFrame, protocol: Protocol) -> np.ndarray:
     if protocol.fold != 0:
         raise InputError(f"data.fold={protocol.fold}: a random split has no folds. Draw another by data.split_seed.")
     fractions = np.asarray(protocol.fractions, dtype=float)
-    if fractions.shape != (3,) or (fractions < 0).any() or not np.isclose(fractions.sum(), 1.0):
-        raise InputError(
-            f"data.fractions={protocol.fractions}: expected three shares (train, val, test) that sum to 1."
-        )
     test = _draw(frame, fractions[2], protocol, "data.fractions")
     sides = np.full(len(frame), "train", dtype=object)
     sides[test] = "test"
@@ -117,8 +142,8 @@ def _random(frame: pd.DataFrame, protocol: Protocol) -> np.ndarray:
 
 def _fold(frame: pd.DataFrame, protocol: Protocol, column: str) -> np.ndarray:
     """Leave one speaker, or one session, out."""
-    values = sorted(set(frame[column]))
-    if values[0] == "":
+    values = sorted(set(frame[column]), key=natural)
+    if "" in values:
         raise InputError(
             f"data.split={column}: {(frame[column] == '').sum()} of {len(frame)} utterances have no {column}. "
             "Use another split, or fill the manifest's column."
@@ -131,7 +156,7 @@ def _fold(frame: pd.DataFrame, protocol: Protocol, column: str) -> np.ndarray:
     held_out = values[protocol.fold]
     sides = np.where(frame[column] == held_out, "test", "train").astype(object)
     rest = np.flatnonzero(sides == "train")
-    session = frame["session"][sides == "test"].max()
+    session = max(frame["session"][sides == "test"], key=natural)
     sides[rest[_validation(frame.iloc[rest], protocol, column, held_out, session)]] = "val"
     return sides
 
@@ -154,22 +179,20 @@ def _validation(
     rest: pd.DataFrame, protocol: Protocol, column: str = "speaker", held_out: str = "", session: str = ""
 ) -> np.ndarray:
     """Which rows of what is not tested validate; `held_out` and `session` (the last one) are those of the tested."""
-    if not 0 < protocol.validation_fraction < 1:
-        raise InputError(f"data.validation_fraction={protocol.validation_fraction}: expected a share between 0 and 1.")
     if protocol.validation == "random":
         return _draw(rest, protocol.validation_fraction, protocol, "data.validation_fraction")
     if protocol.validation == "speakers":
         # Those that follow the tested one, so that over all folds each speaker validates about equally often.
-        groups = sorted(set(zip(rest[column], rest["speaker"], strict=True)))
-        order = list(dict.fromkeys(speaker for _, speaker in _rotated(groups, lambda group: group[0] > held_out)))
+        groups = sorted(set(zip(rest[column], rest["speaker"], strict=True)), key=lambda group: [*map(natural, group)])
+        follows = _rotated(groups, lambda group: natural(group[0]) > natural(held_out))
+        order = list(dict.fromkeys(speaker for _, speaker in follows))
         count = max(1, round(protocol.validation_fraction * len(order)))
         return np.flatnonzero(rest["speaker"].isin(order[:count]))
-    if protocol.validation == "session":
-        if (rest["session"] == "").any():
-            raise InputError("data.validation=session: utterances have no session. Use data.validation=speakers.")
-        following = _rotated(sorted(set(rest["session"])), lambda other: other > session)
-        return np.flatnonzero(rest["session"] == following[0]) if following else np.array([], dtype=int)
-    raise InputError(f"data.validation={protocol.validation}: expected random, speakers or session.")
+    if (rest["session"] == "").any():
+        raise InputError("data.validation=session: utterances have no session. Use data.validation=speakers.")
+    sessions = sorted(set(rest["session"]), key=natural)
+    following = _rotated(sessions, lambda other: natural(other) > natural(session))
+    return np.flatnonzero(rest["session"] == following[0]) if following else np.array([], dtype=int)
 
 
 def _rotated(values: list, follows: Callable[..., bool]) -> list:  # type: ignore[type-arg]
@@ -194,7 +217,7 @@ def _official(frame: pd.DataFrame, protocol: Protocol) -> np.ndarray:
 
 
 def read_split(path: Path) -> pd.Series:
-    """Read a split file: a CSV in UTF-8 with the columns `id` and `split` (train, val or dev, test).
+    """Read a split file: a CSV in UTF-8 with the columns `id` and `split` (train, val or dev, test); see `read_table`.
 
     Returns:
         The side of each utterance, by its id.
@@ -205,11 +228,8 @@ def read_split(path: Path) -> pd.Series:
     if not path.is_file():
         raise InputError(f"data.split_file={path}: no such file. Expected a CSV with the columns id and split.")
     frame = read_table(path, f"data.split_file={path}")
-    missing = [column for column in ("id", "split") if column not in frame.columns]
-    if missing:
-        raise InputError(
-            f"data.split_file={path}: has no column {', '.join(missing)}. Found {', '.join(frame.columns)}."
-        )
+    need_columns(frame, ("id", "split"), f"data.split_file={path}")
+    frame = clean_columns(frame)
     frame = frame[(frame != "").any(axis=1)]  # rows keep their numbers in the file
     if not len(frame):
         raise InputError(f"data.split_file={path}: has no rows.")

@@ -1,7 +1,7 @@
 """A prepared corpus in numbers, for summary.json and for the terminal."""
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from fourm_ser.data.cells import Double, natural
 from fourm_ser.data.release import LeftOut
 from fourm_ser.data.splits import SIDES, Split
 
@@ -70,6 +71,28 @@ def level_counts(frame: pd.DataFrame) -> dict[str, dict[str, Any]]:
     }
 
 
+def summarise_cleaning(cleaned: Mapping[str, Sequence[str]], used: Iterable[str]) -> dict[str, Any]:
+    """What summary.json says of what was taken out of transcripts.
+
+    Args:
+        cleaned: what was taken out, by the utterance's id.
+        used: the utterances that are used.
+
+    Returns:
+        How many transcripts changed, how often each tag was taken out, the most frequent first, and the first ids.
+    """
+    used = set(used)
+    taken = {key: tags for key, tags in cleaned.items() if key in used}
+    tags = Counter(tag for found in taken.values() for tag in found)
+    return {"transcripts": len(taken), "tags": dict(tags.most_common(ROWS)), "first": list(taken)[:SHOWN]}
+
+
+def told_cleaning(summary: Mapping[str, Any]) -> str:
+    """What `summarise_cleaning` returns, in a line."""
+    tags = ", ".join(f"{count} x {tag}" for tag, count in summary["tags"].items())
+    return f"taken out of transcripts, {summary['transcripts']} of them ({', '.join(summary['first'])}): {tags}"
+
+
 def print_summary(summary: dict[str, Any]) -> None:
     """Show what `summarise` returns."""
     console = Console(emoji=False)
@@ -96,6 +119,10 @@ def print_summary(summary: dict[str, Any]) -> None:
     for what, found in summary["levels"].items():
         if found["count"]:
             console.print(f"{found['count']} {what}, such as {escape(', '.join(found['first']))}")
+    if summary["cleaned"]["transcripts"]:
+        console.print(escape(told_cleaning(summary["cleaned"])))
+    for double in summary["doubles"]:
+        console.print(escape(f"probably the same name in several spellings: {Double(**double).told()}"))
     if summary["left_out"]:
         table = Table(title="left out", title_justify="left", box=SIMPLE_HEAD)
         for name in ("count", "reason", "first"):
@@ -116,7 +143,7 @@ def print_split(frame: pd.DataFrame, split: Split, emotions: Sequence[str], reco
     table = _table(title, SIDES, emotions, *(f"{column}s" for column in named))
     for side, rows in split._asdict().items():
         felt = frame["emotion"].iloc[rows].tolist()
-        names = [escape(", ".join(sorted(set(frame[column].iloc[rows]) - {""}))) for column in named]
+        names = [escape(", ".join(sorted(set(frame[column].iloc[rows]) - {""}, key=natural))) for column in named]
         table.add_row(side, *(str(felt.count(emotion)) for emotion in emotions), str(len(rows)), *names)
     console = Console(emoji=False)
     console.print(table)
@@ -129,7 +156,7 @@ def _counts(frame: pd.DataFrame, column: str, emotions: Sequence[str]) -> dict[s
     table = pd.crosstab(frame[column], frame["emotion"]).reindex(columns=list(emotions), fill_value=0)
     rows = {str(value): {str(emotion): int(n) for emotion, n in row.items()} for value, row in table.iterrows()}
     order = {side: place for place, side in enumerate(SIDES)}
-    return dict(sorted(rows.items(), key=lambda item: (order.get(item[0], 0), item[0])))
+    return dict(sorted(rows.items(), key=lambda item: (order.get(item[0], 0), natural(item[0]))))
 
 
 def _table(title: str, names: Sequence[str], emotions: Sequence[str], *more: str) -> Table:

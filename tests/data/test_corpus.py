@@ -56,31 +56,34 @@ def record(folder: Path) -> pd.DataFrame:
     return frame
 
 
+DEFAULTS: dict[str, Any] = {
+    "audio_root": None,
+    "emotions": None,
+    "label_map": {},
+    "drop_other": False,
+    "language": None,
+    "split": "session",
+    "split_file": None,
+    "fold": 0,
+    "fractions": [0.8, 0.1, 0.1],
+    "stratify": True,
+    "validation": "session",
+    "validation_fraction": 0.2,
+    "split_seed": 0,
+    "min_seconds": None,
+    "max_seconds": 30.0,
+    "too_long": "crop",
+    "strict": True,
+    "sampler": "shuffle",
+    "workers": 0,
+    "clean": "tags",
+    "verify": "quick",
+}
+
+
 def manifest_corpus(path: Path, cache: Path, **changes: Any) -> ManifestCorpus:
     """The corpus of a manifest, with the config's defaults but for the changes."""
-    protocol: dict[str, Any] = {
-        "audio_root": None,
-        "emotions": None,
-        "label_map": {},
-        "drop_other": False,
-        "language": None,
-        "split": "session",
-        "split_file": None,
-        "fold": 0,
-        "fractions": [0.8, 0.1, 0.1],
-        "stratify": True,
-        "validation": "session",
-        "validation_fraction": 0.2,
-        "split_seed": 0,
-        "min_seconds": None,
-        "max_seconds": 30.0,
-        "too_long": "crop",
-        "strict": True,
-        "sampler": "shuffle",
-        "workers": 0,
-        "verify": "quick",
-    }
-    return ManifestCorpus(str(path), cache=cache, **{**protocol, **changes})
+    return ManifestCorpus(str(path), cache=cache, **{**DEFAULTS, **changes})
 
 
 @pytest.fixture(scope="module")
@@ -825,6 +828,7 @@ def test_a_record_says_how_a_corpus_was_split(make: Make) -> None:
         "corpus": "manifest",
         "corpus_hash": digest_of(corpus.content),
         "shared_recordings": 0,
+        "double_names": 0,
         "speaker_independent": True,
         "split": "session",
         "fold": 2,
@@ -852,3 +856,152 @@ def test_a_folder_whose_name_is_no_utf_8_is_as_good_as_another(tmp_path: Path) -
         assert len(AudioReader(corpus.frame, None)(0)) == 1600
     assert json.loads((written / "summary.json").read_text())["source"] == str(folder / "manifest.csv")
     assert (written / "left_out.csv").read_text().count(r"caf\xe9") == 2
+
+
+# Keys
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"emotions": "anger"},
+        {"emotions": [True, "anger"]},
+        {"label_map": "anger"},
+        {"drop_other": "yes"},
+        {"language": False},
+        {"language": ""},
+        {"split": "sentence"},
+        {"split_file": 3},
+        {"fold": -1},
+        {"fractions": [1, 2, 3]},
+        {"stratify": "no"},
+        {"validation": "none"},
+        {"validation_fraction": 2},
+        {"split_seed": "abc"},
+        {"min_seconds": "abc"},
+        {"min_seconds": -0.1},
+        {"min_seconds": float("nan")},
+        {"max_seconds": -1},
+        {"max_seconds": 0},
+        {"max_seconds": float("inf")},
+        {"max_seconds": [30]},
+        {"too_long": "drop"},
+        {"strict": "false"},
+        {"sampler": "weighted"},
+        {"workers": -1},
+        {"workers": "all"},
+        {"workers": 1.5},
+        {"clean": "tag"},
+        {"clean": ["("]},
+        {"audio_root": 3},
+        {"delimiter": "colon"},
+    ],
+)
+def test_a_value_that_a_key_cannot_have_is_refused_before_anything_is_read(
+    tmp_path: Path, change: dict[str, Any]
+) -> None:
+    with pytest.raises(InputError) as caught:
+        manifest_corpus(tmp_path / "nowhere.csv", tmp_path / "cache", **change)
+    assert str(caught.value).startswith(f"data.{next(iter(change))}")
+    assert "\n" not in str(caught.value)
+
+
+# Names in several spellings, and transcripts
+
+
+@pytest.mark.parametrize(
+    ("column", "spelt"),
+    [
+        ("emotion", str.title),
+        ("speaker", str.lower),
+        ("session", "0{}".format),
+        ("id", str.upper),
+        ("language", str.upper),
+    ],
+)
+def test_one_name_in_two_spellings_is_an_error_or_told(
+    make: Make, recorded: pd.DataFrame, caplog: pytest.LogCaptureFixture, column: str, spelt: Callable[[str], str]
+) -> None:
+    changed = recorded.assign(language="en").astype({"session": str})
+    changed.loc[46, column] = spelt(changed.loc[0 if column == "id" else 46, column])
+    odd = changed.loc[46, column]
+    with pytest.raises(InputError, match=f"probably the same name in several spellings: {column} '.*data.strict=false"):
+        make(changed)
+    with caplog.at_level(logging.WARNING):
+        corpus = make(changed, strict=False, split="random", fractions=[0.6, 0.2, 0.2], stratify=False)
+    assert f"several spellings: {column} " in caplog.text
+    (double,) = json.loads((corpus.prepare() / "summary.json").read_text(encoding="utf-8"))["doubles"]
+    assert double["column"] == column
+    assert double["values"][odd] == 1
+    assert sum(double["values"].values()) == (changed[column].isin(double["values"])).sum()
+    assert len(double["first"]) == len(double["values"]) == 2
+
+
+def test_labels_in_two_spellings_are_mended_by_the_label_map(make: Make, recorded: pd.DataFrame) -> None:
+    changed = recorded.assign(emotion=[e.title() if n % 2 else e for n, e in enumerate(recorded["emotion"])])
+    corpus = make(
+        changed,
+        label_map={emotion.title(): emotion for emotion in EMOTIONS if emotion.title() in set(changed["emotion"])},
+    )
+    assert corpus.emotions == CANONICAL
+    assert corpus.doubles == []
+
+
+def test_names_with_blanks_around_them_and_in_two_forms_are_one(make: Make, recorded: pd.DataFrame) -> None:
+    plain = recorded.assign(speaker=[f"né {name}" for name in recorded["speaker"]])
+    changed = plain.assign(
+        speaker=[f" ne\u0301 {name[3:]}\u00a0" if n % 2 else name for n, name in enumerate(plain["speaker"])],
+        emotion=[f"{emotion} " if n % 3 else emotion for n, emotion in enumerate(plain["emotion"])],
+    )
+    expected, found = make(plain).frame, make(changed).frame
+    pd.testing.assert_frame_equal(found, expected)
+
+
+def test_labels_may_be_numbers_and_words_that_yaml_reads_otherwise(make: Make, recorded: pd.DataFrame) -> None:
+    names = dict(zip(EMOTIONS, ["10", "2", "null", "yes"], strict=True))
+    changed = recorded.assign(emotion=recorded["emotion"].map(names))
+    corpus = make(changed, emotions=[10, 2, "null", "yes"])
+    assert corpus.emotions == ["10", "2", "null", "yes"]
+    written = read_manifest(corpus.prepare() / "manifest.csv", corpus.audio_root)
+    assert written["emotion"].tolist() == changed["emotion"].tolist()
+    assert make(changed).emotions == ["2", "10", "null", "yes"]
+    assert make(changed, label_map={10: "anger", 2: "calm"}).emotions == ["anger", "calm", "null", "yes"]
+
+
+def test_a_corpus_without_choice_refuses_a_class_that_tables_could_not_hold(make: Make, recorded: pd.DataFrame) -> None:
+    changed = recorded.replace({"emotion": {"anger": "text"}})
+    with pytest.raises(InputError, match=r"the class text has the name of something else.*data\.label_map"):
+        make(changed)
+    assert "anger" in make(changed, label_map={"text": "anger"}).emotions
+
+
+def test_what_is_taken_out_of_transcripts_is_counted(make: Make, recorded: pd.DataFrame) -> None:
+    changed = recorded.copy()
+    changed.loc[:3, "text"] = ["[LAUGHTER] no [so] <3", "[SIGH][LAUGHTER]", "well  [x]", "[LAUGHTER]"]
+
+    def summary(**changes: Any) -> Any:
+        return json.loads((make(changed, **changes).prepare() / "summary.json").read_text(encoding="utf-8"))
+
+    found = summary()
+    assert found["clean"] == "tags"
+    assert found["cleaned"] == {
+        "transcripts": 3,
+        "tags": {"[LAUGHTER]": 3, "[SIGH]": 1},
+        "first": ["u00", "u01", "u03"],
+    }
+    assert make(changed).frame["text"].tolist()[:4] == ["no [so] <3", "", "well [x]", ""]
+    # What is not used does not count.
+    assert summary(emotions=["anger", "neutral"], drop_other=True)["cleaned"]["transcripts"] == 1
+    assert summary(clean="none")["cleaned"] == {"transcripts": 0, "tags": {}, "first": []}
+    assert make(changed, clean="none").frame["text"].tolist()[0] == "[LAUGHTER] no [so] <3"
+    assert summary(clean=[r"\[[a-z]+\]"])["cleaned"]["tags"] == {"[so]": 1, "[x]": 1}
+
+
+def test_a_record_of_before_names_no_rule_and_means_all_brackets(tmp_path: Path, recorded: pd.DataFrame) -> None:
+    recorded.assign(text="a [so] <3 b> c").to_csv(tmp_path / "m.csv", index=False)
+    corpus = manifest_corpus(tmp_path / "m.csv", tmp_path / "cache")
+    arguments = {key: value for key, value in DEFAULTS.items() if key != "clean"}
+    before = ManifestCorpus(str(tmp_path / "m.csv"), cache=tmp_path / "cache", **arguments)
+    for one, text in ((corpus, "a [so] <3 b> c"), (before, "a c")):
+        one.load()
+        assert set(one.frame["text"]) == {text}

@@ -189,9 +189,8 @@ def test_a_comma_that_is_not_quoted_is_refused(tmp_path: Path, first: str) -> No
 
 
 def test_a_row_that_ends_early_is_refused(tmp_path: Path) -> None:
-    assert "speaker is empty in row 3." in refusal(
-        table(tmp_path / "m.csv", "u1,1.wav,Well,anger,S1", "u2,2.wav,Oh,anger")
-    )
+    message = refusal(table(tmp_path / "m.csv", "u1,1.wav,Well,anger,S1", "u2,2.wav,Oh,anger"))
+    assert "row 3 has another number of cells than the header, the first 4 instead of 5" in message
 
 
 def test_a_quote_that_is_not_closed_is_refused(tmp_path: Path) -> None:
@@ -220,3 +219,49 @@ def test_emotions_have_one_order_whatever_order_they_come_in() -> None:
 def test_emotions_that_are_not_known_follow_in_alphabetical_order() -> None:
     assert order_emotions(["zeal", "neutral", "awe", "anger", "zeal"]) == ["anger", "neutral", "awe", "zeal"]
     assert EMOTIONS[:4] == ("anger", "happiness", "sadness", "neutral")
+
+
+@pytest.mark.parametrize("column", ["emotion", "speaker", "session", "split", "language"])
+def test_names_lose_blanks_around_them_and_have_one_unicode_form(tmp_path: Path, column: str) -> None:
+    names = ["anné", " anné", "anné\u00a0", "\ufeffanne\u0301 ", "anné\t"]
+    read = read_manifest(rows(tmp_path / "m.csv", *({column: name} for name in names)))
+    assert read[column].tolist() == ["anné"] * 5
+
+
+def test_ids_that_differ_by_blanks_or_form_alone_are_one_id(tmp_path: Path) -> None:
+    message = refusal(rows(tmp_path / "m.csv", {"id": "é"}, {}, {"id": " é"}, {"id": "e\u0301"}))
+    assert "the id é stands in rows 2, 4, 5." in message
+
+
+def test_blanks_around_paths_and_seconds_do_not_count(tmp_path: Path) -> None:
+    read = read_manifest(rows(tmp_path / "m.csv", {"audio": " a.wav\u00a0", "start": " 0.5\u00a0", "end": "1 "}))
+    assert read[["audio", "start", "end"]].to_numpy().tolist() == [[str(tmp_path.resolve() / "a.wav"), 0.5, 1.0]]
+
+
+@pytest.mark.parametrize("sign", [";", "\t"])
+def test_a_manifest_with_other_delimiters_is_the_same_manifest(tmp_path: Path, sign: str) -> None:
+    path = rows(tmp_path / "m.csv", {"start": "0.5"}, {"text": 'Oh, "no"; really\t?'}, {})
+    expected = read_manifest(path)
+    pd.read_csv(path, dtype=str, keep_default_na=False).to_csv(path, sep=sign, index=False)
+    pd.testing.assert_frame_equal(read_manifest(path), expected)
+
+
+def test_a_decimal_comma_is_named_with_what_to_write(tmp_path: Path) -> None:
+    path = table(tmp_path / "m.csv", "u1;a.wav;;anger;S;0,5", header=f"{HEADER},start".replace(",", ";"))
+    assert "start is not a number of seconds in row 2. Write 0.5 instead of 0,5." in refusal(path)
+
+
+@pytest.mark.parametrize("audio", [r"wav\u1.wav", "~/u1.wav", "https://host/u1.wav"])
+def test_what_is_no_path_is_named_with_its_rows(tmp_path: Path, audio: str) -> None:
+    message = refusal(rows(tmp_path / "m.csv", {}, {"audio": audio}, {}, {"audio": audio}))
+    assert f"rows 3, 5: audio={audio}: " in message
+
+
+def test_a_row_that_is_shifted_is_named(tmp_path: Path) -> None:
+    good = [{"emotion": "anger", "speaker": "anna", "session": "1"}, {"emotion": "neutral", "speaker": "ben"}] * 2
+    shifted = {"text": "it is", "emotion": " on the table", "speaker": "neutral", "session": "anna"}
+    assert "row 4 seems to be shifted" in refusal(rows(tmp_path / "m.csv", *good[:2], shifted, *good[2:]))
+
+
+def test_labels_that_are_numbers_are_in_the_order_of_numbers() -> None:
+    assert order_emotions(["10", "2", "anger", "1"]) == ["anger", "1", "2", "10"]

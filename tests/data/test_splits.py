@@ -1,5 +1,7 @@
 """The protocols: who is trained on, who validates, who is tested."""
 
+import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import pytest
 from fourm_ser.data.splits import (
     Protocol,
     Split,
+    check_protocol,
     draw_validation,
     gives_validation,
     read_split,
@@ -19,6 +22,7 @@ from fourm_ser.data.splits import (
 from fourm_ser.errors import InputError
 
 SEEDS = range(6)
+SPLIT = re.compile(r"([0-9]+)").split
 
 
 def protocol(split: str, **changes: Any) -> Protocol:
@@ -46,6 +50,11 @@ def manifest(seed: int, utterances: int | None = None) -> pd.DataFrame:
             "split": generator.choice(["train", "dev", "test"], size=count),
         }
     )
+
+
+def in_order(names: Iterable[str]) -> list[str]:
+    """Distinct names, numbers in them in the order of numbers."""
+    return sorted(set(names), key=lambda name: [int(part) if part.isdigit() else part for part in SPLIT(name)])
 
 
 def speakers(frame: pd.DataFrame, rows: np.ndarray, column: str = "speaker") -> set[str]:
@@ -117,7 +126,7 @@ def test_what_is_drawn_at_random_depends_on_the_seed(how: Protocol) -> None:
 @pytest.mark.parametrize("seed", SEEDS)
 def test_over_all_folds_each_utterance_is_tested_once(seed: int, validation: str, column: str) -> None:
     frame = manifest(seed)
-    values = sorted(set(frame[column]))
+    values = in_order(frame[column])
     tested: list[int] = []
     for fold, held_out in enumerate(values):
         split = split_manifest(frame, protocol(column, fold=fold, validation=validation))
@@ -265,7 +274,7 @@ def test_an_official_split_with_validation_draws_none() -> None:
 @pytest.mark.parametrize("count", [1, 2])
 def test_too_few_sessions_leave_a_side_empty(count: int, validation: str) -> None:
     frame = manifest(0)  # of one speaker a session
-    chosen = sorted(set(frame["session"]))[:count]
+    chosen = in_order(frame["session"])[:count]
     frame = frame[frame["session"].isin(chosen)].reset_index(drop=True)
     assert "the train side is empty" in refusal(frame, protocol("session", validation=validation))
 
@@ -276,10 +285,10 @@ def test_a_corpus_without_utterances_is_refused(split: str) -> None:
 
 
 @pytest.mark.parametrize("column", ["speaker", "session"])
-@pytest.mark.parametrize("fold", [-1, 99])
+@pytest.mark.parametrize("fold", [70, 99])
 def test_a_fold_that_is_not_there_names_the_folds_there_are(column: str, fold: int) -> None:
     frame = manifest(3)
-    values = sorted(set(frame[column]))
+    values = in_order(frame[column])
     message = refusal(frame, protocol(column, fold=fold))
     assert f"data.fold={fold}" in message
     assert f"0 to {len(values) - 1} ({', '.join(values[:12])}" in message
@@ -337,12 +346,12 @@ def test_a_split_that_is_not_known_names_those_that_are() -> None:
 def test_a_validation_that_is_not_known_names_those_that_are() -> None:
     message = refusal(manifest(0), protocol("session", validation="speaker"))
     assert "data.validation=speaker:" in message
-    assert "random, speakers or session" in message
+    assert "random, speakers, session" in message
 
 
 def test_a_speaker_of_two_sessions_is_named_under_the_session_split() -> None:
     frame = manifest(2)  # of three speakers a session
-    sessions = sorted(set(frame["session"]))
+    sessions = in_order(frame["session"])
     stray = frame.index[frame["session"] == sessions[1]][0]
     guest = frame.loc[frame["session"] == sessions[0], "speaker"].iloc[0]
     frame.loc[stray, "speaker"] = guest
@@ -351,7 +360,7 @@ def test_a_speaker_of_two_sessions_is_named_under_the_session_split() -> None:
         assert f"data.fold={fold}: {guest} would speak in the test side and outside it" in message
     split = split_manifest(frame, protocol("session", fold=2))  # which it does not touch
     assert speakers(frame, split.train).isdisjoint(speakers(frame, split.val))
-    split = split_manifest(frame, protocol("speaker", fold=sorted(set(frame["speaker"])).index(guest)))
+    split = split_manifest(frame, protocol("speaker", fold=in_order(frame["speaker"]).index(guest)))
     assert split.speaker_independent(frame)
 
 
@@ -418,7 +427,7 @@ def test_a_split_file_may_say_dev_and_hold_more_columns(tmp_path: Path) -> None:
     assert read_split(path).to_dict() == sides
 
 
-@pytest.mark.parametrize("word", ["eval", "Train", "", " test", "nan"])
+@pytest.mark.parametrize("word", ["eval", "Train", "", "te st", "nan"])
 def test_a_side_that_is_not_known_is_named_with_its_row(tmp_path: Path, word: str) -> None:
     message = split_refusal(tmp_path / "split.csv", f"id,split\nu1,train\nu2,{word}\nu3,test\n")
     assert f"row 3 holds the split {word!r}" in message
@@ -431,8 +440,12 @@ def test_a_repeated_id_is_named_with_its_row(tmp_path: Path) -> None:
 
 
 def test_missing_columns_of_a_split_file_are_named(tmp_path: Path) -> None:
-    assert "no column split. Found id, side" in split_refusal(tmp_path / "split.csv", "id,side\nu1,train\n")
-    assert "no column id, split. Found u1, train" in split_refusal(tmp_path / "split.csv", "u1,train\nu2,test\n")
+    assert "no column split. Required: id, split; found: id, side." in split_refusal(
+        tmp_path / "split.csv", "id,side\nu1,train\n"
+    )
+    assert "no column id, split. Required: id, split; found: u1, train." in split_refusal(
+        tmp_path / "split.csv", "u1,train\nu2,test\n"
+    )
 
 
 def test_what_is_no_split_file_is_refused(tmp_path: Path) -> None:
@@ -441,3 +454,76 @@ def test_what_is_no_split_file_is_refused(tmp_path: Path) -> None:
     assert "not a readable CSV" in split_refusal(tmp_path / "split.csv", "")
     assert "not a readable CSV" in split_refusal(tmp_path / "split.csv", "id,split\né,train\n".encode("latin-1"))
     assert "not a readable CSV" in split_refusal(tmp_path / "split.csv", 'id,split\n"u1,train\nu2,test\n')
+
+
+def test_a_split_file_is_read_as_a_manifest_is(tmp_path: Path) -> None:
+    path = tmp_path / "split.csv"
+    path.write_text("id;split\n u1\u00a0; train\ne\u0301;test \n", encoding="utf-8")
+    assert read_split(path).to_dict() == {"u1": "train", "é": "test"}
+    assert "row 3 repeats the id é" in split_refusal(path, "id;split\né;train\ne\u0301;test\n")
+    assert "row 2 has another number of cells" in split_refusal(path, "id\tsplit\nu1\ttrain\tx\n")
+    assert "names a column twice" in split_refusal(path, "id,split,Split\nu1,train,test\n")
+
+
+# The order of folds
+
+
+@pytest.mark.parametrize("column", ["speaker", "session"])
+@pytest.mark.parametrize("name", ["{}", "s{}", "s {} b", "{}.0"])
+def test_folds_and_those_who_validate_follow_the_order_of_numbers(column: str, name: str) -> None:
+    numbers = np.random.default_rng(0).permutation(np.repeat(np.arange(1, 13), 4))
+    names = [name.format(number) for number in numbers]
+    frame = pd.DataFrame(
+        {
+            "id": [f"u{place:03}" for place in range(48)],
+            "speaker": names,
+            "session": names,
+            "emotion": ["anger", "neutral"] * 24,
+            "split": "",
+        }
+    )
+    for validation in ("speakers", "session"):
+        for fold in range(12):
+            how = protocol(column, fold=fold, validation=validation, validation_fraction=0.09)
+            split = split_manifest(frame, how)
+            assert speakers(frame, split.test) == {name.format(fold + 1)}
+            assert speakers(frame, split.val) == {name.format((fold + 1) % 12 + 1)}
+    assert "(" + ", ".join(name.format(number) for number in range(1, 13)) in refusal(frame, protocol(column, fold=12))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"split": "kfold"},
+        {"split": 3},
+        {"fold": -1},
+        {"fold": "abc"},
+        {"fold": True},
+        {"fold": 1.0},
+        {"stratify": "no"},
+        {"stratify": 1},
+        {"validation": "speaker"},
+        {"validation": None},
+        {"validation_fraction": 0},
+        {"validation_fraction": 1.0},
+        {"validation_fraction": -0.2},
+        {"validation_fraction": "half"},
+        {"validation_fraction": float("nan")},
+        {"split_seed": -1},
+        {"split_seed": "abc"},
+        {"split_seed": 2**32},
+        {"fractions": 0.8},
+        {"fractions": "abc"},
+        {"fractions": [0.8, 0.2]},
+        {"fractions": [0.8, 0.1, "0.1"]},
+        {"fractions": [0.8, 0.3, -0.1]},
+        {"fractions": [0.8, 0.1, float("nan")]},
+    ],
+)
+def test_a_value_that_no_corpus_can_be_split_by_is_refused_by_its_key(change: dict[str, Any]) -> None:
+    ((key, value),) = change.items()
+    field = {"split_seed": "seed"}.get(key, key)
+    with pytest.raises(InputError) as caught:
+        check_protocol(protocol("speaker")._replace(**{field: value}))
+    assert str(caught.value).startswith(f"data.{key}={value}: expected ")
+    assert "\n" not in str(caught.value)

@@ -1,54 +1,163 @@
-"""Transcripts: what is left of one for an encoder."""
+"""Transcripts: what is taken out of one, and what is left for an encoder."""
 
+import re
 import unicodedata
 
+import hypothesis.strategies as st
 import pytest
+from hypothesis import given, settings
 
-from fourm_ser.data.transcripts import clean_transcript
+from fourm_ser.data.transcripts import BEFORE, Cleaning, tidy
+from fourm_ser.errors import InputError
+
+TAGS = Cleaning("tags")
+# Words, signs and brackets of all kinds side by side: what transcripts are made of, right and wrong.
+PIECES = st.lists(
+    st.sampled_from(
+        [
+            "we",
+            "Oh,",
+            "<3",
+            "7 > 6",
+            "[so]",
+            "[LAUGHTER]",
+            "<sigh>",
+            "[",
+            "]",
+            "<",
+            ">",
+            " ",
+            "[U",
+            "S]",
+            "e\u0301",
+            "é",
+            "I",
+        ]
+    ),
+    max_size=12,
+).map("".join)
 
 
 @pytest.mark.parametrize(
-    ("raw", "clean"),
+    ("raw", "clean", "taken"),
     [
-        ("[LAUGHTER] Oh, stop.", "Oh, stop."),
-        ("Oh, <LAUGHTER> stop.", "Oh, stop."),
-        ("Oh,[BREATHING]stop. [LAUGHTER]", "Oh, stop."),
-        ("[one] a [two words] b <three> c", "a b c"),
-        ("[a] keep [b]", "keep"),
+        ("[LAUGHTER] Oh, stop.", "Oh, stop.", ["[LAUGHTER]"]),
+        ("Oh, <LAUGHTER> stop.", "Oh, stop.", ["<LAUGHTER>"]),
+        ("Oh,[BREATHING]stop. [LAUGHTER]", "Oh, stop.", ["[BREATHING]", "[LAUGHTER]"]),
+        ("[laughs] no [ Cough ] yes <inaudible>", "no yes", ["[laughs]", "[ Cough ]", "<inaudible>"]),
+        (
+            "a [LIP-SMACK] b [MN] c [TURN 2/B] d [GERÄUSCH]",
+            "a b c d",
+            ["[LIP-SMACK]", "[MN]", "[TURN 2/B]", "[GERÄUSCH]"],
+        ),
+        ("a [vocalized-noise] b <unk> c <sil>", "a b c", ["[vocalized-noise]", "<unk>", "<sil>"]),
     ],
 )
-def test_annotators_tags_are_removed(raw: str, clean: str) -> None:
-    assert clean_transcript(raw) == clean
+def test_annotators_tags_are_taken_out_and_told(raw: str, clean: str, taken: list[str]) -> None:
+    left, found = TAGS.apart(raw)
+    assert (left, sorted(found)) == (clean, sorted(taken))
+    assert TAGS(raw) == clean
 
 
-@pytest.mark.parametrize("raw", ["Is 3 < 4?", "a > b", "open [ bracket", "closed ] bracket", "(softly) no", "{no}"])
+@pytest.mark.parametrize(
+    "raw",
+    [
+        *(
+            "Is 3 < 4?",
+            "a > b",
+            "we <3 it, and 7 > 6",
+            "[so] they say",
+            "[one] a [two words] b <three> c",
+            "<LOVE> you",
+        ),
+        *(
+            "open [ bracket",
+            "closed ] bracket",
+            "(softly) no",
+            "{no}",
+            "[I] think",
+            "[Laughter here]",
+            "[laughter-yeah]",
+        ),
+        *("noise", "the music of silence", "laughter", "[]", "<>", "[42]", "<b>bold</b>", "a[0] <- b[1]"),
+    ],
+)
 def test_what_is_no_tag_stays(raw: str) -> None:
-    assert clean_transcript(raw) == raw
+    assert TAGS.apart(raw) == (raw, [])
 
 
 @pytest.mark.parametrize("raw", ["", "   ", "\n\t", "[LAUGHTER]", " <SIGH> [GARBAGE]\n"])
 def test_a_transcript_without_words_is_empty(raw: str) -> None:
-    assert clean_transcript(raw) == ""
+    assert TAGS(raw) == ""
+
+
+@settings(max_examples=60)
+@given(PIECES | st.text(max_size=30))
+def test_every_word_outside_of_what_was_taken_stays_and_cleaning_twice_changes_nothing(raw: str) -> None:
+    left, taken = TAGS.apart(raw)
+    assert re.sub(r"\s", "", "".join(sorted(left + "".join(taken)))) == re.sub(r"\s", "", "".join(sorted(tidy(raw))))
+    assert TAGS.apart(left) == (left, [])
+    assert unicodedata.is_normalized("NFC", left)
+    assert left == " ".join(left.split())
+    if "[" not in raw and "<" not in raw:
+        assert left == tidy(raw)
+
+
+@given(st.text(max_size=30))
+def test_without_a_rule_nothing_is_taken_out(raw: str) -> None:
+    assert Cleaning("none").apart(raw) == (tidy(raw), [])
+
+
+@pytest.mark.parametrize("pattern", [r"\b", r"(?=b)", r"x*y", r"(a)(b)\2?", r"\{[^{}]*\}"])
+@given(raw=st.text("ab {}xy", max_size=12))
+def test_any_pattern_comes_to_an_end(pattern: str, raw: str) -> None:
+    cleaning = Cleaning([pattern])
+    assert cleaning.apart(cleaning(raw))[0] == cleaning(raw)
+
+
+def test_patterns_of_one_s_own_take_out_what_they_match_and_no_more() -> None:
+    cleaning = Cleaning([r"\([^()]*\)", r"%\w+"])
+    assert cleaning.apart("(door) [LAUGHTER] no %uh way (she [SIGH]s)") == (
+        "[LAUGHTER] no way",
+        ["(door)", "(she [SIGH]s)", "%uh"],
+    )
+    assert Cleaning(list(TAGS.patterns)).patterns == TAGS.patterns  # a record holds patterns, not a rule's name
+
+
+def test_the_rule_of_before_takes_out_whatever_stands_in_brackets() -> None:
+    assert Cleaning(BEFORE)("we <3 it, and 7 > 6 [so] they say [LAUGHTER]") == "we 6 they say"
+
+
+@pytest.mark.parametrize(
+    ("clean", "named"),
+    [
+        ("tag", "data.clean=tag: expected tags, none"),
+        (None, "data.clean=None"),
+        (3, "data.clean=3"),
+        ([1], r"data.clean=[1]"),
+        (["[A-Z"], "'[A-Z' is no regular expression"),
+        (["a*"], "'a*' matches where nothing stands"),
+        ([""], "matches where nothing stands"),
+    ],
+)
+def test_what_is_no_rule_is_refused(clean: object, named: str) -> None:
+    with pytest.raises(InputError) as caught:
+        Cleaning(clean)  # type: ignore[arg-type]
+    assert named in str(caught.value)
+    assert "\n" not in str(caught.value)
 
 
 def test_unicode_is_composed() -> None:
     composed = "Où est le café, naïve Zoë? 각"
     decomposed = unicodedata.normalize("NFD", composed)
     assert decomposed != composed
-    assert clean_transcript(decomposed) == composed
-    assert clean_transcript(composed) == composed
+    assert TAGS(decomposed) == composed
+    assert TAGS(composed) == composed
 
 
 def test_compatibility_characters_stay() -> None:
-    assert clean_transcript("ﬁne ½ …") == "ﬁne ½ …"
+    assert TAGS("ﬁne ½ …") == "ﬁne ½ …"
 
 
 def test_blanks_become_single_ones() -> None:
-    assert clean_transcript("  Oh\t\tno,\r\n not \u00a0 again \u2003 ") == "Oh no, not again"
-
-
-@pytest.mark.parametrize("raw", ["[x] A  B\u0301 <y>", "", "e\u0301[x]\u0301", " plain "])
-def test_cleaning_twice_changes_nothing(raw: str) -> None:
-    once = clean_transcript(raw)
-    assert clean_transcript(once) == once
-    assert unicodedata.is_normalized("NFC", once)
+    assert TAGS("  Oh\t\tno,\r\n not \u00a0 again \u2003 ") == "Oh no, not again"

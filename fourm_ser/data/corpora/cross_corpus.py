@@ -1,6 +1,5 @@
 """Train on one corpus, test on another."""
 
-from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,6 +9,7 @@ import pandas as pd
 
 from fourm_ser.config import build
 from fourm_ser.data.corpus import Corpus
+from fourm_ser.data.labels import refuse_names
 from fourm_ser.data.manifest import order_emotions
 from fourm_ser.data.release import Release
 from fourm_ser.data.splits import Split, draw_validation
@@ -28,6 +28,7 @@ class CrossCorpus(Corpus):
     """
 
     name = "cross_corpus"
+    splits = ("cross_corpus",)
 
     def __init__(self, train: Mapping[str, Any], test: Mapping[str, Any], **use: Any) -> None:
         if use["split"] != "cross_corpus" or use["fold"] != 0 or use["split_file"] is not None:
@@ -42,6 +43,7 @@ class CrossCorpus(Corpus):
         self.test: Corpus = build({**inherited, **test}, cache=cache)
         super().__init__(source=f"{self.train.source} to {self.test.source}", **use)
         self.name = f"{self.train.name}_to_{self.test.name}"
+        self.cleaning = self.train.cleaning  # the model's transcripts are those that it trains on
 
     def read(self) -> Release:
         frames, left_out = [], []
@@ -77,15 +79,18 @@ class CrossCorpus(Corpus):
     def training_texts(self) -> list[str]:
         return self.frame["text"][self.frame["split"] == "train"].tolist()
 
+    def _clean(self, frame: pd.DataFrame, source: Path) -> pd.DataFrame:
+        self.cleaned = {**self.train.cleaned, **self.test.cleaned}
+        return frame  # each corpus has cleaned its own transcripts, by its own rule
+
     def _choices(self) -> dict[str, Any]:
         return {**super()._choices(), "train": self.train._choices(), "test": self.test._choices()}
 
     def _choose_emotions(self, frame: pd.DataFrame, source: Path) -> pd.DataFrame:
-        self._refuse_unknown_labels(Counter(frame["emotion"]), source)
-        frame["emotion"] = frame["emotion"].replace(self.label_map)
         by_side = [set(frame["emotion"][frame["split"] == side]) for side in ("train", "test")]
         shared = order_emotions(list(by_side[0] & by_side[1]))
         self.emotions = self.wanted or shared
+        refuse_names(self.emotions)
         absent = [emotion for emotion in self.emotions if emotion not in shared]
         if absent or len(self.emotions) < 2:
             raise InputError(

@@ -19,6 +19,7 @@ import soundfile
 import soxr
 from filelock import FileLock
 
+from fourm_ser.checks import check_number
 from fourm_ser.data.corpus import Corpus
 from fourm_ser.data.manifest import read_manifest, write_manifest
 from fourm_ser.data.release import Release
@@ -159,6 +160,8 @@ class DemoCorpus(Corpus):
     name = "demo"
 
     def __init__(self, utterances: int, corpus_seed: int, **use: Any) -> None:
+        _check_count(utterances)
+        check_number("data.corpus_seed", corpus_seed, "a whole number from 0", whole=True)
         super().__init__(source=f"demo-{VERSION}-{utterances}-{corpus_seed}", **use)
         self.utterances, self.corpus_seed = utterances, corpus_seed
 
@@ -214,12 +217,14 @@ def synthesise(folder: Path, utterances: int = 1600, seed: int = 0) -> None:
     write_manifest(pd.DataFrame(rows, columns=columns), folder / "manifest.csv")
 
 
+def _check_count(utterances: int) -> None:
+    expected = f"{LEAST} (ten speakers in four emotions each) to {MOST}"
+    check_number("data.utterances", utterances, expected, LEAST, MOST, whole=True)
+
+
 def _script(utterances: int, seed: int) -> list[_Utterance]:
     """Who says what: labels balanced in every speaker, and no sentence twice."""
-    if not LEAST <= utterances <= MOST:
-        raise InputError(
-            f"data.utterances is {utterances}. Expected {LEAST} (ten speakers in four emotions each) to {MOST}."
-        )
+    _check_count(utterances)
     rng = np.random.default_rng([seed, 0])
     spoken: set[str] = set()
     script = []

@@ -19,7 +19,7 @@ from omegaconf import OmegaConf
 
 from fourm_ser.config import build
 from fourm_ser.data.corpus import Corpus
-from fourm_ser.data.transcripts import clean_transcript
+from fourm_ser.data.transcripts import Cleaning
 from fourm_ser.errors import InputError
 from fourm_ser.experiment import run
 from tests.conftest import Compose
@@ -27,6 +27,8 @@ from tests.releases import Told
 
 EVERY: dict[str, Any] = {"emotions": None, "label_map": {}, "language": None}
 """Choices that leave nothing out."""
+
+CLEANING = Cleaning("tags")
 
 LINE_ENDS = ("\n", "\r\n", "\r", " \t\r\n", "\n\n")
 
@@ -161,7 +163,7 @@ def meant(
 ) -> list[Told]:
     """What should be left of a release under a choice of emotions, in the order of ids."""
     mapped = [
-        entry._replace(text=clean_transcript(entry.text), emotion=(label_map or {}).get(entry.emotion, entry.emotion))
+        entry._replace(text=CLEANING(entry.text), emotion=(label_map or {}).get(entry.emotion, entry.emotion))
         for entry in told
     ]
     return sorted(entry for entry in mapped if emotions is None or entry.emotion in emotions)

@@ -14,10 +14,9 @@ from fourm_ser.data.content import digest_of
 from fourm_ser.data.corpora.cross_corpus import CrossCorpus
 from fourm_ser.data.manifest import read_manifest
 from fourm_ser.data.release import NO_RECORDING
-from fourm_ser.data.transcripts import clean_transcript
 from fourm_ser.errors import InputError
 from tests import releases
-from tests.data.corpora.conftest import Train, found, rows_of
+from tests.data.corpora.conftest import CLEANING, Train, found, rows_of
 from tests.releases import Told
 
 FOUR = ["anger", "happiness", "sadness", "neutral"]
@@ -104,7 +103,7 @@ def test_the_classes_are_those_that_both_have(
         kept = told(trees, name, shared)
         if name == "esd":  # its node chooses English
             kept = [entry for entry in kept if entry.language == "en"]
-        expected[name] = {(entry.id, clean_transcript(entry.text), entry.emotion, entry.language) for entry in kept}
+        expected[name] = {(entry.id, CLEANING(entry.text), entry.emotion, entry.language) for entry in kept}
     columns = corpus.frame[["id", "text", "emotion", "language"]]
     trained, tested = (set(columns.iloc[rows].itertuples(index=False, name=None)) for rows in corpus.parts)
     assert trained == expected[train]
@@ -125,6 +124,7 @@ def test_speakers_of_the_tested_corpus_never_train(validation: str, cross: MakeC
         "corpus": "iemocap_to_emodb",
         "corpus_hash": digest_of(corpus.content),
         "shared_recordings": len(corpus.shared),
+        "double_names": 0,
         "speaker_independent": True,
         "split": "cross_corpus",
         "fold": 0,
@@ -155,7 +155,7 @@ def test_each_corpus_is_encoded_by_itself_and_only_one_trains_tokenizers(cross: 
     corpus = cross("iemocap", "emodb")
     corpus.load()
     assert [set(corpus.frame["language"].iloc[rows]) for rows in corpus.parts] == [{"en"}, {"de"}]
-    texts = [clean_transcript(entry.text) for entry in told(trees, "iemocap", FOUR)]
+    texts = [CLEANING(entry.text) for entry in told(trees, "iemocap", FOUR)]
     assert Counter(corpus.training_texts) == Counter(texts)
 
 

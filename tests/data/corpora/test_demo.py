@@ -5,7 +5,9 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import librosa
 import numpy as np
@@ -17,6 +19,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import recall_score
 from sklearn.pipeline import make_pipeline
 
+from fourm_ser.config import build
 from fourm_ser.data.corpora import demo
 from fourm_ser.data.manifest import read_manifest
 from fourm_ser.errors import InputError
@@ -176,3 +179,16 @@ def test_missing_data_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr("espeakng_loader.get_data_path", lambda: str(tmp_path / "nowhere"))
     with pytest.raises(InputError, match="espeak-ng finds no data"):
         demo.synthesise(tmp_path, utterances=40)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"),
+    [("utterances", -5), ("utterances", 39), ("utterances", 10_001), ("utterances", "many"), ("utterances", 40.0),
+     ("corpus_seed", -1), ("corpus_seed", "abc"), ("max_seconds", -1)],
+)  # fmt: skip
+def test_a_value_that_a_key_cannot_have_is_refused_before_anything_is_made(
+    node: Callable[..., dict[str, Any]], tmp_path: Path, key: str, value: object
+) -> None:
+    with pytest.raises(InputError, match=rf"^data\.{key}={value}: expected "):
+        build({**node("demo"), key: value}, cache=tmp_path)
+    assert list(tmp_path.iterdir()) == []
