@@ -31,9 +31,10 @@ def summarise(frame: pd.DataFrame, emotions: Sequence[str], left_out: Sequence[L
 
     Returns:
         Numbers of utterances in all, by emotion, and by session, official split, speaker and language (those it has)
-        and emotion; hours; length percentiles in seconds; what is unusual in the recordings' levels; and for each
-        reason why something was left out whether it is a fault, how often it occurs, and the first places
-        (left_out.csv has them all).
+        and emotion; hours; length percentiles in seconds; what is unusual in the recordings' levels; how many
+        recordings stand there under several ids, on whichever side, and the first of these; and for each reason why
+        something was left out whether it is a fault, how often it occurs, and the first places (left_out.csv has them
+        all).
     """
     seconds = frame["duration"].to_numpy(dtype=float)
     reasons = dict.fromkeys(item.reason for item in left_out)
@@ -47,6 +48,7 @@ def summarise(frame: pd.DataFrame, emotions: Sequence[str], left_out: Sequence[L
         "emotions": {emotion: int((frame["emotion"] == emotion).sum()) for emotion in emotions},
         **{f"by_{column}": _counts(frame, column, emotions) for column in GROUPS if (frame[column] != "").any()},
         "levels": level_counts(frame),
+        "repeated": repeated_recordings(frame),
         "left_out": {
             reason: {
                 "fault": any(item.fault for item in left_out if item.reason == reason),
@@ -56,6 +58,13 @@ def summarise(frame: pd.DataFrame, emotions: Sequence[str], left_out: Sequence[L
             for reason in reasons
         },
     }
+
+
+def repeated_recordings(frame: pd.DataFrame) -> dict[str, Any]:
+    """Recordings, or segments of them, that several utterances have: how many, and the ids of the first."""
+    groups = frame.groupby(["digest", "start", "end"], sort=False, dropna=False)["id"].agg(list)
+    several = [ids for ids in groups if len(ids) > 1]
+    return {"count": len(several), "first": several[:SHOWN]}
 
 
 def level_counts(frame: pd.DataFrame) -> dict[str, dict[str, Any]]:
@@ -119,6 +128,9 @@ def print_summary(summary: dict[str, Any]) -> None:
     for what, found in summary["levels"].items():
         if found["count"]:
             console.print(f"{found['count']} {what}, such as {escape(', '.join(found['first']))}")
+    if summary["repeated"]["count"]:
+        first = "; ".join(" and ".join(ids[:SHOWN]) for ids in summary["repeated"]["first"])
+        console.print(f"{summary['repeated']['count']} recordings of several ids, such as {escape(first)}")
     if summary["cleaned"]["transcripts"]:
         console.print(escape(told_cleaning(summary["cleaned"])))
     for double in summary["doubles"]:

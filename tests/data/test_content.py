@@ -1,5 +1,6 @@
 """What a run saw of its corpus is recorded by content: every change of it is found and named, and nothing else is."""
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -125,6 +126,8 @@ def test_a_recording_on_two_sides_is_named(
     assert corpus.shared == [("u00", "u47")]
     assert corpus.protocol_record()["shared_recordings"] == 1
     assert "u00 and u47" in caplog.text
+    summary = json.loads((corpus.prepare() / "summary.json").read_text(encoding="utf-8"))
+    assert summary["repeated"] == {"count": 1, "first": [["u00", "u47"]]}
     within = recorded.assign(audio=[audio[1], *audio[1:]])  # both on one side
     assert make(within).shared == []
 
