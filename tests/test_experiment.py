@@ -386,6 +386,8 @@ def test_resuming_what_is_no_run_says_so(tmp_path: Path) -> None:
         (["data.split=sentence"], "random, speaker, session, official"),
         (["data.label_map={angry: anger}"], "no emotion angry"),
         (["data.sampler=weighted"], "shuffle or balanced"),
+        (["data.emotions=anger"], r"data\.emotions=anger: expected a list"),
+        (["data.max_seconds=-1"], r"data\.max_seconds=-1: expected"),
         (["data.split_file=nowhere.csv"], r"data\.split_file=/.*nowhere\.csv: no such file"),
         (["data.language=de"], "no utterance of anger"),
     ],

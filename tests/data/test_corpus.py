@@ -923,8 +923,8 @@ def test_one_name_in_two_spellings_is_an_error_or_told(
     make: Make, recorded: pd.DataFrame, caplog: pytest.LogCaptureFixture, column: str, spelt: Callable[[str], str]
 ) -> None:
     changed = recorded.assign(language="en").astype({"session": str})
-    changed.loc[46, column] = spelt(changed.loc[0 if column == "id" else 46, column])
-    odd = changed.loc[46, column]
+    odd = spelt(str(changed[column].iloc[0 if column == "id" else 46]))
+    changed.loc[46, column] = odd
     with pytest.raises(InputError, match=f"probably the same name in several spellings: {column} '.*data.strict=false"):
         make(changed)
     with caplog.at_level(logging.WARNING):

@@ -2,11 +2,15 @@
 
 import unicodedata
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
 from fourm_ser.data.paths import locate
 from fourm_ser.errors import InputError
+
+Form = Literal["NFC", "NFD"]
+FORMS: tuple[Form, ...] = ("NFC", "NFD")
 
 
 @pytest.mark.parametrize(
@@ -39,9 +43,9 @@ def test_a_path_is_taken_whether_or_not_there_is_a_file(tmp_path: Path, audio: s
     assert locate(tmp_path, audio) == str(tmp_path / audio)
 
 
-@pytest.mark.parametrize("kept", ["NFC", "NFD"])
-@pytest.mark.parametrize("written", ["NFC", "NFD"])
-def test_the_file_is_found_in_either_unicode_form(tmp_path: Path, kept: str, written: str) -> None:
+@pytest.mark.parametrize("kept", FORMS)
+@pytest.mark.parametrize("written", FORMS)
+def test_the_file_is_found_in_either_unicode_form(tmp_path: Path, kept: Form, written: Form) -> None:
     name = "anné/où.wav"
     place = tmp_path / unicodedata.normalize(kept, name)
     place.parent.mkdir()
