@@ -67,7 +67,10 @@ def run(config: Mapping[str, Any]) -> list[Part]:
         raise InputError(f"parts=[{', '.join(unknown)}]: expected any of {', '.join(QUESTIONS)}.")
     runs = open_runs(config)
     first = runs[0]
-    folder = first.run_dir / "analysis" if config["output"] is None else Path(config["output"]).expanduser()
+    own = "analysis" if config["side"] == "test" else f"analysis-{config['side']}"
+    folder = first.run_dir / own if config["output"] is None else Path(config["output"]).expanduser()
+    if (folder / "analysis.html").is_file():
+        log.warning("%s: replaces the page of earlier analyses, and those of the same names", folder)
     parts = []
     for name in config["parts"]:
         log.info("%s: %s", name, QUESTIONS[name])

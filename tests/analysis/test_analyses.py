@@ -81,7 +81,11 @@ def test_the_page_holds_every_figure_and_asks_for_nothing(written: Path) -> None
 
 
 def test_what_a_model_cannot_have_is_left_out_and_said(
-    two_stage_run: Path, tmp_path: Path, composed: Compose, slice_of_demo: list[str]
+    two_stage_run: Path,
+    tmp_path: Path,
+    composed: Compose,
+    slice_of_demo: list[str],
+    caplog: pytest.LogCaptureFixture,
 ) -> None:
     short = [word for word in slice_of_demo if not word.startswith("fusion.")]
     other = tmp_path / "concat"
@@ -89,7 +93,11 @@ def test_what_a_model_cannot_have_is_left_out_and_said(
     parts = analyses.run(config(f"run={other}", "parts=[attention,contribution]", "side=all"))
     assert [part.name for part in parts if part.left_out] == ["attention"]
     assert "no attention" in parts[0].left_out
-    assert parts[0].left_out in (other / "analysis" / "analysis.html").read_text(encoding="utf-8").replace("&#39;", "'")
+    page = (other / "analysis-all" / "analysis.html").read_text(encoding="utf-8")
+    assert parts[0].left_out in page.replace("&#39;", "'")
+    assert "replaces" not in caplog.text
+    analyses.run(config(f"run={other}", "parts=[contribution]", "side=all"))
+    assert "analysis-all: replaces the page of earlier analyses" in caplog.text
     # Beside one that has two sequences of one width, it is named.
     parts = analyses.run(
         config(f"run={two_stage_run}", f"runs=[{other}]", "parts=[alignment,projection]", f"output={tmp_path / 'out'}")
