@@ -373,7 +373,7 @@ class TestMany:
         }
         assert command(f"model={models['audio']}", f"audio={folder}", "format=json") == len(reasons)
         printed = json.loads(capsys.readouterr().out)
-        rows = {row["id"]: row for row in rows_of("predictions.csv")}
+        rows = {row["id"]: row for row in rows_of(beside(folder))}
         assert [row["id"] for row in printed] == list(rows)
         assert rows.keys() == {r"caf\xe9.wav", "good.ogg", *reasons}
         for name, row in rows.items():
