@@ -6,6 +6,7 @@ Runs of a section are tested on the same utterances under the same labels. Where
 
 import hashlib
 import json
+import os
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -60,12 +61,12 @@ class Corpora:
     def settings(self, runs: list[Run]) -> list[dict[str, str]]:
         """What tells the corpora of a section's runs apart, by run: nothing where they are one.
 
-        The places of the first run that saw each; where those are the same, a hash.
+        The places of the first run that saw each, without the folders that they share; where they are the same, a hash.
         """
         hashes = [self._hash[run.path] for run in runs]
         if len(set(hashes)) == 1:
             return [{}] * len(runs)
-        places = {found: self._places[self._witness[found].path] for found in hashes}
+        places = _shortened({found: self._places[self._witness[found].path] for found in hashes})
         distinct = len({json.dumps(place, sort_keys=True) for place in places.values()})
         if distinct == len(places):
             return [places[found] for found in hashes]
@@ -89,6 +90,18 @@ class Corpora:
                 words = changes(before, now, sides=False)
             said.append(f"{other.path}: its corpus is not that of {first.path}: {words}.")
         return said
+
+
+def _shortened(places: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
+    """Places by content, each key's paths from the folder on in which they differ."""
+    short = {found: dict(place) for found, place in places.items()}
+    for name in {name for place in places.values() for name in place}:
+        paths = {place.get(name, "") for place in places.values()}
+        if len(paths) > 1 and all(map(os.path.isabs, paths)):
+            shared = os.path.commonpath(paths)
+            for place in short.values():
+                place[name] = os.path.relpath(place[name], shared)
+    return short
 
 
 def _read(run: Run) -> pd.DataFrame | None:

@@ -42,10 +42,10 @@ def test_copies_of_a_corpus_are_one(tmp_path: Path) -> None:
 @pytest.mark.parametrize("key", ["root", "audio_root", "manifest"])
 def test_other_recordings_of_the_same_utterances_are_another_cell(tmp_path: Path, key: str) -> None:
     for seed in range(2):
-        write(tmp_path / f"clean{seed}", CORPUS, seed, **{key: "clean"})
-        write(tmp_path / f"noisy{seed}", NOISY, seed, **{key: "noisy"})
+        write(tmp_path / f"clean{seed}", CORPUS, seed, **{key: "/data/clean/wav"})
+        write(tmp_path / f"noisy{seed}", NOISY, seed, **{key: "/data/noisy/wav"})
     ((section,), problems) = make_sections(collect([tmp_path]).runs)
-    assert section.axes == {f"data.{key}": ["clean", "noisy"]}
+    assert section.axes == {f"data.{key}": ["clean/wav", "noisy/wav"]}
     assert [len(cell.runs) for cell in section.cells] == [2, 2]
     assert "9 recordings changed (u0, u1, u2 and 6 more)" in " ".join(section.notes)
     assert not problems
