@@ -42,14 +42,14 @@ def content(corpus: "Corpus") -> pd.DataFrame:
     Returns:
         Strings: `id`; `side` (train, val, test); `corpus`, the one that it is of; `speaker`, `session`, `emotion` (its
         class); and hashes of the `text` as encoders see it ("" where there are no words) and of the `audio`, its
-        recording's bytes and the segment's bounds.
+        recording's own bytes, whatever decodes them, and the segment's bounds.
     """
     frame = corpus.frame
     home = pd.Series(corpus.homes, index=frame.index)
     side = pd.Series("", index=frame.index)
     for name, rows in corpus.split._asdict().items():
         side.iloc[rows] = name
-    bounds = frame[["digest", "start", "end"]].itertuples(index=False)
+    bounds = frame[["source", "start", "end"]].itertuples(index=False)
     named = {
         column: [name.removeprefix(f"{of}/") for name, of in zip(frame[column], home, strict=True)]
         for column in ("speaker", "session")  # a corpus of corpora puts the names of these before them
@@ -63,7 +63,7 @@ def content(corpus: "Corpus") -> pd.DataFrame:
                 **named,
                 "emotion": frame["emotion"],
                 "text": [_hash(text) if text else "" for text in frame["text"]],
-                "audio": [_hash(f"{digest} {start} {end}") for digest, start, end in bounds],
+                "audio": [_hash(f"{source} {start} {end}") for source, start, end in bounds],
             }
         )
         .sort_values("id", kind="stable")

@@ -42,11 +42,12 @@ class Corpus(ABC):
     Nothing here needs torch, so that a corpus is prepared and looked at in seconds; `EmotionDataModule` serves it.
 
     After `load`, `frame` is the manifest of the utterances that are used (a manifest's columns with `audio` an absolute
-    path, and `file`: what to read; `digest`: hash of its bytes; `seconds`: the length that is used; `peak`, `clipped`:
-    how loud the recording is), `left_out` what is not, `doubles` the names that are probably one, `cleaned` what was
-    taken out of transcripts, by id, and `emotions` are the classes in the order of their indices. After `setup`,
-    `label` is the class index of each utterance, `split` says which of them train, validate and test, `content` is the
-    record of what is used (see `fourm_ser.data.content`), and `shared` are recordings on two sides.
+    path, and `file`: what to read; `digest`: hash of its bytes, `source`: of the recording's; `seconds`: the length
+    that is used; `peak`, `clipped`: how loud the recording is), `left_out` what is not, `doubles` the names that are
+    probably one, `cleaned` what was taken out of transcripts, by id, and `emotions` are the classes in the order of
+    their indices. After `setup`, `label` is the class index of each utterance, `split` says which of them train,
+    validate and test, `content` is the record of what is used (see `fourm_ser.data.content`), and `shared` are
+    recordings on two sides.
 
     Args:
         source: the release's folder, the table, or another name for what is read.
@@ -369,7 +370,7 @@ class Corpus(ABC):
                 self.left_out.append(LeftOut(key, BAD_RECORDING, f"{where}: {recording}", True))
         bad = frame["audio"].map(lambda audio: isinstance(scanned[audio], InputError)).astype(bool)
         frame = frame[~bad].copy()
-        for column in ("file", "digest", "seconds", "peak", "clipped", "quiet"):
+        for column in ("file", "digest", "source", "seconds", "peak", "clipped", "quiet"):
             frame[column] = [getattr(recording, column) for recording in sound]
         return frame
 
