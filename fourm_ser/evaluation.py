@@ -356,7 +356,7 @@ def show(
         interval = "" if low is None or high is None else f"{low:.4f} to {high:.4f}"
         table.add_row(name, "-" if value is None else f"{value:.4f}", interval)
     console.print(table)
-    few = f": with {metrics['speakers']} speakers, under {FEWEST}, these say nothing of other speakers"
+    few = f": of fewer than {FEWEST} speakers ({metrics['speakers']}), they say nothing of other speakers"
     why = few if metrics["resampled"] == "utterances" and metrics["speakers"] < FEWEST else ""
     console.print(f"intervals: {metrics['resamples']} resamples of {metrics['resampled']}{why}")
     if metrics["speaker_independent"] is False:

@@ -80,7 +80,7 @@ def test_what_was_resampled_is_recorded_and_the_terminal_says_so(
 ) -> None:
     few = evaluate(f"run={two_stage_run}", f"output={tmp_path}", changes={})
     assert (few["speakers"], few["resampled"]) == (2, "utterances")
-    assert "200 resamples of utterances: with 2 speakers, under 5" in " ".join(capsys.readouterr().out.split())
+    assert "200 resamples of utterances: of fewer than 5 speakers (2)" in " ".join(capsys.readouterr().out.split())
     asked = evaluate(f"run={two_stage_run}", "resample=speakers", f"output={tmp_path}", changes={})
     assert (asked["speakers"], asked["resampled"]) == (2, "speakers")
     assert "200 resamples of speakers\n" in capsys.readouterr().out
