@@ -236,7 +236,7 @@ class Experiment:
         self.data = EmotionDataModule(self.corpus, pin_memory=copies_ahead(self.device), seed=config.seed)
         self.data.prepare_data()
         self.data.setup()
-        record_content(self.corpus, self.run_dir, write=rank() == 0)
+        record_content(self.corpus.content, self.corpus.origin, self.run_dir, write=rank() == 0)
         seed_everything(config.seed, verbose=False)
         resources = Resources(self.cache, self.corpus.training_texts)
         return build_network(config, len(self.corpus.emotions), resources)

@@ -115,7 +115,7 @@ class OpenRun:
         self.corpus: Corpus = build(self.config.data, cache=self.cache)
         self.data = EmotionDataModule(self.corpus, pin_memory=copies_ahead(device), seed=self.config.seed)
         self.data.setup()
-        record_content(self.corpus, run_dir, write=False)
+        record_content(self.corpus.content, self.corpus.origin, run_dir, write=False)
         if self.corpus.emotions != self.emotions:
             raise InputError(
                 f"{run_dir}: the model's classes are {', '.join(self.emotions)}, the corpus now has "

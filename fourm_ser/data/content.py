@@ -4,18 +4,16 @@ import hashlib
 import json
 import logging
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from omegaconf import DictConfig, OmegaConf
 
 from fourm_ser.config import build
+from fourm_ser.data.splits import Split
 from fourm_ser.errors import InputError
 from fourm_ser.files import whole
-
-if TYPE_CHECKING:
-    from fourm_ser.data.corpus import Corpus
 
 FILE = "corpus.csv"
 COLUMNS = ("id", "side", "corpus", "speaker", "session", "emotion", "text", "audio")
@@ -33,21 +31,20 @@ SHOWN = 3
 log = logging.getLogger(__name__)
 
 
-def content(corpus: "Corpus") -> pd.DataFrame:
+def content(frame: pd.DataFrame, split: Split, homes: list[str]) -> pd.DataFrame:
     """What is used of a corpus, an utterance a row, in the order of ids.
 
     Args:
-        corpus: set up.
+        frame, split, homes: see `fourm_ser.data.corpus.Corpus`.
 
     Returns:
         Strings: `id`; `side` (train, val, test); `corpus`, the one that it is of; `speaker`, `session`, `emotion` (its
         class); and hashes of the `text` as encoders see it ("" where there are no words) and of the `audio`, its
         recording's own bytes, whatever decodes them, and the segment's bounds.
     """
-    frame = corpus.frame
-    home = pd.Series(corpus.homes, index=frame.index)
+    home = pd.Series(homes, index=frame.index)
     side = pd.Series("", index=frame.index)
-    for name, rows in corpus.split._asdict().items():
+    for name, rows in split._asdict().items():
         side.iloc[rows] = name
     bounds = frame[["source", "start", "end"]].itertuples(index=False)
     named = {
@@ -95,11 +92,12 @@ def read_content(folder: Path) -> pd.DataFrame | None:
     return table
 
 
-def record_content(corpus: "Corpus", run_dir: Path, write: bool = True) -> None:
+def record_content(now: pd.DataFrame, origin: str, run_dir: Path, write: bool = True) -> None:
     """Hold a corpus against what a run recorded of it, or record it where the run begins.
 
     Args:
-        corpus: set up.
+        now: see `content`.
+        origin: where the corpus is, for the error.
         run_dir: the run directory.
         write: whether this process is the one that writes.
 
@@ -108,15 +106,15 @@ def record_content(corpus: "Corpus", run_dir: Path, write: bool = True) -> None:
     """
     before = read_content(run_dir)
     if before is not None:
-        changed = changes(before, corpus.content)
+        changed = changes(before, now)
         if changed:
             raise InputError(
-                f"{run_dir}: its corpus ({corpus.origin}) has changed since the run began: {changed}. Undo the change, "
+                f"{run_dir}: its corpus ({origin}) has changed since the run began: {changed}. Undo the change, "
                 "or begin another run: a result is that of one corpus."
             )
     elif write:
         with whole(run_dir / FILE) as temporary:
-            corpus.content.to_csv(temporary, index=False, lineterminator="\n")
+            now.to_csv(temporary, index=False, lineterminator="\n")
 
 
 def changes_since(node: DictConfig, cache: str, run_dir: Path, known: dict[str, pd.DataFrame] | None = None) -> str:
@@ -139,7 +137,7 @@ def changes_since(node: DictConfig, cache: str, run_dir: Path, known: dict[str, 
     key = f"{cache} {json.dumps(OmegaConf.to_container(node), sort_keys=True)}"
     if key not in known:
         try:
-            corpus: Corpus = build(node, cache=Path(cache).expanduser())
+            corpus = build(node, cache=Path(cache).expanduser())
             corpus.setup()
         except InputError as error:
             log.warning("%s: its corpus cannot be compared with what it was: %s", run_dir, error)

@@ -209,7 +209,7 @@ class Corpus(ABC):
         self.load()
         self.split = self._divide()
         self.label = self.frame["emotion"].map(self.emotions.index).to_numpy(dtype=np.int64)
-        self.content = content(self)
+        self.content = content(self.frame, self.split, self.homes)
         self._look_for_shared()
         self._ready = True
         self._report()
