@@ -5,11 +5,11 @@ import math
 import shutil
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Items
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
-from typing import NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
@@ -176,6 +176,7 @@ class _Pass:
         self.half = HALVES.get(precision)
         self.largest = math.inf  # length of a batch, padding included, that the device had memory for
         self.shard: dict[str, np.ndarray] = {}
+        self.failed = False  # a task of the writing thread; or one is under way
 
     @torch.no_grad()  # not in inference mode: what is moved to a device in it could never train
     def run(self, shards: list[Shard], missing: set[str]) -> None:
@@ -200,10 +201,10 @@ class _Pass:
                         for part, encoded in self._encode(batch, inputs, pending):
                             # The share of the whole pass by which the first batch tells how much room it takes.
                             share = (self.lengths[part].sum() + len(part)) / whole if part[0] == plan[0][0] else None
-                            pending.append(writer.submit(self._keep, part, encoded, missing, share))
+                            pending.append(writer.submit(self._next, self._keep, part, encoded, missing, share))
                             _wait(pending, 0 if share else AHEAD)
                             progress.advance(task, len(part))
-                    pending.append(writer.submit(self._write))
+                    pending.append(writer.submit(self._next, self._write))
                 _wait(pending, 0)
             finally:
                 writer.shutdown(cancel_futures=True)
@@ -252,6 +253,14 @@ class _Pass:
             f"encoding {self.encoder.modality} with {self.encoder.name}: {self.device.type} ran out of memory over a "
             f"batch of {len(part)} utterances ({amount}). Lower {keys}, or encode on another device."
         )
+
+    def _next(self, task: Callable[..., None], *arguments: Any) -> None:
+        """A task of the writing thread; nothing behind one that failed, for a shard is written whole or not at all."""
+        if self.failed:
+            return
+        self.failed = True
+        task(*arguments)
+        self.failed = False
 
     def _keep(self, part: list[int], encoded: "_Encoded", missing: set[str], share: float | None) -> None:
         """Bring a batch's features home; the first one's tell, with its share of the pass, whether there is room."""

@@ -4,8 +4,10 @@ import errno
 import multiprocessing
 import re
 import time
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
+from concurrent import futures
+from concurrent.futures import Future
 from functools import partial
 from multiprocessing.connection import Connection
 from operator import getitem
@@ -525,7 +527,18 @@ def test_an_utterance_that_there_is_no_memory_for_is_one_line(tmp_path: Path) ->
 
 
 @pytest.mark.parametrize(("precision", "advice"), [("32", "weights damaged"), ("bf16", r"encode\.precision=32")])
-def test_features_that_are_no_numbers_are_refused(tmp_path: Path, precision: str, advice: str) -> None:
+@pytest.mark.parametrize("writer", ["", "quick"])
+def test_features_that_are_no_numbers_are_refused(
+    tmp_path: Path, precision: str, advice: str, writer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def slowly(pending: "deque[Future[None]]", left: int) -> None:
+        futures.wait(pending)
+        waiting(pending, left)
+
+    waiting = encoding._wait
+    if writer:  # the shard is to be written once a batch of it has failed, and before anybody looks
+        monkeypatch.setattr(encoding, "_wait", slowly)
+
     class Broken(Tally):
         def stem(self, inputs: Inputs) -> Sequence:
             features, mask = super().stem(inputs)
