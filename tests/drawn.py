@@ -27,8 +27,8 @@ class Drawn:
         box = bar.axes.get_window_extent()
         place = pixels(bar, number)
         if bar is bar.axes.yaxis:
-            return self.colour((box.x0 + box.x1) / 2, min(max(place, box.y0 + 2), box.y1 - 2))
-        return self.colour(min(max(place, box.x0 + 2), box.x1 - 2), (box.y0 + box.y1) / 2)
+            return self.colour((box.x0 + box.x1) / 2, min(max(place, box.y0 + 3), box.y1 - 3))
+        return self.colour(min(max(place, box.x0 + 3), box.x1 - 3), (box.y0 + box.y1) / 2)
 
 
 def names(axis: Axis) -> dict[str, float]:

@@ -8,7 +8,7 @@ import numpy as np
 
 
 class Heat(NamedTuple):
-    """A cell of a heat map: how strong its colour is (None where it is empty), what stands in it, whether it is framed."""
+    """A cell of a heat map: how strong its colour is (None: empty), what stands in it, whether it is framed."""
 
     strength: float | None
     lines: list[str]
@@ -68,7 +68,7 @@ def read_points(image: str, rows: list[str]) -> dict[str, tuple[float, float, fl
 
 
 def read_bars(image: str, rows: list[str]) -> dict[str, list[tuple[str, float, float]]]:
-    """The parts of each row's bar, by the legend's names: where each begins, from the left of all, and how wide it is."""
+    """The parts of each row's bar, by the legend's names: their beginnings, from the left of all, and widths."""
     drawn = ET.fromstring(image)
     texts = [(_number(text, "x"), _number(text, "y"), text.text or "") for text in drawn.iter("text")]
     boxes = [tuple(_number(box, key) for key in ("x", "y", "width")) for box in drawn.iter("rect")]

@@ -1,5 +1,6 @@
 """The report's figures are of the runs: read back from their SVG, and compared with what the run directories hold."""
 
+import itertools
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -52,7 +53,7 @@ def check_order(cells: list[tuple[float, Heat]]) -> None:
     """The larger a number, the stronger its colour."""
     by_number = sorted((number, cell.strength or 0.0) for number, cell in cells)
     assert len({round(number, 6) for number, _ in by_number}) > 1
-    for (number, strength), (larger, stronger) in zip(by_number, by_number[1:], strict=False):
+    for (number, strength), (larger, stronger) in itertools.pairwise(by_number):
         assert stronger > strength or larger - number < 2e-3 * (by_number[-1][0] - by_number[0][0])
 
 

@@ -38,7 +38,7 @@ def test_each_window_has_its_probabilities_in_the_legend_s_colours(scale: float)
         for text, handle in zip(legend.get_texts(), legend.legend_handles, strict=True)
     }
     assert list(looks) == EMOTIONS[::-1]  # as they are stacked
-    clock = {name: place for name, place in names(axes.xaxis).items()}
+    clock = dict(names(axes.xaxis).items())
     if scale > 1:
         seconds = {name: 60 * int(name.split(":")[0]) + int(name.split(":")[1]) for name in clock if name[0].isdigit()}
         slope, start = np.polyfit(list(seconds.values()), [clock[name] for name in seconds], 1)
