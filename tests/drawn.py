@@ -15,8 +15,8 @@ class Drawn:
 
     def __init__(self, figure: Figure) -> None:
         canvas = FigureCanvasAgg(figure)
-        canvas.draw()
-        self._page = np.asarray(canvas.buffer_rgba())[::-1, :, :3] / 255.0
+        canvas.draw()  # type: ignore[no-untyped-call]
+        self._page = np.asarray(canvas.buffer_rgba())[::-1, :, :3] / 255.0  # type: ignore[no-untyped-call]
 
     def colour(self, x: float, y: float) -> np.ndarray:
         """Red, green and blue at a place."""

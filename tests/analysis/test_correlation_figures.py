@@ -150,16 +150,16 @@ def test_bars_of_retrieval_are_as_high_as_the_recall() -> None:
         dashes = [part for part in axes.collections if isinstance(part, LineCollection)]
         chances = np.concatenate([part.get_transform().transform(s) for part in dashes for s in part.get_segments()])
         for state in STATES:
-            row = table[(table["features"] == place) & (table["state"] == state)].iloc[0]
+            own = table[(table["features"] == place) & (table["state"] == state)].iloc[0]
             bars = found[state]
             (arms,) = bars.errorbar.lines[2]
             for count, patch, arm in zip(counts, bars.patches, arms.get_segments(), strict=True):
                 box = patch.get_window_extent()
                 middle = (box.x0 + box.x1) / 2
                 assert min(slots, key=lambda name: abs(slots[name] - middle)) == f"recall@{count}"
-                assert [box.y0, box.y1] == pytest.approx(pixels(axes.yaxis, [0.0, row[f"recall@{count}"]]), abs=0.5)
+                assert [box.y0, box.y1] == pytest.approx(pixels(axes.yaxis, [0.0, own[f"recall@{count}"]]), abs=0.5)
                 ends = arms.get_transform().transform(arm)[:, 1]
-                assert ends == pytest.approx(pixels(axes.yaxis, [row[f"low@{count}"], row[f"high@{count}"]]), abs=0.5)
+                assert ends == pytest.approx(pixels(axes.yaxis, [own[f"low@{count}"], own[f"high@{count}"]]), abs=0.5)
                 chance = chances[np.abs(chances[:, 0] - box.x0) < 3]
                 assert np.abs(chance[:, 1] - pixels(axes.yaxis, 0.01 * count)).min() < 0.5
 

@@ -7,7 +7,6 @@ from typing import Any
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.colors import to_rgb
 
 from fourm_ser.analysis import reduction, space
 from fourm_ser.analysis.findings import Finding
@@ -138,4 +137,4 @@ def test_both_panels_show_every_utterance_at_its_place_by_emotion_and_by_speaker
             assert places == pytest.approx(seen(table[table["what"] != "utterance"]), abs=0.5)
             edges = [part.get_edgecolor() for part in axes.collections if str(part.get_label())[0] == "_"]
             for emotion, edge in zip(emotions, edges, strict=True):
-                assert distance(np.asarray(edge)[0, :3], np.array(to_rgb(drawn[emotion].get_facecolor()[0]))) < 0.01
+                assert distance(np.asarray(edge)[0, :3], np.asarray(drawn[emotion].get_facecolor())[0, :3]) < 0.01

@@ -94,7 +94,8 @@ def read_curves(image: str) -> dict[str, list[np.ndarray]]:
     ((begin, foot),) = [(x, y) for x, y, name in texts if name == "epoch 1"]
     ((end, last),) = [(x, float(name)) for x, y, name in texts if y == foot and name != "epoch 1"]
     # Numbers stand 4 pixels below the lines that they name, for they are as high.
-    slope, start = np.polyfit(*np.array(heights).T, 1)
+    at, values = np.array(heights).T
+    slope, start = np.polyfit(at, values, 1)
     start += 4 * slope
     assert slope < 0, "values do not grow upwards"
     found: dict[str, list[np.ndarray]] = {}

@@ -87,7 +87,7 @@ def test_recalls_are_those_of_each_cell_and_class(section: Section, numbers: pd.
     names = [row[0] for row in figure.rows]
     cells = read_heat_map(figure.image, names, EMOTIONS)
     expected = {
-        (name, emotion): float(numbers.loc[place, f"test/recall/{emotion}"])  # type: ignore[arg-type, index]
+        (name, emotion): float(numbers.loc[place, f"test/recall/{emotion}"])
         for name, place in zip(names, order, strict=True)
         for emotion in EMOTIONS
     }
@@ -99,7 +99,7 @@ def test_recalls_are_those_of_each_cell_and_class(section: Section, numbers: pd.
 
 def test_the_confusion_matrix_has_labels_as_rows(section: Section, sweep: Path, numbers: pd.DataFrame) -> None:
     best = section.best("ua")
-    encoder, loss = numbers["test/ua"].idxmax()  # type: ignore[misc]
+    encoder, loss = max(numbers.index, key=numbers["test/ua"].__getitem__)
     (figure,) = confusion(section, best, read_predictions(section.cells[best].runs)[0])
     tables = [pd.read_csv(sweep / f"{encoder}-{loss}-0-{fold}/predictions.csv") for fold in range(FOLDS)]
     cells = read_heat_map(figure.image, EMOTIONS, EMOTIONS)
@@ -129,7 +129,8 @@ def test_curves_are_those_of_the_runs(section: Section, sweep: Path, numbers: pd
 
 
 def test_bars_of_time_are_the_cells_seconds(section: Section) -> None:
-    table = section.table.assign(**{"seconds/transfer": 10.0 * (1 + section.table["cell"]), "seconds/finetune": 15.0})
+    table = section.table.copy()
+    table["seconds/transfer"], table["seconds/finetune"] = 10.0 * (1 + table["cell"]), 15.0
     (figure,) = time_figure(replace(section, table=table))
     names = [cell.name for cell in section.cells]
     found = read_bars(figure.image, names)

@@ -5,7 +5,6 @@ from itertools import product
 import numpy as np
 import pandas as pd
 import pytest
-from matplotlib.figure import Figure
 
 from fourm_ser.report.figures import confusion_figure, curves_figure, reliability_figure
 from tests.drawn import Drawn, distance, lightness, marks, names, pixels
@@ -68,20 +67,15 @@ def test_training_curves_stand_at_their_epochs_and_values() -> None:
             assert marks(line) == pytest.approx(np.stack(expected, 1), abs=0.5)
 
 
-def reliability() -> tuple[Figure, dict[int, tuple[float, float, int]]]:
-    """The figure, and by tenths of a bin's 15: accuracy, mean confidence and count, each utterance put in by hand."""
+def test_bars_of_the_reliability_diagram_are_as_high_as_the_accuracy_at_their_confidence() -> None:
     confidence = np.array([0.29, 0.31, 0.52, 0.53, 0.55, 0.56, 0.58, 0.84, 0.85, 0.95, 0.97, 0.99, 1.0])
     correct = np.array([0, 0, 1, 0, 0, 0, 0, 1, 0, 1, 1, 1, 1], dtype=bool)
-    bins: dict[int, list[int]] = {4: [0, 1], 7: [2], 8: [4, 5, 6], 12: [7, 8], 14: [9, 10, 11, 12]}
-    bins[7].append(3)
+    # The utterances of each fifteenth of the confidence, put in by hand.
+    bins = {4: [0, 1], 7: [2, 3], 8: [4, 5, 6], 12: [7, 8], 14: [9, 10, 11, 12]}
     numbers = {
         place: (float(correct[own].mean()), float(confidence[own].mean()), len(own)) for place, own in bins.items()
     }
-    return reliability_figure(confidence, correct, 0.123), numbers
-
-
-def test_bars_of_the_reliability_diagram_are_as_high_as_the_accuracy_at_their_confidence() -> None:
-    figure, numbers = reliability()
+    figure = reliability_figure(confidence, correct, 0.123)
     Drawn(figure)
     upper, lower = figure.axes
     bars = {round(15 * patch.get_x()): patch.get_window_extent() for patch in upper.patches}  # type: ignore[attr-defined]

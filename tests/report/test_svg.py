@@ -63,11 +63,11 @@ def test_bars_are_as_long_as_their_seconds() -> None:
 @pytest.mark.parametrize("limits", [None, (0.0, 1.0)])
 def test_curves_stand_at_their_epochs_and_values(limits: tuple[float, float] | None) -> None:
     generator = np.random.default_rng(0)
-    runs = [(np.arange(1.0, 9), generator.uniform(0.1, 0.9, 8)), (np.arange(1.0, 7), generator.uniform(0.1, 0.9, 6))]
-    alone = (np.arange(1.0, 9), np.linspace(0.95, 0.05, 8))
+    runs = [(list(range(1, n + 1)), generator.uniform(0.1, 0.9, n).tolist()) for n in (8, 6)]
+    alone = (list(range(1, 9)), np.linspace(0.95, 0.05, 8).tolist())
     image = curves([("several", runs), ("alone", [alone])], [("transfer", 1.0), ("finetune", 5.0)], "alt", limits)
     found = read_curves(image)
-    mean = np.arange(1.0, 7), (runs[0][1][:6] + runs[1][1]) / 2
+    mean = runs[1][0], np.mean([runs[0][1][:6], runs[1][1]], axis=0)
     for name, expected in (("several", [*runs, mean]), ("alone", [alone])):
         assert len(found[name]) == len(expected)
         for points, numbers in zip(found[name], expected, strict=True):

@@ -50,7 +50,7 @@ def test_each_window_has_its_probabilities_in_the_legend_s_colours(scale: float)
     for place, shares in enumerate(SHARES):
         for x in start + slope * (edges[place : place + 2] @ [[0.9, 0.1], [0.1, 0.9]]):
             if shares is None:
-                assert distance(drawn.colour(x, pixels(axes.yaxis, 0.5)), "white") < 0.02
+                assert distance(drawn.colour(x, float(pixels(axes.yaxis, 0.5))), "white") < 0.02
                 assert distance(drawn.colour(x, box.y0 + 2), "white") < 0.02
                 continue
             tops = np.cumsum(shares)
