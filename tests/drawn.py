@@ -2,6 +2,7 @@
 
 import numpy as np
 from matplotlib.artist import Artist
+from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.collections import PathCollection
@@ -52,6 +53,18 @@ def marks(artist: Artist) -> np.ndarray:
         return artist.get_transform().transform(np.asarray(artist.get_xydata()))
     assert isinstance(artist, PathCollection)
     return artist.get_offset_transform().transform(np.asarray(artist.get_offsets()))
+
+
+def written(axes: Axes) -> dict[tuple[str, str], str]:
+    """What is written in the cells of a matrix, by the names of the row and column that it stands nearest to."""
+    rows, columns = names(axes.yaxis), names(axes.xaxis)
+    found = {}
+    for text in axes.texts:
+        x, y = text.get_transform().transform(text.get_position())
+        row = min(rows, key=lambda name: abs(rows[name] - y))
+        found[row, min(columns, key=lambda name: abs(columns[name] - x))] = text.get_text()
+    assert len(found) == len(axes.texts)
+    return found
 
 
 def distance(colour: np.ndarray, other: np.ndarray | str) -> float:

@@ -17,7 +17,7 @@ from fourm_ser.analysis.correlation_figures import (
     heat_figure,
     retrieval_figure,
 )
-from tests.drawn import Drawn, distance, lightness, marks, names, pixels
+from tests.drawn import Drawn, distance, lightness, marks, names, pixels, written
 
 PLACES = {"encoders": "behind the encoders", "fusion": "within the fusion"}
 STATES = ["before training", "after transfer", "after finetune"]
@@ -181,16 +181,14 @@ def test_a_cell_of_components_is_the_darker_the_larger_its_correlation() -> None
         assert (axes.get_xlabel(), axes.get_ylabel()) == ("speech component", "text component")
         columns, rows = names(axes.xaxis), names(axes.yaxis)
         aside = 0.4 * (columns["2"] - columns["1"])
-        written = {
-            tuple(np.round(text.get_transform().transform(text.get_position()))): text.get_text() for text in axes.texts
-        }
+        numbers = written(axes)
         shades = []
         for row in table[(table["features"] == place) & (table["state"] == state)].itertuples():
             x, y, size = columns[str(row.audio_component)], rows[str(row.text_component)], abs(float(row.r))  # type: ignore[arg-type]
             colour = drawn.colour(x + aside, y + aside)
             assert distance(colour, drawn.bar_colour(bar.yaxis, size)) < 0.03
             shades.append((size, lightness(colour)))
-            text = written.get((np.round(x), np.round(y)))
+            text = numbers.get((str(row.text_component), str(row.audio_component)))
             assert text == (f"{size:.1f}"[1:] if size >= 0.25 else None)
         order = [shade for _, shade in sorted(shades)]
         assert order == sorted(order, reverse=True)

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 
 from fourm_ser.report.figures import confusion_figure, curves_figure, reliability_figure
-from tests.drawn import Drawn, distance, lightness, marks, names, pixels
+from tests.drawn import Drawn, distance, lightness, marks, names, pixels, written
 
 EMOTIONS = ["anger", "happiness", "sadness"]
 COUNTS = np.array([[14, 5, 1], [2, 9, 9], [0, 0, 0]])
@@ -18,7 +18,7 @@ def test_a_cell_of_the_confusion_matrix_has_the_shade_and_count_of_its_label_and
     drawn = Drawn(figure)
     axes, bar = figure.axes
     assert (axes.get_xlabel(), axes.get_ylabel()) == ("predicted", "label")
-    columns, rows = names(axes.xaxis), names(axes.yaxis)
+    columns, rows, numbers = names(axes.xaxis), names(axes.yaxis), written(axes)
     aside = 0.4 * (columns["happiness"] - columns["anger"])  # away from the numbers
     shades = {}
     for (row, label), (column, predicted) in product(enumerate(EMOTIONS), repeat=2):
@@ -26,12 +26,7 @@ def test_a_cell_of_the_confusion_matrix_has_the_shade_and_count_of_its_label_and
         colour = drawn.colour(columns[predicted] + aside, rows[label] + aside)
         assert distance(colour, drawn.bar_colour(bar.yaxis, share)) < 0.03
         shades[share] = lightness(colour)
-        (text,) = [
-            text.get_text()
-            for text in axes.texts
-            if np.hypot(*(text.get_transform().transform(text.get_position()) - [columns[predicted], rows[label]])) < 1
-        ]
-        assert text == f"{COUNTS[row, column]}\n{100 * share:.0f}%"
+        assert numbers[label, predicted] == f"{COUNTS[row, column]}\n{100 * share:.0f}%"
     darker = [shades[share] for share in sorted(shades)]
     assert darker == sorted(darker, reverse=True)
     assert len(set(darker)) == len(shades) == 6
@@ -81,13 +76,13 @@ def test_bars_of_the_reliability_diagram_are_as_high_as_the_accuracy_at_their_co
     bars = {round(15 * patch.get_x()): patch.get_window_extent() for patch in upper.patches}  # type: ignore[attr-defined]
     assert bars.keys() == numbers.keys()
     gaps = {tuple(np.round(marks(line)[:, 0])): marks(line) for line in upper.lines if len(marks(line))}
-    for place, (accuracy, confidence, _) in numbers.items():
+    for place, (accuracy, sure, _) in numbers.items():
         box = bars[place]
         assert [box.x0, box.x1] == pytest.approx(pixels(upper.xaxis, [place / 15, (place + 1) / 15]), abs=0.5)
         assert [box.y0, box.y1] == pytest.approx(pixels(upper.yaxis, [0.0, accuracy]), abs=0.5)
-        x = pixels(upper.xaxis, confidence)
+        x = pixels(upper.xaxis, sure)
         gap = gaps[round(float(x)), round(float(x))]
-        assert gap[:, 1] == pytest.approx(pixels(upper.yaxis, [accuracy, confidence]), abs=0.5)
+        assert gap[:, 1] == pytest.approx(pixels(upper.yaxis, [accuracy, sure]), abs=0.5)
     (diagonal,) = [marks(line) for line in upper.lines if line.get_label() == "calibrated"]
     assert diagonal == pytest.approx(
         np.stack([pixels(axis, [0, 1]) for axis in (upper.xaxis, upper.yaxis)], 1), abs=0.5
