@@ -234,6 +234,7 @@ def conditions() -> dict[str, list[np.ndarray]]:
 
 
 def drawn_figure(draw: Callable[..., Finding], *more: object) -> tuple[Finding, list[Axes], Drawn]:
+    """A finding of the made-up logits, its axes, and it drawn."""
     finding = draw(cast(OpenRun, SimpleNamespace(emotions=DRAWN_EMOTIONS)), "test", DRAWN_LABELS, conditions(), *more)
     assert finding.figure is not None
     drawn = Drawn(finding.figure)

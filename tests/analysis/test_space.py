@@ -2,7 +2,6 @@
 
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -119,22 +118,17 @@ def test_both_panels_show_every_utterance_at_its_place_by_emotion_and_by_speaker
     Drawn(figure)
     for axes, key, groups in zip(figure.axes, ("emotion", "speaker"), (emotions, speakers), strict=True):
         assert axes.get_title() == f"by {key}"
-        box, (left, right), (low, high) = axes.get_window_extent(), axes.get_xlim(), axes.get_ylim()
-
-        def seen(rows: pd.DataFrame, box: Any = box, ends: Any = (left, right, low, high)) -> np.ndarray:
-            left, right, low, high = ends
-            across, up = (rows["x"] - left) / (right - left), (rows["y"] - low) / (high - low)
-            return np.stack([box.x0 + across * box.width, box.y0 + up * box.height], 1)
-
-        assert left < right
-        assert low < high
+        for low, high in (axes.get_xlim(), axes.get_ylim()):
+            assert low < high
+        table[["right", "up"]] = axes.transData.transform(table[["x", "y"]].to_numpy())
         drawn = {str(part.get_label()): part for part in axes.collections}
         for group in groups:
             own = table[(table["what"] == "utterance") & (table[key] == group)]
-            assert marks(drawn[group]) == pytest.approx(seen(own), abs=0.5)
+            assert marks(drawn[group]) == pytest.approx(own[["right", "up"]].to_numpy(), abs=0.5)
         if key == "emotion":
             places = np.concatenate([marks(part) for part in axes.collections if str(part.get_label())[0] == "_"])
-            assert places == pytest.approx(seen(table[table["what"] != "utterance"]), abs=0.5)
+            placed = table[table["what"] != "utterance"][["right", "up"]]
+            assert places == pytest.approx(placed.to_numpy(), abs=0.5)
             edges = [part.get_edgecolor() for part in axes.collections if str(part.get_label())[0] == "_"]
             for emotion, edge in zip(emotions, edges, strict=True):
                 assert distance(np.asarray(edge)[0, :3], np.asarray(drawn[emotion].get_facecolor())[0, :3]) < 0.01
