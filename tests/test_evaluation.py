@@ -8,6 +8,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from hydra import compose, initialize_config_dir
+from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
 from fourm_ser import evaluation
@@ -16,6 +17,7 @@ from fourm_ser.data.content import FILE
 from fourm_ser.data.manifest import write_manifest
 from fourm_ser.errors import InputError
 from tests.conftest import CONF
+from tests.drawn import Drawn, pixels, written
 
 
 def composed_evaluation(*overrides: str) -> DictConfig:
@@ -73,6 +75,29 @@ def test_a_run_gives_exactly_its_own_metrics(two_stage_run: Path, tmp_path: Path
     assert (tmp_path / "test" / "predictions.csv").read_bytes() == (two_stage_run / "predictions.csv").read_bytes()
     for name in ("confusion_matrix.png", "reliability.png"):
         assert (tmp_path / "test" / name).stat().st_size > 5_000
+
+
+def test_the_figures_are_of_the_predictions(
+    two_stage_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    saved = dict[str, Figure]()
+    monkeypatch.setattr(evaluation, "save_figure", lambda figure, path: saved.update({path.stem: figure}))
+    evaluate(f"run={two_stage_run}", f"output={tmp_path}", changes={})
+    predictions = pd.read_csv(tmp_path / "predictions.csv")
+    emotions = OpenRun(two_stage_run).emotions
+    Drawn(saved["confusion_matrix"])
+    for (label, predicted), text in written(saved["confusion_matrix"].axes[0]).items():
+        count = ((predictions["emotion"] == label) & (predictions["predicted"] == predicted)).sum()
+        assert text.split("\n")[0] == str(count)
+    Drawn(saved["reliability"])
+    upper, _ = saved["reliability"].axes
+    right, sure = predictions["emotion"] == predictions["predicted"], predictions[emotions].max(axis=1)
+    for patch in upper.patches:
+        box = patch.get_window_extent()
+        left, right_end = pixels(upper.xaxis, [0, 1])
+        first, last = ((edge - left) / (right_end - left) for edge in (box.x0, box.x1))
+        accuracy = right[(sure >= first - 1e-6) & (sure < last + 1e-6)].mean()
+        assert box.y1 == pytest.approx(pixels(upper.yaxis, accuracy), abs=0.5)
 
 
 def test_what_was_resampled_is_recorded_and_the_terminal_says_so(

@@ -1,6 +1,7 @@
 """How near speech and text lie in the fusion of several runs."""
 
 import shutil
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +15,7 @@ from fourm_ser.analysis.runs import OpenRun
 from fourm_ser.errors import InputError
 from fourm_ser.experiment import run
 from tests.conftest import Compose
+from tests.drawn import Drawn, marks, pixels
 
 
 @pytest.fixture(scope="module")
@@ -116,3 +118,28 @@ def test_runs_of_one_name_go_by_their_folders(opened: OpenRun, two_stage_run: Pa
     assert names == [str(two_stage_run), str(copy), "c"]
     with pytest.raises(InputError, match="is given twice"):
         names_of([opened, opened])
+
+
+def test_similar_features_stand_high_and_distant_ones_high_below() -> None:
+    generator = np.random.default_rng(0)
+    counts = {"anger": 12, "sadness": 8}
+    pairs = [(name, emotion) for name in "ab" for emotion in counts]
+    table = pd.DataFrame([{"run": name, "emotion": emotion} for name, emotion in pairs for _ in range(counts[emotion])])
+    table["cosine"] = generator.uniform(-0.9, 0.4, len(table))
+    table["distance"] = generator.uniform(0.5, 30.0, len(table))
+    figure = alignment_figure(table, list(counts), dict.fromkeys(counts, 3))
+    Drawn(figure)
+    grid = np.array(figure.axes).reshape(2, 2)
+    assert [axes.get_title() for axes in grid[0]] == list(counts)
+    assert [axes.get_ylabel() for axes in grid[:, 0]] == ["cosine similarity", "Euclidean distance"]
+    for (row, measure), (column, emotion) in product(enumerate(("cosine", "distance")), enumerate(counts)):
+        axes = grid[row, column]
+        for place, name in enumerate("ab"):
+            values = table[(table["run"] == name) & (table["emotion"] == emotion)][measure].to_numpy()
+            smooth = np.array([values[max(0, at - 1) : at + 2].mean() for at in range(len(values))])
+            line, mean = axes.lines[2 * place : 2 * place + 2]
+            assert line.get_label() == name
+            assert line.get_color() == mean.get_color()
+            expected = pixels(axes.xaxis, np.arange(1.0, len(values) + 1)), pixels(axes.yaxis, smooth)
+            assert marks(line) == pytest.approx(np.stack(expected, 1), abs=0.5)
+            assert marks(mean)[:, 1] == pytest.approx(pixels(axes.yaxis, [values.mean()] * 2), abs=0.5)

@@ -1,24 +1,29 @@
 """Attention maps of single utterances, and the modalities' shares."""
 
 from collections.abc import Mapping
+from itertools import product
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.figure import Figure
 
 from fourm_ser.analysis import attention_maps
-from fourm_ser.analysis.attention import attention
+from fourm_ser.analysis.attention import _first_token, _heat_map, attention
 from fourm_ser.analysis.attention_maps import read_blocks
 from fourm_ser.analysis.attention_shares import read_shares
 from fourm_ser.analysis.examples import Example, choose_examples
 from fourm_ser.analysis.findings import UnsuitedError, write_finding
 from fourm_ser.analysis.runs import OpenRun
-from fourm_ser.fusion.base import Fusion
+from fourm_ser.analysis.words import Words
+from fourm_ser.fusion.base import Fusion, Span
 from fourm_ser.fusion.concat import ConcatFusion
 from fourm_ser.fusion.cross_attention import CrossAttentionFusion
 from fourm_ser.fusion.unimodal import UnimodalFusion
+from tests.drawn import Drawn, distance, lightness, names, pixels
 from tests.fusion.sequences import train_a_little
 
 
@@ -199,3 +204,67 @@ def test_a_fusion_without_attention_is_named(two_stage_run: Path, examples: list
     plain = refitted(two_stage_run, ConcatFusion, modalities=["text", "audio"], project=both, pool=pools)
     with pytest.raises(UnsuitedError, match="ConcatFusion has no attention"):
         attention(plain, examples, "test")
+
+
+WORDS = Words(["[CLS]", "very", "good", "[SEP]"], np.array([0, 1, 1, 2, 3]), np.array([True, False, False, True]))
+EDGES = np.array([0.0, 0.3, 0.5, 1.0, 1.2, 1.5])
+
+
+@pytest.mark.parametrize(("query", "key"), list(product(("text", "audio"), repeat=2)))
+def test_a_cell_of_a_map_has_the_colour_of_its_query_and_key(query: str, key: str) -> None:
+    sides = {"text": attention_maps.Axis("text", WORDS, None), "audio": attention_maps.Axis("audio", None, EDGES)}
+    rows, columns = sides[query], sides[key]
+    weights = np.random.default_rng(0).uniform(0.0, 0.3, (2, len(rows), len(columns)))
+    even = columns.sizes / columns.sizes.sum()
+    figure = Figure(figsize=(9.5, 5.0), layout="constrained")
+    axes, bar = figure.subplots(1, 2, width_ratios=[1, 0.03])
+    _heat_map(axes, bar, attention_maps.Block("self", rows, columns, weights, even), 1.5)
+    drawn = Drawn(figure)
+    # Frames lie along the seconds wherever words can be the rows.
+    across, down = (rows, columns) if (query, key) == ("audio", "text") else (columns, rows)
+    shades = []
+    for (row, column), value in np.ndenumerate(weights.mean(0) / even):
+        at_x, at_y = (row, column) if across is not columns else (column, row)
+        x, y = place_of(axes.xaxis, across, at_x), place_of(axes.yaxis, down, at_y, downwards=True)
+        colour = drawn.colour(x, y)
+        assert distance(colour, drawn.bar_colour(bar.yaxis, value)) < 0.03
+        shades.append((value, lightness(colour)))
+    light = np.array([shade for _, shade in sorted(shades)])
+    assert (np.diff(light) > -0.01).all()
+    assert light[-1] - light[0] > 0.3
+
+
+def place_of(axis: Any, side: attention_maps.Axis, place: int, downwards: bool = False) -> float:
+    """Where on the page a word, or the middle of a frame, is by the names or seconds at an axis."""
+    if side.words is not None:
+        order = sorted(names(axis), key=names(axis).__getitem__, reverse=downwards)
+        assert order == side.words.names
+        return names(axis)[side.words.names[place]]
+    assert side.edges is not None
+    middle = float(side.edges[place : place + 2].mean())
+    if not downwards:
+        return float(pixels(axis, middle))
+    written = {float(name): at for name, at in names(axis).items()}
+    slope, start = np.polyfit(list(written), list(written.values()), 1)
+    assert slope < 0
+    return float(start + slope * middle)
+
+
+def test_the_first_token_s_words_are_the_lighter_the_more_they_are_attended_to() -> None:
+    example = Example(0, "u1", "very good", 1.5, "anger", "anger", 0.9, "the surest anger")
+    text = attention_maps.Axis("text", WORDS, None)
+    given = np.array([[0.1, 0.5, 0.3, 0.1], [0.7, 0.1, 0.1, 0.1], [0.1, 0.1, 0.1, 0.7], [0.2, 0.2, 0.2, 0.4]])
+    block = attention_maps.Block("self", text, text, given[None], text.sizes / 5)
+    figure = _first_token([example], {0: [block]}, {"self": Span(("text",), ("text",))}).figure
+    assert figure is not None
+    drawn = Drawn(figure)
+    (axes,) = figure.axes
+    shades = []
+    for name, value in zip(WORDS.names, given[0] / [0.2, 0.4, 0.2, 0.2], strict=True):
+        (text_of,) = [text for text in axes.texts if text.get_text() == name]
+        at = text_of.get_transform().transform(text_of.get_position())
+        (box,) = [box for box in (patch.get_window_extent() for patch in axes.patches) if box.contains(*at)]
+        shades.append((value, lightness(drawn.colour(box.x0 + 3, box.y0 + 3))))
+    light = np.array([shade for _, shade in sorted(shades)])
+    values = np.array([value for value, _ in sorted(shades)])
+    assert (np.diff(light)[np.diff(values) > 1e-9] > 0.02).all()

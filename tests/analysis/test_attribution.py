@@ -6,17 +6,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.text import Text
 from torch import Tensor
 
-from fourm_ser.analysis.attribution import attribute, attribution, read_features
+from fourm_ser.analysis.attribution import Attribution, _draw_modalities, _figure, attribute, attribution, read_features
 from fourm_ser.analysis.examples import Example, choose_examples
 from fourm_ser.analysis.findings import write_finding
 from fourm_ser.analysis.runs import OpenRun
-from fourm_ser.analysis.words import read_words
+from fourm_ser.analysis.words import Words, read_words
 from fourm_ser.encoders.base import Sequence
 from fourm_ser.encoders.text import Tokens
 from fourm_ser.fusion.unimodal import UnimodalFusion
 from fourm_ser.network import EmotionNetwork
+from tests.drawn import Drawn, distance, lightness, names, pixels
 
 
 @pytest.fixture(scope="module")
@@ -155,3 +159,73 @@ def test_one_modality_is_explained_alone(two_stage_run: Path, examples: list[Exa
     assert other not in summary.table
     row = summary.table.iloc[0]
     assert row[modality] == pytest.approx(row["logit"] - row["reference"], rel=0.02)
+
+
+EXAMPLE = Example(0, "u1", "well this is not so good", 2.0, "anger", "anger", 0.9, "the surest anger")
+
+
+def test_words_and_moments_that_speak_for_the_emotion_are_red_and_those_against_it_blue() -> None:
+    words = Words(["well", "this", "is", "not", "so", "good"], np.array([0, 1, 1, 2, 3, 4, 5]), np.zeros(6, dtype=bool))
+    by_word = np.array([0.4, -0.1, 0.0, 1.0, 0.7, -0.8])
+    values = {
+        "text": np.array([0.4, 0.2, -0.3, 0.0, 1.0, 0.7, -0.8]),
+        "audio": np.array([0.3, -0.2, 0.05, -0.3, 0.25]),
+    }
+    edges = np.array([0.0, 0.5, 0.75, 1.0, 1.6, 2.0])
+    samples = np.sin(np.arange(32_000) / 50).astype(np.float32)
+    figure = _figure(EXAMPLE, Attribution(values, 2.0, 0.5, 1, 8), "said", words, samples, edges)
+    drawn = Drawn(figure)
+    _, time, cells, bar = figure.axes
+    strengths = []
+    for name, value in zip(words.names, by_word, strict=True):
+        (text,) = [text for text in cells.texts if text.get_text() == name]
+        (patch,) = [patch for patch in cells.patches if patch.get_window_extent().contains(*_middle(text))]
+        box = patch.get_window_extent()
+        colour = drawn.colour(box.x0 + 3, box.y0 + 3)
+        assert distance(colour, drawn.bar_colour(bar.xaxis, value)) < 0.03
+        strengths.append((value, lightness(colour)))
+        assert np.sign(round(colour[0] - colour[2], 2)) == np.sign(value)
+    for sign in (1, -1):
+        light = [shade for value, shade in sorted(strengths, key=lambda pair: abs(pair[0])) if sign * value >= 0]
+        assert (np.diff(light) < 0).all()
+    zero = float(pixels(time.yaxis, 0))
+    for start, end, value in zip(edges, edges[1:], values["audio"], strict=False):
+        x = float(pixels(time.xaxis, (start + end) / 2))
+        height = float(pixels(time.yaxis, value / (end - start))) - zero
+        assert np.sign(height) == np.sign(value)
+        for share in (0.2, 0.9):
+            red, _, blue = drawn.colour(x, zero + share * height)
+            assert red - blue > 0.3 if value > 0 else blue - red > 0.3
+        for beyond in (zero + height + 4 * np.sign(height), zero - 8 * np.sign(height)):
+            assert distance(drawn.colour(x, beyond), "white") < 0.2  # but for the grid
+
+
+def test_bars_of_modalities_end_at_their_sums() -> None:
+    examples = [EXAMPLE._replace(id=f"u{number}") for number in range(4)]
+    sums = np.random.default_rng(0).uniform(-2.0, 3.0, (4, 2))
+    found = [
+        Attribution({"text": np.array([text - 1, 1.0]), "audio": np.array([audio])}, text + audio, 0.0, 0, 8)
+        for text, audio in sums
+    ]
+    figure = _draw_modalities(["anger", "sadness"], examples, found, 0.01).figure
+    assert isinstance(figure, Figure)
+    drawn = Drawn(figure)
+    (axes,) = figure.axes
+    rows = names(axes.yaxis)
+    assert sorted(rows, key=lambda name: -rows[name]) == [f"u{number}: anger" for number in range(4)]
+    looks = {str(bars.get_label()): to_rgb(bars.patches[0].get_facecolor()) for bars in axes.containers}  # type: ignore[attr-defined]
+    for (name, y), ends in zip(rows.items(), sums, strict=True):
+        found_ends = {}
+        for patch in axes.patches:
+            box = patch.get_window_extent()
+            if abs((box.y0 + box.y1) / 2 - y) < abs(rows["u0: anger"] - rows["u1: anger"]) / 2:
+                inside = drawn.colour((box.x0 + box.x1) / 2, (box.y0 + box.y1) / 2)
+                (modality,) = [key for key, look in looks.items() if distance(inside, np.array(look)) < 0.02]
+                found_ends[modality] = [box.x0, box.x1]
+        for modality, end in zip(("text", "audio"), ends, strict=True):
+            assert found_ends[modality] == pytest.approx(sorted(pixels(axes.xaxis, [0.0, end])), abs=0.5), name
+
+
+def _middle(text: Text) -> tuple[float, float]:
+    x, y = text.get_transform().transform(text.get_position())
+    return float(x), float(y)

@@ -1,16 +1,30 @@
 """What each modality contributes."""
 
 import json
-from itertools import permutations
+from collections.abc import Callable
+from itertools import combinations, permutations, product
 from pathlib import Path
+from types import SimpleNamespace
+from typing import cast
 
 import numpy as np
 import pandas as pd
 import pytest
 import torch
+from matplotlib.axes import Axes
+from matplotlib.container import BarContainer
 
 from fourm_ser.analysis.coalitions import Encoded, answer, derangements, gather
-from fourm_ser.analysis.contribution import contribution, pair_auc, read_conditions, shapley, true_probabilities
+from fourm_ser.analysis.contribution import (
+    _accuracy,
+    _pairs,
+    _shapley,
+    contribution,
+    pair_auc,
+    read_conditions,
+    shapley,
+    true_probabilities,
+)
 from fourm_ser.analysis.findings import Finding, write_finding
 from fourm_ser.analysis.runs import OpenRun
 from fourm_ser.encoders.base import Sequence
@@ -18,6 +32,7 @@ from fourm_ser.errors import InputError
 from fourm_ser.experiment import run
 from fourm_ser.fusion.unimodal import UnimodalFusion
 from tests.conftest import Compose
+from tests.drawn import Drawn, lightness, marks, names, pixels
 
 SHUFFLES = 4
 
@@ -200,3 +215,104 @@ def test_one_modality_is_removed_and_shuffled_alone(run_dir: Path, modality: str
     encoded = gather(single, "test")
     intact = answer(network, encoded.features, single.device)
     assert intact[3] == pytest.approx(logits_alone(single, **{modality: encoded.features[modality][3]}), abs=1e-4)
+
+
+DRAWN_EMOTIONS = ["anger", "happiness", "sadness"]
+DRAWN_LABELS = np.repeat([0, 1, 2], [10, 6, 4])
+
+
+def conditions() -> dict[str, list[np.ndarray]]:
+    """Made-up logits that know the label the better the earlier the condition is named."""
+    own = np.eye(3)[DRAWN_LABELS]
+    generator = np.random.default_rng(0)
+    names_of = ["intact", "text removed", "speech removed", "text shuffled", "speech shuffled", "both removed"]
+    strength = dict(zip(names_of, (3.0, 0.6, 1.5, 0.3, 1.0, 0.0), strict=True))
+    return {
+        name: [skill * own + generator.normal(size=own.shape) for _ in range(2 if "shuffled" in name else 1)]
+        for name, skill in strength.items()
+    }
+
+
+def drawn_figure(draw: Callable[..., Finding], *more: object) -> tuple[Finding, list[Axes], Drawn]:
+    """A finding of the made-up logits, its axes, and it drawn."""
+    finding = draw(cast(OpenRun, SimpleNamespace(emotions=DRAWN_EMOTIONS)), "test", DRAWN_LABELS, conditions(), *more)
+    assert finding.figure is not None
+    drawn = Drawn(finding.figure)
+    return finding, finding.figure.axes, drawn
+
+
+def bar_ends(axes: Axes, label: str, rows: dict[str, float]) -> dict[str, list[float]]:
+    """From where to where the bars of a label reach, in pixels, by the name of the row that each stands in."""
+    (bars,) = [bars for bars in axes.containers if isinstance(bars, BarContainer) and bars.get_label() == label]
+    found = {}
+    for box in (patch.get_window_extent() for patch in bars.patches):
+        name = min(rows, key=lambda name: abs(rows[name] - (box.y0 + box.y1) / 2))
+        assert name not in found
+        found[name] = [float(box.x0), float(box.x1)]
+    return found
+
+
+def check_heat(drawn: Drawn, axes: Axes, rows: dict[str, float], expected: dict[tuple[str, str], float]) -> None:
+    """Each number stands in its row and column, in a colour that is the lighter the larger the number."""
+    columns = names(axes.xaxis)
+    wide = axes.get_window_extent().width / len(columns)
+    shades = []
+    for (row, column), value in expected.items():
+        x, y = columns[column], rows[row]
+        at = [text.get_transform().transform(text.get_position()) for text in axes.texts]
+        nearest = int(np.argmin([np.hypot(*(place - [x, y])) for place in at]))
+        assert axes.texts[nearest].get_text() == f"{value:.2f}"
+        shades.append((value, lightness(drawn.colour(x + 0.4 * wide, y))))
+    light = np.array([shade for _, shade in sorted(shades)])
+    assert (np.diff(light) > -0.01).all()
+    assert light[-1] - light[0] > 0.2
+
+
+def test_bars_of_conditions_are_as_long_as_their_accuracies() -> None:
+    _, (bars, heat), drawn = drawn_figure(_accuracy, 2)
+    rows = names(bars.yaxis)
+    assert sorted(rows, key=lambda name: -rows[name]) == list(conditions())
+    expected = {}
+    ends = {key: bar_ends(bars, key, rows) for key in ("UA", "WA")}
+    for name, several in conditions().items():
+        hit = [logits.argmax(1) == DRAWN_LABELS for logits in several]
+        recalls = [[own[label == DRAWN_LABELS].mean() for label in range(3)] for own in hit]
+        for key, value in (("UA", np.mean(recalls)), ("WA", np.mean(hit))):
+            assert ends[key][name] == pytest.approx(pixels(bars.xaxis, [0.0, float(value)]), abs=0.5)
+        for emotion, recall in zip(DRAWN_EMOTIONS, np.mean(recalls, axis=0), strict=True):
+            expected[name, emotion] = float(recall)
+    (guessing,) = [marks(line) for line in bars.lines if line.get_label() == "guessing"]
+    assert guessing[:, 0] == pytest.approx(pixels(bars.xaxis, [1 / 3, 1 / 3]), abs=0.5)
+    check_heat(drawn, heat, rows, expected)
+
+
+def test_a_pair_s_area_stands_in_its_row_and_condition() -> None:
+    _, (axes,), drawn = drawn_figure(_pairs, 2)
+    shown = {name: several for name, several in conditions().items() if "removed" not in name}
+    expected = {}
+    for (first, second), (name, several) in product(combinations(range(3), 2), shown.items()):
+        areas = []
+        for logits in several:
+            margin = logits[:, first] - logits[:, second]
+            wins = np.greater.outer(margin[first == DRAWN_LABELS], margin[second == DRAWN_LABELS])
+            areas.append(wins.mean())
+        expected[f"{DRAWN_EMOTIONS[first]} / {DRAWN_EMOTIONS[second]}", name] = float(np.mean(areas))
+    check_heat(drawn, axes, names(axes.yaxis), expected)
+
+
+def test_shapley_bars_stand_on_their_side_of_zero_and_sum_to_the_mark() -> None:
+    finding, grid, _ = drawn_figure(_shapley)
+    rows = names(grid[0].yaxis)
+    assert sorted(rows, key=lambda name: -rows[name]) == [*DRAWN_EMOTIONS, "all"]
+    assert [axes.get_title() for axes in grid] == ["mean probability of the true emotion", "recall (all: UA)"]
+    for axes, key in zip(grid, ("probability", "recall"), strict=True):
+        table = finding.table[finding.table["worth"] == key].set_index("emotion")
+        (both,) = [marks(line) for line in axes.lines if line.get_label() == "both together"]
+        for modality in ("text", "speech"):
+            for emotion, ends in bar_ends(axes, modality, rows).items():
+                value = float(table.loc[emotion, f"shapley/{modality}"])  # type: ignore[arg-type]
+                assert ends == pytest.approx(sorted(pixels(axes.xaxis, [0.0, value])), abs=0.5)
+        for emotion, y in rows.items():
+            (mark,) = both[np.abs(both[:, 1] - y) < 1]
+            gained = float(table.loc[emotion, ["shapley/text", "shapley/speech"]].sum())  # type: ignore[arg-type]
+            assert mark[0] == pytest.approx(pixels(axes.xaxis, gained), abs=0.5)

@@ -15,6 +15,7 @@ from fourm_ser.encoders.lstm import LogMel
 from fourm_ser.encoders.prosody import ProsodyFrames
 from fourm_ser.encoders.vggish import Examples
 from fourm_ser.errors import InputError
+from tests.drawn import Drawn, distance, pixels
 
 
 @pytest.fixture(scope="module")
@@ -99,3 +100,20 @@ def test_frames_begin_where_the_front_end_cuts_a_quiet_beginning_off() -> None:
     assert end == pytest.approx(1.5, abs=0.033)
     edges = frame_edges(frontend, samples, 10)
     assert (edges[0], edges[-1]) == pytest.approx((begin, end))
+
+
+def test_the_waveform_swings_up_where_it_is_positive_and_at_its_seconds() -> None:
+    samples = np.zeros(32_000, dtype=np.float32)
+    samples[6_400:9_600:2], samples[22_400:25_600:2] = 0.8, -0.5
+    figure = Figure()
+    axes = figure.subplots()
+    draw_waveform(axes, samples)
+    axes.tick_params(labelbottom=True)
+    drawn = Drawn(figure)
+    box = axes.get_window_extent()
+    middle = (box.y0 + box.y1) / 2
+    high, low = (middle + share * box.height / 2 / 1.05 for share in (0.5, -0.5 * 0.5 / 0.8))
+    for second, above, below in ((0.2, 0, 0), (0.5, 1, 0), (1.0, 0, 0), (1.5, 0, 1), (1.8, 0, 0)):
+        x = float(pixels(axes.xaxis, second))
+        assert (distance(drawn.colour(x, high), "white") > 0.5) == bool(above)
+        assert (distance(drawn.colour(x, low), "white") > 0.5) == bool(below)

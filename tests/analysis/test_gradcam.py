@@ -2,8 +2,10 @@
 
 from collections.abc import Callable
 from functools import cache
+from itertools import product
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import librosa
 import numpy as np
@@ -13,15 +15,16 @@ from torch import Tensor, nn
 
 from fourm_ser.analysis.examples import Example, choose_examples
 from fourm_ser.analysis.findings import UnsuitedError, write_finding
-from fourm_ser.analysis.gradcam import activate, gradcam, refuse_unsuited, stretch
+from fourm_ser.analysis.gradcam import Activation, _draw, activate, gradcam, refuse_unsuited, stretch
 from fourm_ser.analysis.runs import OpenRun
-from fourm_ser.analysis.spectrogram import read_spectrogram
+from fourm_ser.analysis.spectrogram import Spectrogram, read_spectrogram
 from fourm_ser.config import build
 from fourm_ser.encoders.base import Encoder, Resources, Sequence
 from fourm_ser.encoders.vggish import DIM, VggishEncoder, Whitening
 from fourm_ser.fusion.unimodal import UnimodalFusion
 from fourm_ser.network import EmotionNetwork, Head
 from tests.conftest import Compose
+from tests.drawn import Drawn, lightness, names, pixels
 
 SECONDS = 1.5
 SAMPLES = (np.random.default_rng(0).normal(0, 0.1, 24_000) * np.sin(np.arange(24_000) / 900)).astype(np.float32)
@@ -228,3 +231,38 @@ def test_what_cannot_have_a_map_is_named(
     del silent.network.encoders["audio"]
     with pytest.raises(UnsuitedError, match="reads no audio"):
         gradcam(silent, examples, "test")
+
+
+def test_the_spectrogram_and_the_map_over_it_stand_at_their_seconds_and_hertz() -> None:
+    generator = np.random.default_rng(0)
+    hertz = np.array([50.0, 100, 250, 500, 1000, 2000, 4000, 8000])
+    times = 0.2 + 0.1 * np.arange(10)
+    values, looked = generator.uniform(-3.0, 2.0, (10, 8)), generator.uniform(0.1, 1.0, (8, 8))
+    spectrogram = Spectrogram(values, times, hertz, 0.1, seen=8)
+    found = Activation(looked[None].astype(np.float32), np.ones((1, 8, 8), dtype=np.float32), 1.5, "conv")
+    example = Example(0, "u1", "so it is", 1.4, "anger", "anger", 0.9, "the surest anger")
+    samples = generator.normal(size=22_400).astype(np.float32)
+    finding = _draw(cast(Encoder, SimpleNamespace(name="mel")), 1, example, samples, spectrogram, found)
+    assert finding.figure is not None
+    drawn = Drawn(finding.figure)
+    _, plain, marked = finding.figure.axes
+    greys, oranges = [], []
+    for frame, band in product(range(10), range(1, 8)):  # the axis names no band below 100 Hz
+        colours = []
+        for axes in (plain, marked):
+            x, y = float(pixels(axes.xaxis, times[frame])), names(axes.yaxis)[f"{hertz[band]:.0f}"]
+            colours.append(drawn.colour(x, y))
+        greys.append((values[frame, band], lightness(colours[0])))
+        orange = colours[1][0] - colours[1][2]
+        if frame < 8:
+            oranges.append((looked[frame, band], orange))
+        else:
+            assert abs(orange) < 0.02  # behind the last part that the map stands for
+    dark = np.array([grey for _, grey in sorted(greys)])
+    assert (np.diff(dark) < 0.01).all()
+    assert dark[0] - dark[-1] > 0.5
+    strong = np.array([orange for _, orange in sorted(oranges)])
+    assert (np.diff(strong) > -0.01).all()
+    assert strong[-1] - strong[0] > 0.3
+    bottom, *_, top = sorted(names(marked.yaxis).items(), key=lambda name: name[1])
+    assert (bottom[0], top[0]) == ("100", "8000")

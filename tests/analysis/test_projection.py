@@ -5,6 +5,7 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -19,8 +20,10 @@ from fourm_ser.analysis.reduction import class_means, perplexity, project, unit
 from fourm_ser.analysis.runs import OpenRun
 from fourm_ser.errors import InputError
 from fourm_ser.model import load_model
+from tests.drawn import Drawn, marks, pixels
 
 RNG = np.random.default_rng(0)
+EMOTIONS = ["anger", "happiness", "sadness"]
 
 
 @pytest.fixture(scope="module")
@@ -198,3 +201,51 @@ def test_help_loads_neither_torch_nor_matplotlib() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert "RUN_DIR" in done.stdout
+
+
+def test_utterances_stand_where_their_components_are_and_the_axes_are_named_by_their_shares() -> None:
+    vectors = RNG.normal(size=(60, 4)) @ np.diag([5.0, 2.0, 0.5, 0.2]) @ np.linalg.qr(RNG.normal(size=(4, 4)))[0]
+    labels = np.arange(60) % 3
+    panel = make_panel("a", Embeddings(EMOTIONS, labels, vectors, None, 0.5, [""] * 60), plain=True)
+    figure = projection_figure([panel])
+    Drawn(figure)
+    (axes,) = figure.axes
+    seen = np.zeros((60, 2))
+    unit_of = [float(pixels(axis, 1.0) - pixels(axis, 0.0)) for axis in (axes.xaxis, axes.yaxis)]
+    zero = [float(pixels(axis, 0.0)) for axis in (axes.xaxis, axes.yaxis)]
+    *utterances, legend = [part for part in axes.collections if part.get_label() in [*EMOTIONS, "class mean"]]
+    centres = [part for part in axes.collections if part not in (*utterances, legend)]
+    for label, (own, centre) in enumerate(zip(utterances, centres, strict=True)):
+        assert own.get_label() == EMOTIONS[label]
+        seen[labels == label] = (marks(own) - zero) / unit_of
+        assert ((marks(centre)[0] - zero) / unit_of) == pytest.approx(seen[labels == label].mean(0), abs=0.05)
+        assert np.asarray(centre.get_edgecolor())[0, :3] == pytest.approx(np.asarray(own.get_facecolor())[0, :3])
+    spreads, directions = np.linalg.eigh(np.cov(vectors.T))
+    shares = spreads[::-1] / spreads.sum()
+    assert [axes.get_xlabel(), axes.get_ylabel()] == [
+        f"component 1 ({100 * shares[0]:.0f}% of variance)",
+        f"component 2 ({100 * shares[1]:.0f}%)",
+    ]
+    first, second = ((vectors - vectors.mean(0)) @ directions[:, ::-1][:, :2]).T
+    for along, expected in zip(seen.T, (first, second), strict=True):
+        sign = np.sign(along @ expected)
+        assert along == pytest.approx(sign * expected, abs=0.05)
+    assert seen == pytest.approx(panel.points, abs=0.05)
+
+
+def test_three_components_stand_along_the_axes_that_name_them() -> None:
+    vectors = RNG.normal(size=(30, 5)) * [4.0, 2.0, 1.0, 0.2, 0.1]
+    panel = make_panel("a", Embeddings(EMOTIONS, np.arange(30) % 3, vectors, None, 0.5, [""] * 30), True, dims=3)
+    axes: Any = projection_figure([panel]).axes[0]
+    shares = vectors.var(0) / vectors.var(0).sum()
+    for name, axis, share in zip(
+        (axes.get_xlabel(), axes.get_ylabel(), axes.get_zlabel()), "123", shares, strict=False
+    ):
+        assert name.startswith(f"component {axis} (")
+        assert int(name.partition("(")[2].partition("%")[0]) == pytest.approx(100 * share, abs=5)
+    for label, emotion in enumerate(EMOTIONS):
+        (own,) = [part for part in axes.collections if part.get_label() == emotion]
+        assert np.asarray(np.ma.stack(own._offsets3d, 1)) == pytest.approx(panel.points[panel.labels == label])
+    for axis in ("x", "y", "z"):
+        low, high = getattr(axes, f"get_{axis}lim")()
+        assert low < high

@@ -11,6 +11,7 @@ from fourm_ser.analysis import reduction, space
 from fourm_ser.analysis.findings import Finding
 from fourm_ser.analysis.runs import OpenRun
 from fourm_ser.errors import InputError
+from tests.drawn import Drawn, distance, marks
 
 
 @pytest.fixture(scope="module")
@@ -104,3 +105,30 @@ def test_few_utterances_are_refused(opened: OpenRun, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(reduction, "LEAST", 10_000)
     with pytest.raises(InputError, match=r"side=test: \d+ utterances are too few .* expected 10000 or more"):
         space.space(opened, "test", seed=0)
+
+
+def test_both_panels_show_every_utterance_at_its_place_by_emotion_and_by_speaker() -> None:
+    generator = np.random.default_rng(0)
+    emotions, speakers = ["anger", "sadness"], ["s1", "s2", "s3"]
+    table = pd.DataFrame({"what": "utterance", "emotion": emotions * 9, "speaker": speakers * 6})
+    centres = pd.DataFrame({"what": "class mean", "emotion": emotions, "speaker": ""})
+    table = pd.concat([table, centres], ignore_index=True)
+    table[["x", "y"]] = generator.uniform(-3, 5, (len(table), 2))
+    figure = space.space_figure(table, emotions, learned=False)
+    Drawn(figure)
+    for axes, key, groups in zip(figure.axes, ("emotion", "speaker"), (emotions, speakers), strict=True):
+        assert axes.get_title() == f"by {key}"
+        for low, high in (axes.get_xlim(), axes.get_ylim()):
+            assert low < high
+        table[["right", "up"]] = axes.transData.transform(table[["x", "y"]].to_numpy())
+        drawn = {str(part.get_label()): part for part in axes.collections}
+        for group in groups:
+            own = table[(table["what"] == "utterance") & (table[key] == group)]
+            assert marks(drawn[group]) == pytest.approx(own[["right", "up"]].to_numpy(), abs=0.5)
+        if key == "emotion":
+            places = np.concatenate([marks(part) for part in axes.collections if str(part.get_label())[0] == "_"])
+            placed = table[table["what"] != "utterance"][["right", "up"]]
+            assert places == pytest.approx(placed.to_numpy(), abs=0.5)
+            edges = [part.get_edgecolor() for part in axes.collections if str(part.get_label())[0] == "_"]
+            for emotion, edge in zip(emotions, edges, strict=True):
+                assert distance(np.asarray(edge)[0, :3], np.asarray(drawn[emotion].get_facecolor())[0, :3]) < 0.01

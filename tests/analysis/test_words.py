@@ -13,6 +13,7 @@ from transformers import PreTrainedTokenizerFast
 from fourm_ser.analysis.word_cells import count_lines, draw_words, lay_out, prepare_axes
 from fourm_ser.analysis.words import read_words
 from fourm_ser.encoders.text import Tokens
+from tests.drawn import Drawn, distance
 
 TEXT = "Well, I can't say:  the results were disappointing"
 
@@ -88,3 +89,25 @@ def test_cells_hold_every_word_once_within_the_line() -> None:
     boxes = [(cell.get_x(), cell.get_y(), cell.get_x() + cell.get_width(), cell.get_y()) for cell in cells]
     for before, after in pairwise(boxes):
         assert after[1] > before[1] or after[0] > before[2]  # below, or behind
+
+
+def test_words_are_read_from_left_to_right_and_lines_from_the_top() -> None:
+    names = [f"word{number}" for number in range(40)]
+    figure = Figure(figsize=(9.5, 1.5))
+    axes = figure.subplots()
+    prepare_axes(axes, count_lines(names))
+    draw_words(axes, names, list(range(40)), lambda value: (value / 40, 0.0, 0.0, 1.0))
+    drawn = Drawn(figure)
+    places = np.array([text.get_transform().transform(text.get_position()) for text in axes.texts])
+    lines = [line for line, _ in lay_out(names)]
+    for number, (before, after) in enumerate(pairwise(places)):
+        if lines[number] == lines[number + 1]:
+            assert after[0] > before[0]
+            assert after[1] == pytest.approx(before[1])
+        else:
+            assert after[1] < before[1]
+    cells = [patch.get_window_extent() for patch in axes.patches]
+    for number, (text, place) in enumerate(zip(axes.texts, places, strict=True)):
+        assert text.get_text() == names[number]
+        (box,) = [box for box in cells if box.contains(*place)]
+        assert distance(drawn.colour(box.x0 + 3, box.y0 + 3), np.array([number / 40, 0.0, 0.0])) < 0.02

@@ -1,5 +1,6 @@
 """report.html, as a browser and a reader take it."""
 
+import html
 import json
 import re
 import shutil
@@ -18,6 +19,7 @@ from fourm_ser.report.cells import make_sections
 from fourm_ser.report.collect import collect
 from fourm_ser.report.commands import cell_commands
 from fourm_ser.report.drawings import _histories
+from tests.report.drawn import read_bars, read_heat_map, read_points
 from tests.report.runs import write_run, write_sweep
 
 VOID = {"meta", "link", "br"}
@@ -81,6 +83,34 @@ def test_every_figure_is_drawn_described_and_a_table(full: Page) -> None:
         for element in drawn.iter():
             for name, limit in (("x", width), ("cx", width), ("x2", width), ("y", height), ("cy", height)):
                 assert -1 <= float(element.get(name, 0)) <= limit + 1
+
+
+def test_a_figure_and_the_table_below_it_say_the_same(full: Page) -> None:
+    kinds = dict.fromkeys(("heat", "interval", "bar0"), 0)
+    for part in re.findall(r"<figure>.*?</figure>", full.source, flags=re.S):
+        image = part[part.index("<svg") : part.index("</svg>") + len("</svg>")]
+        cells = [re.findall(r"<t[hd][^>]*>(.*?)</t[hd]>", row, flags=re.S) for row in part.split("<tr>")[1:]]
+        header, *rows = [[html.unescape(cell) for cell in row] for row in cells]
+        names = [row[0] for row in rows]
+        kind = next((kind for kind in kinds if f'class="{kind}"' in image), None)
+        if kind is None:
+            continue  # of curves, the table has the last values alone
+        kinds[kind] += 1
+        if kind == "heat":
+            drawn = read_heat_map(image, names, header[1:])
+            for row in rows:
+                for column, cell in zip(header[1:], row[1:], strict=True):
+                    assert re.split(r"[· ]+", cell) == " ".join(drawn[row[0], column].lines).split()
+        elif kind == "interval":
+            points = read_points(image, [row[1] for row in rows])
+            for _, value, effect, interval in rows:
+                low, high = (float(end) for end in interval.split(" to "))
+                assert points[value] == pytest.approx((float(effect), low, high), abs=0.2)
+        else:
+            bars = read_bars(image, names)
+            scale = {sum(width for _, _, width in bars[row[0]]) / float(row[-1]) for row in rows}
+            assert max(scale) == pytest.approx(min(scale), rel=0.02)
+    assert kinds == {"heat": 4, "interval": 2, "bar0": 1}
 
 
 def test_the_page_needs_nothing_from_elsewhere(full: Page) -> None:
