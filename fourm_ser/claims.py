@@ -12,12 +12,11 @@ import pandas as pd
 
 from fourm_ser.data.content import changes, digest_of, read_content, seen
 from fourm_ser.data.corpus import Corpus
-from fourm_ser.errors import InputError
+from fourm_ser.errors import InputError, listed
 
 # Keys of `data` that say who is on which side, and those that change nothing of what a corpus holds.
 SPLITTING = {"split", "split_file", "fold", "fractions", "stratify", "validation", "validation_fraction", "split_seed"}
 NEUTRAL = SPLITTING | {"workers", "sampler", "max_seconds", "too_long", "strict", "verify"}
-SHOWN = 3
 
 log = logging.getLogger(__name__)
 
@@ -86,7 +85,7 @@ def claim(corpus: Corpus, rows: np.ndarray, training: pd.DataFrame | None, allow
     if found.trained and not allow_seen:
         raise InputError(
             f"the model was trained on {len(found.trained)} of the {len(rows)} utterances to test "
-            f"({_first(found.trained)}): the result would say nothing of others. Test other ones, or add "
+            f"({listed(found.trained)}): the result would say nothing of others. Test other ones, or add "
             "allow_seen=true to have it all the same."
         )
     if found.speakers:
@@ -94,7 +93,7 @@ def claim(corpus: Corpus, rows: np.ndarray, training: pd.DataFrame | None, allow
             "the model knows %d of %d tested speakers (%s): trained on %d and validated on %d of %d tested utterances",
             len(found.speakers),
             tested["speaker"].nunique(),
-            _first(found.speakers),
+            listed(found.speakers),
             len(found.trained),
             len(found.validated),
             len(rows),
@@ -126,8 +125,3 @@ def folder_name(corpus: Corpus, side: str, training: pd.DataFrame | None, *other
         return name
     whole = json.dumps([digest, *others], sort_keys=True, default=str)
     return f"{name}-{hashlib.blake2b(whole.encode(), digest_size=4).hexdigest()}"
-
-
-def _first(names: list[str]) -> str:
-    more = len(names) - SHOWN
-    return ", ".join(names[:SHOWN]) + (f" and {more} more" if more > 0 else "")

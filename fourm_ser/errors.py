@@ -1,5 +1,7 @@
 """The one exception that means "your input, not our code"."""
 
+from collections.abc import Sequence
+
 
 class InputError(Exception):
     """Bad input from outside the program: a file, a table row, a config key, a checkpoint.
@@ -18,6 +20,12 @@ class OtherRunError(InputError):
 
 class BusyError(OtherRunError):
     """Another process is doing the run."""
+
+
+def listed(names: Sequence[str], most: int = 3) -> str:
+    """The first of some names, and how many more there are: `u1, u2, u3 and 5 more`."""
+    more = len(names) - most
+    return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
 
 
 def printable(text: str) -> str:

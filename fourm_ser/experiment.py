@@ -19,7 +19,6 @@ from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import Trainer, seed_everything
 from rich.logging import RichHandler
 
-from fourm_ser.checks import check_switch
 from fourm_ser.config import build, refuse_missing
 from fourm_ser.data.content import changes_since, record_content
 from fourm_ser.data.corpus import Corpus
@@ -402,8 +401,6 @@ def _record(config: DictConfig, run_dir: Path) -> DictConfig:
     encode.precision = resolve_encode_precision(str(encode.precision), device)
     for key in ("max_seconds", "max_tokens"):
         encode[key] = resolve_budget(key, encode[key], device)
-    for group, key in (("trainer", "tf32"), ("trainer", "compile"), ("encode", "tf32")):
-        check_switch(f"{group}.{key}", config[group].get(key, False))
     if not path.is_file():
         write_text(path, OmegaConf.to_yaml(config))
         return config

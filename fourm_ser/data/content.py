@@ -12,7 +12,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fourm_ser.config import build
 from fourm_ser.data.splits import Split
-from fourm_ser.errors import InputError
+from fourm_ser.errors import InputError, listed
 from fourm_ser.files import whole
 
 FILE = "corpus.csv"
@@ -26,7 +26,6 @@ COMPARED = {
     "side": ("side", "sides"),
 }
 HASHED = ("text", "audio")
-SHOWN = 3
 
 log = logging.getLogger(__name__)
 
@@ -160,7 +159,7 @@ def changes(before: pd.DataFrame, now: pd.DataFrame, sides: bool = True, rows: b
     if rows:
         for ids, what in ((before.index.difference(now.index), "gone"), (now.index.difference(before.index), "new")):
             if len(ids):
-                said.append(f"{_count(len(ids), 'utterance', 'utterances')} {what} ({_first(list(ids))})")
+                said.append(f"{_count(len(ids), 'utterance', 'utterances')} {what} ({listed(list(ids))})")
     was, is_ = before.loc[both], now.loc[both]
     for column, words in COMPARED.items():
         if column == "side" and not sides:
@@ -170,7 +169,7 @@ def changes(before: pd.DataFrame, now: pd.DataFrame, sides: bool = True, rows: b
             continue
         pairs = zip(other, was.loc[other, column], is_.loc[other, column], strict=True)
         named = [key if column in HASHED else f"{key}: {old or 'none'}, now {new or 'none'}" for key, old, new in pairs]
-        said.append(f"{_count(len(other), *words)} changed ({_first(named)})")
+        said.append(f"{_count(len(other), *words)} changed ({listed(named)})")
     return "; ".join(said)
 
 
@@ -235,11 +234,6 @@ def seen(before: pd.DataFrame, now: pd.DataFrame, tested: pd.Series) -> Seen:
 
 def _count(number: int, one: str, several: str) -> str:
     return f"{number} {one if number == 1 else several}"
-
-
-def _first(named: list[str]) -> str:
-    more = len(named) - SHOWN
-    return ", ".join(named[:SHOWN]) + (f" and {more} more" if more > 0 else "")
 
 
 def _hash(text: str) -> str:

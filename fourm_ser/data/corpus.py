@@ -24,7 +24,7 @@ from fourm_ser.data.release import LeftOut, Release
 from fourm_ser.data.splits import SPLITS, Protocol, Split, check_protocol, gives_validation, read_split, split_manifest
 from fourm_ser.data.summary import level_counts, summarise, summarise_cleaning, told_cleaning
 from fourm_ser.data.transcripts import BEFORE, Cleaning
-from fourm_ser.errors import InputError
+from fourm_ser.errors import InputError, listed
 from fourm_ser.files import whole, write_json
 
 log = logging.getLogger(__name__)
@@ -282,10 +282,9 @@ class Corpus(ABC):
         self.shared = shared(self.content)
         if not self.shared:
             return
-        named = ", ".join(f"{one} and {other}" for one, other in self.shared[:SHOWN])
-        more = f" and {len(self.shared) - SHOWN} more" if len(self.shared) > SHOWN else ""
+        named = listed([f"{one} and {other}" for one, other in self.shared], SHOWN)
         count = "1 recording is" if len(self.shared) == 1 else f"{len(self.shared)} recordings are"
-        said = f"{count} on two sides of the split under two ids each: {named}{more}"
+        said = f"{count} on two sides of the split under two ids each: {named}"
         if self.strict:
             raise InputError(
                 f"{self.origin}: {said}. Take one of each out of the corpus, or go on with them by data.strict=false."
@@ -299,11 +298,10 @@ class Corpus(ABC):
         if not unknown:
             return
         why = {item.id: item.reason for item in self.left_out}
-        shown = ", ".join(f"{key} ({why.get(key, 'not in the corpus')})" for key in unknown[:SHOWN])
-        more = f" and {len(unknown) - SHOWN} more" if len(unknown) > SHOWN else ""
+        shown = listed([f"{key} ({why.get(key, 'not in the corpus')})" for key in unknown], SHOWN)
         raise InputError(
             f"data.split_file={self.split_file}: {len(unknown)} of its {len(sides)} utterances are not used: "
-            f"{shown}{more}. Choose them (data.emotions, data.language, ...), or take them out of the file."
+            f"{shown}. Choose them (data.emotions, data.language, ...), or take them out of the file."
         )
 
     def _choices(self) -> dict[str, Any]:

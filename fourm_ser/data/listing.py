@@ -16,11 +16,9 @@ from fourm_ser.data.cells import clean_cell, clean_columns, clean_path, decimal_
 from fourm_ser.data.items import Item
 from fourm_ser.data.paths import locate
 from fourm_ser.data.table import need_columns, read_table
-from fourm_ser.errors import InputError, printable
+from fourm_ser.errors import InputError, listed, printable
 
 log = logging.getLogger(__name__)
-
-SHOWN = 3
 
 
 class Entry(NamedTuple):
@@ -106,9 +104,8 @@ def find_recordings(folder: Path) -> list[Entry]:
     if not entries:
         raise InputError(f"audio={folder}: no recording there. Expected {', '.join(SOUNDS)} files.")
     if others:
-        shown = ", ".join(printable(name) for name in sorted(others)[:SHOWN])
-        more = f" and {len(others) - SHOWN} more" if len(others) > SHOWN else ""
-        log.info("passed over %d files that are no recordings by their names: %s%s", len(others), shown, more)
+        shown = listed([printable(name) for name in sorted(others)])
+        log.info("passed over %d files that are no recordings by their names: %s", len(others), shown)
     return sorted(entries, key=lambda entry: entry.id)
 
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pandas as pd
 
 from fourm_ser.data.cells import clean_cell
-from fourm_ser.errors import InputError
+from fourm_ser.errors import InputError, listed
 
 DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t"}
 
@@ -117,9 +117,7 @@ def refuse_shifted(frame: pd.DataFrame, columns: Iterable[str], called: str) -> 
 def told_rows(rows: Iterable[int]) -> str:
     """Rows in words, the first five of them."""
     rows = list(rows)
-    shown = ", ".join(str(row) for row in rows[:5])
-    more = f" and {len(rows) - 5} more" if len(rows) > 5 else ""
-    return f"{'row' if len(rows) == 1 else 'rows'} {shown}{more}"
+    return f"{'row' if len(rows) == 1 else 'rows'} {listed([str(row) for row in rows], 5)}"
 
 
 def _recognised(text: str) -> str:

@@ -39,8 +39,6 @@ from tests.data.corpora.conftest import (
 )
 from tests.releases import Told
 
-needs_av = pytest.mark.skipif(importlib.util.find_spec("av") is None, reason="PyAV is not installed")
-
 Release = tuple[Path, list[Told]]
 
 
@@ -52,7 +50,7 @@ def small(tmp_path: Path) -> Release:
 
 
 @pytest.mark.parametrize("nested", [False, True])
-@pytest.mark.parametrize("video", [False, pytest.param(True, marks=needs_av)])
+@pytest.mark.parametrize("video", [False, True])
 @pytest.mark.parametrize("quirks", [False, True])
 def test_a_release_is_read_as_it_was_written(
     nested: bool, video: bool, quirks: bool, tmp_path: Path, make_corpus: MakeCorpus
@@ -71,7 +69,6 @@ def test_a_release_is_read_as_it_was_written(
     assert (corpus.frame["file"] == corpus.frame["audio"]).all() != video
 
 
-@needs_av
 def test_a_film_s_sound_is_what_was_put_into_it(tmp_path: Path, make_corpus: MakeCorpus) -> None:
     releases.meld(tmp_path, (9, 8, 7), True, seconds=0.5)
     corpus = make_corpus("meld", tmp_path)
@@ -186,7 +183,6 @@ def test_a_fault_is_named_and_left_out(
     check_fault("meld", *small, harm)
 
 
-@needs_av
 @pytest.mark.parametrize("data", [b"", b"garbage \x00\xff" * 50], ids=["empty", "garbage"])
 def test_a_film_that_cannot_be_decoded_is_a_fault_unless_it_is_known(
     data: bytes, tmp_path: Path, check_fault: CheckFault
