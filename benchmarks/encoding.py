@@ -33,7 +33,7 @@ from fourm_ser.encoders.base import Encoder, Resources
 from fourm_ser.encoders.speech import SpeechEncoder
 from fourm_ser.encoders.store import FeatureStore
 from fourm_ser.encoders.text import TextEncoder
-from fourm_ser.encoding import fill_store, plan_shards
+from fourm_ser.models.features import fill_store, plan_shards
 
 RATE = 16_000
 WORDS = [

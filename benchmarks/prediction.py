@@ -23,12 +23,12 @@ from rich.table import Table
 
 from benchmarks.encoding import RATE, Corpus
 from fourm_ser.config import CONF
-from fourm_ser.data.items import Item
 from fourm_ser.devices import device_name, find_device
 from fourm_ser.encoders.base import Resources
 from fourm_ser.errors import InputError
-from fourm_ser.model import Model, Use, build_network
-from fourm_ser.predictor import Prediction, Predictor
+from fourm_ser.models.directory import Model, Use, build_network
+from fourm_ser.prediction.items import Item
+from fourm_ser.prediction.predictor import Prediction, Predictor
 
 EMOTIONS = ["anger", "happiness", "sadness", "neutral"]
 MAX_SECONDS = 30.0

@@ -35,11 +35,11 @@ from fourm_ser.data.datamodule import loader
 from fourm_ser.devices import MIXED, copies_ahead, device_name, find_device, resolve_trainer_precision
 from fourm_ser.encoders.base import Resources
 from fourm_ser.encoders.store import FeatureStore
-from fourm_ser.memory import keep_freed_memory
-from fourm_ser.model import build_network
-from fourm_ser.module import EmotionModule
-from fourm_ser.network import EmotionNetwork
-from fourm_ser.stages import read_stages
+from fourm_ser.kernels.memory import keep_freed_memory
+from fourm_ser.models.directory import build_network
+from fourm_ser.models.network import EmotionNetwork
+from fourm_ser.training.module import EmotionModule
+from fourm_ser.training.stages import read_stages
 
 EMOTIONS = ["anger", "happiness", "sadness", "neutral"]
 UTTERANCES = 5_531  # of IEMOCAP

@@ -3,8 +3,7 @@
 import os
 import re
 import sys
-from collections.abc import Collection, Iterator
-from collections.abc import Sequence as Items
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -29,7 +28,7 @@ INTERPOLATION = re.compile(r"(\\*)\$\{")
 FULL_ERROR = "HYDRA_FULL_ERROR"
 
 
-def quoted(arguments: Items[str], literal: Collection[str] = ()) -> list[str]:
+def quoted(arguments: Sequence[str], literal: Collection[str] = ()) -> list[str]:
     """Command-line arguments of which Hydra takes paths as they are, whatever characters they hold.
 
     What Hydra reads as that same path stays as it is written, for the words of a run are recorded, and name the jobs

@@ -24,7 +24,7 @@ def evaluate(config: DictConfig) -> None:
     changes = {key: OmegaConf.select(config, key) for key in words if key.startswith("data.")}
     try:
         check_config("evaluate", config)
-        from fourm_ser.evaluation import run
+        from fourm_ser.runs.evaluation import run
 
         run(config, changes if own else None)
     except (InputError, OSError) as error:

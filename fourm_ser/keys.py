@@ -6,8 +6,7 @@ the classes that `_target_` names, Lightning's Trainer, a transformers model's c
 
 import inspect
 import re
-from collections.abc import Collection, Iterator
-from collections.abc import Sequence as Items
+from collections.abc import Collection, Iterator, Sequence
 from difflib import get_close_matches
 from typing import Any
 
@@ -47,7 +46,7 @@ FREE = ("data", "logger", "stage")  # names are the user's, or the classes' belo
 REFERENCE = re.compile(r"\$\{(\.*)([\w.]+)\}")
 
 
-def check_config(command: str, config: DictConfig, words: Items[str] = (), classes: bool = True) -> None:
+def check_config(command: str, config: DictConfig, words: Sequence[str] = (), classes: bool = True) -> None:
     """Refuse what is wrong with a composed config before anything is loaded or written.
 
     Args:
@@ -65,7 +64,7 @@ def check_config(command: str, config: DictConfig, words: Items[str] = (), class
     check_weights(config, words)
 
 
-def check_weights(config: DictConfig, words: Items[str]) -> None:
+def check_weights(config: DictConfig, words: Sequence[str]) -> None:
     """Refuse a choice of pretrained weights where others are used, and an architecture where it is not built.
 
     An option file may hold both, for one of them to be used by `weights`; a word of the command line is meant.

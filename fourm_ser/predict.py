@@ -18,9 +18,9 @@ from fourm_ser.errors import InputError, printable
 from fourm_ser.keys import check_config
 
 if TYPE_CHECKING:
-    from fourm_ser.data.items import Cutting, Item
-    from fourm_ser.data.listing import Entry
-    from fourm_ser.predictor import Predictor
+    from fourm_ser.prediction.items import Cutting, Item
+    from fourm_ser.prediction.listing import Entry
+    from fourm_ser.prediction.predictor import Predictor
 
 LITERAL = ("model", "audio", "text", "manifest", "output", "asr")
 # Files that runs, sweeps, evaluations and reports write, and what lies beside them.
@@ -54,9 +54,9 @@ def run(config: DictConfig) -> int:
         InputError: keys that do not fit each other, no model, and what a single recording is refused for.
     """
     check(config)
-    from fourm_ser.data.items import Item
-    from fourm_ser.data.listing import find_recordings, read_listing
-    from fourm_ser.predictor import Predictor
+    from fourm_ser.prediction.items import Item
+    from fourm_ser.prediction.listing import find_recordings, read_listing
+    from fourm_ser.prediction.predictor import Predictor
 
     predictor = Predictor.load(
         config.model,
@@ -156,7 +156,7 @@ def choose_cutting(
     Raises:
         InputError: a hop has no windows.
     """
-    from fourm_ser.data.items import WHOLE, Cutting
+    from fourm_ser.prediction.items import WHOLE, Cutting
 
     if window is None and hop is not None:
         raise InputError(f"hop={hop}: with window=null there are no windows. Leave hop out.")
@@ -177,7 +177,7 @@ def one(name: str, item: "Item", predictor: "Predictor", cutting: "Cutting", con
         InputError: why it cannot be predicted on.
     """
     from fourm_ser.files import as_json
-    from fourm_ser.report.predictions import as_record, csv_table, print_prediction, print_windows
+    from fourm_ser.prediction.output import as_record, csv_table, print_prediction, print_windows
 
     (moments,) = predictor.along([item], cutting)
     if isinstance(moments, InputError):
@@ -194,8 +194,8 @@ def one(name: str, item: "Item", predictor: "Predictor", cutting: "Cutting", con
             for record in records:
                 write(record)
     if target is not None and len(moments) > 1:
-        from fourm_ser.report.figures import save_figure
-        from fourm_ser.report.timeline import timeline_figure
+        from fourm_ser.figures import save_figure
+        from fourm_ser.prediction.timeline import timeline_figure
 
         written.append(written[0].with_suffix(".png"))
         with writing(target):
@@ -223,7 +223,7 @@ def many(entries: "list[Entry]", predictor: "Predictor", cutting: "Cutting", con
     from rich.progress import track
 
     from fourm_ser.data.levels import SilentError
-    from fourm_ser.report.predictions import as_record, csv_table, json_list, print_counts
+    from fourm_ser.prediction.output import as_record, csv_table, json_list, print_counts
 
     reads_text = "text" in predictor.modalities
     if reads_text and predictor.transcriber is None and all(entry.item.text is None for entry in entries):

@@ -6,11 +6,11 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from fourm_ser import sweeps
 from fourm_ser.commandline import one_line, quoted
 from fourm_ser.config import CONF
 from fourm_ser.errors import InputError
 from fourm_ser.keys import check_config
+from fourm_ser.training import sweeps
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
@@ -24,7 +24,7 @@ def train(config: DictConfig) -> float:
 
     try:
         check_config("train", config, HydraConfig.get().overrides.task)
-        from fourm_ser.experiment import run
+        from fourm_ser.training.experiment import run
 
         return float(run(config, Path(HydraConfig.get().runtime.output_dir))["val/ua"])
     except InputError as error:
@@ -36,7 +36,7 @@ def resume(arguments: list[str]) -> None:
     others = [argument for argument in arguments if not argument.startswith("resume=")]
     if others or len(arguments) != 1:
         sys.exit(f"error: resume=DIR goes on with the run as its config.yaml records it: leave out {' '.join(others)}")
-    from fourm_ser import experiment
+    from fourm_ser.training import experiment
 
     try:
         experiment.resume(Path(arguments[0].removeprefix("resume=")))

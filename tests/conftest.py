@@ -46,7 +46,7 @@ def _no_module_moves_in_inference_mode() -> Iterator[None]:
 @pytest.fixture(params=["its own kernels", "refused kernels"])
 def kernels(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     """Does a test twice: with what this processor has, and as on one that has none of the optional kernels."""
-    from tests.kernels import refuse_kernels
+    from tests.missing_kernels import refuse_kernels
 
     if request.param == "refused kernels":
         refuse_kernels(monkeypatch)
@@ -93,7 +93,7 @@ def composed() -> Compose:
 @pytest.fixture(scope="session")
 def two_stage_run(tmp_path_factory: pytest.TempPathFactory, composed: Compose, slice_of_demo: list[str]) -> Path:
     """A finished run of two stages, of two epochs each, whose loss has centres."""
-    from fourm_ser.experiment import run
+    from fourm_ser.training.experiment import run
 
     run_dir = tmp_path_factory.mktemp("two_stage") / "centres"
     epochs = [f"stage.{name}.epochs=2" for name in ("transfer", "finetune")]

@@ -10,7 +10,6 @@ import pytest
 import torch
 from filelock import FileLock
 
-from fourm_ser import sweeps
 from fourm_ser.devices import (
     HostCopy,
     find_device,
@@ -25,9 +24,10 @@ from fourm_ser.devices import (
     tf32,
 )
 from fourm_ser.errors import InputError
-from fourm_ser.experiment import run
-from fourm_ser.sources import Encoding
-from fourm_ser.stages import trainer_arguments
+from fourm_ser.models.sources import Encoding
+from fourm_ser.training import sweeps
+from fourm_ser.training.experiment import run
+from fourm_ser.training.stages import trainer_arguments
 from tests.conftest import Compose
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

@@ -9,10 +9,10 @@ import torch
 from torch import Tensor, distributed
 from torch.multiprocessing import spawn  # type: ignore[attr-defined]
 
-from fourm_ser import encoding
 from fourm_ser.distributed import gather_rows, joined
 from fourm_ser.fusion.statistics import RunningScale
-from tests.test_encoding import Tally, Work, store
+from fourm_ser.models import features as encoding
+from tests.models.test_features import Tally, Work, store
 
 COUNTS = [3, 2]
 

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fourm_ser.files import as_json, finite, write_json
-from fourm_ser.results import undefined
+from fourm_ser.runs.results import undefined
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(codec="utf-8"), max_size=4)
 TREES = st.recursive(

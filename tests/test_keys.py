@@ -10,7 +10,7 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from fourm_ser.encoders.lstm import MelLSTM
+from fourm_ser.encoders.mel_lstm import MelLSTM
 from fourm_ser.errors import InputError
 from fourm_ser.keys import check_config, check_weights
 from tests.conftest import CONF, Compose
@@ -111,7 +111,7 @@ def test_what_the_package_passes_itself_is_no_key(changed: Changed, key: str) ->
         ("encoder.text.languages", ["en"]),
         ("optimizer.betas", [0.9, 0.99]),
         ("data.label_map.excitement", "happiness"),
-        ("logger.more", {"_target_": "fourm_ser.loggers.CSV"}),
+        ("logger.more", {"_target_": "fourm_ser.training.loggers.CSV"}),
         ("fusion", {"_target_": f"{__name__}.Derived", "height": 1, "width": 2, "depth": 3}),
         ("fusion", {"_target_": f"{__name__}.Anything", "whatever": 1}),
         ("fusion", {"_target_": "nowhere.Fusion", "whatever": 1}),  # building it says what is wrong

@@ -20,7 +20,6 @@ import torch
 from fourm_ser.data.audio import SAMPLE_RATE
 from fourm_ser.data.batch import Batch, Raw, Source, Stored, Utterances
 from fourm_ser.data.datamodule import loader
-from fourm_ser.data.items import Item
 from fourm_ser.data.readers import AudioReader, TextReader
 from fourm_ser.devices import (
     accelerator,
@@ -38,11 +37,12 @@ from fourm_ser.devices import (
     sent,
 )
 from fourm_ser.encoders.base import Encoder
-from fourm_ser.encoders.half import LAYOUTS, runs
 from fourm_ser.encoders.store import FeatureStore
 from fourm_ser.errors import InputError
-from fourm_ser.memory import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, keep_freed_memory
-from fourm_ser.reading import Planned, Reading, packed, unpacked
+from fourm_ser.kernels.bf16 import LAYOUTS, runs
+from fourm_ser.kernels.memory import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, keep_freed_memory
+from fourm_ser.prediction.items import Item
+from fourm_ser.prediction.loading import Planned, Reading, packed, unpacked
 from tests.accelerator.networks import RAW, TEXTS, WAVES, alone, build
 from tests.conftest import Compose
 from tests.test_devices import see

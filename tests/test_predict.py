@@ -22,10 +22,10 @@ from omegaconf import OmegaConf
 from fourm_ser.commandline import quoted
 from fourm_ser.errors import InputError
 from fourm_ser.predict import LITERAL, output, run
-from fourm_ser.predictor import Prediction, Predictor
+from fourm_ser.prediction.predictor import Prediction, Predictor
 from tests.conftest import CONF, Compose
 from tests.data.test_decoding import film
-from tests.predictors import EMOTIONS, RATE, ctc, model, noise, recording
+from tests.prediction.predictors import EMOTIONS, RATE, ctc, model, noise, recording
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TEXTS = [
@@ -420,8 +420,8 @@ class TestMany:
         def stop(*_: object) -> None:
             raise KeyboardInterrupt
 
-        monkeypatch.setattr("fourm_ser.report.predictions.print_counts", stop)
-        monkeypatch.setattr("fourm_ser.predictor.Inference.__call__", stop)
+        monkeypatch.setattr("fourm_ser.prediction.output.print_counts", stop)
+        monkeypatch.setattr("fourm_ser.prediction.predictor.Inference.__call__", stop)
         with pytest.raises(KeyboardInterrupt):
             command(f"model={models['both']}", f"manifest={table}", "output=out.csv", "overwrite=true")
         assert Path("out.csv").read_text() == "as it was"
@@ -561,7 +561,7 @@ class TestRefusals:
 
 
 def test_the_figure_shows_each_window_s_probabilities(models: dict[str, Path]) -> None:
-    from fourm_ser.report.timeline import timeline_figure
+    from fourm_ser.prediction.timeline import timeline_figure
 
     samples = np.concatenate([noise(2.0), np.zeros(2 * RATE, dtype=np.float32), noise(2.0, 1)])
     moments = Predictor.load(models["audio"]).over_time(samples, window=2.0, hop=2.0)

@@ -9,8 +9,8 @@ import yaml
 from omegaconf import DictConfig, OmegaConf
 
 from fourm_ser.config import build
-from fourm_ser.experiment import run
-from fourm_ser.stages import read_stages
+from fourm_ser.training.experiment import run
+from fourm_ser.training.stages import read_stages
 from tests.conftest import CONF, Compose
 
 PRESETS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
@@ -77,7 +77,7 @@ def test_a_preset_is_a_start_of_its_own_experiments(composed: Compose) -> None:
 
 
 def test_the_first_stage_of_4m_ser_takes_the_run_s_scheduler_when_its_own_is_deleted(composed: Compose) -> None:
-    assert composed("experiment=4m_ser").stage.transfer.scheduler._target_ == "fourm_ser.schedules.constant"
+    assert composed("experiment=4m_ser").stage.transfer.scheduler._target_ == "fourm_ser.training.schedules.constant"
     deleted = composed("experiment=4m_ser", "~scheduler@stage.transfer.scheduler")
     assert deleted.stage.transfer.scheduler is None
 

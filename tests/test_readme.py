@@ -8,7 +8,7 @@ import yaml
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from fourm_ser.experiment import run
+from fourm_ser.training.experiment import run
 from tests.conftest import CONF, Compose
 
 README = (CONF.parent / "README.md").read_text(encoding="utf-8")

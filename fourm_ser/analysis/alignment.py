@@ -1,7 +1,7 @@
 """How near an utterance's speech and text features lie in the fusion, by emotion, under several runs."""
 
 from collections import Counter
-from collections.abc import Sequence as Items
+from collections.abc import Sequence
 
 import numpy as np
 import pandas as pd
@@ -9,8 +9,8 @@ from matplotlib.figure import Figure
 
 from fourm_ser.analysis.findings import Finding, UnsuitedError
 from fourm_ser.analysis.looks import line
-from fourm_ser.analysis.runs import Features, OpenRun
 from fourm_ser.errors import InputError
+from fourm_ser.runs.finished import Computed, OpenRun
 
 MEASURES = {"cosine": "cosine similarity", "distance": "Euclidean distance"}
 WINDOW_SHARE = 0.1  # of an emotion's utterances, and
@@ -70,7 +70,7 @@ def alignment(runs: list[OpenRun], side: str) -> list[Finding]:
     return [Finding("alignment", title, words, table, figure, alt, shown)]
 
 
-def names_of(runs: Items[OpenRun]) -> list[str]:
+def names_of(runs: Sequence[OpenRun]) -> list[str]:
     """What each run is called; runs of the same name go by their folders.
 
     Raises:
@@ -84,7 +84,7 @@ def names_of(runs: Items[OpenRun]) -> list[str]:
     return names
 
 
-def similarities(name: str, run: OpenRun, features: Features) -> pd.DataFrame:
+def similarities(name: str, run: OpenRun, features: Computed) -> pd.DataFrame:
     """Cosine similarity and Euclidean distance of each utterance's speech and text features, in manifest order.
 
     Returns:
@@ -117,7 +117,7 @@ def moving_average(values: np.ndarray, window: int) -> np.ndarray:
     return (sums[end] - sums[start]) / (end - start)
 
 
-def _check_same(used: Items[tuple[str, OpenRun, Features]], side: str) -> None:
+def _check_same(used: Sequence[tuple[str, OpenRun, Computed]], side: str) -> None:
     """Refuse runs of other utterances than the first."""
     first, reference, features = used[0]
     ids = reference.corpus.frame["id"].to_numpy()[features.rows].tolist()
@@ -138,7 +138,7 @@ def _check_same(used: Items[tuple[str, OpenRun, Features]], side: str) -> None:
             )
 
 
-def _summary(table: pd.DataFrame, emotions: Items[str]) -> pd.DataFrame:
+def _summary(table: pd.DataFrame, emotions: Sequence[str]) -> pd.DataFrame:
     """Mean and standard deviation by run and emotion."""
     rows = []
     for (run, emotion), part in table.groupby(["run", "emotion"], sort=False):
@@ -155,7 +155,7 @@ def _summary(table: pd.DataFrame, emotions: Items[str]) -> pd.DataFrame:
 
 
 def _words(
-    used: Items[tuple[str, OpenRun, Features]], shown: pd.DataFrame, windows: dict[str, int], left_out: Items[str]
+    used: Sequence[tuple[str, OpenRun, Computed]], shown: pd.DataFrame, windows: dict[str, int], left_out: Sequence[str]
 ) -> str:
     told = []
     for run, part in shown.groupby("run", sort=False):
@@ -181,7 +181,7 @@ def _words(
     return words
 
 
-def alignment_figure(table: pd.DataFrame, emotions: Items[str], windows: dict[str, int]) -> Figure:
+def alignment_figure(table: pd.DataFrame, emotions: Sequence[str], windows: dict[str, int]) -> Figure:
     """Smoothed similarity and distance along the utterances: a column an emotion, a row a measure, a line a run."""
     runs = list(dict.fromkeys(table["run"]))
     figure = Figure(figsize=(max(2.5 * len(emotions), 5.0) + 0.5, 5.2), layout="constrained")

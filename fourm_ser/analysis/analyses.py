@@ -2,8 +2,7 @@
 
 import logging
 import warnings
-from collections.abc import Callable, Mapping
-from collections.abc import Sequence as Items
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,11 +16,11 @@ from fourm_ser.analysis.findings import Finding, UnsuitedError, write_finding
 from fourm_ser.analysis.gradcam import gradcam
 from fourm_ser.analysis.page import write_page
 from fourm_ser.analysis.projection import projection
-from fourm_ser.analysis.runs import OpenRun
 from fourm_ser.analysis.space import space
 from fourm_ser.devices import find_device
 from fourm_ser.errors import InputError
 from fourm_ser.report.collect import Run, collect
+from fourm_ser.runs.finished import OpenRun
 
 log = logging.getLogger(__name__)
 
@@ -113,7 +112,7 @@ def open_runs(config: Mapping[str, Any]) -> list[OpenRun]:
     return [OpenRun(found.path, cache, device, name) for found, name in zip(ordered, names, strict=True)]
 
 
-def name_runs(runs: Items[Run]) -> list[str]:
+def name_runs(runs: Sequence[Run]) -> list[str]:
     """What runs are called: by the options in which they differ, else by their folders."""
     keys = list(dict.fromkeys(key for run in runs for key in run.options))
     differ = [key for key in keys if len({run.options.get(key) for run in runs}) > 1]

@@ -1,7 +1,6 @@
 """What attends to what in a fusion: maps of single utterances, and how much goes to each modality."""
 
-from collections.abc import Mapping
-from collections.abc import Sequence as Items
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
@@ -13,10 +12,10 @@ from fourm_ser.analysis.attention_maps import Block, read_blocks
 from fourm_ser.analysis.attention_shares import read_shares, share_finding
 from fourm_ser.analysis.examples import Example, draw_waveform, file_name, read_waveform
 from fourm_ser.analysis.findings import Finding, UnsuitedError
-from fourm_ser.analysis.runs import OpenRun
 from fourm_ser.analysis.word_cells import INCHES, WIDTH, count_lines, draw_words, prepare_axes
 from fourm_ser.analysis.words import Words
 from fourm_ser.fusion.base import Span
+from fourm_ser.runs.finished import OpenRun
 
 LARGEST = 20_000  # rows of a table with a map a head; larger ones have the mean over the heads alone
 PALETTE = "viridis"
@@ -24,7 +23,7 @@ WHO = {"text": "words", "audio": "frames"}
 LEFT = 12  # columns before the words, for the map's name
 
 
-def attention(run: OpenRun, examples: Items[Example], side: str) -> list[Finding]:
+def attention(run: OpenRun, examples: Sequence[Example], side: str) -> list[Finding]:
     """Attention maps of utterances over time and words, the first token's attention, and the modalities' shares.
 
     Args:
@@ -53,13 +52,13 @@ def attention(run: OpenRun, examples: Items[Example], side: str) -> list[Finding
     return findings
 
 
-def _drawn(blocks: Items[Block]) -> list[Block]:
+def _drawn(blocks: Sequence[Block]) -> list[Block]:
     """One modality with the other; where a fusion reads one modality, that with itself."""
     across = [block for block in blocks if block.queries.modality != block.keys.modality]
     return across or list(blocks)
 
 
-def _draw_maps(run: OpenRun, number: int, example: Example, blocks: Items[Block]) -> Finding:
+def _draw_maps(run: OpenRun, number: int, example: Example, blocks: Sequence[Block]) -> Finding:
     drawn = _drawn(blocks)
     heads = len(drawn[0].weights)
     with_heads = sum(block.weights.size for block in drawn) * (1 + 1 / heads) <= LARGEST
@@ -148,7 +147,7 @@ def _table(block: Block, with_heads: bool) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def _strongest(blocks: Items[Block], count: int = 5) -> pd.DataFrame:
+def _strongest(blocks: Sequence[Block], count: int = 5) -> pd.DataFrame:
     """What is attended to most in each map, as the mean over what asks, for the page."""
     rows = []
     for block in blocks:
@@ -158,7 +157,9 @@ def _strongest(blocks: Items[Block], count: int = 5) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["map", "direction", "attended to", "times even"])
 
 
-def _first_token(examples: Items[Example], blocks: Mapping[int, Items[Block]], spans: Mapping[str, Span]) -> Finding:
+def _first_token(
+    examples: Sequence[Example], blocks: Mapping[int, Sequence[Block]], spans: Mapping[str, Span]
+) -> Finding:
     """What the first token asks of the words, in each map in which text asks text."""
     rows: list[dict[str, object]] = []
     lines: list[tuple[Example, list[tuple[str, Words, np.ndarray, float]]]] = []

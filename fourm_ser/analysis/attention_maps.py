@@ -1,7 +1,6 @@
 """The attention of a fusion, read out: of single utterances without padding, and part by part."""
 
-from collections.abc import Iterator, Mapping
-from collections.abc import Sequence as Items
+from collections.abc import Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -10,10 +9,10 @@ from torch import Tensor
 
 from fourm_ser.analysis.clock import frame_edges
 from fourm_ser.analysis.examples import Example, read_waveform
-from fourm_ser.analysis.runs import OpenRun, encode
 from fourm_ser.analysis.words import Words, read_words
-from fourm_ser.encoders.base import Sequence
+from fourm_ser.encoders.base import Features
 from fourm_ser.fusion.base import Fusion, Span
+from fourm_ser.runs.finished import OpenRun, encode
 
 HELD = 2**26  # numbers in the attention maps of one pass
 
@@ -101,7 +100,7 @@ def split(weights: Tensor, span: Span, lengths: Mapping[str, int]) -> dict[tuple
 
 
 @torch.no_grad()
-def read_blocks(run: OpenRun, examples: Items[Example]) -> dict[int, list[Block]]:
+def read_blocks(run: OpenRun, examples: Sequence[Example]) -> dict[int, list[Block]]:
     """The attention of utterances by their rows in the manifest, each without padding."""
     network, by_row = run.network, {example.row: example for example in examples}
     found: dict[int, list[Block]] = {}
@@ -124,14 +123,14 @@ def read_blocks(run: OpenRun, examples: Items[Example]) -> dict[int, list[Block]
 
 
 def fused(
-    fusion: Fusion, rows: Tensor, sequences: Mapping[str, Sequence]
-) -> Iterator[tuple[Tensor, Mapping[str, Sequence], Mapping[str, Tensor]]]:
+    fusion: Fusion, rows: Tensor, sequences: Mapping[str, Features]
+) -> Iterator[tuple[Tensor, Mapping[str, Features], Mapping[str, Tensor]]]:
     """A batch through a fusion, in parts whose maps do not take too much memory: rows, sequences, maps."""
     longest = sum(sequence.mask.shape[1] for sequence in sequences.values())
     size = max(1, HELD // (16 * longest**2))  # 16: heads of the largest published fusions, and more
     for start in range(0, len(rows), size):
         part = {
-            modality: Sequence(sequence.features[start : start + size], sequence.mask[start : start + size])
+            modality: Features(sequence.features[start : start + size], sequence.mask[start : start + size])
             for modality, sequence in sequences.items()
         }
         fused = fusion(part.get("text"), part.get("audio"), return_attention=True)

@@ -1,7 +1,6 @@
 """Which words and which moments of an utterance speak for the emotion that a network gives it."""
 
-from collections.abc import Mapping
-from collections.abc import Sequence as Items
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -18,12 +17,12 @@ from fourm_ser.analysis.attention_shares import MODALITY_COLOURS
 from fourm_ser.analysis.clock import frame_edges
 from fourm_ser.analysis.examples import Example, draw_waveform, file_name, read_waveform
 from fourm_ser.analysis.findings import Finding
-from fourm_ser.analysis.runs import OpenRun
 from fourm_ser.analysis.word_cells import INCHES, count_lines, draw_words, prepare_axes
 from fourm_ser.analysis.words import Words, read_words
 from fourm_ser.data.audio import SAMPLE_RATE
-from fourm_ser.encoders.base import Sequence
-from fourm_ser.network import EmotionNetwork
+from fourm_ser.encoders.base import Features
+from fourm_ser.models.network import EmotionNetwork
+from fourm_ser.runs.finished import OpenRun
 
 HELD = 2**22  # numbers in the features of the steps that are computed together
 TOGETHER = 64  # steps, at most
@@ -61,7 +60,7 @@ class Attribution(NamedTuple):
 
 
 def attribution(
-    run: OpenRun, examples: Items[Example], side: str, steps: int, tolerance: float, most_steps: int
+    run: OpenRun, examples: Sequence[Example], side: str, steps: int, tolerance: float, most_steps: int
 ) -> list[Finding]:
     """Integrated gradients (Sundararajan et al. 2017) of the predicted emotion's logit, over words and time.
 
@@ -99,7 +98,9 @@ def attribution(
 
 
 @torch.no_grad()
-def read_features(run: OpenRun, rows: Items[int], side: str) -> tuple[dict[int, dict[str, Tensor]], dict[str, Tensor]]:
+def read_features(
+    run: OpenRun, rows: Sequence[int], side: str
+) -> tuple[dict[int, dict[str, Tensor]], dict[str, Tensor]]:
     """The stems' features of some utterances, and the average over all frames of a side.
 
     Args:
@@ -116,8 +117,8 @@ def read_features(run: OpenRun, rows: Items[int], side: str) -> tuple[dict[int, 
         given = {"text": batch.text, "audio": batch.audio}
         for modality, encoder in network.by_modality.items():
             inputs = given[modality]
-            assert isinstance(inputs, dict | Sequence)
-            sequence = inputs if isinstance(inputs, Sequence) else encoder.stem(inputs)
+            assert isinstance(inputs, dict | Features)
+            sequence = inputs if isinstance(inputs, Features) else encoder.stem(inputs)
             features = sequence.features.float()
             own = features[sequence.mask].cpu().double()  # MPS has no float64
             sums[modality] = sums.get(modality, torch.zeros_like(own[0])) + own.sum(0)
@@ -152,7 +153,7 @@ def attribute(
 
     def logits(*given: Tensor) -> Tensor:
         whole = {
-            modality: Sequence(tensor, torch.ones(tensor.shape[:2], dtype=torch.bool, device=tensor.device))
+            modality: Features(tensor, torch.ones(tensor.shape[:2], dtype=torch.bool, device=tensor.device))
             for modality, tensor in zip(modalities, given, strict=True)
         }
         return network(whole.get("text"), whole.get("audio")).logits
@@ -279,7 +280,7 @@ def _strongest(table: pd.DataFrame, count: int = 5) -> pd.DataFrame:
 
 
 def _draw_modalities(
-    emotions: Items[str], examples: Items[Example], found: Items[Attribution], tolerance: float
+    emotions: Sequence[str], examples: Sequence[Example], found: Sequence[Attribution], tolerance: float
 ) -> Finding:
     rows = [
         {

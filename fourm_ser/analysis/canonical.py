@@ -1,6 +1,6 @@
 """Canonical correlations between two sets of features, fitted on some utterances and measured on others."""
 
-from collections.abc import Sequence as Items
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -112,7 +112,7 @@ def weighted_correlations(first: np.ndarray, second: np.ndarray, counts: np.ndar
         return np.where(product > limit, covariance / np.sqrt(product), np.nan)
 
 
-def split_groups(groups: Items[str], folds: int, seed: int) -> np.ndarray:
+def split_groups(groups: Sequence[str], folds: int, seed: int) -> np.ndarray:
     """Utterances (n,) -> fold of each, from 0; those of one group share a fold, and folds have as many groups."""
     names = sorted(set(groups))
     order = np.random.default_rng(seed).permutation(len(names))

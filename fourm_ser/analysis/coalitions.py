@@ -7,10 +7,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fourm_ser.analysis.runs import OpenRun, encode
-from fourm_ser.encoders.base import Sequence, length_mask, pad
+from fourm_ser.encoders.base import Features, length_mask, pad
 from fourm_ser.errors import InputError
-from fourm_ser.network import EmotionNetwork
+from fourm_ser.models.network import EmotionNetwork
+from fourm_ser.runs.finished import OpenRun, encode
 
 BATCH = 32
 
@@ -78,10 +78,10 @@ def answer(network: EmotionNetwork, features: Mapping[str, list[Tensor]], device
     return np.concatenate(logits)[np.argsort(order)]
 
 
-def _padded(rows: list[Tensor], device: torch.device) -> Sequence:
+def _padded(rows: list[Tensor], device: torch.device) -> Features:
     features = pad(rows)
     mask = length_mask(torch.tensor([len(row) for row in rows]), features.shape[1])
-    return Sequence(features.to(device), mask.to(device))
+    return Features(features.to(device), mask.to(device))
 
 
 def derangements(count: int, shuffles: int, seed: int) -> list[np.ndarray]:

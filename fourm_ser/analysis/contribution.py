@@ -1,7 +1,6 @@
 """What each modality contributes: the predictions without it, with another utterance's, and its share of the whole."""
 
-from collections.abc import Mapping
-from collections.abc import Sequence as Items
+from collections.abc import Mapping, Sequence
 from itertools import combinations
 
 import numpy as np
@@ -16,7 +15,7 @@ from fourm_ser.analysis.attention_shares import MODALITY_COLOURS
 from fourm_ser.analysis.coalitions import Encoded, answer, derangements, gather
 from fourm_ser.analysis.findings import Finding
 from fourm_ser.analysis.looks import GREY, LINE_COLOURS
-from fourm_ser.analysis.runs import OpenRun
+from fourm_ser.runs.finished import OpenRun
 
 INTACT, NOTHING = "intact", "both removed"
 NAMES = {"text": "text", "audio": "speech"}
@@ -53,7 +52,7 @@ def contribution(run: OpenRun, side: str, seed: int, shuffles: int) -> list[Find
     return [*findings, _shapley(run, side, encoded.labels, logits)] if len(encoded.features) == 2 else findings
 
 
-def read_conditions(run: OpenRun, encoded: Encoded, orders: Items[np.ndarray]) -> dict[str, list[np.ndarray]]:
+def read_conditions(run: OpenRun, encoded: Encoded, orders: Sequence[np.ndarray]) -> dict[str, list[np.ndarray]]:
     """Logits (n, classes) by condition, several where it was drawn several times.
 
     Args:
@@ -131,7 +130,7 @@ def _classes(logits: np.ndarray) -> range:
 
 
 def _accuracy(
-    run: OpenRun, side: str, labels: np.ndarray, conditions: Mapping[str, Items[np.ndarray]], shuffles: int
+    run: OpenRun, side: str, labels: np.ndarray, conditions: Mapping[str, Sequence[np.ndarray]], shuffles: int
 ) -> Finding:
     rows = []
     for name, drawn in conditions.items():
@@ -177,7 +176,7 @@ def _accuracy(
 
 
 def _pairs(
-    run: OpenRun, side: str, labels: np.ndarray, conditions: Mapping[str, Items[np.ndarray]], shuffles: int
+    run: OpenRun, side: str, labels: np.ndarray, conditions: Mapping[str, Sequence[np.ndarray]], shuffles: int
 ) -> Finding:
     shown = {name: drawn for name, drawn in conditions.items() if name == INTACT or name.endswith("shuffled")}
     pairs = list(combinations(range(len(run.emotions)), 2))
@@ -212,7 +211,7 @@ def _pairs(
     )
 
 
-def _shapley(run: OpenRun, side: str, labels: np.ndarray, conditions: Mapping[str, Items[np.ndarray]]) -> Finding:
+def _shapley(run: OpenRun, side: str, labels: np.ndarray, conditions: Mapping[str, Sequence[np.ndarray]]) -> Finding:
     coalitions = {
         frozenset({"text", "audio"}): INTACT,
         frozenset({"text"}): "speech removed",
@@ -277,7 +276,9 @@ def _shapley(run: OpenRun, side: str, labels: np.ndarray, conditions: Mapping[st
     )
 
 
-def _heat_map(axes: Axes, values: np.ndarray, rows: Items[str], columns: Items[str], what: str, low: float) -> None:
+def _heat_map(
+    axes: Axes, values: np.ndarray, rows: Sequence[str], columns: Sequence[str], what: str, low: float
+) -> None:
     """A table in colours, from `low` (and below) to 1, with its numbers."""
     axes.imshow(np.ma.masked_invalid(values), "viridis", aspect="auto", vmin=low, vmax=1.0)
     axes.set_facecolor(GREY)

@@ -18,9 +18,9 @@ from fourm_ser.analysis.correlation_measures import (
     same,
 )
 from fourm_ser.analysis.findings import Finding, UnsuitedError
-from fourm_ser.analysis.runs import BATCH, Features, OpenRun, encode
 from fourm_ser.errors import InputError
 from fourm_ser.fusion.base import pool
+from fourm_ser.runs.finished import BATCH, Computed, OpenRun, encode
 
 LEAST = 30  # utterances of a side
 
@@ -93,7 +93,7 @@ def _check(settings: Settings) -> None:
         raise InputError(f"correlation: regularisation={settings.regularisation}: expected 0 or more.")
 
 
-def _places(states: Mapping[str, Features]) -> dict[str, dict[str, Sides]]:
+def _places(states: Mapping[str, Computed]) -> dict[str, dict[str, Sides]]:
     """Where features are taken, and there by state both sides; the fusion only where it makes something of them."""
     last = list(states.values())[-1]
     places = {"encoders": {name: Sides(**features.encoded) for name, features in states.items()}}

@@ -1,7 +1,6 @@
 """Figures of correlations between speech and text features."""
 
-from collections.abc import Mapping
-from collections.abc import Sequence as Items
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -56,7 +55,7 @@ def changes_figure(table: pd.DataFrame, places: Mapping[str, str]) -> Figure:
     return figure
 
 
-def emotions_figure(table: pd.DataFrame, places: Mapping[str, str], emotions: Items[str]) -> Figure:
+def emotions_figure(table: pd.DataFrame, places: Mapping[str, str], emotions: Sequence[str]) -> Figure:
     """Debiased CKA, and below it the first canonical correlation: a column a place, along it the emotions.
 
     Args:
@@ -133,7 +132,7 @@ def canonical_figure(table: pd.DataFrame, places: Mapping[str, str]) -> Figure:
     return figure
 
 
-def retrieval_figure(table: pd.DataFrame, places: Mapping[str, str], counts: Items[int]) -> Figure:
+def retrieval_figure(table: pd.DataFrame, places: Mapping[str, str], counts: Sequence[int]) -> Figure:
     """Recall at several ranks, a bar a state, with a dash at chance.
 
     Args:

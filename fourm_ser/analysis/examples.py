@@ -2,7 +2,7 @@
 
 import re
 import textwrap
-from collections.abc import Sequence as Items
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
@@ -13,7 +13,7 @@ from fourm_ser.errors import InputError
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from fourm_ser.analysis.runs import OpenRun
+    from fourm_ser.runs.finished import OpenRun
 
 BINS = 1200  # of a drawn waveform
 
@@ -54,7 +54,7 @@ class Example(NamedTuple):
         return f"{self.title}\n{textwrap.fill(self.text, 100) or '(no words)'}"
 
 
-def choose_examples(run: "OpenRun", side: str, ids: Items[str], each: int, mistakes: int) -> list[Example]:
+def choose_examples(run: "OpenRun", side: str, ids: Sequence[str], each: int, mistakes: int) -> list[Example]:
     """The utterances that are named; without names the surest of each emotion, and the surest mistakes.
 
     How sure a network is of an emotion is measured by the emotion's log-odds: probabilities near 1 are all alike.
@@ -114,7 +114,7 @@ def _log_odds(logits: np.ndarray) -> np.ndarray:
     return logits - np.stack(others, axis=1)
 
 
-def _refuse_unknown(unknown: Items[str], run: "OpenRun", side: str) -> None:
+def _refuse_unknown(unknown: Sequence[str], run: "OpenRun", side: str) -> None:
     if not unknown:
         return
     key = unknown[0]

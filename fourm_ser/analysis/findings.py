@@ -6,8 +6,8 @@ from typing import NamedTuple
 import pandas as pd
 from matplotlib.figure import Figure
 
+from fourm_ser.figures import save_figure
 from fourm_ser.files import whole
-from fourm_ser.report.figures import save_figure
 
 FORMATS = (".png", ".svg")
 

@@ -1,7 +1,7 @@
 """Where in the spectrogram a convolutional audio encoder sees the emotion that the network gives an utterance."""
 
 import textwrap
-from collections.abc import Sequence as Items
+from collections.abc import Sequence
 from contextlib import ExitStack
 from typing import NamedTuple
 
@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from fourm_ser.analysis.examples import Example, draw_waveform, file_name, read_waveform
 from fourm_ser.analysis.findings import Finding, UnsuitedError
 from fourm_ser.analysis.looks import COLOURS
-from fourm_ser.analysis.runs import OpenRun
 from fourm_ser.analysis.spectrogram import Spectrogram, read_spectrogram
 from fourm_ser.data.audio import SAMPLE_RATE
-from fourm_ser.encoders.base import Encoder, Inputs, Sequence, moved
+from fourm_ser.encoders.base import Encoder, Features, Inputs, moved
 from fourm_ser.encoders.vggish import VggishEncoder
-from fourm_ser.network import EmotionNetwork
+from fourm_ser.models.network import EmotionNetwork
+from fourm_ser.runs.finished import OpenRun
 
 OVERLAY = COLOURS[0]
 TICKS = (100, 250, 500, 1000, 2000, 4000, 8000)  # Hz
@@ -49,7 +49,7 @@ class Activation(NamedTuple):
         return np.maximum(np.tensordot(weights, self.values, 1), 0.0)
 
 
-def gradcam(run: OpenRun, examples: Items[Example], side: str) -> list[Finding]:
+def gradcam(run: OpenRun, examples: Sequence[Example], side: str) -> list[Finding]:
     """Grad-CAM (Selvaraju et al. 2017, https://arxiv.org/abs/1610.02391) of the audio encoder's last convolution.
 
     The channels of the last convolution's output, each weighted by the mean gradient of the predicted emotion's logit
@@ -103,22 +103,22 @@ def refuse_unsuited(encoder: Encoder) -> None:
 
 
 @torch.no_grad()
-def _read_texts(run: OpenRun, rows: Items[int]) -> dict[int, Sequence]:
+def _read_texts(run: OpenRun, rows: Sequence[int]) -> dict[int, Features]:
     """The text encoder's features of utterances, as batches of one, by row; none where no text is read."""
     encoder = run.network.by_modality.get("text")
-    found: dict[int, Sequence] = {}
+    found: dict[int, Features] = {}
     if encoder is None:
         return found
     for batch in run.batches(run.network, np.array(sorted(set(rows)))):
-        assert isinstance(batch.text, dict | Sequence)
-        text = batch.text if isinstance(batch.text, Sequence) else encoder.stem(batch.text)
+        assert isinstance(batch.text, dict | Features)
+        text = batch.text if isinstance(batch.text, Features) else encoder.stem(batch.text)
         for place, row in enumerate(batch.rows.tolist()):
             own = text.mask[place]
-            found[row] = Sequence(text.features[place, own][None], own[own][None])
+            found[row] = Features(text.features[place, own][None], own[own][None])
     return found
 
 
-def activate(network: EmotionNetwork, text: Sequence | None, inputs: Inputs, target: int) -> Activation:
+def activate(network: EmotionNetwork, text: Features | None, inputs: Inputs, target: int) -> Activation:
     """The last convolution's output and its gradients, for one utterance.
 
     Args:

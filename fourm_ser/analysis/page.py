@@ -3,7 +3,7 @@
 import base64
 import io
 import json
-from collections.abc import Sequence as Items
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 
 from fourm_ser import __version__
 from fourm_ser.analysis.findings import Finding
-from fourm_ser.analysis.runs import OpenRun
 from fourm_ser.files import write_text
+from fourm_ser.runs.finished import OpenRun
 
 if TYPE_CHECKING:
     from fourm_ser.analysis.analyses import Part
@@ -24,7 +24,7 @@ ROWS = 40  # of a table on the page; the file beside it has all
 METRICS = ("ua", "wa", "f1_macro", "ece", "intra_inter")
 
 
-def write_page(parts: "Items[Part]", runs: Items[OpenRun], side: str, folder: Path) -> None:
+def write_page(parts: "Sequence[Part]", runs: Sequence[OpenRun], side: str, folder: Path) -> None:
     """Write analysis.html, whole.
 
     Args:

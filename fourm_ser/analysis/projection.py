@@ -3,7 +3,7 @@
 import argparse
 import math
 import sys
-from collections.abc import Sequence as Items
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from fourm_ser.analysis.findings import Finding
-    from fourm_ser.analysis.runs import OpenRun
+    from fourm_ser.runs.finished import OpenRun
 
 
 FORMATS = (".png", ".svg", ".pdf")
@@ -220,7 +220,7 @@ def _columns(points: np.ndarray) -> dict[str, np.ndarray]:
     return dict(zip(AXES, points.T, strict=False))
 
 
-def projection_figure(panels: Items[Panel]) -> "Figure":
+def projection_figure(panels: Sequence[Panel]) -> "Figure":
     """Panels beside each other, with one legend; the same emotion has the same colour and marker in all."""
     from matplotlib.figure import Figure
 
@@ -245,7 +245,7 @@ def projection_figure(panels: Items[Panel]) -> "Figure":
     return figure
 
 
-def _draw(axes: "Axes", panel: Panel, emotions: Items[str]) -> None:
+def _draw(axes: "Axes", panel: Panel, emotions: Sequence[str]) -> None:
     dims = panel.points.shape[1]
     axes_3d: Any = axes
     style: dict[str, Any] = {"s": 14, "alpha": 0.55, "linewidths": 0}
@@ -280,7 +280,7 @@ def _draw(axes: "Axes", panel: Panel, emotions: Items[str]) -> None:
     axes.grid(alpha=0.3)
 
 
-def _draw_centres(axes: "Axes", panel: Panel, centres: np.ndarray, emotions: Items[str]) -> None:
+def _draw_centres(axes: "Axes", panel: Panel, centres: np.ndarray, emotions: Sequence[str]) -> None:
     style: dict[str, Any] = {"s": 90, "linewidths": 1.8, "zorder": 3}
     for label, emotion in enumerate(panel.emotions):
         colour, marker = look(emotions.index(emotion))
@@ -291,7 +291,7 @@ def _draw_centres(axes: "Axes", panel: Panel, centres: np.ndarray, emotions: Ite
     axes.scatter(*nowhere, color=face, edgecolors=edge, label=panel.centre_name, **style)
 
 
-def main(arguments: Items[str] | None = None) -> None:
+def main(arguments: Sequence[str] | None = None) -> None:
     """The command."""
     parser = argparse.ArgumentParser(
         prog="python -m fourm_ser.analysis.projection",
@@ -313,7 +313,9 @@ def main(arguments: Items[str] | None = None) -> None:
     print(given.output)
 
 
-def draw(folders: Items[Path], output: Path, plain: bool = False, by: str = "loss", cache: Path | None = None) -> None:
+def draw(
+    folders: Sequence[Path], output: Path, plain: bool = False, by: str = "loss", cache: Path | None = None
+) -> None:
     """Write the figure of finished runs.
 
     Args:
@@ -326,9 +328,9 @@ def draw(folders: Items[Path], output: Path, plain: bool = False, by: str = "los
     Raises:
         InputError: a folder without a run, a run that has not finished; see `OpenRun`.
     """
-    from fourm_ser.analysis.runs import OpenRun
+    from fourm_ser.figures import save_figure
     from fourm_ser.report.collect import collect
-    from fourm_ser.report.figures import save_figure
+    from fourm_ser.runs.finished import OpenRun
 
     collection = collect(list(folders))
     problems = collection.problems + [

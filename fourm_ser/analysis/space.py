@@ -1,7 +1,7 @@
 """The embedding space of a run: utterances and class centres in a plane, by emotion and by speaker."""
 
 import math
-from collections.abc import Sequence as Items
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -14,7 +14,7 @@ from fourm_ser.analysis.findings import Finding
 from fourm_ser.analysis.looks import GREY, look, speaker_look
 from fourm_ser.analysis.projection import read_embeddings
 from fourm_ser.analysis.reduction import check_count, check_spread, class_means, neighbour_map, unit
-from fourm_ser.analysis.runs import OpenRun
+from fourm_ser.runs.finished import OpenRun
 
 MOST_SPEAKERS = 12  # that colours and markers tell apart
 SHOWN_SPEAKERS = 8  # of more than that
@@ -97,7 +97,7 @@ def silhouettes(vectors: np.ndarray, labels: np.ndarray) -> np.ndarray:
     return silhouette_samples(vectors.astype(np.float64), labels, metric="cosine")
 
 
-def _summary(utterances: pd.DataFrame, ratio: float, emotions: Items[str]) -> pd.DataFrame:
+def _summary(utterances: pd.DataFrame, ratio: float, emotions: Sequence[str]) -> pd.DataFrame:
     """Means of the silhouettes, over all utterances and of each emotion; the ratio is one number of all."""
     groups = {"all": utterances} | {emotion: utterances[utterances["emotion"] == emotion] for emotion in emotions}
     rows = [
@@ -147,7 +147,7 @@ def _words(utterances: pd.DataFrame, ratio: float, how: str, side: str, name: st
     return words
 
 
-def space_figure(table: pd.DataFrame, emotions: Items[str], learned: bool) -> Figure:
+def space_figure(table: pd.DataFrame, emotions: Sequence[str], learned: bool) -> Figure:
     """The plane by emotion with the class centres, and by speaker.
 
     Args:

@@ -11,7 +11,7 @@ from fourm_ser.analysis.findings import UnsuitedError
 from fourm_ser.data.audio import SAMPLE_RATE
 from fourm_ser.encoders import panns, vggish
 from fourm_ser.encoders.base import Encoder, Inputs
-from fourm_ser.encoders.lstm import LogMel
+from fourm_ser.encoders.mel_lstm import LogMel
 from fourm_ser.encoders.panns import LogMelDecibels
 from fourm_ser.encoders.prosody import ProsodyFrames
 from fourm_ser.encoders.vggish import Examples

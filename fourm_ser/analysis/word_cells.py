@@ -1,7 +1,6 @@
 """Words as coloured cells, in lines as they are read."""
 
-from collections.abc import Callable
-from collections.abc import Sequence as Items
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from matplotlib.patches import Rectangle
@@ -15,7 +14,7 @@ WIDTH = 100  # characters in a line
 INCHES = 0.25  # height of a line
 
 
-def lay_out(names: Items[str], width: int = WIDTH) -> list[tuple[int, int]]:
+def lay_out(names: Sequence[str], width: int = WIDTH) -> list[tuple[int, int]]:
     """Line and column of each word where lines hold `width` characters."""
     places = []
     line = column = 0
@@ -27,7 +26,7 @@ def lay_out(names: Items[str], width: int = WIDTH) -> list[tuple[int, int]]:
     return places
 
 
-def count_lines(names: Items[str], width: int = WIDTH) -> int:
+def count_lines(names: Sequence[str], width: int = WIDTH) -> int:
     """How many lines words take."""
     return lay_out(names, width)[-1][0] + 1 if names else 0
 
@@ -41,8 +40,8 @@ def prepare_axes(axes: "Axes", lines: float) -> None:
 
 def draw_words(
     axes: "Axes",
-    names: Items[str],
-    values: Items[float],
+    names: Sequence[str],
+    values: Sequence[float],
     colour: Callable[[float], Colour],
     top: float = 0.0,
     left: int = 0,

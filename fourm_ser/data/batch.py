@@ -1,8 +1,7 @@
 """From utterances to padded batches of similar length."""
 
 from collections import deque
-from collections.abc import Iterator, Mapping
-from collections.abc import Sequence as Items
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
@@ -12,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from fourm_ser.devices import sent
-from fourm_ser.encoders.base import Frontend, Inputs, Packed, Sequence, moved
+from fourm_ser.encoders.base import Features, Frontend, Inputs, Packed, moved
 from fourm_ser.encoders.store import FeatureStore
 
 AHEAD = 2  # batches that are got ready while another is computed on
@@ -32,8 +31,8 @@ class Batch(NamedTuple):
 
     rows: Tensor
     labels: Tensor
-    text: Inputs | Sequence | Packed | None
-    audio: Inputs | Sequence | Packed | None
+    text: Inputs | Features | Packed | None
+    audio: Inputs | Features | Packed | None
 
     def to(self, device: torch.device) -> Self:
         """The batch on a device, stored features padded; from page-locked memory nothing is waited for."""
@@ -48,7 +47,7 @@ class Source(Protocol):
         """What makes up an utterance, by its position in the manifest."""
         ...
 
-    def collate(self, items: Items[Any]) -> Inputs | Packed:
+    def collate(self, items: Sequence[Any]) -> Inputs | Packed:
         """What was loaded, as one padded batch."""
         ...
 
@@ -68,7 +67,7 @@ class Raw:
     def load(self, index: int) -> Inputs:
         return self.frontend(self.read(index))
 
-    def collate(self, items: Items[Inputs]) -> Inputs:
+    def collate(self, items: Sequence[Inputs]) -> Inputs:
         return self.frontend.collate(items)
 
 
@@ -86,14 +85,14 @@ class Stored:
         keys: the key of each utterance, by its position in the manifest.
     """
 
-    def __init__(self, store: FeatureStore, keys: Items[str]) -> None:
+    def __init__(self, store: FeatureStore, keys: Sequence[str]) -> None:
         self.store = store
         self.keys = keys
 
     def load(self, index: int) -> str:
         return self.keys[index]  # a batch is read at once
 
-    def collate(self, items: Items[str]) -> Packed:
+    def collate(self, items: Sequence[str]) -> Packed:
         return self.store.read_batch(items)
 
 
@@ -115,7 +114,7 @@ class Utterances(Dataset[tuple[int, dict[str, Any]]]):
     def __getitem__(self, index: int) -> tuple[int, dict[str, Any]]:
         return index, {modality: source.load(index) for modality, source in self.sources.items()}
 
-    def collate(self, items: Items[tuple[int, dict[str, Any]]]) -> Batch:
+    def collate(self, items: Sequence[tuple[int, dict[str, Any]]]) -> Batch:
         """Loaded utterances as one padded batch."""
         rows = [index for index, _ in items]
         parts = {

@@ -8,7 +8,7 @@ from transformers import AttentionInterface, PreTrainedModel
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
 
-from fourm_ser.attention import attend
+from fourm_ser.kernels.attention import attend
 
 NAME = "fourm_ser"
 

@@ -3,8 +3,7 @@
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Mapping
-from collections.abc import Sequence as Items
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple, Protocol
@@ -23,7 +22,7 @@ Unfreeze = str | int
 """Which blocks of a stem train: `none`, `all`, or how many of the last ones."""
 
 
-class Sequence(NamedTuple):
+class Features(NamedTuple):
     """Features over time, of whichever modality.
 
     Attributes:
@@ -49,14 +48,14 @@ class Packed(NamedTuple):
     lengths: Tensor
     longest: int
 
-    def padded(self, device: torch.device) -> Sequence:
+    def padded(self, device: torch.device) -> Features:
         """The batch on a device, in float32, with zeros where padding stands."""
         values, lengths = sent(self.values, device), sent(self.lengths, device)
         mask = length_mask(lengths, self.longest)
         first = (lengths.cumsum(0) - lengths)[:, None]
         places = torch.where(mask, first + torch.arange(self.longest, device=device), len(values) - 1)
         features = values.index_select(0, places.flatten()).view(*mask.shape, -1)
-        return Sequence(features.float(), mask)
+        return Features(features.float(), mask)
 
 
 class Resources:
@@ -68,7 +67,7 @@ class Resources:
     """
 
     # No dataclass: Hydra would take one for a config and hand its fields on as a dict.
-    def __init__(self, cache: Path, texts: Items[str] = ()) -> None:
+    def __init__(self, cache: Path, texts: Sequence[str] = ()) -> None:
         self.cache = cache
         self.texts = texts
 
@@ -80,7 +79,7 @@ class Frontend(Protocol):
         """One utterance (a transcript; a waveform [samples] at 16 kHz, float32) as tensors without a batch axis."""
         ...
 
-    def collate(self, items: Items[Inputs]) -> Inputs:
+    def collate(self, items: Sequence[Inputs]) -> Inputs:
         """Utterances as one padded batch."""
         ...
 
@@ -119,10 +118,10 @@ class Encoder(nn.Module, ABC):
         return None
 
     @abstractmethod
-    def stem(self, inputs: Inputs) -> Sequence:
+    def stem(self, inputs: Inputs) -> Features:
         """A batch of the front end's inputs -> features (batch, time, stem_dim)."""
 
-    def top(self, features: Sequence) -> Sequence:
+    def top(self, features: Features) -> Features:
         """The stem's features -> (batch, time, dim); the identity unless the encoder has a top."""
         return features
 
@@ -143,11 +142,11 @@ class Encoder(nn.Module, ABC):
         """
         return {}
 
-    def forward(self, inputs: Inputs | Sequence) -> Sequence:
+    def forward(self, inputs: Inputs | Features) -> Features:
         """Encode raw inputs, or go on from the stem's features where they come from the store."""
-        return self.top(inputs if isinstance(inputs, Sequence) else self.stem(inputs))
+        return self.top(inputs if isinstance(inputs, Features) else self.stem(inputs))
 
-    def collate(self, items: Items[Inputs]) -> Inputs:
+    def collate(self, items: Sequence[Inputs]) -> Inputs:
         """Utterances as one padded batch."""
         return self.frontend.collate(items)
 
@@ -240,7 +239,7 @@ class Encoder(nn.Module, ABC):
         return {}
 
 
-def pad(rows: Items[Tensor], value: float = 0.0) -> Tensor:
+def pad(rows: Sequence[Tensor], value: float = 0.0) -> Tensor:
     """Stack [time, ...] tensors of different lengths into (batch, longest, ...), `value` behind each row's end."""
     return nn.utils.rnn.pad_sequence(list(rows), batch_first=True, padding_value=value)
 
@@ -250,12 +249,12 @@ def length_mask(lengths: Tensor, longest: int) -> Tensor:
     return torch.arange(longest, device=lengths.device) < lengths[:, None]
 
 
-def moved(inputs: Inputs | Sequence | Packed | None, device: torch.device) -> Inputs | Sequence | None:
+def moved(inputs: Inputs | Features | Packed | None, device: torch.device) -> Inputs | Features | None:
     """A modality's part of a batch on a device; stored features are padded there."""
     if inputs is None:
         return None
     if isinstance(inputs, Packed):
         return inputs.padded(device)
-    if isinstance(inputs, Sequence):
-        return Sequence(sent(inputs.features, device), sent(inputs.mask, device))
+    if isinstance(inputs, Features):
+        return Features(sent(inputs.features, device), sent(inputs.mask, device))
     return {name: sent(tensor, device) for name, tensor in inputs.items()}

@@ -1,8 +1,7 @@
 """The convolutions of the self-supervised speech models, exact under padding."""
 
 import math
-from collections.abc import Iterable, Iterator
-from collections.abc import Sequence as Items
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any, TypeVar
@@ -144,7 +143,7 @@ class Positions(nn.Module):
         return total
 
 
-def count_frames(samples: Count, kernels: Items[int], strides: Items[int]) -> Count:
+def count_frames(samples: Count, kernels: Sequence[int], strides: Sequence[int]) -> Count:
     """How many frames a stack of convolutions makes of so many samples."""
     for kernel, stride in zip(kernels, strides, strict=True):
         samples = (samples - kernel) // stride + 1
@@ -157,7 +156,7 @@ def _run(layers: Iterable[nn.Module], hidden: Tensor) -> Tensor:
     return hidden
 
 
-def _pieces(samples: Tensor, kernels: Items[int], strides: Items[int], frames: int) -> Iterator[Tensor]:
+def _pieces(samples: Tensor, kernels: Sequence[int], strides: Sequence[int], frames: int) -> Iterator[Tensor]:
     """What each run of so many frames of a stack of convolutions sees of samples (1, 1, time)."""
     hop, field = math.prod(strides), receptive_field(kernels, strides)
     count = (samples.shape[2] - field) // hop + 1
@@ -206,7 +205,7 @@ def _with_group_norm(convolution: nn.Conv1d, norm: nn.GroupNorm, seen: Tensor, o
         return (weight * scale.flatten(1)[..., None]).float(), shift.float()
 
 
-def receptive_field(kernels: Items[int], strides: Items[int]) -> int:
+def receptive_field(kernels: Sequence[int], strides: Sequence[int]) -> int:
     """Samples that one frame of a stack of convolutions sees."""
     field = 1
     for kernel, stride in reversed(list(zip(kernels, strides, strict=True))):

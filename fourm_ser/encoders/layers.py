@@ -1,12 +1,12 @@
 """Which hidden states of a transformer are its features."""
 
-from collections.abc import Sequence as Items
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fourm_ser.encoders.base import Sequence
+from fourm_ser.encoders.base import Features
 from fourm_ser.errors import InputError
 
 
@@ -50,16 +50,16 @@ class LayerChoice(nn.Module):
         """Whether the transformer has to return all hidden states."""
         return self.layer != "last"
 
-    def pick(self, last: Tensor, states: Items[Tensor] | None) -> Tensor:
+    def pick(self, last: Tensor, states: Sequence[Tensor] | None) -> Tensor:
         """The stem's features (batch, time, stem_dim) out of the last hidden state and, where asked for, all."""
         if states is None:
             return last
         return torch.cat(list(states), dim=-1) if self.weights is not None else states[int(self.layer)]
 
-    def forward(self, features: Sequence) -> Sequence:
+    def forward(self, features: Features) -> Features:
         """The stem's features -> (batch, time, width)."""
         if self.weights is None:
             return features
         batch, time, _ = features.features.shape
         states = features.features.view(batch, time, -1, self.width)  # (batch, time, layers + 1, width)
-        return Sequence(torch.einsum("btlw,l->btw", states, self.weights.softmax(0).to(states.dtype)), features.mask)
+        return Features(torch.einsum("btlw,l->btw", states, self.weights.softmax(0).to(states.dtype)), features.mask)

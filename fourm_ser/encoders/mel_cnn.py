@@ -1,8 +1,7 @@
 """A small convolutional audio encoder that is trained from nothing: log-mel frames, augmentation, 2-D convolutions."""
 
 import math
-from collections.abc import Mapping
-from collections.abc import Sequence as Items
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -10,8 +9,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fourm_ser.encoders.base import Encoder, Inputs, Resources, Sequence, length_mask
-from fourm_ser.encoders.lstm import LogMel
+from fourm_ser.encoders.base import Encoder, Features, Inputs, Resources, length_mask
+from fourm_ser.encoders.mel_lstm import LogMel
 from fourm_ser.errors import InputError
 
 LEVELS = ("kept", "utterance", "band")
@@ -214,8 +213,8 @@ class MelCnn(Encoder):
         name: str,
         weights: str,
         init_seed: int,
-        channels: Items[int],
-        strides: Items[Items[int]],
+        channels: Sequence[int],
+        strides: Sequence[Sequence[int]],
         kernel: int,
         dim: int,
         dropout: float,
@@ -259,7 +258,7 @@ class MelCnn(Encoder):
     def width(cls, arguments: Mapping[str, Any]) -> int | None:
         return int(arguments["dim"])
 
-    def stem(self, inputs: Inputs) -> Sequence:
+    def stem(self, inputs: Inputs) -> Features:
         """`frames` (batch, time, mels), `lengths` (batch,) -> features (batch, time / product of steps, dim)."""
         frames, lengths = self.augment(inputs["frames"], inputs["lengths"])
         hidden = (frames * length_mask(lengths, frames.shape[1])[..., None])[:, None]  # (batch, 1, time, mels)
@@ -268,7 +267,7 @@ class MelCnn(Encoder):
             hidden, lengths = block(hidden, lengths)
         # (batch, channels, time, bands) -> (batch, time, bands * channels)
         features = self.frames(hidden.permute(0, 2, 3, 1).flatten(2))
-        return Sequence(features, length_mask(lengths, features.shape[1]))
+        return Features(features, length_mask(lengths, features.shape[1]))
 
     def stem_modules(self) -> list[nn.Module]:
         return [self.augment, self.convolutions, self.frames]

@@ -5,8 +5,7 @@ Speech and Language Processing 28, https://arxiv.org/abs/1912.10211, in its form
 https://github.com/qiuqiangkong/audioset_tagging_cnn; weights: https://zenodo.org/records/3987831).
 """
 
-from collections.abc import Mapping
-from collections.abc import Sequence as Items
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -15,8 +14,8 @@ import torch
 import torchaudio
 from torch import Tensor, nn
 
-from fourm_ser.encoders.base import Encoder, Inputs, Resources, Sequence, length_mask, pad
-from fourm_ser.encoders.download import load_official, official_file
+from fourm_ser.encoders.base import Encoder, Features, Inputs, Resources, length_mask, pad
+from fourm_ser.encoders.official import load_official, official_file
 
 SAMPLE_RATE = 16_000
 WINDOW = 512  # samples: 32 ms
@@ -65,7 +64,7 @@ class LogMelDecibels:
             samples = nn.functional.pad(samples, (0, missing))
         return {"frames": self.decibels(self.spectrogram(samples)).T.contiguous()}
 
-    def collate(self, items: Items[Inputs]) -> Inputs:
+    def collate(self, items: Sequence[Inputs]) -> Inputs:
         """`frames` (batch, time, 64) and `lengths` (batch,) in frames."""
         rows = [item["frames"] for item in items]
         return {"frames": pad(rows), "lengths": torch.tensor([len(row) for row in rows])}
@@ -200,10 +199,10 @@ class PannsEncoder(Encoder):
     def width(cls, arguments: Mapping[str, Any]) -> int | None:
         return WIDTHS[-1]
 
-    def stem(self, inputs: Inputs) -> Sequence:
+    def stem(self, inputs: Inputs) -> Features:
         """`frames` (batch, time, 64), `lengths` (batch,) -> features (batch, time // 32, 2048)."""
         features, lengths = self.network(inputs["frames"], inputs["lengths"])
-        return Sequence(features, length_mask(lengths, features.shape[1]))
+        return Features(features, length_mask(lengths, features.shape[1]))
 
     def stem_modules(self) -> list[nn.Module]:
         return [self.network]

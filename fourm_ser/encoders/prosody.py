@@ -1,8 +1,7 @@
 """An audio encoder for small corpora, trained from nothing: cepstra, pitch and voicing, and one convolution on them."""
 
 import math
-from collections.abc import Mapping
-from collections.abc import Sequence as Items
+from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
 import numpy as np
@@ -10,9 +9,9 @@ import torch
 import torchaudio
 from torch import Tensor, nn
 
-from fourm_ser.encoders.base import Encoder, Inputs, Resources, Sequence, length_mask, pad
-from fourm_ser.encoders.lstm import SAMPLE_RATE
+from fourm_ser.encoders.base import Encoder, Features, Inputs, Resources, length_mask, pad
 from fourm_ser.encoders.mel_cnn import SpecAugment
+from fourm_ser.encoders.mel_lstm import SAMPLE_RATE
 from fourm_ser.errors import InputError
 
 TRIM_WINDOW, TRIM_HOP = 512, 160  # samples
@@ -120,7 +119,7 @@ class ProsodyFrames:
         voicing = alike.gather(1, lags[best, None])[:, 0]
         return torch.stack([pitch, voicing.clamp(0, 1)], dim=1)
 
-    def collate(self, items: Items[Inputs]) -> Inputs:
+    def collate(self, items: Sequence[Inputs]) -> Inputs:
         """`frames` (batch, time, mels + 2) and `lengths` (batch,) in frames."""
         rows = [item["frames"] for item in items]
         return {"frames": pad(rows), "lengths": torch.tensor([len(row) for row in rows])}
@@ -220,7 +219,7 @@ class ProsodyCnn(Encoder):
     def width(cls, arguments: Mapping[str, Any]) -> int | None:
         return int(arguments["cepstra"]) + int(arguments["channels"]) + 3
 
-    def stem(self, inputs: Inputs) -> Sequence:
+    def stem(self, inputs: Inputs) -> Features:
         """`frames` (batch, time, mels + 2), `lengths` (batch,) -> features (batch, time, cepstra + channels + 3)."""
         frames, lengths = inputs["frames"], inputs["lengths"]
         if self.augment.training:
@@ -233,7 +232,7 @@ class ProsodyCnn(Encoder):
         # Alone, an utterance's end meets the convolution's zeros: in a batch it has to meet the same.
         own = own * mask[..., None]
         hidden = self.layers(self.convolution(own.transpose(1, 2)).transpose(1, 2))
-        return Sequence(torch.cat([own, hidden, voiced], dim=2), mask)
+        return Features(torch.cat([own, hidden, voiced], dim=2), mask)
 
     def _change(self, frames: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
         """Another speed, another vocal tract, another pitch, drawn for each row."""

@@ -1,7 +1,6 @@
 """Speech encoders: the self-supervised models of the wav2vec 2.0, HuBERT and WavLM family, exact under padding."""
 
-from collections.abc import Mapping
-from collections.abc import Sequence as Items
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,12 +9,12 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fourm_ser.encoders.base import Encoder, Inputs, Resources, Sequence, Unfreeze, length_mask, pad
+from fourm_ser.encoders.base import Encoder, Features, Inputs, Resources, Unfreeze, length_mask, pad
 from fourm_ser.encoders.convolutions import Count, OwnConvolutions, Positions, count_frames, receptive_field
+from fourm_ser.encoders.hub import checkpoint_folder, describe_config, hidden_size, load_model, read_preprocessor
 from fourm_ser.encoders.layers import LayerChoice
 from fourm_ser.encoders.spec_augment import mask_hidden_states
 from fourm_ser.encoders.wavlm import replace_attention
-from fourm_ser.encoders.weights import checkpoint_folder, describe_config, hidden_size, load_model, read_preprocessor
 from fourm_ser.errors import InputError
 
 
@@ -39,7 +38,7 @@ class Waveform:
         missing = self.receptive_field - len(samples)
         return {"samples": nn.functional.pad(samples, (0, missing)) if missing > 0 else samples}
 
-    def collate(self, items: Items[Inputs]) -> Inputs:
+    def collate(self, items: Sequence[Inputs]) -> Inputs:
         """`samples` (batch, samples) and `lengths` (batch,) in samples."""
         rows = [item["samples"] for item in items]
         return {"samples": pad(rows), "lengths": torch.tensor([len(row) for row in rows])}
@@ -145,16 +144,16 @@ class SpeechEncoder(Encoder):
     def width(cls, arguments: Mapping[str, Any]) -> int | None:
         return hidden_size(arguments, cls.modality)
 
-    def stem(self, inputs: Inputs) -> Sequence:
+    def stem(self, inputs: Inputs) -> Features:
         """`samples` (batch, samples), `lengths` (batch,) -> features (batch, frames, dim)."""
         samples, lengths = inputs["samples"], inputs["lengths"]
         self.model.feature_extractor.lengths = lengths
         own = length_mask(self.frames(lengths), self.frames(samples.shape[1]))  # see `_as_given`
         output = self.model(samples, attention_mask=own, output_hidden_states=self.layers.asks_all, return_dict=True)
         states = self.layers.pick(output.last_hidden_state, output.hidden_states)
-        return Sequence(states, own[:, : states.shape[1]])
+        return Features(states, own[:, : states.shape[1]])
 
-    def top(self, features: Sequence) -> Sequence:
+    def top(self, features: Features) -> Features:
         """(batch, frames, stem_dim) -> (batch, frames, dim)."""
         return self.layers(features)
 

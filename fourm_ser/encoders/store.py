@@ -10,8 +10,7 @@ import logging
 import os
 import struct
 import uuid
-from collections.abc import Iterable, Mapping
-from collections.abc import Sequence as Items
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -92,7 +91,7 @@ class FeatureStore:
         self._read_into(place, features)
         return torch.from_numpy(features.astype(np.float32, copy=False))
 
-    def read_batch(self, keys: Items[str]) -> Packed:
+    def read_batch(self, keys: Sequence[str]) -> Packed:
         """The features of `keys` in one piece, as they were written."""
         places = [self._index[key] for key in keys]
         lengths = [place.shape[0] for place in places]

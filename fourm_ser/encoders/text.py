@@ -2,8 +2,7 @@
 
 import hashlib
 import json
-from collections.abc import Callable, Mapping
-from collections.abc import Sequence as Items
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar, NamedTuple
 
@@ -12,9 +11,9 @@ import torch
 from torch import nn
 from transformers import PreTrainedTokenizerFast
 
-from fourm_ser.encoders.base import Encoder, Inputs, Resources, Sequence, Unfreeze, pad
+from fourm_ser.encoders.base import Encoder, Features, Inputs, Resources, Unfreeze, pad
+from fourm_ser.encoders.hub import describe_config, hidden_size, load_model, load_tokenizer
 from fourm_ser.encoders.layers import LayerChoice
-from fourm_ser.encoders.weights import describe_config, hidden_size, load_model, load_tokenizer
 from fourm_ser.errors import InputError
 
 
@@ -56,12 +55,12 @@ class Tokens:
         backend.no_padding()
         return backend.encode(text).ids
 
-    def known(self, ids: Items[int]) -> Known:
+    def known(self, ids: Sequence[int]) -> Known:
         """How much of a transcript the tokenizer knows."""
         tokens = [token for token in ids if token not in self.special]
         return Known(len(tokens), 0 if self.unknown is None else tokens.count(self.unknown))
 
-    def collate(self, items: Items[Inputs]) -> Inputs:
+    def collate(self, items: Sequence[Inputs]) -> Inputs:
         """`ids` and `mask` (batch, tokens)."""
         ids = [item["ids"] for item in items]
         mask = pad([torch.ones_like(row, dtype=torch.bool) for row in ids], value=False)
@@ -172,7 +171,7 @@ class TextEncoder(Encoder):
     def width(cls, arguments: Mapping[str, Any]) -> int | None:
         return hidden_size(arguments, cls.modality)
 
-    def stem(self, inputs: Inputs) -> Sequence:
+    def stem(self, inputs: Inputs) -> Features:
         """`ids`, `mask` (batch, tokens) -> features (batch, tokens, dim)."""
         output = self.model(
             input_ids=inputs["ids"],
@@ -180,13 +179,13 @@ class TextEncoder(Encoder):
             output_hidden_states=self.layers.asks_all,
             return_dict=True,
         )
-        return Sequence(self.layers.pick(output.last_hidden_state, output.hidden_states), inputs["mask"])
+        return Features(self.layers.pick(output.last_hidden_state, output.hidden_states), inputs["mask"])
 
     def lengths(self, read: Callable[[int], Any], known: np.ndarray) -> np.ndarray:
         """Tokens of each transcript: characters tell them only roughly."""
         return np.array([len(self.frontend(read(index))["ids"]) for index in range(len(known))], dtype=float)
 
-    def top(self, features: Sequence) -> Sequence:
+    def top(self, features: Features) -> Features:
         """(batch, tokens, stem_dim) -> (batch, tokens, dim)."""
         return self.layers(features)
 

@@ -6,8 +6,7 @@ weights those of https://github.com/harritaylor/torchvggish.
 """
 
 import math
-from collections.abc import Mapping
-from collections.abc import Sequence as Items
+from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
@@ -18,8 +17,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from fourm_ser.encoders.base import Encoder, Inputs, Resources, Sequence, Unfreeze, length_mask
-from fourm_ser.encoders.download import load_official, official_file, read_tensors
+from fourm_ser.encoders.base import Encoder, Features, Inputs, Resources, Unfreeze, length_mask
+from fourm_ser.encoders.official import load_official, official_file, read_tensors
 from fourm_ser.errors import InputError
 
 SAMPLE_RATE = 16_000
@@ -70,7 +69,7 @@ class Examples:
         frames = nn.functional.pad(frames, (0, 0, 0, count * EXAMPLE - len(frames)))
         return {"examples": frames.reshape(count, EXAMPLE, MELS)}
 
-    def collate(self, items: Items[Inputs]) -> Inputs:
+    def collate(self, items: Sequence[Inputs]) -> Inputs:
         """`examples` (examples of all utterances, 96, 64), `counts` (batch,), how many are whose, and `places`.
 
         `places` (batch, most examples) says where each utterance's examples are among all, with the first one's place
@@ -252,13 +251,13 @@ class VggishEncoder(Encoder):
     def width(cls, arguments: Mapping[str, Any]) -> int | None:
         return DIM
 
-    def stem(self, inputs: Inputs) -> Sequence:
+    def stem(self, inputs: Inputs) -> Features:
         """`examples`, `counts` and `places`, see `Examples` -> features (batch, most examples, 128)."""
         features = self.network(inputs["examples"])
         if self.whitening is not None:
             features = self.whitening(features)
         mask = length_mask(inputs["counts"], inputs["places"].shape[1])
-        return Sequence(features[inputs["places"]].masked_fill(~mask[..., None], 0.0), mask)
+        return Features(features[inputs["places"]].masked_fill(~mask[..., None], 0.0), mask)
 
     def stem_modules(self) -> list[nn.Module]:
         return [self.network] if self.whitening is None else [self.network, self.whitening]

@@ -2,8 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
-from collections.abc import Sequence as Items
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 from typing import NamedTuple
 
@@ -11,9 +10,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from fourm_ser.attention import attend
-from fourm_ser.encoders.base import Sequence
+from fourm_ser.encoders.base import Features
 from fourm_ser.errors import InputError
+from fourm_ser.kernels.attention import attend
 
 POOLS = ("first", "mean", "max", "min", "sum")
 
@@ -31,8 +30,8 @@ class FusionOutput(NamedTuple):
     """
 
     embedding: Tensor
-    text: Sequence | None
-    audio: Sequence | None
+    text: Features | None
+    audio: Features | None
     attention: Mapping[str, Tensor]
 
 
@@ -64,16 +63,16 @@ class Fusion(nn.Module, ABC):
     maps: Mapping[str, Span] = MappingProxyType({})
 
     @abstractmethod
-    def forward(self, text: Sequence | None, audio: Sequence | None, return_attention: bool = False) -> FusionOutput:
+    def forward(self, text: Features | None, audio: Features | None, return_attention: bool = False) -> FusionOutput:
         """Fuse text (batch, tokens, dim) and audio (batch, frames, dim), each with its mask."""
 
 
-def zero_padding(sequence: Sequence) -> Sequence:
+def zero_padding(sequence: Features) -> Features:
     """The same sequence with zeros where padding stands, whatever stood there."""
-    return Sequence(sequence.features.masked_fill(~sequence.mask[..., None], 0.0), sequence.mask)
+    return Features(sequence.features.masked_fill(~sequence.mask[..., None], 0.0), sequence.mask)
 
 
-def pool(sequence: Sequence, how: str) -> Tensor:
+def pool(sequence: Features, how: str) -> Tensor:
     """Pool (batch, time, dim) over each row's own frames into (batch, dim).
 
     Args:
@@ -91,12 +90,12 @@ def pool(sequence: Sequence, how: str) -> Tensor:
     return total if how == "sum" else total / mask.sum(1)
 
 
-def concatenate(first: Sequence, second: Sequence) -> Sequence:
+def concatenate(first: Features, second: Features) -> Features:
     """Two sequences one after the other in time, each with its padding where it was.
 
     The result's own frames do not stand first in a row any more; attention and pooling go by the mask alone.
     """
-    return Sequence(torch.cat([first.features, second.features], 1), torch.cat([first.mask, second.mask], 1))
+    return Features(torch.cat([first.features, second.features], 1), torch.cat([first.mask, second.mask], 1))
 
 
 class Attention(nn.Module):
@@ -114,8 +113,8 @@ class Attention(nn.Module):
         self.attention = nn.MultiheadAttention(queries, heads, dropout, kdim=keys, vdim=keys, batch_first=True)
 
     def forward(
-        self, queries: Sequence, keys: Sequence, linear: nn.Linear, return_attention: bool = False
-    ) -> tuple[Sequence, Tensor | None]:
+        self, queries: Features, keys: Features, linear: nn.Linear, return_attention: bool = False
+    ) -> tuple[Features, Tensor | None]:
         """Attend.
 
         Args:
@@ -133,7 +132,7 @@ class Attention(nn.Module):
                 attending, attended, attended, key_padding_mask=~keys.mask, average_attn_weights=False
             )
             weights = weights.masked_fill(~queries.mask[:, None, :, None], 0.0)
-            return Sequence(linear(features), queries.mask), weights
+            return Features(linear(features), queries.mask), weights
         layer = self.attention
         projected = [
             functional.linear(features, weight, bias).view(*features.shape[:2], -1, layer.head_dim)
@@ -141,9 +140,9 @@ class Attention(nn.Module):
         ]
         dropout = layer.dropout if self.training else 0.0
         features = attend(projected, layer.num_heads, keys.mask[:, None, None], dropout).flatten(2)
-        return Sequence(in_turn(layer.out_proj, linear, features), queries.mask), None
+        return Features(in_turn(layer.out_proj, linear, features), queries.mask), None
 
-    def _projections(self, attending: Tensor, attended: Tensor) -> Items[tuple[Tensor, Tensor, Tensor]]:
+    def _projections(self, attending: Tensor, attended: Tensor) -> Sequence[tuple[Tensor, Tensor, Tensor]]:
         """What is multiplied by what for queries, keys and values: as few products as can be."""
         layer = self.attention
         weight, bias, width = layer.in_proj_weight, layer.in_proj_bias, layer.embed_dim
@@ -172,7 +171,7 @@ def in_turn(first: nn.Linear, second: nn.Linear, features: Tensor) -> Tensor:
     return functional.linear(features, second.weight @ first.weight, bias)
 
 
-def check_modalities(modalities: Items[str], count: int) -> tuple[str, ...]:
+def check_modalities(modalities: Sequence[str], count: int) -> tuple[str, ...]:
     """The modalities, if they are so many different ones.
 
     Raises:

@@ -1,12 +1,11 @@
 """The fusion of SERVER: each modality pooled by itself, then side by side."""
 
-from collections.abc import Mapping
-from collections.abc import Sequence as Items
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import nn
 
-from fourm_ser.encoders.base import Sequence
+from fourm_ser.encoders.base import Features
 from fourm_ser.errors import InputError
 from fourm_ser.fusion.base import Fusion, FusionOutput, check_pool, check_width, pool
 
@@ -30,7 +29,7 @@ class ConcatFusion(Fusion):
     def __init__(
         self,
         dims: Mapping[str, int],
-        modalities: Items[str],
+        modalities: Sequence[str],
         project: Mapping[str, int | None],
         pool: Mapping[str, str],
     ) -> None:
@@ -58,7 +57,7 @@ class ConcatFusion(Fusion):
                 self.linear[modality] = nn.Linear(dims[modality], check_width(width, f"fusion.project.{modality}"))
                 self.dim += width
 
-    def forward(self, text: Sequence | None, audio: Sequence | None, return_attention: bool = False) -> FusionOutput:
+    def forward(self, text: Features | None, audio: Features | None, return_attention: bool = False) -> FusionOutput:
         vectors = []
         given = {"text": text, "audio": audio}
         for modality in self.modalities:

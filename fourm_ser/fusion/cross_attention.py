@@ -1,12 +1,11 @@
 """The fusion of MemoCMT: each modality attended by the other's queries."""
 
-from collections.abc import Mapping
-from collections.abc import Sequence as Items
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from torch import Tensor, nn
 
-from fourm_ser.encoders.base import Sequence
+from fourm_ser.encoders.base import Features
 from fourm_ser.fusion.base import (
     Attention,
     Fusion,
@@ -51,7 +50,7 @@ class CrossAttentionFusion(Fusion):
     )
 
     def __init__(
-        self, dims: Mapping[str, int], modalities: Items[str], dim: int, heads: int, dropout: float, pool: str
+        self, dims: Mapping[str, int], modalities: Sequence[str], dim: int, heads: int, dropout: float, pool: str
     ) -> None:
         super().__init__()
         self.modalities = check_modalities(modalities, 2)
@@ -68,7 +67,7 @@ class CrossAttentionFusion(Fusion):
         self.audio_layer_norm = nn.LayerNorm(dim)
         self.dropout = nn.Dropout(dropout)
 
-    def forward(self, text: Sequence | None, audio: Sequence | None, return_attention: bool = False) -> FusionOutput:
+    def forward(self, text: Features | None, audio: Features | None, return_attention: bool = False) -> FusionOutput:
         assert text is not None
         assert audio is not None
         text, audio = zero_padding(text), zero_padding(audio)
@@ -78,9 +77,9 @@ class CrossAttentionFusion(Fusion):
         text = self._finish(attended_text, self.text_layer_norm(attended_text.features))
         audio = self._finish(attended_audio, self.audio_layer_norm(attended_audio.features))
         both = concatenate(text, audio)
-        both = Sequence(self.dropout(both.features), both.mask)
+        both = Features(self.dropout(both.features), both.mask)
         attention = {"text": text_map, "audio": audio_map} if return_attention else {}
         return FusionOutput(pool(both, self.pool), text, audio, attention)
 
-    def _finish(self, attended: Sequence, normalised: Tensor) -> Sequence:
-        return zero_padding(Sequence(self.dropout(normalised), attended.mask))
+    def _finish(self, attended: Features, normalised: Tensor) -> Features:
+        return zero_padding(Features(self.dropout(normalised), attended.mask))

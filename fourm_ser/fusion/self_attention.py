@@ -1,12 +1,11 @@
 """The fusion of 3M-SER and 4M-SER: self-attention over text and audio together."""
 
-from collections.abc import Mapping
-from collections.abc import Sequence as Items
+from collections.abc import Mapping, Sequence
 from types import MappingProxyType
 
 from torch import Tensor, nn
 
-from fourm_ser.encoders.base import Sequence
+from fourm_ser.encoders.base import Features
 from fourm_ser.errors import InputError
 from fourm_ser.fusion.base import (
     Attention,
@@ -52,7 +51,7 @@ class SelfAttentionFusion(Fusion):
     def __init__(
         self,
         dims: Mapping[str, int],
-        modalities: Items[str],
+        modalities: Sequence[str],
         dim: int | None,
         heads: int,
         dropout: float,
@@ -78,26 +77,26 @@ class SelfAttentionFusion(Fusion):
         self.fusion_linear = nn.Linear(width, self.dim)
         self.fusion_layer_norm = nn.LayerNorm(self.dim)
 
-    def forward(self, text: Sequence | None, audio: Sequence | None, return_attention: bool = False) -> FusionOutput:
+    def forward(self, text: Features | None, audio: Features | None, return_attention: bool = False) -> FusionOutput:
         assert text is not None
         assert audio is not None
         text = zero_padding(text)
         attended, text_map = self.text_attention(text, text, self.text_linear, return_attention)
-        text = zero_padding(Sequence(self.text_layer_norm(attended.features), text.mask))
+        text = zero_padding(Features(self.text_layer_norm(attended.features), text.mask))
         audio = self._normalised(zero_padding(audio))
         # (batch, tokens + frames, audio's width)
         both = concatenate(text, audio)
         fused, fusion_map = self.fusion_attention(both, both, self.fusion_linear, return_attention)
-        fused = Sequence(self.fusion_layer_norm(fused.features), fused.mask)
+        fused = Features(self.fusion_layer_norm(fused.features), fused.mask)
         attention = {"text": text_map, "fusion": fusion_map} if return_attention else {}
         return FusionOutput(pool(fused, self.pool), text, audio, attention)
 
-    def _normalised(self, audio: Sequence) -> Sequence:
+    def _normalised(self, audio: Features) -> Features:
         features = _min_max(audio) if self.audio_norm == "min_max" else self.audio_layer_norm(audio.features)
-        return zero_padding(Sequence(features, audio.mask))
+        return zero_padding(Features(features, audio.mask))
 
 
-def _min_max(sequence: Sequence) -> Tensor:
+def _min_max(sequence: Features) -> Tensor:
     """The utterance scaled so that its least value is 0 and its greatest 1; padding does not count."""
     # (batch, dim) -> (batch, 1, 1)
     low = pool(sequence, "min").amin(1)[:, None, None]

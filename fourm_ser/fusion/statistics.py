@@ -1,13 +1,12 @@
 """One modality alone, as statistics of its features over time: for encoders that are trained from nothing."""
 
-from collections.abc import Mapping
-from collections.abc import Sequence as Items
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from fourm_ser.distributed import gather_rows
-from fourm_ser.encoders.base import Sequence
+from fourm_ser.encoders.base import Features
 from fourm_ser.errors import InputError
 from fourm_ser.fusion.base import Fusion, FusionOutput
 
@@ -66,7 +65,7 @@ class StatisticsFusion(Fusion):
         InputError: not one modality, a feature that there is not.
     """
 
-    def __init__(self, dims: Mapping[str, int], modalities: Items[str], weight: int | None) -> None:
+    def __init__(self, dims: Mapping[str, int], modalities: Sequence[str], weight: int | None) -> None:
         super().__init__()
         if len(modalities) != 1:
             raise InputError(f"fusion.modalities={list(modalities)}: expected one modality.")
@@ -79,7 +78,7 @@ class StatisticsFusion(Fusion):
         self.dim = (3 if weight is None else 5) * width
         self.scale = RunningScale(self.dim)
 
-    def forward(self, text: Sequence | None, audio: Sequence | None, return_attention: bool = False) -> FusionOutput:
+    def forward(self, text: Features | None, audio: Features | None, return_attention: bool = False) -> FusionOutput:
         sequence = {"text": text, "audio": audio}[self.modalities[0]]
         assert sequence is not None
         # In fp32 throughout: the running variance is a difference of two large numbers.

@@ -1,11 +1,10 @@
 """One modality alone: what the other one adds is measured against it."""
 
-from collections.abc import Mapping
-from collections.abc import Sequence as Items
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
-from fourm_ser.encoders.base import Sequence
+from fourm_ser.encoders.base import Features
 from fourm_ser.fusion.base import (
     Attention,
     Fusion,
@@ -37,7 +36,7 @@ class UnimodalFusion(Fusion):
     """
 
     def __init__(
-        self, dims: Mapping[str, int], modalities: Items[str], dim: int, heads: int, dropout: float, pool: str
+        self, dims: Mapping[str, int], modalities: Sequence[str], dim: int, heads: int, dropout: float, pool: str
     ) -> None:
         super().__init__()
         self.modalities = check_modalities(modalities, 1)
@@ -53,13 +52,13 @@ class UnimodalFusion(Fusion):
         self.linear = nn.Linear(width, dim)
         self.layer_norm = nn.LayerNorm(dim)
 
-    def forward(self, text: Sequence | None, audio: Sequence | None, return_attention: bool = False) -> FusionOutput:
+    def forward(self, text: Features | None, audio: Features | None, return_attention: bool = False) -> FusionOutput:
         (modality,) = self.modalities
         sequence = {"text": text, "audio": audio}[modality]
         assert sequence is not None
         sequence = zero_padding(sequence)
         attended, weights = self.attention(sequence, sequence, self.linear, return_attention)
-        sequence = zero_padding(Sequence(self.layer_norm(attended.features), sequence.mask))
+        sequence = zero_padding(Features(self.layer_norm(attended.features), sequence.mask))
         normalised = {modality: sequence}
         attention = {} if weights is None else {modality: weights}
         return FusionOutput(pool(sequence, self.pool), normalised.get("text"), normalised.get("audio"), attention)

@@ -2,8 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping
-from collections.abc import Sequence as Items
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -28,12 +27,12 @@ class Loss(nn.Module, ABC):
     """
 
     name: str
-    on: Items[str] = ()
+    on: Sequence[str] = ()
     learning_rate: float | None = None
     uses_head: bool = False
 
     @abstractmethod
-    def setup(self, classes: int, dims: Mapping[str, int], counts: Items[int]) -> Self:
+    def setup(self, classes: int, dims: Mapping[str, int], counts: Sequence[int]) -> Self:
         """Make the parameters, and refuse what does not fit.
 
         Args:
@@ -89,7 +88,7 @@ class FeatureLoss(Loss):
         InputError: an unknown feature, one given twice, none, or a learning rate that is not positive.
     """
 
-    def __init__(self, on: Items[str], learning_rate: float) -> None:
+    def __init__(self, on: Sequence[str], learning_rate: float) -> None:
         super().__init__()
         given = [on] if isinstance(on, str) else list(on)
         if isinstance(on, str) or not given or len(set(given)) < len(given) or not set(given) <= set(FEATURES):
@@ -99,7 +98,7 @@ class FeatureLoss(Loss):
         self.on = given
         self.learning_rate = learning_rate
 
-    def setup(self, classes: int, dims: Mapping[str, int], counts: Items[int]) -> Self:
+    def setup(self, classes: int, dims: Mapping[str, int], counts: Sequence[int]) -> Self:
         if not set(self.on) <= set(dims):
             raise InputError(f"loss.on=[{', '.join(self.on)}]: the fusion gives {', '.join(dims)}.")
         self.make({where: (classes, dims[where]) for where in self.on})
@@ -152,7 +151,7 @@ def check_not_negative(key: str, value: Any) -> None:
     check_number(key, value, lambda number: number >= 0, "a number, 0 or more")
 
 
-def check_choice(key: str, value: str, choices: Items[str]) -> None:
+def check_choice(key: str, value: str, choices: Sequence[str]) -> None:
     """Refuse what is not one of `choices`.
 
     Raises:

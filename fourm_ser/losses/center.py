@@ -1,7 +1,6 @@
 """Center loss (Wen et al. 2016)."""
 
-from collections.abc import Mapping
-from collections.abc import Sequence as Items
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -33,7 +32,7 @@ class CenterLoss(FeatureLoss):
 
     name = "center"
 
-    def __init__(self, form: str, on: Items[str], learning_rate: float) -> None:
+    def __init__(self, form: str, on: Sequence[str], learning_rate: float) -> None:
         super().__init__(on, learning_rate)
         check_choice("form", form, FORMS)
         self.form = form

@@ -1,6 +1,6 @@
 """Weights of classes, as cross-entropy and focal loss take them."""
 
-from collections.abc import Sequence as Items
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -8,7 +8,7 @@ from torch import Tensor
 from fourm_ser.errors import InputError
 from fourm_ser.losses.base import check_positive
 
-ClassWeights = Items[float] | str | None
+ClassWeights = Sequence[float] | str | None
 
 
 def check_class_weights(weights: ClassWeights) -> None:
@@ -19,13 +19,13 @@ def check_class_weights(weights: ClassWeights) -> None:
     """
     if weights is None or weights == "balanced":
         return
-    if isinstance(weights, str) or not isinstance(weights, Items) or not weights:
+    if isinstance(weights, str) or not isinstance(weights, Sequence) or not weights:
         raise InputError(f"loss.class_weights={weights}: expected balanced, null, or one positive number a class.")
     for index, weight in enumerate(weights):
         check_positive(f"class_weights[{index}]", weight)
 
 
-def class_weights(weights: ClassWeights, classes: int, counts: Items[int]) -> Tensor | None:
+def class_weights(weights: ClassWeights, classes: int, counts: Sequence[int]) -> Tensor | None:
     """The weight of each class, (classes,); None where all weigh the same.
 
     Args:

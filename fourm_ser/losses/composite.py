@@ -1,7 +1,6 @@
 """Sums of losses, in config alone."""
 
-from collections.abc import Mapping
-from collections.abc import Sequence as Items
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -83,14 +82,14 @@ class SumLoss(Loss):
         return "+".join(self.active)
 
     @property
-    def on(self) -> Items[str]:  # type: ignore[override]
+    def on(self) -> Sequence[str]:  # type: ignore[override]
         return list(dict.fromkeys(where for term in self.losses.values() for where in term.on))
 
     @property
     def uses_head(self) -> bool:  # type: ignore[override]
         return any(term.uses_head for term in self.active.values())
 
-    def setup(self, classes: int, dims: Mapping[str, int], counts: Items[int]) -> Self:
+    def setup(self, classes: int, dims: Mapping[str, int], counts: Sequence[int]) -> Self:
         for name, term in self.losses.items():
             try:
                 term.setup(classes, dims, counts)

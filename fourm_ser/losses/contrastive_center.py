@@ -1,7 +1,6 @@
 """Contrastive-center loss (Qi and Su 2017)."""
 
-from collections.abc import Mapping
-from collections.abc import Sequence as Items
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -32,7 +31,7 @@ class ContrastiveCenterLoss(FeatureLoss):
 
     name = "contrastive_center"
 
-    def __init__(self, form: str, delta: float, on: Items[str], learning_rate: float) -> None:
+    def __init__(self, form: str, delta: float, on: Sequence[str], learning_rate: float) -> None:
         super().__init__(on, learning_rate)
         check_choice("form", form, FORMS)
         check_positive("delta", delta)

@@ -1,7 +1,6 @@
 """Focal loss (Lin et al. 2017)."""
 
-from collections.abc import Mapping
-from collections.abc import Sequence as Items
+from collections.abc import Mapping, Sequence
 from typing import Self
 
 import torch
@@ -39,7 +38,7 @@ class FocalLoss(Loss):
         self.class_weights = class_weights
         self.register_buffer("weights", None, persistent=False)
 
-    def setup(self, classes: int, dims: Mapping[str, int], counts: Items[int]) -> Self:
+    def setup(self, classes: int, dims: Mapping[str, int], counts: Sequence[int]) -> Self:
         self.weights = class_weights(self.class_weights, classes, counts)
         return self
 

@@ -1,8 +1,7 @@
 """Angular margins: SphereFace, CosFace, ArcFace, and their combination (Deng et al. 2019)."""
 
 import math
-from collections.abc import Mapping
-from collections.abc import Sequence as Items
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -73,7 +72,7 @@ class MarginLoss(FeatureLoss):
 
     name = "margin"
 
-    def __init__(self, m1: float, m2: float, m3: float, scale: float, on: Items[str], learning_rate: float) -> None:
+    def __init__(self, m1: float, m2: float, m3: float, scale: float, on: Sequence[str], learning_rate: float) -> None:
         super().__init__(on, learning_rate)
         check_positive("m1", m1)
         check_not_negative("m2", m2)

@@ -10,7 +10,6 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fourm_ser import __version__
 from fourm_ser.files import write_text
-from fourm_ser.intervals import FEWEST
 from fourm_ser.report import significance as tests
 from fourm_ser.report.cells import SHOWN, Section, repeat_of
 from fourm_ser.report.collect import Collection, Run
@@ -18,6 +17,7 @@ from fourm_ser.report.commands import cell_commands, resume_command, waiting_com
 from fourm_ser.report.drawings import confusion, effects_figure, heat_maps, recalls, time_figure, training_curves
 from fourm_ser.report.significance import Comparison
 from fourm_ser.report.tables import best_of, percent, title
+from fourm_ser.runs.intervals import FEWEST
 
 NAMES = {"ua": "UA", "wa": "WA", "f1_macro": "macro F1", "f1_weighted": "weighted F1", "ece": "ECE"}
 

@@ -1,16 +1,16 @@
 """Whether two cells differ by more than chance: paired bootstrap over speakers, Wilcoxon over repeats, Holm."""
 
 import math
-from collections.abc import Sequence as Items
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
 from scipy import stats
 
-from fourm_ser.intervals import tails, unit_of
 from fourm_ser.report.cells import Section, repeat_of
 from fourm_ser.report.collect import Run
+from fourm_ser.runs.intervals import tails, unit_of
 
 RESAMPLES = 9999
 LEVEL = 0.95
@@ -61,11 +61,11 @@ class Comparison(NamedTuple):
 
 
 def paired_bootstrap(
-    emotions: Items[str] | np.ndarray,
+    emotions: Sequence[str] | np.ndarray,
     first: np.ndarray,
     second: np.ndarray,
     seed: int = 0,
-    groups: Items[str] | np.ndarray | None = None,
+    groups: Sequence[str] | np.ndarray | None = None,
 ) -> dict[str, Interval]:
     """Difference of two models in UA and WA, by resampling what both were tested on: whole speakers, or utterances.
 
@@ -127,7 +127,7 @@ def least_p(n: int) -> float:
     return min(1.0, 2.0 ** (1 - n))
 
 
-def holm(values: Items[float]) -> list[float]:
+def holm(values: Sequence[float]) -> list[float]:
     """Holm's (1979) step-down correction: times the number of hypotheses not yet rejected, never below one before it.
 
     Args:
@@ -207,7 +207,7 @@ def _pair(section: Section, predictions: list[pd.DataFrame], first: int, second:
     return comparisons
 
 
-def read_predictions(runs: Items[Run]) -> tuple[pd.DataFrame, list[str]]:
+def read_predictions(runs: Sequence[Run]) -> tuple[pd.DataFrame, list[str]]:
     """The predictions of a cell's runs.
 
     Returns:

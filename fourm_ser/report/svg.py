@@ -1,8 +1,7 @@
 """Figures of the report as SVG: drawn by hand, so that they follow the page's light or dark colours by CSS."""
 
 import math
-from collections.abc import Mapping
-from collections.abc import Sequence as Items
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -123,7 +122,7 @@ def intervals(groups: Mapping[str, list[tuple[str, float, float, float]]], unit:
     return _svg(WIDTH, y + 22, parts, alt)
 
 
-def bars(rows: Items[tuple[str, Mapping[str, float]]], alt: str) -> Markup:
+def bars(rows: Sequence[tuple[str, Mapping[str, float]]], alt: str) -> Markup:
     """Stacked bars from zero, the name above its bar; the parts of a bar are told apart by shade and legend."""
     names = list(dict.fromkeys(name for _, shares in rows for name in shares))
     most = max((sum(shares.values()) for _, shares in rows), default=0.0) or 1.0
@@ -146,8 +145,8 @@ def bars(rows: Items[tuple[str, Mapping[str, float]]], alt: str) -> Markup:
 
 
 def curves(
-    lines: Items[tuple[str, Items[tuple[Items[float], Items[float]]]]],
-    stages: Items[tuple[str, float]],
+    lines: Sequence[tuple[str, Sequence[tuple[Sequence[float], Sequence[float]]]]],
+    stages: Sequence[tuple[str, float]],
     alt: str,
     limits: tuple[float, float] | None = None,
 ) -> Markup:
@@ -201,7 +200,7 @@ def curves(
     return _svg(WIDTH, bottom + 33, parts, alt)
 
 
-def _mean_curve(several: Items[tuple[Items[float], Items[float]]]) -> list[tuple[float, float]]:
+def _mean_curve(several: Sequence[tuple[Sequence[float], Sequence[float]]]) -> list[tuple[float, float]]:
     """The mean over the curves as far as all of them go, for beyond it the mean would jump."""
     shared = set.intersection(*(set(xs) for xs, _ in several))
     by_epoch = [dict(zip(xs, ys, strict=True)) for xs, ys in several]
@@ -217,7 +216,7 @@ def _nice(number: float) -> float:
     return next(step * power for step in (1, 2, 5, 10) if step * power >= number * 0.999)
 
 
-def _svg(width: float, height: float, parts: Items[str], alt: str) -> Markup:
+def _svg(width: float, height: float, parts: Sequence[str], alt: str) -> Markup:
     box = f'viewBox="0 0 {width:.0f} {height:.0f}" width="{width:.0f}" height="{height:.0f}"'
     return Markup(f'<svg role="img" aria-label="{escape(alt)}" {box}>{"".join(parts)}</svg>')
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 from omegaconf import DictConfig
 
-from fourm_ser import evaluation, results
 from fourm_ser.analysis import analyses
-from fourm_ser.network import EmotionNetwork
+from fourm_ser.models.network import EmotionNetwork
+from fourm_ser.runs import evaluation, results
 from tests.accelerator import networks
 from tests.accelerator.device import Pretend, compile_library, find_compiler
 from tests.accelerator.networks import Build

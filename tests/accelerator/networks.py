@@ -13,8 +13,8 @@ from torch import Tensor, nn
 
 from fourm_ser.encoders import panns, vggish
 from fourm_ser.encoders.base import Encoder, Inputs, Resources
-from fourm_ser.model import build_network
-from fourm_ser.network import EmotionNetwork
+from fourm_ser.models.directory import build_network
+from fourm_ser.models.network import EmotionNetwork
 from tests.accelerator.device import NAME, Pretend
 from tests.conftest import CONF, Compose
 

@@ -12,11 +12,11 @@ import torch
 from torch import nn
 
 from fourm_ser.config import build as instantiate
-from fourm_ser.encoders.base import Sequence, length_mask, moved
+from fourm_ser.encoders.base import Features, length_mask, moved
 from fourm_ser.encoders.vggish import Whitening
 from fourm_ser.losses.base import Loss
-from fourm_ser.metrics import EmotionMetrics
-from fourm_ser.network import NetworkOutput
+from fourm_ser.models.metrics import EmotionMetrics
+from fourm_ser.models.network import NetworkOutput
 from tests.accelerator.device import Pretend
 from tests.accelerator.networks import (
     CPU,
@@ -120,12 +120,12 @@ def test_vggish_s_whitening(dtype: torch.dtype | None, device: torch.device) -> 
         check_near(whitening.to(device)(given.to(device)), expected, dtype)
 
 
-def sequences(dims: dict[str, int], device: torch.device) -> dict[str, Sequence]:
+def sequences(dims: dict[str, int], device: torch.device) -> dict[str, Features]:
     """Four utterances' features; gradients flow to them."""
     generator = torch.Generator().manual_seed(0)
     lengths = {"text": torch.tensor([1, 5, 9, 3]), "audio": torch.tensor([7, 1, 20, 12])}
     return {
-        modality: Sequence(
+        modality: Features(
             torch.randn(4, int(lengths[modality].max()), dim, generator=generator).to(device).requires_grad_(),
             length_mask(lengths[modality], int(lengths[modality].max())).to(device),
         )

@@ -13,16 +13,16 @@ import torch
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from fourm_ser import evaluation
 from fourm_ser.analysis import analyses
 from fourm_ser.analysis.analyses import QUESTIONS
-from fourm_ser.experiment import resume, run
-from fourm_ser.module import EmotionModule
-from fourm_ser.predictor import Prediction, Predictor
-from fourm_ser.transcriber import Transcriber
+from fourm_ser.prediction.predictor import Prediction, Predictor
+from fourm_ser.prediction.transcriber import Transcriber
+from fourm_ser.runs import evaluation
+from fourm_ser.training.experiment import resume, run
+from fourm_ser.training.module import EmotionModule
 from tests.accelerator.device import NAME, Pretend
 from tests.conftest import CONF, Compose
-from tests.predictors import ctc, noise, whisper
+from tests.prediction.predictors import ctc, noise, whisper
 
 pytestmark = [
     pytest.mark.usefixtures("without_figures"),

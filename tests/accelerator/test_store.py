@@ -15,10 +15,10 @@ from fourm_ser.config import build as instantiate
 from fourm_ser.data.batch import Raw, Stored
 from fourm_ser.encoders.base import Encoder, moved
 from fourm_ser.encoders.store import FeatureStore
-from fourm_ser.encoding import fill_store
-from fourm_ser.inference import Inference
 from fourm_ser.losses.base import Loss
-from fourm_ser.model import Model, Use
+from fourm_ser.models.directory import Model, Use
+from fourm_ser.models.features import fill_store
+from fourm_ser.models.inference import Inference
 from tests.accelerator.device import Pretend
 from tests.accelerator.networks import (
     CPU,

@@ -13,12 +13,12 @@ import torch
 from pytorch_lightning import Callback, Trainer
 
 import fourm_ser
-from fourm_ser import experiment
 from fourm_ser.data.batch import Raw
 from fourm_ser.devices import HostCopy
 from fourm_ser.encoders.store import FeatureStore
-from fourm_ser.encoding import fill_store
-from fourm_ser.stages import build_trainer
+from fourm_ser.models.features import fill_store
+from fourm_ser.training import experiment
+from fourm_ser.training.stages import build_trainer
 from tests.accelerator.device import Pretend, Seen, Wait
 from tests.accelerator.networks import CPU, RAW, Build, alone
 from tests.conftest import Compose

@@ -11,9 +11,9 @@ import torch
 
 from fourm_ser.analysis.alignment import alignment, alignment_figure, moving_average, names_of, window_of
 from fourm_ser.analysis.findings import Finding, UnsuitedError
-from fourm_ser.analysis.runs import OpenRun
 from fourm_ser.errors import InputError
-from fourm_ser.experiment import run
+from fourm_ser.runs.finished import OpenRun
+from fourm_ser.training.experiment import run
 from tests.conftest import Compose
 from tests.drawn import Drawn, marks, pixels
 

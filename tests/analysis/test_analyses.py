@@ -15,8 +15,8 @@ from fourm_ser.analysis import analyses
 from fourm_ser.analysis.analyses import QUESTIONS, name_runs
 from fourm_ser.analysis.findings import Finding, write_finding
 from fourm_ser.errors import InputError
-from fourm_ser.experiment import run as train
 from fourm_ser.report.collect import Run
+from fourm_ser.training.experiment import run as train
 from tests.conftest import CONF, Compose
 
 QUICK = ["correlation.draws=100", "contribution.shuffles=2", "attribution.steps=16", "attribution.tolerance=1.0"]

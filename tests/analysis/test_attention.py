@@ -17,12 +17,12 @@ from fourm_ser.analysis.attention_maps import read_blocks
 from fourm_ser.analysis.attention_shares import read_shares
 from fourm_ser.analysis.examples import Example, choose_examples
 from fourm_ser.analysis.findings import UnsuitedError, write_finding
-from fourm_ser.analysis.runs import OpenRun
 from fourm_ser.analysis.words import Words
 from fourm_ser.fusion.base import Fusion, Span
 from fourm_ser.fusion.concat import ConcatFusion
 from fourm_ser.fusion.cross_attention import CrossAttentionFusion
 from fourm_ser.fusion.unimodal import UnimodalFusion
+from fourm_ser.runs.finished import OpenRun
 from tests.drawn import Drawn, distance, lightness, names, pixels
 from tests.fusion.sequences import train_a_little
 

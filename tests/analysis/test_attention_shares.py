@@ -10,7 +10,7 @@ import pytest
 from matplotlib.colors import to_rgb
 
 from fourm_ser.analysis.attention_shares import FIRST, MODALITY_COLOURS, share_finding
-from fourm_ser.analysis.runs import OpenRun
+from fourm_ser.runs.finished import OpenRun
 from tests.drawn import Drawn, distance, marks, names, pixels
 
 EMOTIONS = ["anger", "sadness"]

@@ -14,12 +14,12 @@ from torch import Tensor
 from fourm_ser.analysis.attribution import Attribution, _draw_modalities, _figure, attribute, attribution, read_features
 from fourm_ser.analysis.examples import Example, choose_examples
 from fourm_ser.analysis.findings import write_finding
-from fourm_ser.analysis.runs import OpenRun
 from fourm_ser.analysis.words import Words, read_words
-from fourm_ser.encoders.base import Sequence
+from fourm_ser.encoders.base import Features
 from fourm_ser.encoders.text import Tokens
 from fourm_ser.fusion.unimodal import UnimodalFusion
-from fourm_ser.network import EmotionNetwork
+from fourm_ser.models.network import EmotionNetwork
+from fourm_ser.runs.finished import OpenRun
 from tests.drawn import Drawn, distance, lightness, names, pixels
 
 
@@ -55,7 +55,7 @@ def by_hand(
             for modality, features in own.items()
         }
         given = {
-            modality: Sequence(point[None], torch.ones(1, len(point), dtype=torch.bool))
+            modality: Features(point[None], torch.ones(1, len(point), dtype=torch.bool))
             for modality, point in points.items()
         }
         logit = network(given.get("text"), given.get("audio")).logits[0, target]
@@ -99,7 +99,7 @@ def test_the_gap_is_between_the_sum_and_the_logits(opened: OpenRun, examples: li
         logits = [
             opened.network(
                 *(
-                    Sequence(given[modality][None], torch.ones(1, len(given[modality]), dtype=torch.bool))
+                    Features(given[modality][None], torch.ones(1, len(given[modality]), dtype=torch.bool))
                     for modality in ("text", "audio")
                 )
             ).logits[0, 0]

@@ -26,11 +26,11 @@ from fourm_ser.analysis.contribution import (
     true_probabilities,
 )
 from fourm_ser.analysis.findings import Finding, write_finding
-from fourm_ser.analysis.runs import OpenRun
-from fourm_ser.encoders.base import Sequence
+from fourm_ser.encoders.base import Features
 from fourm_ser.errors import InputError
-from fourm_ser.experiment import run
 from fourm_ser.fusion.unimodal import UnimodalFusion
+from fourm_ser.runs.finished import OpenRun
+from fourm_ser.training.experiment import run
 from tests.conftest import Compose
 from tests.drawn import Drawn, lightness, marks, names, pixels
 
@@ -66,7 +66,7 @@ def findings(opened: OpenRun) -> dict[str, Finding]:
 def logits_alone(opened: OpenRun, **features: torch.Tensor) -> np.ndarray:
     """One utterance, made of these (time, dim) features, through fusion and head."""
     whole = {
-        modality: Sequence(own[None], torch.ones(1, len(own), dtype=torch.bool)) for modality, own in features.items()
+        modality: Features(own[None], torch.ones(1, len(own), dtype=torch.bool)) for modality, own in features.items()
     }
     with torch.no_grad():
         fused = opened.network.fusion(whole.get("text"), whole.get("audio"))

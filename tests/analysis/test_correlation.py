@@ -13,10 +13,10 @@ from fourm_ser.analysis.correlation_findings import verdict
 from fourm_ser.analysis.correlation_measures import Score, component_correlations, correlation_with, retrieval_ranks
 from fourm_ser.analysis.findings import Finding, UnsuitedError, write_finding
 from fourm_ser.analysis.kernel_alignment import debiased_cka
-from fourm_ser.analysis.runs import Features, OpenRun
 from fourm_ser.errors import InputError
-from fourm_ser.experiment import run
 from fourm_ser.fusion.cross_attention import CrossAttentionFusion
+from fourm_ser.runs.finished import Computed, OpenRun
+from fourm_ser.training.experiment import run
 from tests.conftest import Compose
 
 CHOICES: dict[str, Any] = {"seed": 0, "folds": 4, "components": 6, "regularisation": 0.1, "draws": 200}
@@ -57,7 +57,7 @@ def test_every_state_and_kind_of_features_is_measured(
     assert table["state"].unique().tolist() == STATES
     assert table["features"].unique().tolist() == ["encoders", "fusion"]
     assert table["emotion"].unique().tolist() == ["all", *opened.emotions]
-    features: Features = opened.features(opened.trained, "all")
+    features: Computed = opened.features(opened.trained, "all")
     last = table[(table["state"] == "after finetune") & (table["measure"] == "cka")]
     for place, pooled in (("encoders", features.encoded), ("fusion", features.fused)):
         for emotion in ["all", *opened.emotions]:

@@ -10,11 +10,11 @@ from matplotlib.figure import Figure
 
 from fourm_ser.analysis.clock import frame_edges, read_span
 from fourm_ser.analysis.examples import choose_examples, draw_waveform, file_name, read_waveform
-from fourm_ser.analysis.runs import OpenRun
-from fourm_ser.encoders.lstm import LogMel
+from fourm_ser.encoders.mel_lstm import LogMel
 from fourm_ser.encoders.prosody import ProsodyFrames
 from fourm_ser.encoders.vggish import Examples
 from fourm_ser.errors import InputError
+from fourm_ser.runs.finished import OpenRun
 from tests.drawn import Drawn, distance, pixels
 
 

@@ -16,13 +16,13 @@ from torch import Tensor, nn
 from fourm_ser.analysis.examples import Example, choose_examples
 from fourm_ser.analysis.findings import UnsuitedError, write_finding
 from fourm_ser.analysis.gradcam import Activation, _draw, activate, gradcam, refuse_unsuited, stretch
-from fourm_ser.analysis.runs import OpenRun
 from fourm_ser.analysis.spectrogram import Spectrogram, read_spectrogram
 from fourm_ser.config import build
-from fourm_ser.encoders.base import Encoder, Resources, Sequence
+from fourm_ser.encoders.base import Encoder, Features, Resources
 from fourm_ser.encoders.vggish import DIM, VggishEncoder, Whitening
 from fourm_ser.fusion.unimodal import UnimodalFusion
-from fourm_ser.network import EmotionNetwork, Head
+from fourm_ser.models.network import EmotionNetwork, Head
+from fourm_ser.runs.finished import OpenRun
 from tests.conftest import Compose
 from tests.drawn import Drawn, lightness, names, pixels
 
@@ -194,7 +194,7 @@ def test_a_run_s_findings_have_its_texts(opened: OpenRun, examples: list[Example
         target = opened.emotions.index(example.predicted)
         inputs = text.collate([text.frontend(example.text)])
         with torch.no_grad():
-            sequence: Sequence = text.stem(inputs)
+            sequence: Features = text.stem(inputs)
         samples = opened.data.readers()["audio"](example.row)
         found = activate(opened.network, sequence, audio.frontend(samples), target)
         assert finding.table["value"].to_numpy() == pytest.approx(found.map.flatten(), rel=1e-3, abs=1e-7)

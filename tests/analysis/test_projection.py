@@ -17,9 +17,9 @@ from fourm_ser.analysis import projection
 from fourm_ser.analysis.findings import UnsuitedError
 from fourm_ser.analysis.projection import Embeddings, make_panel, projection_figure, read_embeddings
 from fourm_ser.analysis.reduction import class_means, perplexity, project, unit
-from fourm_ser.analysis.runs import OpenRun
 from fourm_ser.errors import InputError
-from fourm_ser.model import load_model
+from fourm_ser.models.directory import load_model
+from fourm_ser.runs.finished import OpenRun
 from tests.drawn import Drawn, marks, pixels
 
 RNG = np.random.default_rng(0)

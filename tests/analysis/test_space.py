@@ -9,8 +9,8 @@ import pytest
 
 from fourm_ser.analysis import reduction, space
 from fourm_ser.analysis.findings import Finding
-from fourm_ser.analysis.runs import OpenRun
 from fourm_ser.errors import InputError
+from fourm_ser.runs.finished import OpenRun
 from tests.drawn import Drawn, distance, marks
 
 

@@ -1,7 +1,7 @@
 """Batches: each utterance once, like lengths together, the same on any number of processes."""
 
 import itertools
-from collections.abc import Sequence as Items
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from fourm_ser.data.batch import BucketBatchSampler, Raw, Stored, Utterances
-from fourm_ser.encoders.base import Inputs, Sequence, moved
+from fourm_ser.encoders.base import Features, Inputs, moved
 from fourm_ser.encoders.store import FeatureStore
 
 GENERATOR = np.random.default_rng(0)
@@ -166,7 +166,7 @@ class Numbers:
     def load(self, index: int) -> int:
         return index
 
-    def collate(self, items: Items[int]) -> Inputs:
+    def collate(self, items: Sequence[int]) -> Inputs:
         return {"numbers": torch.tensor(items)}
 
 
@@ -227,7 +227,7 @@ def test_stored_features_are_padded_and_masked(tmp_path: Path, features: dict[st
     source = Stored(store, keys)
     packed = source.collate([source.load(index) for index in (3, 0, 2, 1)])
     batch = moved(packed, torch.device("cpu"))
-    assert isinstance(batch, Sequence)
+    assert isinstance(batch, Features)
     assert batch.features.shape == (4, 6, 3)
     assert batch.features.dtype == torch.float32
     assert batch.mask.dtype == torch.bool
@@ -245,7 +245,7 @@ class Letters:
     def __call__(self, raw: str) -> Inputs:
         return {"codes": torch.tensor([ord(letter) for letter in raw])}
 
-    def collate(self, items: Items[Inputs]) -> Inputs:
+    def collate(self, items: Sequence[Inputs]) -> Inputs:
         rows: list[Tensor] = [item["codes"] for item in items]
         lengths = torch.tensor([len(row) for row in rows])
         codes = torch.full((len(rows), int(lengths.max())), -1)
@@ -285,7 +285,7 @@ def test_a_batch_keeps_rows_labels_and_modalities_together(tmp_path: Path, featu
     assert batch.rows.tolist() == [2, 0, 3]
     assert batch.labels.tolist() == [1, 2, 0]
     assert batch.labels.dtype == torch.int64
-    assert isinstance(batch.audio, Sequence)
+    assert isinstance(batch.audio, Features)
     assert batch.audio.mask.sum(dim=1).tolist() == [6, 4, 1]
     assert isinstance(batch.text, dict)
     assert batch.text["lengths"].tolist() == [1, 4, 5]

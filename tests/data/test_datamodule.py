@@ -1,7 +1,7 @@
 """A corpus, served: how long utterances are, under which keys, in which batches."""
 
 import shutil
-from collections.abc import Sequence as Items
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader
 from fourm_ser.data.batch import Batch, Raw, Stored
 from fourm_ser.data.datamodule import EmotionDataModule
 from fourm_ser.data.decoding import extract_audio
-from fourm_ser.encoders.base import Inputs, Sequence, pad
+from fourm_ser.encoders.base import Features, Inputs, pad
 from fourm_ser.encoders.store import FeatureStore
 from tests.data.test_corpus import RATE, manifest_corpus, record
 
@@ -53,7 +53,7 @@ class Samples:
     def __call__(self, raw: np.ndarray) -> Inputs:
         return {"samples": torch.from_numpy(raw)}
 
-    def collate(self, items: Items[Inputs]) -> Inputs:
+    def collate(self, items: Sequence[Inputs]) -> Inputs:
         rows: list[Tensor] = [item["samples"] for item in items]
         return {"samples": pad(rows), "lengths": torch.tensor([len(row) for row in rows])}
 
@@ -331,7 +331,7 @@ def test_stored_features_are_read_in_the_training_process(make: Make, tmp_path: 
     for packed in loader:
         batch = packed.to(torch.device("cpu"))
         assert batch.text is None
-        assert isinstance(batch.audio, Sequence)
+        assert isinstance(batch.audio, Features)
         assert batch.audio.mask.sum(dim=1).tolist() == [row + 1 for row in batch.rows.tolist()]
         assert batch.audio.features[:, 0, 0].tolist() == batch.rows.tolist()
         assert batch.labels.tolist() == data.corpus.label[batch.rows].tolist()

@@ -1,7 +1,6 @@
 """Tiny encoders of the real classes, and the package's first law as a check."""
 
-from collections.abc import Callable
-from collections.abc import Sequence as Items
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 import torch
 
 from fourm_ser.encoders.base import Encoder, Resources
-from fourm_ser.encoders.lstm import MelLSTM
+from fourm_ser.encoders.mel_lstm import MelLSTM
 from fourm_ser.encoders.speech import SpeechEncoder
 from fourm_ser.encoders.text import TextEncoder
 
@@ -131,10 +130,10 @@ def mel_lstm(resources: Resources) -> Callable[..., MelLSTM]:
 
 
 @pytest.fixture(scope="session")
-def check_padding() -> Callable[[Encoder, Items[Any]], None]:
+def check_padding() -> Callable[[Encoder, Sequence[Any]], None]:
     """Checks that an encoder gives each utterance alone what it gives it in a batch, in whatever order."""
 
-    def check(encoder: Encoder, raws: Items[Any]) -> None:
+    def check(encoder: Encoder, raws: Sequence[Any]) -> None:
         encoder.eval()
         items = [encoder.frontend(raw) for raw in raws]
         with torch.no_grad():

@@ -8,7 +8,7 @@ import torch
 
 from fourm_ser.data.batch import ahead
 from fourm_ser.encoders.base import Encoder, Packed
-from fourm_ser.encoders.lstm import MelLSTM
+from fourm_ser.encoders.mel_lstm import MelLSTM
 from fourm_ser.encoders.speech import SpeechEncoder
 
 CPU = torch.device("cpu")

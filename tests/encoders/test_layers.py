@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 from transformers import AutoModel
 
-from fourm_ser.encoders.base import Encoder, Inputs, Sequence
+from fourm_ser.encoders.base import Encoder, Features, Inputs
+from fourm_ser.encoders.hub import describe_config
 from fourm_ser.encoders.layers import LayerChoice
-from fourm_ser.encoders.weights import describe_config
 from fourm_ser.errors import InputError
 
 LAYERS = 3
@@ -110,7 +110,7 @@ def stack(encoder: Any) -> nn.ModuleList:
     return lists[-1]
 
 
-def compare(found: Sequence, expected: list[Tensor]) -> None:
+def compare(found: Features, expected: list[Tensor]) -> None:
     """Each row's own frames against what the utterance gives alone: (1, time, dim)."""
     assert found.mask.sum(1).tolist() == [alone.shape[1] for alone in expected]
     for row, alone in enumerate(expected):
@@ -284,6 +284,6 @@ def test_the_fingerprint_tells_layers_apart_and_leaves_the_last_as_it_was(family
 def test_weighted_features_may_be_stored_in_half_precision() -> None:
     choice = LayerChoice("weighted", 2, 4, "encoder.text.layer")
     states = torch.randn(2, 5, 12, dtype=torch.float64)
-    result = choice(Sequence(states, torch.ones(2, 5, dtype=torch.bool))).features
+    result = choice(Features(states, torch.ones(2, 5, dtype=torch.bool))).features
     assert result.dtype == states.dtype
     torch.testing.assert_close(result, states.view(2, 5, 3, 4).mean(2))

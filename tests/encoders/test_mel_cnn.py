@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from fourm_ser.encoders.base import Resources, length_mask
-from fourm_ser.encoders.lstm import LogMel
 from fourm_ser.encoders.mel_cnn import LevelledLogMel, MelCnn, SpecAugment
+from fourm_ser.encoders.mel_lstm import LogMel
 from fourm_ser.errors import InputError
 
 Build = Callable[..., MelCnn]

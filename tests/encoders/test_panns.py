@@ -21,7 +21,7 @@ from fourm_ser.encoders import panns
 from fourm_ser.encoders.base import Resources, Unfreeze
 from fourm_ser.encoders.panns import PannsEncoder
 from fourm_ser.errors import InputError
-from fourm_ser.model import Model, Use, build_network, load_model, save_model
+from fourm_ser.models.directory import Model, Use, build_network, load_model, save_model
 
 Build = Callable[..., PannsEncoder]
 

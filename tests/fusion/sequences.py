@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor, nn
 
-from fourm_ser.encoders.base import Sequence, length_mask, pad
+from fourm_ser.encoders.base import Features, length_mask, pad
 from fourm_ser.fusion.base import Fusion, FusionOutput
 
 
@@ -13,10 +13,10 @@ def utterances(lengths: tuple[int, ...], width: int, seed: int) -> list[Tensor]:
     return [torch.randn(count, width, generator=generator) * 2 + 0.5 for count in lengths]
 
 
-def padded(rows: list[Tensor], value: float = 0.0) -> Sequence:
+def padded(rows: list[Tensor], value: float = 0.0) -> Features:
     """Utterances as a batch, `value` where padding stands."""
     features = pad(rows, value)
-    return Sequence(features, length_mask(torch.tensor([len(row) for row in rows]), features.shape[1]))
+    return Features(features, length_mask(torch.tensor([len(row) for row in rows]), features.shape[1]))
 
 
 def fuse(fusion: Fusion, texts: list[Tensor], audios: list[Tensor], value: float = 0.0, **flags: bool) -> FusionOutput:

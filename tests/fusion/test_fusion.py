@@ -10,7 +10,6 @@ import torch
 from hypothesis import given, settings
 from torch import Tensor, nn
 
-from fourm_ser.attention import attend
 from fourm_ser.errors import InputError
 from fourm_ser.fusion import base
 from fourm_ser.fusion.base import POOLS, Fusion, pool
@@ -18,6 +17,7 @@ from fourm_ser.fusion.concat import ConcatFusion
 from fourm_ser.fusion.cross_attention import CrossAttentionFusion
 from fourm_ser.fusion.self_attention import SelfAttentionFusion
 from fourm_ser.fusion.unimodal import UnimodalFusion
+from fourm_ser.kernels.attention import attend
 from tests.fusion.sequences import fuse, padded, train_a_little, utterances
 
 DIMS = {"text": 16, "audio": 24}

@@ -7,12 +7,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fourm_ser.attention import attend as attend_by_head
 from fourm_ser.fusion import base
 from fourm_ser.fusion.base import Attention, FusionOutput
 from fourm_ser.fusion.concat import ConcatFusion
 from fourm_ser.fusion.cross_attention import CrossAttentionFusion
 from fourm_ser.fusion.self_attention import SelfAttentionFusion
+from fourm_ser.kernels.attention import attend as attend_by_head
 from tests.fusion.sequences import fuse, train_a_little, utterances
 
 HEADS = 4

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 
-from fourm_ser.encoders.base import Sequence, length_mask
+from fourm_ser.encoders.base import Features, length_mask
 from fourm_ser.errors import InputError
 from fourm_ser.fusion.statistics import RunningScale, StatisticsFusion
 
@@ -12,10 +12,10 @@ DIMS = {"text": 5, "audio": 3}
 LENGTHS = (1, 4, 9)
 
 
-def build_sequence(width: int, padding: float = 1e6) -> Sequence:
+def build_sequence(width: int, padding: float = 1e6) -> Features:
     torch.manual_seed(0)
     mask = length_mask(torch.tensor(LENGTHS), 9)
-    return Sequence(torch.rand(3, 9, width).masked_fill(~mask[..., None], padding), mask)
+    return Features(torch.rand(3, 9, width).masked_fill(~mask[..., None], padding), mask)
 
 
 def by_numpy(own: np.ndarray, weight: int | None) -> np.ndarray:
@@ -51,7 +51,7 @@ def test_frames_that_weigh_nothing_leave_finite_numbers() -> None:
     features[..., -1] = 0.0
     features.requires_grad_()
     fusion = StatisticsFusion(DIMS, ["audio"], -1)
-    embedding = fusion(None, Sequence(features, torch.ones(2, 3, dtype=torch.bool))).embedding
+    embedding = fusion(None, Features(features, torch.ones(2, 3, dtype=torch.bool))).embedding
     (gradient,) = torch.autograd.grad(embedding.sum(), features)
     assert torch.isfinite(embedding).all()
     assert torch.isfinite(gradient).all()
@@ -66,7 +66,7 @@ def test_a_neighbour_does_not_change_a_row(training: bool) -> None:
     for row, count in enumerate(LENGTHS):
         alone = StatisticsFusion(DIMS, ["audio"], -1).eval()
         alone.scale.load_state_dict(together.scale.state_dict())
-        own = Sequence(sequence.features[row : row + 1, :count], sequence.mask[row : row + 1, :count])
+        own = Features(sequence.features[row : row + 1, :count], sequence.mask[row : row + 1, :count])
         torch.testing.assert_close(alone(None, own).embedding[0], found[1][row], rtol=0, atol=1e-4)
     assert torch.equal(found[0], together.scale.mean) == (not training)
 
@@ -91,7 +91,7 @@ def test_the_scale_follows_what_training_shows() -> None:
 
 def test_one_utterance_may_be_a_batch_of_its_own_in_training() -> None:
     fusion = StatisticsFusion(DIMS, ["audio"], None)
-    sequence = Sequence(torch.rand(1, 6, 3), torch.ones(1, 6, dtype=torch.bool))
+    sequence = Features(torch.rand(1, 6, 3), torch.ones(1, 6, dtype=torch.bool))
     assert torch.isfinite(fusion(None, sequence).embedding).all()
 
 

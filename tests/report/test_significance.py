@@ -11,7 +11,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from fourm_ser.intervals import tails
 from fourm_ser.report import significance
 from fourm_ser.report.cells import Section, make_sections
 from fourm_ser.report.collect import collect
@@ -23,6 +22,7 @@ from fourm_ser.report.significance import (
     read_predictions,
     wilcoxon,
 )
+from fourm_ser.runs.intervals import tails
 from tests.report.runs import write_run, write_sweep
 
 

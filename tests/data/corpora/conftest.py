@@ -21,7 +21,7 @@ from fourm_ser.config import build
 from fourm_ser.data.corpus import Corpus
 from fourm_ser.data.transcripts import Cleaning
 from fourm_ser.errors import InputError
-from fourm_ser.experiment import run
+from fourm_ser.training.experiment import run
 from tests.conftest import Compose
 from tests.releases import Told
 

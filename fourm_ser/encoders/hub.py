@@ -1,0 +1,273 @@
+"""Where weights and tokenizers come from: the hub, a folder, or a seed."""
+
+import hashlib
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from filelock import FileLock
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+from safetensors import SafetensorError
+from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerFast
+
+from fourm_ser.encoders.attention import speed_up
+from fourm_ser.encoders.base import Resources
+from fourm_ser.errors import InputError
+from fourm_ser.files import whole
+
+if TYPE_CHECKING:
+    from transformers import PretrainedConfig, PreTrainedModel
+
+log = logging.getLogger(__name__)
+
+SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
+TOKENIZER_FILES = (
+    "sentencepiece.bpe.model",
+    "tokenizer*",
+    "vocab*",
+    "merges.txt",
+    "special_tokens_map.json",
+    "spiece.model",
+)
+
+
+def checkpoint_folder(checkpoint: str, modality: str, patterns: Sequence[str]) -> Path:
+    """The folder that holds a Hugging Face checkpoint, fetched from the hub unless `checkpoint` is a folder.
+
+    Args:
+        checkpoint: a folder, or a hub id such as `bert-base-uncased`.
+        modality: `text` or `audio`, for the error's advice.
+        patterns: the files that are wanted.
+
+    Raises:
+        InputError: there is no such folder, or the hub cannot give the checkpoint.
+    """
+    folder = Path(checkpoint).expanduser()
+    if folder.is_dir():
+        return folder
+    if checkpoint.startswith((".", "/", "~")):
+        raise InputError(f"{checkpoint}: no such folder. Expected a folder written by save_pretrained, or a hub id.")
+    try:
+        return Path(snapshot_download(checkpoint, allow_patterns=["config.json", *patterns]))
+    except (OSError, ValueError, HfHubHTTPError, LocalEntryNotFoundError) as error:
+        raise InputError(
+            f"{checkpoint}: the checkpoint cannot be fetched from the Hugging Face hub ({_brief(error)}). Either "
+            f"give a folder that holds it (encoder.{modality}.checkpoint=PATH), or try the pipeline with random "
+            "weights (encoder.weights=random)."
+        ) from error
+
+
+def fetch_weights(source: str, modality: str) -> Path:
+    """The folder of a checkpoint with its weights, as `checkpoint_folder`; safetensors where there are any."""
+    folder = checkpoint_folder(source, modality, ["*.safetensors", "preprocessor_config.json", *TOKENIZER_FILES])
+    if not list(folder.glob("*.safetensors")) and not list(folder.glob("pytorch_model*.bin*")):
+        folder = checkpoint_folder(source, modality, ["pytorch_model*.bin*"])
+    return folder
+
+
+def load_model(
+    checkpoint: str | None,
+    weights: str,
+    architecture: dict[str, Any],
+    overrides: dict[str, Any],
+    modality: str,
+    init_seed: int,
+) -> "PreTrainedModel":
+    """A Hugging Face model in fp32 with the weights that the config names, and never with others.
+
+    Args:
+        checkpoint: the hub id or folder that `weights=pretrained` stands for, if there is one.
+        weights: `pretrained`, `random`, or a folder written by save_pretrained.
+        architecture: the model's config for random weights: `model_type` and its fields.
+        overrides: fields of the model's config that hold whatever the weights (regularisation, padding).
+        modality: `text` or `audio`, for the errors' advice.
+        init_seed: the seed of random weights.
+
+    Raises:
+        InputError: weights that cannot be had, or that do not fit the architecture.
+    """
+    if weights == "random":
+        config = AutoConfig.for_model(**{**architecture, **overrides})
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(init_seed)
+            return speed_up(AutoModel.from_config(config))
+    source = checkpoint if weights == "pretrained" else weights
+    if source is None:
+        raise InputError(
+            f"encoder.{modality}.weights=pretrained: this encoder has no pretrained weights. "
+            "Use encoder.weights=random, or a folder written by save_pretrained."
+        )
+    folder = fetch_weights(source, modality)
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{source}: no config.json there. Expected what save_pretrained writes.")
+    try:
+        config = AutoConfig.from_pretrained(folder)
+        config.update(overrides)
+        model, report = AutoModel.from_pretrained(
+            folder,
+            config=config,
+            output_loading_info=True,
+            dtype=torch.float32,
+            ignore_mismatched_sizes=True,  # reported, and refused below
+        )
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        raise InputError(f"{source}: not a checkpoint that can be loaded: {_brief(error)}") from error
+    # A pooler and the pretraining mask vector are not part of the features; all else has to be in the file.
+    missing = sorted(k for k in report["missing_keys"] if "pooler" not in k and not k.endswith("masked_spec_embed"))
+    wrong = missing + [str(key) for key in report["mismatched_keys"]]
+    if wrong:
+        raise InputError(
+            f"{source}: {len(wrong)} weights of {type(model).__name__} are missing or of another shape "
+            f"({', '.join(wrong[:3])}, ...). Is it a checkpoint of another architecture?"
+        )
+    return speed_up(model)
+
+
+def hidden_size(arguments: Mapping[str, Any], modality: str) -> int | None:
+    """How wide the hidden states are of the model that `load_model` would load; None where no config tells.
+
+    Args:
+        arguments: of an encoder, `checkpoint`, `weights` and `architecture` among them.
+        modality: `text` or `audio`.
+
+    Raises:
+        InputError: a checkpoint that cannot be had.
+    """
+    weights = arguments.get("weights")
+    try:
+        if weights == "random":
+            return int(AutoConfig.for_model(**arguments["architecture"]).hidden_size)
+        source = arguments["checkpoint"] if weights == "pretrained" else weights
+        if source is None:
+            return None
+        return int(AutoConfig.from_pretrained(checkpoint_folder(str(source), modality, [])).hidden_size)
+    except (KeyError, TypeError, ValueError, OSError, AttributeError):
+        return None  # what is wrong with it, loading says
+
+
+def load_tokenizer(source: str, weights: str, vocabulary: int, resources: Resources) -> PreTrainedTokenizerFast:
+    """The tokenizer of a checkpoint, or a small WordPiece one that is trained on the corpus's transcripts.
+
+    Args:
+        source: `wordpiece` (train one), a hub id or a folder.
+        weights: with `random`, the hub is not asked: a tokenizer that is not on this machine already is replaced by a
+            trained one, which the log says.
+        vocabulary: size of a trained tokenizer's vocabulary, at most.
+        resources: the cache and the transcripts to train on.
+
+    Raises:
+        InputError: the tokenizer cannot be had.
+    """
+    if source == "wordpiece":
+        return train_wordpiece(resources, vocabulary)
+    if weights == "random" and not Path(source).expanduser().is_dir():
+        try:
+            folder = Path(
+                snapshot_download(source, allow_patterns=["config.json", *TOKENIZER_FILES], local_files_only=True)
+            )
+            return AutoTokenizer.from_pretrained(folder)
+        except (OSError, ValueError, HfHubHTTPError, LocalEntryNotFoundError):
+            log.warning(
+                "text encoder: the tokenizer of %s is not on this machine; with random weights a WordPiece tokenizer "
+                "trained on the corpus's transcripts serves instead",
+                source,
+            )
+            return train_wordpiece(resources, vocabulary)
+    folder = checkpoint_folder(source, "text", TOKENIZER_FILES)
+    if not any((folder / name).is_file() for name in VOCABULARY_FILES):
+        # transformers would make up a tokenizer that knows no word
+        raise InputError(
+            f"{source}: none of {', '.join(VOCABULARY_FILES)} there. Expected what save_pretrained writes."
+        )
+    try:
+        return AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{source}: no tokenizer that can be loaded: {_brief(error)}") from error
+
+
+def train_wordpiece(resources: Resources, vocabulary: int) -> PreTrainedTokenizerFast:
+    """A lower-casing WordPiece tokenizer, trained once on the transcripts and kept in the cache by their hash.
+
+    Args:
+        resources: the cache and the transcripts.
+        vocabulary: the vocabulary's size, at most.
+
+    Raises:
+        InputError: there is no transcript with a word in it.
+    """
+    from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors, trainers
+
+    texts = sorted(set(resources.texts))
+    if not any(text.strip() for text in texts):
+        raise InputError(
+            "text encoder: the corpus has no transcripts, so there is nothing to train a tokenizer on. "
+            "Use fusion=audio_only, or add transcripts in the manifest's column text."
+        )
+    key = hashlib.blake2b(json.dumps([vocabulary, texts]).encode(), digest_size=12).hexdigest()
+    path = resources.cache / "tokenizers" / f"wordpiece-{key}.json"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):
+        if not path.is_file():
+            tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+            tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+            tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+            # Trained alone, ids of single letters follow a random hash order and ties between merges with them: the
+            # letters come first, in order, as if they were special.
+            words = (
+                word
+                for text in texts
+                for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(text))
+            )
+            letters = sorted({letter for word in words for letter in word})
+            trainer = trainers.WordPieceTrainer(
+                vocab_size=vocabulary,
+                special_tokens=[*SPECIAL_TOKENS, *letters, *(f"##{letter}" for letter in letters)],
+                show_progress=False,
+            )
+            tokenizer.train_from_iterator(texts, trainer)
+            trained = models.WordPiece(tokenizer.get_vocab(), unk_token="[UNK]")
+            normalizer, pre_tokenizer = tokenizer.normalizer, tokenizer.pre_tokenizer
+            tokenizer = Tokenizer(trained)
+            tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, pre_tokenizer
+            tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
+            ends = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
+            tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", "[CLS] $A [SEP] $B [SEP]", ends)
+            with whole(path) as temporary:
+                tokenizer.save(str(temporary))
+    return PreTrainedTokenizerFast(
+        tokenizer_file=str(path),
+        pad_token="[PAD]",
+        unk_token="[UNK]",
+        cls_token="[CLS]",
+        sep_token="[SEP]",
+        mask_token="[MASK]",
+    )
+
+
+def describe_config(config: "PretrainedConfig") -> dict[str, Any]:
+    """The fields of a model's config that its features depend on in evaluation mode, as JSON values."""
+    origin = {"transformers_version", "architectures", "_name_or_path", "dtype", "torch_dtype"}
+    regularisation = ("dropout", "dropout_prob", "layerdrop")
+    return {
+        key: value
+        for key, value in config.to_diff_dict().items()
+        if key not in origin | {"apply_spec_augment"}
+        and not key.endswith(regularisation)
+        and not key.startswith("mask_")
+    }
+
+
+def read_preprocessor(folder: Path) -> dict[str, Any]:
+    """A speech checkpoint's preprocessor_config.json, {} where it has none."""
+    path = folder / "preprocessor_config.json"
+    return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+
+
+def _brief(error: Exception) -> str:
+    """An exception's first line, for one line of our own."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

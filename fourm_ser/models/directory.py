@@ -1,0 +1,182 @@
+"""The model directory: all that it takes to use a trained network, without pickle."""
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
+from safetensors.torch import load_file, save_file
+
+from fourm_ser.config import build
+from fourm_ser.data.transcripts import BEFORE
+from fourm_ser.encoders.base import Encoder, Resources
+from fourm_ser.errors import InputError
+from fourm_ser.files import write_json, write_text
+from fourm_ser.losses.margin import CosineClassifier
+from fourm_ser.models.network import EmotionNetwork
+
+
+class Use(NamedTuple):
+    """How a network was trained, as far as it has to be used in the same way.
+
+    Attributes:
+        stored: modalities whose stem was frozen in the end: its features came from the embedding store.
+        encoding: the precision of that encoding, `32`, or `bf16` or `16` (both stored as float16).
+        precision: the trainer's precision, such as `32-true` or `bf16-mixed`.
+        max_seconds: what longer utterances were cropped to; None for any length.
+        encoding_tf32, tf32: whether an NVIDIA GPU rounded to TF32 while encoding, and while training.
+        clean: patterns of what was taken out of transcripts, see `Cleaning`.
+    """
+
+    stored: list[str]
+    encoding: str
+    precision: str
+    max_seconds: float | None
+    encoding_tf32: bool = False
+    tf32: bool = False
+    clean: Sequence[str] = BEFORE
+
+
+class Model(NamedTuple):
+    """A trained network with what it takes to use it.
+
+    Attributes:
+        network: the network.
+        emotions: the classes in the order of their indices.
+        use: how it was trained.
+    """
+
+    network: EmotionNetwork
+    emotions: list[str]
+    use: Use
+
+
+def build_network(config: DictConfig, classes: int, resources: Resources) -> EmotionNetwork:
+    """The network that a config describes.
+
+    Args:
+        config: the nodes `encoder`, `fusion` and `head`.
+        classes: number of classes.
+        resources: what encoders may use.
+
+    Raises:
+        InputError: weights that cannot be had, or numbers that do not fit each other.
+    """
+    encoders: dict[str, Encoder] = {}
+    for modality in config.fusion.modalities:
+        if modality not in ("text", "audio"):
+            raise InputError(f"fusion.modalities={list(config.fusion.modalities)}: expected text, audio or both.")
+        encoders[modality] = build(config.encoder[modality], resources=resources)
+    dims = {modality: encoder.dim for modality, encoder in encoders.items()}
+    fusion = build(config.fusion, dims=dims)
+    head = build(config.head, dim=fusion.dim, classes=classes)
+    return EmotionNetwork(encoders, fusion, head)
+
+
+def known_widths(config: DictConfig) -> dict[str, int | None]:
+    """The width of the features of each modality that the fusion reads, without building an encoder.
+
+    None where only the encoder itself can tell.
+    """
+    widths: dict[str, int | None] = {}
+    for modality in config.fusion.modalities:
+        node = config.encoder.get(modality)
+        target = None if node is None else get_object(node._target_)
+        is_encoder = isinstance(target, type) and issubclass(target, Encoder)
+        arguments = OmegaConf.to_container(node, resolve=True) if is_encoder else {}
+        try:
+            widths[modality] = target.width(arguments) if is_encoder else None  # type: ignore[union-attr]
+        except (KeyError, TypeError, ValueError):
+            widths[modality] = None  # building it says what is wrong
+    return widths
+
+
+def save_model(folder: Path, model: Model, config: DictConfig, left_out: Mapping[str, str]) -> None:
+    """Write a model directory, whole: model.safetensors, config.yaml, labels.json and tokenizer files.
+
+    Args:
+        folder: the directory; one that stands there is replaced.
+        model: the model.
+        config: the run's config, of which the nodes `encoder`, `fusion` and `head` are kept.
+        left_out: fingerprints by modality of the stems that are not written but built again from the config: those
+            that never trained. The others' weights are in model.safetensors.
+    """
+    network = model.network
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+    temporary.mkdir(parents=True)
+    try:
+        nodes: dict[str, Any] = {
+            key: OmegaConf.to_container(config[key], resolve=True) for key in ("encoder", "fusion", "head")
+        }
+        if isinstance(network.head, CosineClassifier):  # the loss's own classifier in the head's place
+            target = f"{CosineClassifier.__module__}.{CosineClassifier.__qualname__}"
+            nodes["head"] = {"_target_": target, "scale": network.head.scale}
+        kept: dict[str, Any] = {}
+        for modality, encoder in network.by_modality.items():
+            changes = encoder.save(temporary / modality)
+            if modality not in left_out:
+                changes["weights"] = "random"
+            elif encoder.weights != "random":
+                changes.pop("architecture", None)
+            kept[modality] = {**nodes["encoder"][modality], **changes}
+        nodes["encoder"] = kept
+        nodes["fingerprints"] = dict(left_out)
+        nodes["use"] = model.use._asdict()
+        names = network.stem_state(list(left_out))
+        # Tensors that share memory are not allowed in the format: each gets its own.
+        state = {name: tensor.clone() for name, tensor in network.state_dict().items() if name not in names}
+        save_file(state, temporary / "model.safetensors")
+        write_text(temporary / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(nodes)))
+        write_json(temporary / "labels.json", model.emotions)
+        if folder.exists():
+            shutil.rmtree(folder)
+        os.replace(temporary, folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def load_model(folder: Path, cache: Path) -> Model:
+    """Read a model directory.
+
+    Args:
+        folder: the directory.
+        cache: the folder for what is made once.
+
+    Returns:
+        The model, its network in evaluation mode; stems whose features came from the store are frozen.
+
+    Raises:
+        InputError: no model directory, weights that cannot be had, or encoders that are not the ones it was trained on.
+    """
+    if not (folder / "model.safetensors").is_file():
+        raise InputError(f"{folder}: no model.safetensors there. Expected the folder `model` of a finished run.")
+    config = OmegaConf.merge({"folder": str(folder.resolve())}, OmegaConf.load(folder / "config.yaml"))
+    assert isinstance(config, DictConfig)
+    if "use" not in config:
+        raise InputError(f"{folder / 'config.yaml'}: has no key use: an earlier version wrote it. Train the run again.")
+    use = Use(**OmegaConf.to_container(config.use))  # type: ignore[arg-type]
+    emotions: list[str] = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
+    try:
+        network = build_network(config, len(emotions), Resources(cache))
+    except InputError as error:
+        raise InputError(f"{folder}: an encoder of the model cannot be built: {error}") from error
+    for modality, fingerprint in config.fingerprints.items():
+        encoder = network.by_modality[modality]
+        found = encoder.fingerprint()
+        if found != fingerprint:
+            raise InputError(
+                f"{folder}: the model was trained on a {modality} encoder {encoder.name} with the fingerprint "
+                f"{fingerprint}; the weights found here have {found}. Are they of another checkpoint or version?"
+            )
+    state = load_file(folder / "model.safetensors")
+    left_out = network.stem_state(list(config.fingerprints))
+    own = {name: tensor for name, tensor in network.state_dict().items() if name in left_out}
+    network.load_state_dict({**own, **state})
+    for modality in use.stored:
+        network.by_modality[modality].unfreeze("none")
+    return Model(network.eval(), emotions, use)

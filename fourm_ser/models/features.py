@@ -1,0 +1,329 @@
+"""Filling the store: one pass of a frozen encoder over what the store lacks."""
+
+import logging
+import math
+import shutil
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager, nullcontext
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+import torch
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
+from rich.text import Text
+from torch import Tensor
+
+from fourm_ser.data.batch import AHEAD, Raw, Utterances
+from fourm_ser.data.datamodule import loader
+from fourm_ser.devices import HALVES, HostCopy, copies_ahead, free_memory, ran_out_of_memory
+from fourm_ser.devices import tf32 as allow_tf32
+from fourm_ser.distributed import agreed, barrier, rank, world
+from fourm_ser.encoders.base import Encoder, Features, Inputs, moved
+from fourm_ser.encoders.store import FeatureStore
+from fourm_ser.errors import InputError
+from fourm_ser.kernels.bf16 import in_half
+
+log = logging.getLogger(__name__)
+
+SHARD = 256
+PADDING = 0.05
+
+
+class Speed(ProgressColumn):
+    """Utterances a second."""
+
+    def render(self, task: Task) -> Text:
+        return Text(f"{task.speed or 0.0:.0f}/s")
+
+
+class Shard(NamedTuple):
+    """What is encoded and written together: batches of positions in the manifest."""
+
+    batches: list[list[int]]
+
+
+def plan_shards(keys: Sequence[str], lengths: np.ndarray, batch_length: float) -> list[Shard]:
+    """Cut a manifest into batches of similar length and these into shards of about 256 utterances.
+
+    The plan is a function of all the keys and lengths, whatever is encoded already: the same utterances share a batch
+    in every pass over the same manifest, so that an interrupted pass goes on with the bits it would have made.
+
+    Args:
+        keys: key of each utterance; of those that share one, the first is encoded.
+        lengths: length of each utterance.
+        batch_length: total length of a batch, padding included; a longer utterance is a batch of its own. A batch in
+            which more than 5% would be padding is closed before it is full.
+    """
+    first: dict[str, int] = {}
+    for position, key in enumerate(keys):
+        first.setdefault(key, position)
+    order = sorted(first.values(), key=lambda position: (lengths[position], keys[position]))
+    shards, batches, batch = [], [], list[int]()
+    own = 0.0  # length of the batch's utterances without padding
+    for position in order:
+        size = (len(batch) + 1) * lengths[position]  # the order is that of lengths: it is the longest
+        if batch and (size > batch_length or size - own - lengths[position] > PADDING * size):
+            batches.append(batch)
+            batch, own = [], 0.0
+            if sum(map(len, batches)) >= SHARD:
+                shards.append(Shard(batches))
+                batches = []
+        batch.append(position)
+        own += lengths[position]
+    return [*shards, Shard([*batches, batch])]
+
+
+def fill_store(
+    store: FeatureStore,
+    encoder: Encoder,
+    source: Raw,
+    keys: Sequence[str],
+    lengths: np.ndarray,
+    batch_length: float,
+    workers: int,
+    device: torch.device,
+    precision: str = "32",
+    rows: np.ndarray | None = None,
+    tf32: bool = False,
+) -> int:
+    """Encode what the store lacks of a manifest; processes that do a run together share the pass.
+
+    Args:
+        store: the encoder's store.
+        encoder: a frozen encoder; its stem is run in evaluation mode.
+        source: raw utterances through the encoder's front end.
+        keys, lengths, batch_length: see `plan_shards`.
+        workers: processes that read and prepare ahead.
+        device: where the stem runs; afterwards the encoder is where it was.
+        precision: `32`; or `bf16` or `16`: the stem runs in it and features are stored as float16.
+        rows: positions of the utterances to encode, which are planned by themselves; None for all.
+        tf32: let an NVIDIA GPU round what float32 layers multiply to TF32.
+
+    Returns:
+        How many distinct utterances were encoded, by all processes.
+
+    Raises:
+        InputError: there is not enough room on the disk, or memory for a single utterance; features that are not
+            finite. What was encoded is kept.
+    """
+    positions = list(range(len(keys))) if rows is None else rows.tolist()
+    wanted = [keys[position] for position in positions]
+
+    def fill(turn: int, turns: int) -> int:
+        """Encode every so manyth shard of those that lack something; how many utterances lacked in all."""
+        store.refresh()  # another process may have encoded them while this one waited
+        missing = set(agreed(store.missing(wanted)) if turns > 1 else store.missing(wanted))
+        shards = [
+            Shard([[positions[place] for place in batch] for batch in shard.batches])
+            for shard in (plan_shards(wanted, lengths[positions], batch_length) if missing else [])
+            if any(wanted[place] in missing for batch in shard.batches for place in batch)
+        ]
+        if shards[turn::turns]:
+            work = _Pass(store, encoder, source, keys, lengths, workers, device, precision)
+            with _moved_there(encoder, device), allow_tf32(tf32):
+                work.run(shards[turn::turns], missing)
+        return len(missing)
+
+    count = 0
+    if agreed(bool(store.missing(wanted))):
+        with store.lock() if rank() == 0 else nullcontext():
+            count = fill(rank(), world())
+            barrier()
+        store.refresh()
+    if store.missing(wanted):  # on a disk that this machine does not share with rank zero's
+        with store.lock():
+            fill(0, 1)
+    return count
+
+
+@contextmanager
+def _moved_there(encoder: Encoder, device: torch.device) -> Iterator[None]:
+    """The encoder on a device and in evaluation mode meanwhile."""
+    home = next((tensor.device for tensor in encoder.state_dict().values()), device)
+    was_training = encoder.training
+    encoder.eval().to(device)
+    try:
+        yield
+    finally:
+        encoder.to(home).train(was_training)
+
+
+class _Pass:
+    """A pass: this process computes, while batches are read ahead and a thread brings features home and writes them.
+
+    Nothing waits for the device but that thread.
+
+    Args: see `fill_store`.
+    """
+
+    def __init__(
+        self,
+        store: FeatureStore,
+        encoder: Encoder,
+        source: Raw,
+        keys: Sequence[str],
+        lengths: np.ndarray,
+        workers: int,
+        device: torch.device,
+        precision: str,
+    ) -> None:
+        self.store, self.encoder, self.source, self.keys, self.lengths = store, encoder, source, keys, lengths
+        self.workers, self.device, self.precision = workers, device, precision
+        self.half = HALVES.get(precision)
+        self.largest = math.inf  # length of a batch, padding included, that the device had memory for
+        self.shard: dict[str, np.ndarray] = {}
+        self.failed = False  # a task of the writing thread; or one is under way
+
+    @torch.no_grad()  # not in inference mode: what is moved to a device in it could never train
+    def run(self, shards: list[Shard], missing: set[str]) -> None:
+        """Encode shards and write what is missing of each."""
+        encoder, started = self.encoder, time.monotonic()
+        plan = [batch for shard in shards for batch in shard.batches]
+        dataset = Utterances(np.zeros(len(self.keys), dtype=np.int64), {encoder.modality: self.source})
+        batches = iter(loader(dataset, plan, self.workers, pin_memory=copies_ahead(self.device)))
+        whole = float(sum(self.lengths[batch].sum() + len(batch) for batch in plan))
+        columns = (BarColumn(), MofNCompleteColumn(), Speed(), TimeRemainingColumn())
+        with (
+            Progress(TextColumn("{task.description}"), *columns, disable=rank() != 0) as progress,
+            in_half(encoder, self.device, self.half) if self.half else nullcontext(),
+            ThreadPoolExecutor(1, "writing") as writer,
+        ):
+            task = progress.add_task(f"encoding {encoder.modality} with {encoder.name}", total=sum(map(len, plan)))
+            pending: deque[Future[None]] = deque()
+            try:
+                for shard in shards:
+                    for batch in shard.batches:
+                        inputs = getattr(next(batches), encoder.modality)
+                        for part, encoded in self._encode(batch, inputs, pending):
+                            # The share of the whole pass by which the first batch tells how much room it takes.
+                            share = (self.lengths[part].sum() + len(part)) / whole if part[0] == plan[0][0] else None
+                            pending.append(writer.submit(self._next, self._keep, part, encoded, missing, share))
+                            _wait(pending, 0 if share else AHEAD)
+                            progress.advance(task, len(part))
+                    pending.append(writer.submit(self._next, self._write))
+                _wait(pending, 0)
+            finally:
+                writer.shutdown(cancel_futures=True)
+        seconds, count = time.monotonic() - started, len({self.keys[row] for batch in plan for row in batch} & missing)
+        log.info(
+            "store: encoded %d utterances of %s with %s in %.1f s (%.0f/s): %s",
+            count,
+            encoder.modality,
+            encoder.name,
+            seconds,
+            count / seconds,
+            self.store.folder,
+        )
+
+    def _encode(
+        self, batch: list[int], inputs: Inputs, pending: "deque[Future[None]]"
+    ) -> Iterator[tuple[list[int], "_Encoded"]]:
+        """A batch's features, in as many parts as the device has memory for."""
+        parts: list[tuple[list[int], Inputs | None]] = [(batch, inputs)]
+        while parts:
+            part, own = parts.pop(0)
+            length = len(part) * float(self.lengths[part].max())
+            if length <= self.largest or len(part) == 1:
+                try:
+                    given = own if own is not None else self.source.collate(list(map(self.source.load, part)))
+                    encoded = _Encoded.of(self.encoder.stem(moved(given, self.device)), self.half)  # type: ignore[arg-type]
+                    yield part, encoded
+                    continue
+                except RuntimeError as error:
+                    if not ran_out_of_memory(error):
+                        raise
+                    if len(part) == 1:
+                        raise InputError(self._out_of_memory(part, length)) from error
+                log.warning("%s: going on in halves", self._out_of_memory(part, length).partition(". ")[0])
+                self.largest = length / 2
+                _wait(pending, 0)
+                free_memory(self.device)
+            middle = len(part) // 2
+            parts = [(part[:middle], None), (part[middle:], None), *parts]
+
+    def _out_of_memory(self, part: list[int], length: float) -> str:
+        text = self.encoder.modality == "text"
+        amount = f"{length:.0f} {'tokens' if text else 's'} with padding"
+        keys = "encode.max_tokens" if text else "encode.max_seconds or data.max_seconds"
+        return (
+            f"encoding {self.encoder.modality} with {self.encoder.name}: {self.device.type} ran out of memory over a "
+            f"batch of {len(part)} utterances ({amount}). Lower {keys}, or encode on another device."
+        )
+
+    def _next(self, task: Callable[..., None], *arguments: Any) -> None:
+        """A task of the writing thread; nothing behind one that failed, for a shard is written whole or not at all."""
+        if self.failed:
+            return
+        self.failed = True
+        task(*arguments)
+        self.failed = False
+
+    def _keep(self, part: list[int], encoded: "_Encoded", missing: set[str], share: float | None) -> None:
+        """Bring a batch's features home; the first one's tell, with its share of the pass, whether there is room."""
+        rows, counts = encoded.features.get().numpy(), encoded.counts.get().tolist()
+        if share is not None:
+            _check_room(self.store, sum(counts) * rows[0, 0].nbytes / share)
+        for place, (position, count) in enumerate(zip(part, counts, strict=True)):
+            if self.keys[position] not in missing:
+                continue
+            row = rows[place, :count]
+            if not np.isfinite(row).all():  # beyond the range of float16: as it is
+                row = encoded.exact[place, :count].cpu().numpy()
+                if not np.isfinite(row).all():
+                    raise InputError(
+                        f"encoding {self.encoder.modality} with {self.encoder.name}: features of an utterance (number "
+                        f"{position + 1} of the manifest) are not finite in precision {self.precision}. "
+                        + ("Are the weights damaged?" if self.half is None else "Use encode.precision=32.")
+                    )
+            self.shard[self.keys[position]] = row
+
+    def _write(self) -> None:
+        features, self.shard = self.shard, {}
+        self.store.write(features)
+
+
+class _Encoded(NamedTuple):
+    """A batch's features on their way from the device.
+
+    Attributes:
+        features: (batch, frames, dim), float32, or float16 of a stem in half precision.
+        counts: (batch,) frames of each utterance.
+        exact: the features in float32, on the device.
+    """
+
+    features: HostCopy
+    counts: HostCopy
+    exact: Tensor
+
+    @classmethod
+    def of(cls, encoded: Features, half: torch.dtype | None) -> Self:
+        exact = encoded.features.float().contiguous()
+        return cls(HostCopy(exact.half() if half else exact), HostCopy(encoded.mask.sum(1)), exact)
+
+
+def _wait(pending: "deque[Future[None]]", left: int) -> None:
+    """Wait until so many are left at most, and raise what one of the others raised."""
+    while len(pending) > left:
+        pending.popleft().result()
+
+
+def halved(sequence: Features) -> Tensor:
+    """Features in float32, rounded as the store holds those of a stem in half precision."""
+    exact = sequence.features.float()
+    rounded = exact.half().float()
+    fits = (rounded.isfinite() | ~sequence.mask[..., None]).flatten(1).all(1)
+    return torch.where(fits[:, None, None], rounded, exact)
+
+
+def _check_room(store: FeatureStore, needed: float) -> None:
+    """Say how much room a pass takes, by its first batch, and refuse one that the disk has no room for."""
+    free = shutil.disk_usage(store.folder).free
+    log.info("store: the pass needs about %.2f GB of disk, %.1f GB are free", needed / 1e9, free / 1e9)
+    if needed > free:
+        raise InputError(
+            f"{store.folder}: encoding needs about {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free. "
+            "Make room, or choose another cache."
+        )

@@ -1,0 +1,148 @@
+"""The network: encoders, fusion, head."""
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from itertools import pairwise
+from typing import NamedTuple
+
+from torch import Tensor, nn
+
+from fourm_ser.encoders.base import Encoder, Features, Inputs
+from fourm_ser.errors import InputError
+from fourm_ser.fusion.base import Fusion, check_dropout, check_width, pool
+from fourm_ser.losses.base import Loss
+
+ACTIVATIONS: dict[str, type[nn.Module]] = {
+    "relu": nn.ReLU,
+    "leaky_relu": nn.LeakyReLU,
+    "gelu": nn.GELU,
+    "tanh": nn.Tanh,
+    "none": nn.Identity,
+}
+
+
+class NetworkOutput(NamedTuple):
+    """What the network returns, and losses act on.
+
+    Attributes:
+        logits: (batch, classes).
+        embedding: (batch, dim), the fused vector.
+        text: text features as the fusion normalises them; None where it reads no text.
+        audio: the same of the audio.
+        attention: maps by name, (batch, heads, queries, keys), when they were asked for; else empty.
+    """
+
+    logits: Tensor
+    embedding: Tensor
+    text: Features | None
+    audio: Features | None
+    attention: Mapping[str, Tensor]
+
+    def features(self, names: Sequence[str]) -> dict[str, Tensor]:
+        """What feature losses act on, of these names: `embedding`, and the mean over time of `text` and `audio`."""
+        given = self._asdict()
+        return {name: self.embedding if name == "embedding" else pool(given[name], "mean") for name in names}
+
+
+class Head(nn.Module):
+    """From the embedding to the classes: dropout, hidden layers with an activation each, a linear classifier.
+
+    Args:
+        dim: width of the embedding.
+        classes: number of classes.
+        layers: widths of the hidden layers.
+        dropout: dropout on the embedding.
+        activation: one of `ACTIVATIONS`.
+        last_dropout: dropout before the linear classifier.
+
+    Raises:
+        InputError: an unknown activation, a dropout or a width out of range.
+    """
+
+    def __init__(
+        self, dim: int, classes: int, layers: Sequence[int], dropout: float, activation: str, last_dropout: float
+    ) -> None:
+        super().__init__()
+        if isinstance(layers, str | int | float) or layers is None:
+            raise InputError(f"head.layers={layers}: expected a list of widths, such as [64].")
+        for place, width in enumerate(layers):
+            check_width(width, f"head.layers[{place}]")
+        check_dropout(dropout, "head.dropout")
+        check_dropout(last_dropout, "head.last_dropout")
+        if activation not in ACTIVATIONS:
+            raise InputError(f"head.activation={activation}: expected one of {', '.join(ACTIVATIONS)}.")
+        widths = [dim, *layers]
+        modules: list[nn.Module] = [nn.Dropout(dropout)]
+        for before, after in pairwise(widths):
+            modules += [nn.Linear(before, after), ACTIVATIONS[activation]()]
+        self.layers = nn.Sequential(*modules, nn.Dropout(last_dropout), nn.Linear(widths[-1], classes))
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """(batch, dim) -> logits (batch, classes)."""
+        return self.layers(embedding)
+
+
+class EmotionNetwork(nn.Module):
+    """Encoders, fusion and head as one network.
+
+    Args:
+        encoders: an encoder for each modality that the fusion reads.
+        fusion: from the encoders' sequences to the embedding.
+        head: from the embedding to the logits.
+    """
+
+    def __init__(self, encoders: Mapping[str, Encoder], fusion: Fusion, head: nn.Module) -> None:
+        super().__init__()
+        self.encoders = nn.ModuleDict(encoders)
+        self.fusion = fusion
+        self.head = head
+
+    def forward(
+        self, text: Inputs | Features | None, audio: Inputs | Features | None, return_attention: bool = False
+    ) -> NetworkOutput:
+        """A batch of raw inputs, or of stored features, of each modality -> `NetworkOutput`."""
+        given = {"text": text, "audio": audio}
+        sequences = {modality: encoder(given[modality]) for modality, encoder in self.by_modality.items()}
+        fused = self.fusion(sequences.get("text"), sequences.get("audio"), return_attention)
+        return NetworkOutput(self.head(fused.embedding), *fused)
+
+    def adopt(self, loss: Loss) -> None:
+        """Let the classifier of a loss that trains no head take the head's place: its logits without the margin.
+
+        Args:
+            loss: the loss, set up.
+        """
+        classifier = loss.classifier()
+        if classifier is not None and not loss.uses_head:
+            self.head = classifier
+
+    @property
+    def by_modality(self) -> dict[str, Encoder]:
+        """The encoders by the modality they read."""
+        return dict(self.encoders.items())  # type: ignore[arg-type]
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """The width of each of `NetworkOutput.features`."""
+        return {"embedding": self.fusion.dim, **self.fusion.widths}
+
+    @contextmanager
+    def without_stems(self, modalities: Sequence[str]) -> Iterator[None]:
+        """Keep the stems of `modalities` out of the network meanwhile; see `Encoder.without_stem`."""
+        with ExitStack() as stack:
+            for modality in modalities:
+                stack.enter_context(self.by_modality[modality].without_stem())
+            yield
+
+    def stem_state(self, modalities: Sequence[str]) -> set[str]:
+        """The names in this module's state dict that belong to the stems of `modalities`."""
+        names = set()
+        for modality in modalities:
+            encoder = self.by_modality[modality]
+            top = {id(parameter) for parameter in encoder.top_parameters()}
+            names |= {
+                f"encoders.{modality}.{name}"
+                for name, tensor in encoder.state_dict(keep_vars=True).items()
+                if id(tensor) not in top
+            }
+        return names

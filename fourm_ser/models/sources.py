@@ -1,0 +1,160 @@
+"""Where each modality of a network comes from: the store, filled with what it lacks, or raw through its front end."""
+
+import logging
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import NamedTuple, Self
+
+import torch
+from omegaconf import DictConfig
+
+from fourm_ser.data.batch import Raw, Source, Stored
+from fourm_ser.data.corpus import Corpus
+from fourm_ser.data.datamodule import EmotionDataModule
+from fourm_ser.data.transcripts import told_rule
+from fourm_ser.devices import find_device
+from fourm_ser.encoders.store import FeatureStore
+from fourm_ser.encoders.text import Known, Tokens, refuse_unknown, told_encoder
+from fourm_ser.models.directory import Model
+from fourm_ser.models.features import fill_store
+from fourm_ser.models.network import EmotionNetwork
+
+log = logging.getLogger(__name__)
+
+
+class Encoding(NamedTuple):
+    """How frozen stems are run, and where their features are kept.
+
+    Attributes:
+        cache: the folder whose `embeddings` are the stores.
+        precision: see `fill_store`.
+        max_seconds: of audio in a batch, padding included.
+        max_tokens: of text in a batch, likewise.
+        device: where stems run.
+        tf32: see `fill_store`.
+    """
+
+    cache: Path
+    precision: str
+    max_seconds: float
+    max_tokens: float
+    device: torch.device
+    tf32: bool = False
+
+    @classmethod
+    def of(cls, config: DictConfig) -> Self:
+        """That of a run, by its resolved config."""
+        encode = config.encode
+        return cls(
+            Path(config.cache).expanduser(),
+            encode.precision,
+            encode.max_seconds,
+            encode.max_tokens,
+            find_device(config.trainer.accelerator, "trainer.accelerator"),
+            encode.get("tf32", False),  # records of before have none
+        )
+
+    @property
+    def changes(self) -> str:
+        """What stands behind the fingerprint of a store whose features are rounded in another way than fp32's."""
+        rounded = self.tf32 and self.precision == "32" and self.device.type == "cuda"
+        return f"-{'tf32' if rounded else self.precision}" if rounded or self.precision != "32" else ""
+
+
+def compare_languages(network: EmotionNetwork, corpus: Corpus) -> None:
+    """Warn of encoders that are made for other languages than the corpus speaks."""
+    spoken = sorted(set(corpus.frame["language"]) - {""})
+    for encoder in network.by_modality.values():
+        if encoder.languages is not None and not set(spoken) <= set(encoder.languages):
+            key = f"encoder.{encoder.modality}"
+            log.warning(
+                "%s=[%s]: the corpus speaks %s. Is %s.checkpoint the right one?",
+                f"{key}.languages",
+                ",".join(encoder.languages),
+                ", ".join(spoken),
+                key,
+            )
+
+
+def compare_cleaning(model: Model, corpus: Corpus) -> None:
+    """Warn of a corpus whose transcripts are cleaned in another way than those that a model was trained on."""
+    if "text" in model.network.by_modality and tuple(model.use.clean) != corpus.cleaning.patterns:
+        log.warning(
+            "data.clean=%s: the model was trained on transcripts of data.clean=%s",
+            told_rule(corpus.cleaning.patterns),
+            told_rule(model.use.clean),
+        )
+
+
+def check_transcripts(network: EmotionNetwork, texts: Iterable[str]) -> None:
+    """Count the transcripts that are cut to the text encoder's longest, and refuse such as it does not know.
+
+    Args:
+        network: the network.
+        texts: the transcripts that it is to read, cleaned.
+
+    Raises:
+        InputError: the tokenizer does not know most of their tokens.
+    """
+    encoder = network.by_modality.get("text")
+    if encoder is None or not isinstance(encoder.frontend, Tokens):
+        return
+    tokens = encoder.frontend
+    total = Known(0, 0)
+    cut = 0
+    for text, often in Counter(texts).items():
+        ids = tokens.ids(text)
+        cut += often * (len(ids) > tokens.max_tokens)
+        known = tokens.known(ids)
+        total = Known(total.tokens + often * known.tokens, total.unknown + often * known.unknown)
+    refuse_unknown("data: the transcripts", total, told_encoder(encoder))
+    if cut:
+        log.info("data: cut %d transcripts to %d tokens (encoder.text.max_tokens)", cut, tokens.max_tokens)
+
+
+def make_sources(
+    network: EmotionNetwork, data: EmotionDataModule, encoding: Encoding
+) -> tuple[dict[str, Source], dict[str, int]]:
+    """Where each modality of a network comes from: the store where its stem is frozen, else raw through its front end.
+
+    Args:
+        network: the network.
+        data: the corpus, split.
+        encoding: how the store is filled, for all utterances of the corpus, with what it lacks.
+
+    Returns:
+        A source by modality, and how many distinct utterances were encoded for it.
+    """
+    sources: dict[str, Source] = {}
+    encoded = dict.fromkeys(network.by_modality, 0)
+    readers, keys, lengths = data.readers(), data.keys(), data.lengths()
+    budget = {"text": encoding.max_tokens, "audio": encoding.max_seconds}
+    for modality, encoder in network.by_modality.items():
+        raw = Raw(readers[modality], encoder.frontend)
+        if not encoder.frozen:
+            sources[modality] = raw
+            continue
+        about = {"weights": encoder.weights, "frontend": encoder.frontend.describe(), **encoder.describe()}
+        # Features of another precision are other features.
+        fingerprint = encoder.fingerprint() + encoding.changes
+        store = FeatureStore(encoding.cache / "embeddings", encoder.name, fingerprint, about)
+        length = lengths[modality]
+        if store.missing(keys[modality]):
+            length = encoder.lengths(readers[modality], length)
+        for part in data.corpus.parts:
+            encoded[modality] += fill_store(
+                store,
+                encoder,
+                raw,
+                keys[modality],
+                length,
+                budget[modality],
+                data.workers,
+                encoding.device,
+                encoding.precision,
+                part,
+                encoding.tf32,
+            )
+        sources[modality] = Stored(store, keys[modality])
+    return sources, encoded

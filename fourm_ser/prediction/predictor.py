@@ -1,0 +1,357 @@
+"""A trained model on new recordings: one, many, or along a long one."""
+
+import math
+import os
+import tempfile
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import chain
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import torch
+from torch.utils.data import DataLoader
+
+from fourm_ser.data.audio import SAMPLE_RATE
+from fourm_ser.devices import find_device
+from fourm_ser.errors import InputError
+from fourm_ser.models.directory import Model, load_model
+from fourm_ser.models.inference import Inference
+from fourm_ser.prediction.batches import Job, Planner
+from fourm_ser.prediction.items import WHOLE, Audio, Cutting, Item
+from fourm_ser.prediction.loading import Key, Loaded, Planned, Reading, Row, packed, unpacked
+
+SMALL = 5e6  # parameters of a network that computes no faster with a second thread
+
+
+class Prediction(NamedTuple):
+    """What a model says of one utterance.
+
+    Attributes:
+        emotion: the likeliest class.
+        probabilities: of every class, in the model's order.
+        text: the transcript that was used; None where the model reads none.
+    """
+
+    emotion: str
+    probabilities: dict[str, float]
+    text: str | None
+
+
+class Moment(NamedTuple):
+    """What a model says of one window of a recording, or of the whole.
+
+    Attributes:
+        start, end: in seconds from the recording's beginning; NaN where there is no recording.
+        prediction: None where there is none.
+        error: why not; None where there is one.
+    """
+
+    start: float
+    end: float
+    prediction: Prediction | None
+    error: InputError | None
+
+
+class Predictor:
+    """A trained model, ready for new recordings.
+
+    Args:
+        model: the model.
+        device: where it runs.
+        asr: hub id or folder of a speech recogniser for recordings that come without text; None for none.
+        batch_size: utterances in a batch, at most.
+        batch_seconds: of audio in a batch, padding included; a longer utterance is a batch of its own.
+        workers: processes that read ahead where there are many recordings; 0 reads in this one. While they do, a small
+            network on a CPU leaves them as many of PyTorch's threads.
+
+    Attributes:
+        emotions: the classes in their order.
+        modalities: what the model reads: `text`, `audio` or both.
+        max_seconds: what longer utterances were cropped to in training; None for any length.
+
+    Raises:
+        InputError: a recogniser that cannot be had, or that nothing needs; numbers out of range.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        device: torch.device,
+        asr: str | None = None,
+        batch_size: int = 32,
+        batch_seconds: float = 128.0,
+        workers: int = 0,
+    ) -> None:
+        if isinstance(workers, bool) or not isinstance(workers, int) or workers < 0:
+            raise InputError(f"workers={workers}: expected a number of processes, or 0.")
+        self.inference = Inference(model, device)
+        self.emotions, self.max_seconds = model.emotions, model.use.max_seconds
+        encoders = model.network.by_modality
+        self.modalities = tuple(encoders)
+        self.workers = workers
+        self.parameters = sum(parameter.numel() for parameter in model.network.parameters())
+        self.planner = Planner(self.modalities, asr is not None, self.max_seconds, batch_size, batch_seconds)
+        self.reading = Reading(encoders, self.max_seconds, model.use.clean)
+        self.transcriber = None
+        if asr is not None:
+            if "text" not in encoders:
+                raise InputError(f"asr={asr}: this model reads audio alone and needs no transcripts. Leave it out.")
+            from fourm_ser.prediction.transcriber import Transcriber  # a second that most predictions do not need
+
+            self.transcriber = Transcriber(asr, device)
+
+    @classmethod
+    def load(
+        cls,
+        folder: str | os.PathLike[str],
+        device: str = "auto",
+        asr: str | None = None,
+        cache: str | os.PathLike[str] = "~/.cache/fourm_ser",
+        **options: Any,
+    ) -> Self:
+        """Read a model directory.
+
+        Args:
+            folder: a run's `model`, a copy of it, or the run's own directory.
+            device: `auto` (a GPU where there is one), `cpu` or `gpu`.
+            asr: see `Predictor`.
+            cache: the folder for what is made once.
+            **options: `batch_size`, `batch_seconds`, `workers`: see `Predictor`.
+
+        Raises:
+            InputError: no model directory, weights that cannot be had or are other ones, no such device.
+        """
+        where = find_device(device, "device")
+        found = model_folder(Path(folder).expanduser())
+        try:
+            model = load_model(found, Path(cache).expanduser())
+        except InputError as error:
+            if not isinstance(error.__cause__, InputError):
+                raise
+            raise InputError(
+                f"{error} For a trained model these keys stand in {found / 'config.yaml'}, and other weights than its "
+                "own are refused. A run with export.include_encoders=true writes all weights into its model."
+            ) from error
+        return cls(model, where, asr, **options)
+
+    def __call__(
+        self,
+        audio: Audio | Sequence[Audio] | None = None,
+        text: str | Sequence[str | None] | None = None,
+        rate: float = SAMPLE_RATE,
+    ) -> Prediction | list[Prediction]:
+        """Predict the emotion of one recording, or of several in batches.
+
+        A recording that is longer than `max_seconds` is cropped as in training, which the log says; `over_time` hears
+        all of it.
+
+        Args:
+            audio: a path, an array [samples] of floats with full scale at 1, or a list of these.
+            text: what is said, or a list of it; "" where it is known that there are no words. None where it is not
+                known: with `asr` it is transcribed, else a model that reads text refuses it.
+            rate: samples a second of arrays.
+
+        Returns:
+            One prediction, or a list of them where a list was given.
+
+        Raises:
+            InputError: the first thing that cannot be predicted on, and why.
+        """
+        items = _items(audio, text, rate)
+        if isinstance(items, Item):
+            (result,) = self._predictions([items], 0)
+            if isinstance(result, InputError):
+                raise result
+            return result
+        results = []
+        for place, result in enumerate(self._predictions(items, 0), 1):
+            if isinstance(result, InputError):
+                raise InputError(f"number {place} of {len(items)}: {result}") from result
+            results.append(result)
+        return results
+
+    def predict_many(self, items: Iterable[Item]) -> Iterator[Prediction | InputError]:
+        """Predict the emotion of any number of recordings, in batches of similar length.
+
+        Items are taken a few hundred ahead; memory does not grow with their number.
+
+        Args:
+            items: recordings with their texts.
+
+        Yields:
+            For each item in order its prediction, or why there is none.
+        """
+        yield from self._predictions(items, self.workers)
+
+    def over_time(
+        self, audio: Audio, rate: float = SAMPLE_RATE, window: float = 10.0, hop: float | None = None
+    ) -> list[Moment]:
+        """Predict the emotion along a recording.
+
+        Args:
+            audio: a path, or an array [samples].
+            rate: samples a second of an array.
+            window: length of a window, in seconds; the last one ends where the recording does.
+            hop: from one window's start to the next one's, in seconds; None for half the window.
+
+        Returns:
+            A moment for each window, or one for all of a recording that is not longer than a window.
+
+        Raises:
+            InputError: the recording cannot be read, or none of its windows can be predicted on; the model reads text
+                and there is no recogniser; numbers that make no windows.
+        """
+        for name, value in (("window", window), ("hop", window if hop is None else hop)):
+            if isinstance(value, bool) or not isinstance(value, int | float):
+                raise InputError(f"{name}={value}: expected a number of seconds.")
+        cutting = Cutting(window, window, window / 2 if hop is None else hop)
+        (moments,) = self.along([Item(audio, None, rate)], cutting)
+        if isinstance(moments, InputError):
+            raise moments
+        if all(moment.error is not None for moment in moments):
+            raise moments[0].error or AssertionError
+        return moments
+
+    def along(self, items: Iterable[Item], cutting: Cutting) -> Iterator[list[Moment] | InputError]:
+        """Predict the emotion of any number of recordings, along those that are long.
+
+        Args:
+            items: recordings; long ones without text, for one cannot be divided over windows.
+            cutting: which are cut, and how.
+
+        Yields:
+            For each item in order its moments, one where it was not cut; or why there are none.
+
+        Raises:
+            InputError: numbers that make no windows.
+        """
+        if cutting != WHOLE:
+            cutting.refuse_impossible(self.max_seconds)
+        return self._run(items, self.workers, cutting)
+
+    def _predictions(self, items: Iterable[Item], workers: int) -> Iterator[Prediction | InputError]:
+        for moments in self._run(items, workers, WHOLE):
+            if isinstance(moments, InputError):
+                yield moments
+            else:
+                (moment,) = moments
+                result = moment.prediction or moment.error
+                assert result is not None
+                yield result
+
+    def _run(self, items: Iterable[Item], workers: int, cutting: Cutting) -> Iterator[list[Moment] | InputError]:
+        jobs: dict[int, Job | InputError] = {}
+        following = 0
+
+        def finished() -> Iterator[list[Moment] | InputError]:
+            nonlocal following
+            while (job := jobs.get(following)) is not None:
+                if isinstance(job, Job):
+                    if not job.done:
+                        return
+                    if job.extracted is not None:
+                        job.extracted.unlink()
+                del jobs[following]
+                following += 1
+                yield job if isinstance(job, InputError) else _moments(job)
+
+        with tempfile.TemporaryDirectory() as scratch:
+            for loaded in self._read(self.planner.batches(items, jobs, cutting, Path(scratch)), workers):
+                for (position, part), result in chain(loaded.failed.items(), self._compute(loaded)):
+                    job = jobs[position]
+                    assert isinstance(job, Job)
+                    job.found[part] = result
+                yield from finished()
+            yield from finished()
+
+    def _read(self, plan: Iterable[list[Planned]], workers: int) -> Iterator[Loaded]:
+        if workers == 0:
+            yield from map(self.reading.__getitems__, plan)
+            return
+        threads = torch.get_num_threads()
+        if self.inference.device.type == "cpu" and self.parameters < SMALL:
+            torch.set_num_threads(max(1, threads - workers))  # each process a core of its own
+        try:
+            batches: DataLoader[Any] = DataLoader(
+                self.reading,
+                batch_sampler=plan,
+                num_workers=workers,
+                collate_fn=packed,
+                generator=torch.Generator(),  # the global one stays where it is
+            )
+            yield from map(unpacked, batches)
+        finally:
+            torch.set_num_threads(threads)
+
+    def _compute(self, loaded: Loaded) -> Iterator[tuple[Key, Prediction | InputError]]:
+        rows, inputs = loaded.rows, loaded.inputs
+        if rows and inputs is None:
+            complete = []
+            for row in rows:
+                try:
+                    complete.append(self._transcribed(row))
+                except InputError as error:
+                    yield row.key, error
+            rows, inputs = complete, self.reading.collate(complete) if complete else None
+        if inputs is None:
+            return
+        logits = self.inference(inputs.get("text"), inputs.get("audio")).logits
+        for row, shares in zip(rows, logits.float().softmax(1).tolist(), strict=True):
+            emotion = self.emotions[max(range(len(shares)), key=shares.__getitem__)]
+            yield row.key, Prediction(emotion, dict(zip(self.emotions, shares, strict=True)), row.text)
+
+    def _transcribed(self, row: Row) -> Row:
+        if row.samples is None:
+            return row
+        assert self.transcriber is not None
+        text = self.reading.cleaning(self.transcriber(row.samples))
+        return row._replace(text=text, inputs={**row.inputs, "text": self.reading.tokens(text)})
+
+
+def model_folder(folder: Path) -> Path:
+    """The model directory that `folder` is, or holds as `model`.
+
+    Raises:
+        InputError: it is neither, or of a run that has not finished.
+    """
+    if (folder / "model.safetensors").is_file():
+        lacking = [name for name in ("config.yaml", "labels.json") if not (folder / name).is_file()]
+        if lacking:
+            raise InputError(f"{folder}: no {lacking[0]} there. Expected the whole folder `model` of a finished run.")
+        return folder
+    if (folder / "stages").is_dir() and not (folder / "metrics.json").is_file():
+        raise InputError(
+            f"{folder}: this run has not finished. Go on with it: python -m fourm_ser.train resume={folder}"
+        )
+    if (folder / "model" / "model.safetensors").is_file():
+        return model_folder(folder / "model")
+    what = "neither a model directory nor a finished run" if folder.is_dir() else "no such folder"
+    raise InputError(f"{folder}: {what}. Expected the folder `model` of a finished run, or the run's own.")
+
+
+def _moments(job: Job) -> list[Moment]:
+    moments = []
+    for place, (part, length) in enumerate(zip(job.parts, job.lengths, strict=True)):
+        result = job.found[place]
+        start = math.nan if part.audio is None else 0.0 if math.isnan(part.start) else part.start
+        failed = isinstance(result, InputError)
+        moments.append(Moment(start, start + length, None if failed else result, result if failed else None))
+    return moments
+
+
+def _items(audio: Any, text: Any, rate: float) -> Item | list[Item]:
+    """What a call was given, as one item or several."""
+    if not isinstance(audio, list | tuple) and not isinstance(text, list | tuple):
+        return Item(audio, text, rate)
+    audios = audio if isinstance(audio, list | tuple) else None
+    texts = text if isinstance(text, list | tuple) else None
+    fits = audios is None or texts is None or len(audios) == len(texts)
+    if not fits or (audios is None and audio is not None) or (texts is None and text is not None):
+        given = [
+            f"{len(one)} {name}s" if isinstance(one, list | tuple) else f"one {name}"
+            for name, one in (("recording", audio), ("text", text))
+        ]
+        raise InputError(f"audio and text: expected a text, or None, for each recording. Got {' and '.join(given)}.")
+    count = len(audios if audios is not None else texts or ())
+    pairs = zip(audios or [None] * count, texts or [None] * count, strict=True)
+    return [Item(one, said, rate) for one, said in pairs]

@@ -1,0 +1,381 @@
+"""A trained model on any side of any corpus: metrics with intervals, tables, figures."""
+
+import logging
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import pandas as pd
+import torch
+from omegaconf import DictConfig, OmegaConf
+from rich.console import Console
+from rich.progress import track
+from rich.table import Table
+from torch import Tensor
+
+from fourm_ser.config import build, refuse_missing
+from fourm_ser.data.corpora.cross_corpus import CrossCorpus
+from fourm_ser.data.corpus import Corpus
+from fourm_ser.data.datamodule import EmotionDataModule
+from fourm_ser.data.manifest import order_emotions
+from fourm_ser.devices import copies_ahead, find_device, resolve_budget
+from fourm_ser.errors import InputError
+from fourm_ser.figures import confusion_figure, reliability_figure, save_figure
+from fourm_ser.files import whole, write_json
+from fourm_ser.losses.base import Loss
+from fourm_ser.models.directory import Model, load_model
+from fourm_ser.models.inference import Inference
+from fourm_ser.models.metrics import EmotionMetrics
+from fourm_ser.models.sources import Encoding, check_transcripts, compare_cleaning, compare_languages, make_sources
+from fourm_ser.runs.claims import claim, folder_name, read_training, refuse_changed
+from fourm_ser.runs.finished import read_checkpoint, read_config
+from fourm_ser.runs.intervals import FEWEST, intervals, unit_of
+from fourm_ser.runs.results import undefined
+
+log = logging.getLogger(__name__)
+
+CACHE = "~/.cache/fourm_ser"
+BATCH = 32
+
+
+class Outputs(NamedTuple):
+    """What a model said of utterances.
+
+    Attributes:
+        rows: (n,) positions in the manifest, ascending.
+        probabilities: (n, classes).
+        metrics: by name, as in a run's metrics.json without the side.
+    """
+
+    rows: np.ndarray
+    probabilities: np.ndarray
+    metrics: dict[str, float]
+
+
+def run(config: DictConfig, changes: Mapping[str, Any] | None) -> dict[str, Any]:
+    """Evaluate, write the results and print them.
+
+    Args:
+        config: the composed config of `evaluate`.
+        changes: keys below `data` that change the run's own corpus; None where `config.data` is another corpus.
+
+    Returns:
+        What metrics.json holds.
+
+    Raises:
+        InputError: no model, no corpus, a corpus without the model's classes, a side that nobody is on, a corpus that
+            changed since the run, utterances that the model was trained on.
+    """
+    record, folder, node = _find(config, changes)
+    training = read_training(config.run, config.model)
+    cache = Path(config.cache or (CACHE if record is None else record.cache)).expanduser()
+    model = load_model(folder, cache)
+    device = find_device(config.device, "device")
+    corpus, classes = find_corpus(node, model.emotions, config.classes, cache)
+    if "text" in model.network.by_modality and not corpus.frame["text"].str.strip().any():
+        raise InputError(f"the model reads text, and no utterance of {corpus.name} has a transcript.")
+    rows = corpus.rows(config.side)
+    if training is not None and changes is not None:
+        refuse_changed(corpus, training, changes, config.run)
+    claims = claim(corpus, rows, training, config.allow_seen)
+    target = _target(config, changes, corpus, classes, model, training)
+    unit_of(corpus.frame["speaker"].to_numpy()[rows], config.resample)  # refused before anything is computed
+    inference = Inference(model, device, exact=record is not None)
+    budgets = [resolve_budget(key, config.encode[key], device) for key in ("max_seconds", "max_tokens")]
+    data = EmotionDataModule(corpus, pin_memory=copies_ahead(device), seed=0)
+    compare_languages(model.network, corpus)
+    compare_cleaning(model, corpus)
+    check_transcripts(model.network, corpus.frame["text"].iloc[rows])
+    encoding = Encoding(cache, inference.encoding, budgets[0], budgets[1], device, model.use.encoding_tf32)
+    sources, _ = make_sources(model.network, data, encoding)
+    stages = [] if record is None else list(record.stage.values())
+    data.serve(sources, config.batch_size or (stages[-1].batch_size if stages else BATCH))
+    loss = None if record is None or classes != model.emotions else load_loss(Path(config.run), record, corpus, model)
+    outputs = predict(inference, data, rows, classes, loss)
+    tables = make_tables(corpus, classes, outputs)
+    metrics = write(target, tables, corpus, classes, outputs, config, model, claims)
+    show(metrics, tables, target, corpus, outputs, config)
+    return metrics
+
+
+def _find(config: DictConfig, changes: Mapping[str, Any] | None) -> tuple[DictConfig | None, Path, DictConfig]:
+    """The run's record where there is a run, the model's folder, and the corpus's node."""
+    if (config.run is None) == (config.model is None):
+        raise InputError("evaluate: give either run=DIR, a finished run, or model=DIR, a model directory.")
+    if config.run is None:
+        if changes is not None:
+            raise InputError("model=DIR: a model directory has no corpus. Choose one: data=iemocap data.root=DIR")
+        record, folder = None, Path(config.model).expanduser()
+        if (folder / "model" / "model.safetensors").is_file():
+            raise InputError(f"model={folder}: is a run. Give run={folder}, or model={folder / 'model'}.")
+    else:
+        record = read_config(Path(config.run).expanduser())
+        folder = Path(config.run).expanduser() / "model"
+    if changes is None:
+        refuse_missing(config)
+        return record, folder, config.data
+    assert record is not None
+    node = OmegaConf.create({"data": record.data})
+    for key, value in changes.items():
+        OmegaConf.update(node, key, value)
+    return record, folder, node.data
+
+
+def find_corpus(node: DictConfig, emotions: list[str], classes: str, cache: Path) -> tuple[Corpus, list[str]]:
+    """The corpus under the model's classes.
+
+    Args:
+        node: the corpus's config; its `emotions` give way to the model's.
+        emotions: the model's classes in the order of their indices.
+        classes: `all` or `shared`: which of them the corpus has to have.
+        cache: the folder for what is made once.
+
+    Returns:
+        The corpus, set up, and the classes that it is tested under, in the model's order.
+
+    Raises:
+        InputError: it lacks some of the classes and `classes` is `all`, or it has fewer than two.
+    """
+    if classes not in ("all", "shared"):
+        raise InputError(f"classes={classes}: expected all or shared.")
+    corpus: Corpus = build(node, cache=cache)
+    if isinstance(corpus, CrossCorpus):
+        corpus.setup()
+        if corpus.emotions != emotions:
+            raise InputError(
+                f"{corpus.name}: its classes are {', '.join(corpus.emotions)}, the model's {', '.join(emotions)}. "
+                "Evaluate on one of the two corpora by itself: data=<corpus>."
+            )
+        return corpus, emotions
+    found = set(corpus.read().frame["emotion"].replace(corpus.label_map))
+    shared = [emotion for emotion in emotions if emotion in found]
+    absent = [emotion for emotion in emotions if emotion not in found]
+    if len(shared) < 2 or (absent and classes == "all"):
+        advice = "Fold its labels by data.label_map" + (
+            "." if len(shared) < 2 else ", or test the classes that both have: classes=shared."
+        )
+        raise InputError(
+            f"{corpus.name}: has no utterance of {', '.join(absent)}, which the model tells apart; it has "
+            f"{', '.join(order_emotions(list(found)))}. {advice}"
+        )
+    if corpus.wanted != shared and not (corpus.wanted is None and order_emotions(list(found)) == shared):
+        corpus = build(OmegaConf.merge(node, {"emotions": shared, "drop_other": True}), cache=cache)
+    corpus.setup()
+    return corpus, shared
+
+
+def load_loss(run_dir: Path, record: DictConfig, corpus: Corpus, model: Model) -> Loss | None:
+    """The loss that a run trained with, at its best epoch; None where its checkpoint is not there any more."""
+    stages = list(record.stage)
+    try:
+        state = read_checkpoint(run_dir.expanduser() / "stages" / f"{len(stages) - 1}-{stages[-1]}")
+    except InputError as error:
+        log.warning("the loss is left out: %s", error)
+        return None
+    loss: Loss = build(record.loss)
+    loss.setup(len(model.emotions), model.network.widths, corpus.counts)
+    own = {name.removeprefix("loss."): tensor for name, tensor in state.items() if name.startswith("loss.")}
+    loss.load_state_dict(own)
+    return loss.eval()
+
+
+def predict(
+    inference: Inference, data: EmotionDataModule, rows: np.ndarray, classes: list[str], loss: Loss | None
+) -> Outputs:
+    """What the model says of utterances, and how good that is.
+
+    Args:
+        inference: the model.
+        data: the corpus, which serves the sources already.
+        rows: positions in the manifest.
+        classes: those of the model's that count: its choice is among these.
+        loss: for the loss and its terms; None for none.
+    """
+    places = [inference.model.emotions.index(emotion) for emotion in classes]
+    metrics, losses = EmotionMetrics(classes).to(inference.device), dict[str, Tensor]()
+    loss = None if loss is None else loss.to(inference.device)
+    seen, parts = [], []
+    for batch in track(data.dataloader(rows), "evaluating", transient=True):
+        output = inference(batch.text, batch.audio)
+        labels, logits = batch.labels.to(inference.device), output.logits[:, places]
+        metrics.update(logits, output.embedding, labels)
+        if loss is not None:
+            with torch.inference_mode(), inference.as_trained():
+                terms = loss(output.logits, output.features(loss.on), labels)
+            for name, value in terms.items():
+                key = "loss" if name == "total" else f"loss/{name}"
+                losses[key] = losses.get(key, torch.zeros((), device=inference.device)) + value.float() * len(labels)
+        seen.append(batch.rows.numpy())
+        parts.append(logits.float().softmax(1).cpu().numpy())
+    index = np.concatenate(seen)
+    order = index.argsort()
+    values = {**{key: float(value / len(index)) for key, value in losses.items()}, **metrics.compute()}
+    # As a run records them: its logger keeps numbers in float32.
+    values = {name: float(np.float32(value)) for name, value in values.items()}
+    return Outputs(index[order], np.concatenate(parts)[order], values)
+
+
+def _target(
+    config: DictConfig,
+    changes: Mapping[str, Any] | None,
+    corpus: Corpus,
+    classes: list[str],
+    model: Model,
+    training: pd.DataFrame | None,
+) -> Path:
+    """The folder of the results; what it replaces is told.
+
+    Raises:
+        InputError: it is a run directory.
+    """
+    if config.output is not None:
+        target = Path(config.output).expanduser()
+    else:
+        home = Path() if config.run is None else Path(config.run).expanduser()
+        protocol = None if changes is None else {key: changes[key] for key in sorted({*changes} - {"data.fold"})}
+        others = [
+            corpus.protocol if protocol is None else protocol,
+            [] if classes == model.emotions else classes,
+            "" if config.run is not None else str(Path(config.model).expanduser().absolute()),
+        ]
+        target = home / "evaluation" / folder_name(corpus, config.side, training, *others)
+    if (target / "config.yaml").is_file():
+        raise InputError(f"output={target}: is a run or a model: its own results would be lost. Choose another folder.")
+    if (target / "metrics.json").is_file():
+        log.warning("%s: replaces the results of an earlier evaluation", target)
+    return target
+
+
+def make_tables(corpus: Corpus, classes: list[str], outputs: Outputs) -> dict[str, pd.DataFrame]:
+    """The tables by name: `predictions`, `confusions`, `speakers`."""
+    frame = corpus.frame.iloc[outputs.rows]
+    predictions = frame[["id", "speaker", "emotion"]].reset_index(drop=True)
+    predictions["predicted"] = [classes[label] for label in outputs.probabilities.argmax(1)]
+    for place, emotion in enumerate(classes):
+        predictions[emotion] = outputs.probabilities[:, place]
+    return {
+        "predictions": predictions,
+        "confusions": worst_confusions(predictions, frame["text"].tolist()),
+        "speakers": by_speaker(predictions, classes),
+    }
+
+
+def write(
+    folder: Path,
+    tables: Mapping[str, pd.DataFrame],
+    corpus: Corpus,
+    classes: list[str],
+    outputs: Outputs,
+    config: DictConfig,
+    model: Model,
+    claims: Mapping[str, Any],
+) -> dict[str, Any]:
+    """Write the tables and figures, metrics.json last of all; returns what it holds."""
+    for name, table in tables.items():
+        with whole(folder / f"{name}.csv") as temporary:
+            table.to_csv(temporary, index=False)
+    probabilities, labels = outputs.probabilities, corpus.label[outputs.rows]
+    predicted = probabilities.argmax(1)
+    counts = np.zeros((len(classes), len(classes)), dtype=np.int64)
+    np.add.at(counts, (labels, predicted), 1)
+    save_figure(confusion_figure(counts, classes), folder / "confusion_matrix.png")
+    figure = reliability_figure(probabilities.max(1), predicted == labels, outputs.metrics["ece"])
+    save_figure(figure, folder / "reliability.png")
+    side = config.side
+    speakers = tables["predictions"]["speaker"].to_numpy()
+    resampled = unit_of(speakers, config.resample)
+    groups = speakers if resampled == "speakers" else None
+    found = intervals(labels, probabilities, classes, config.resamples, config.seed, groups)
+    metrics: dict[str, Any] = {f"{side}/{name}": _number(value) for name, value in outputs.metrics.items()}
+    for name, (low, high) in found.items():
+        metrics |= {f"{side}/{name}/low": _number(low), f"{side}/{name}/high": _number(high)}
+    metrics |= {
+        **corpus.protocol_record(),
+        **claims,
+        "classes": classes,
+        "model_classes": model.emotions,
+        "side": side,
+        "utterances": len(labels),
+        "left_out": len(corpus.left_out),
+        "model": str(config.model if config.run is None else config.run),
+        "resamples": config.resamples,
+        "resampled": resampled,
+        "speakers": len(set(speakers)),
+    }
+    for reason in undefined({f"{side}/{name}": value for name, value in outputs.metrics.items()}):
+        log.info("metrics.json: %s", reason)
+    write_json(folder / "metrics.json", metrics)
+    return metrics
+
+
+def _number(value: float) -> float | None:
+    return float(value) if math.isfinite(value) else None
+
+
+def worst_confusions(predictions: pd.DataFrame, texts: list[str]) -> pd.DataFrame:
+    """The utterances that were mistaken, the surest mistakes first, with their transcripts."""
+    sure = [row[row["predicted"]] for row in predictions.to_dict("records")]
+    own = [row[row["emotion"]] for row in predictions.to_dict("records")]
+    table = predictions[["id", "speaker", "emotion", "predicted"]].assign(
+        probability=sure, probability_of_label=own, text=texts
+    )
+    wrong = table[table["emotion"] != table["predicted"]]
+    return wrong.sort_values("probability", ascending=False, kind="stable").reset_index(drop=True)
+
+
+def by_speaker(predictions: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
+    """UA, WA and the recall of each class by speaker; empty where a speaker has no utterance of a class."""
+    right = (predictions["emotion"] == predictions["predicted"]).astype(float)
+    groups = predictions.assign(right=right).groupby("speaker")
+    recall = predictions.assign(right=right).pivot_table(
+        index="speaker", columns="emotion", values="right", aggfunc="mean"
+    )
+    recall = recall.reindex(columns=classes)
+    table = pd.DataFrame({"utterances": groups.size(), "ua": recall.mean(axis=1), "wa": groups["right"].mean()})
+    return table.join(recall.add_prefix("recall/")).reset_index()
+
+
+def show(
+    metrics: Mapping[str, Any],
+    tables: Mapping[str, pd.DataFrame],
+    folder: Path,
+    corpus: Corpus,
+    outputs: Outputs,
+    config: DictConfig,
+) -> None:
+    """Print the metrics with their intervals, the speakers, and the worst confusions."""
+    console, side = Console(), config.side
+    title = f"{len(outputs.rows)} utterances of {corpus.name}, side {side}"
+    table = Table(title=title, title_justify="left")
+    for name in ("metric", "value", "95% interval"):
+        table.add_column(name, justify="left" if name == "metric" else "right")
+    for name in outputs.metrics:
+        value, low, high = (metrics.get(f"{side}/{name}{end}") for end in ("", "/low", "/high"))
+        interval = "" if low is None or high is None else f"{low:.4f} to {high:.4f}"
+        table.add_row(name, "-" if value is None else f"{value:.4f}", interval)
+    console.print(table)
+    few = f": of fewer than {FEWEST} speakers ({metrics['speakers']}), they say nothing of other speakers"
+    why = few if metrics["resampled"] == "utterances" and metrics["speakers"] < FEWEST else ""
+    console.print(f"intervals: {metrics['resamples']} resamples of {metrics['resampled']}{why}")
+    if metrics["speaker_independent"] is False:
+        console.print("the model knows speakers that are tested: not speaker-independent")
+    if metrics["classes"] != metrics["model_classes"]:
+        console.print(f"the model chose among {', '.join(metrics['classes'])} alone (classes=shared)")
+    speakers, worst = tables["speakers"], tables["confusions"].head(config.shown)
+    console.print(_plain(speakers.rename(columns=lambda name: name.removeprefix("recall/")), "by speaker: recalls"))
+    if len(worst):
+        columns = ["id", "emotion", "predicted", "probability", "text"]
+        console.print(_plain(worst[columns], "the surest mistakes"))
+    console.print(f"written to {folder}")
+
+
+def _plain(frame: pd.DataFrame, title: str) -> Table:
+    table = Table(title=title, title_justify="left")
+    for name in frame.columns:
+        numeric = pd.api.types.is_numeric_dtype(frame[name])
+        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    for row in frame.itertuples(index=False):
+        table.add_row(*("" if pd.isna(v) else f"{v:.3f}" if isinstance(v, float) else str(v) for v in row))
+    return table

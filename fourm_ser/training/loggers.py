@@ -1,0 +1,210 @@
+"""Where a run's numbers go while it trains: a table in the run directory, Weights & Biases, TensorBoard."""
+
+import logging
+import os
+import shlex
+import uuid
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+from pytorch_lightning.loggers import Logger
+from pytorch_lightning.utilities import rank_zero_only
+
+from fourm_ser.errors import InputError
+from fourm_ser.files import whole, write_text
+from fourm_ser.runs.results import Results
+
+log = logging.getLogger(__name__)
+
+
+class RunLogger(ABC):
+    """Follows a run from its first stage to its results."""
+
+    def start(self, run_dir: Path, config: Mapping[str, Any]) -> None:  # noqa: B027 - most have nothing to start
+        """The run begins, or goes on."""
+
+    @abstractmethod
+    def stage(self, folder: Path, name: str) -> Logger:
+        """The Lightning logger of a stage."""
+
+    def finish(self, results: Results) -> None:  # noqa: B027 - most have nothing to add
+        """The run has ended well."""
+
+
+class EpochTable(Logger):
+    """A stage's metrics as CSV, one row an epoch; a resumed stage goes on in the same table.
+
+    Args:
+        path: the table.
+    """
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.path = path
+        self.rows: dict[int, dict[str, float]] = {}
+        if path.is_file():
+            self.rows = pd.read_csv(path, index_col="epoch").to_dict(orient="index")  # type: ignore[assignment]
+
+    @property
+    def name(self) -> str:
+        return "csv"
+
+    @property
+    def version(self) -> str:
+        return ""
+
+    def log_hyperparams(self, params: Any, *args: Any, **kwargs: Any) -> None:
+        """The run directory's config.yaml says it already."""
+
+    @rank_zero_only
+    def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
+        """Merge metrics into their epoch's row."""
+        values = dict(metrics)
+        epoch = values.pop("epoch", None)
+        values = {name: value for name, value in values.items() if name.startswith(("train/", "val/"))}
+        if epoch is None or not values:
+            return
+        self.rows.setdefault(int(epoch), {}).update(values)
+        self._write()
+
+    def _write(self) -> None:
+        table = pd.DataFrame.from_dict(self.rows, orient="index").sort_index()
+        with whole(self.path) as temporary:
+            table[sorted(table.columns)].to_csv(temporary, index_label="epoch")
+
+
+class CSV(RunLogger):
+    """metrics.csv in each stage's folder."""
+
+    def stage(self, folder: Path, name: str) -> Logger:
+        return EpochTable(folder / "metrics.csv")
+
+
+class WandB(RunLogger):
+    """Weights & Biases: one run a run directory, metrics under the stage's name.
+
+    Args:
+        project: the project's name.
+        entity: the user or team; None for the account's default.
+        mode: `online`, `offline` or `disabled`. Online without an API key becomes offline, and the log says so.
+        group: group of runs; None for none.
+        job_type: the kind of run.
+        tags: tags.
+        name: the run's display name; None lets W&B invent one.
+    """
+
+    def __init__(
+        self,
+        project: str,
+        entity: str | None,
+        mode: str,
+        group: str | None,
+        job_type: str | None,
+        tags: list[str],
+        name: str | None,
+    ) -> None:
+        if mode not in ("online", "offline", "disabled"):
+            raise InputError(f"logger.wandb.mode={mode}: expected online, offline or disabled.")
+        self.arguments: dict[str, Any] = {
+            "project": project,
+            "entity": entity,
+            "group": group,
+            "job_type": job_type,
+            "name": name,
+        }
+        self.tags, self.mode = tags, mode
+        self.run: Any = None
+
+    def start(self, run_dir: Path, config: Mapping[str, Any]) -> None:
+        try:
+            import wandb
+        except ModuleNotFoundError as error:
+            raise InputError('logger=wandb: wandb is not installed. pip install "fourm_ser[wandb]"') from error
+
+        mode = self.mode
+        if mode == "online" and not _has_key(wandb.Settings().base_url):
+            mode = "offline"
+            log.warning("wandb: no API key (run `wandb login`), so this run is logged offline")
+        if wandb.run is not None:  # of a job before this one that failed; W&B would go on with it
+            wandb.run.finish(exit_code=1)
+        identity = run_dir / "wandb" / "id"
+        if not identity.is_file():
+            write_text(identity, uuid.uuid4().hex[:8])
+        self.run = wandb.init(
+            **self.arguments,
+            id=identity.read_text(encoding="utf-8").strip(),
+            resume="allow",
+            mode=mode,  # type: ignore[arg-type]
+            tags=[tag for tag in self.tags if tag],
+            dir=run_dir,
+            config=dict(config),
+            settings=wandb.Settings(console="off"),
+        )
+        self.run.define_metric("trainer/global_step")
+        self.run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
+
+    def stage(self, folder: Path, name: str) -> Logger:
+        from pytorch_lightning.loggers import WandbLogger
+
+        logger = WandbLogger(experiment=self.run, prefix=name)
+        logger.LOGGER_JOIN_CHAR = "/"
+        return logger
+
+    def finish(self, results: Results) -> None:
+        import wandb
+
+        self.run.summary.update(results.metrics)
+        self.run.log(
+            {
+                "test/predictions": wandb.Table(dataframe=results.predictions),
+                "test/confusion_matrix": wandb.plot.confusion_matrix(
+                    y_true=results.labels, preds=results.predicted, class_names=results.emotions
+                ),
+                **{name: wandb.Image(str(path)) for name, path in results.figures.items()},
+            }
+        )
+        self.run.finish()
+        if self.run.offline:
+            log.info(
+                "wandb: logged offline; upload it with: wandb sync %s", shlex.quote(str(Path(self.run.dir).parent))
+            )
+
+
+class TensorBoard(RunLogger):
+    """TensorBoard: the events of each stage, and of the test, in the run directory's `tensorboard` folder.
+
+    Args:
+        choices: what tells runs of a sweep apart, beside their test metrics: encoder, fusion, loss.
+    """
+
+    def __init__(self, choices: Mapping[str, Any]) -> None:
+        self.choices = {name: str(value) for name, value in choices.items()}
+        self.folder = Path()
+
+    def start(self, run_dir: Path, config: Mapping[str, Any]) -> None:
+        if find_spec("tensorboard") is None:
+            raise InputError('logger=tensorboard: tensorboard is not installed. pip install "fourm_ser[tensorboard]"')
+        self.folder = run_dir / "tensorboard"
+
+    def stage(self, folder: Path, name: str) -> Logger:
+        from pytorch_lightning.loggers import TensorBoardLogger
+
+        return TensorBoardLogger(self.folder, name="", version=name)
+
+    def finish(self, results: Results) -> None:
+        from torch.utils.tensorboard import SummaryWriter
+
+        numbers = {name: float(value) for name, value in results.metrics.items() if isinstance(value, float)}
+        with SummaryWriter(str(self.folder)) as writer:
+            writer.add_hparams(self.choices, numbers, run_name="results")
+
+
+def _has_key(base_url: str) -> bool:
+    """Whether W&B would find an API key for its server."""
+    from requests.utils import get_netrc_auth
+
+    return bool(os.environ.get("WANDB_API_KEY")) or get_netrc_auth(base_url) is not None

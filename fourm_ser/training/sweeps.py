@@ -1,0 +1,443 @@
+"""Sweeps: many runs of one command. What is finished is skipped, what died goes on, what failed stops no other.
+
+A sweep lives in one folder, a run directory for each of its jobs. Nothing heavy is imported here: a job that is
+finished costs no more than reading its record.
+"""
+
+import contextlib
+import csv
+import hashlib
+import json
+import multiprocessing
+import os
+import shlex
+import shutil
+import sys
+import time
+import warnings
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import yaml
+from filelock import FileLock, Timeout
+from hydra.core.hydra_config import HydraConfig
+from hydra.core.utils import JobReturn
+from hydra.errors import HydraException
+from hydra.experimental.callback import Callback
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+
+from fourm_ser.errors import BusyError, InputError
+from fourm_ser.files import whole
+from fourm_ser.keys import check_config
+from fourm_ser.places import settle
+
+EXTRAS = {
+    "hydra_joblib_launcher": "joblib",
+    "hydra_submitit_launcher": "submitit",
+    "hydra_optuna_sweeper": "optuna",
+}
+BASIC = ("hydra._internal.core_plugins.basic_launcher.BasicLauncher", "BasicSweeper")
+NO_PART = ("sweep", "sweep.skip_finished", "sweep.dry_run")  # of what a job is
+SHOWN = ("val/ua", "test/ua", "test/wa", "test/f1_macro")
+
+
+def _cell(words: str) -> str:
+    """A job's folder: a hash of what was chosen, whatever its number, so that a sweep started again finds its jobs."""
+    return hashlib.blake2b(words.encode(), digest_size=6).hexdigest()
+
+
+def _group(mode: Any, folder: str) -> str | None:
+    """A sweep's name for loggers, which is its folder's; None for a single run."""
+    if str(mode).rpartition(".")[2] != RunMode.MULTIRUN.name:
+        return None
+    return "/".join(part for part in Path(folder).parts[-2:] if part not in ("/", "multirun"))
+
+
+# The launchers' options bear the names of their plugins' on purpose, here and in the launchers' processes.
+warnings.filterwarnings("ignore", r"(?s).*is validated against ConfigStore schema")
+OmegaConf.register_new_resolver("cell", _cell, replace=True)
+OmegaConf.register_new_resolver("sweep_group", _group, replace=True)
+
+
+class Job(NamedTuple):
+    """A job of a sweep: what was chosen for it, as `key=value` words, and its run directory."""
+
+    words: list[str]
+    folder: Path
+
+
+class State(NamedTuple):
+    """What became of a job: `finished`, `failed`, `unfinished`, `not begun`; why, and its metrics if it finished."""
+
+    name: str
+    why: str = ""
+    metrics: dict[str, Any] = {}  # noqa: RUF012 - never written to
+
+
+def job(config: DictConfig) -> float:
+    """Do one job of a sweep; it never raises, which would end the other jobs.
+
+    Args:
+        config: the job's composed config.
+
+    Returns:
+        The best validation UA, for sweepers that optimise it; NaN where the job failed, as its failure.json tells.
+    """
+    run_dir = Path(HydraConfig.get().runtime.output_dir)
+    try:
+        if not config.sweep.skip_finished:
+            _forget(run_dir)
+        _discard_damaged(run_dir)
+        if not has_finished(config, run_dir):
+            check_config("train", config, HydraConfig.get().overrides.task)
+            try:
+                _run(config, run_dir)
+            except BusyError as error:  # a process that outlived an earlier sweep, or a job chosen twice
+                print(f"{run_dir.name}: waiting. {error}", flush=True)
+                with FileLock(run_dir / ".lock"):
+                    pass
+                _run(config, run_dir)
+        return float(json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))["val/ua"])
+    except Exception as error:
+        from fourm_ser.training.experiment import note_failure
+
+        note_failure(run_dir, error, HydraConfig.get().overrides.task)
+        return float("nan")
+
+
+def _run(config: DictConfig, run_dir: Path) -> None:
+    """Do the job, with its log on the terminal where it is the only one, else in its output.log."""
+    with contextlib.ExitStack() as stack:
+        if HydraConfig.get().launcher._target_.endswith(".JoblibLauncher") and config.trainer.devices == 1:
+            _take_gpu(run_dir.parent, HydraConfig.get().job.num)
+        if HydraConfig.get().launcher._target_ != BASIC[0]:
+            output = stack.enter_context((run_dir / "output.log").open("a", encoding="utf-8"))
+            stack.enter_context(contextlib.redirect_stdout(output))
+            stack.enter_context(contextlib.redirect_stderr(output))
+            # joblib's processes start others in their own way, by which loader workers cannot be started.
+            multiprocessing.set_start_method(None, force=True)
+        from fourm_ser.training.experiment import run
+
+        run(config, run_dir)
+
+
+_gpu: FileLock | None = None  # what this process holds as long as it lives
+
+
+def _take_gpu(sweep: Path, number: int) -> None:
+    """Show this process, one of several that do a sweep's jobs side by side, one GPU alone.
+
+    Each takes one that no other has; those for whom none is left share, by the number of their job.
+
+    Args:
+        sweep: the sweep's folder.
+        number: the job's number.
+    """
+    global _gpu
+    if _gpu is not None:
+        return
+    import torch  # the job needs it anyway
+
+    count = torch.cuda.device_count()  # asks the driver: CUDA itself, which looks at what is visible once, sleeps yet
+    if count < 2:
+        return
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES", "")
+    names = visible.split(",")[:count] if visible else [str(place) for place in range(count)]
+    chosen = names[number % count]
+    for name in names:
+        lock = FileLock(sweep / f".gpu-{name.strip()}.lock")
+        try:
+            lock.acquire(timeout=0)
+        except Timeout:
+            continue
+        _gpu, chosen = lock, name
+        break
+    os.environ["CUDA_VISIBLE_DEVICES"] = chosen.strip()
+
+
+_corpora: dict[str, Any] = {}  # what this process read for a sweep's finished jobs: most have the same corpus
+
+
+def has_finished(config: DictConfig, run_dir: Path) -> bool:
+    """Whether a run directory holds the results of a config, whatever its `auto` became on the machine of that run.
+
+    Its corpus must be what it was, too.
+    """
+    if not (run_dir / "metrics.json").is_file() or (run_dir / "failure.json").is_file():
+        return False
+    asked = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(asked, dict)
+    found = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
+    settle(asked)
+    settle(found)
+    same = _agrees({key: value for key, value in asked.items() if key not in ("resume", "sweep")}, found)
+    if not same:
+        return False
+    from fourm_ser.data.content import changes_since
+
+    return not changes_since(OmegaConf.create(found["data"]), found["cache"], run_dir, _corpora)
+
+
+def _agrees(asked: Any, found: Any) -> bool:
+    if isinstance(asked, dict) and isinstance(found, dict):
+        return asked.keys() == found.keys() and all(_agrees(asked[key], found[key]) for key in asked)
+    return asked == "auto" or str(asked) == str(found)  # a precision of 32 is recorded as a word
+
+
+def _forget(run_dir: Path) -> None:
+    """Remove a finished run's files, what says that it has finished last of all."""
+    if (run_dir / "metrics.json").is_file():
+        shutil.rmtree(run_dir / "stages", ignore_errors=True)
+        for name in ("config.yaml", "corpus.csv", "failure.json", "train.log", "output.log", "metrics.json"):
+            (run_dir / name).unlink(missing_ok=True)
+
+
+def _discard_damaged(run_dir: Path) -> None:
+    """Remove results that cannot be read, so that the job goes on from its checkpoints and writes them again."""
+    from fourm_ser.report.collect import read_metrics
+
+    path = run_dir / "metrics.json"
+    try:
+        read_metrics(path)
+    except FileNotFoundError:
+        return
+    except ValueError as error:
+        print(f"{path}: is damaged, and written again. {' '.join(str(error).split())}", flush=True)
+        path.unlink()
+
+
+def read_state(folder: Path) -> State:
+    """What became of the job in a run directory."""
+    from fourm_ser.report.collect import read_run
+
+    if not folder.is_dir():
+        return State("not begun")
+    if (folder / "failure.json").is_file():  # also where an earlier run of another config left its results
+        return State("failed", json.loads((folder / "failure.json").read_text(encoding="utf-8"))["error"])
+    run = read_run(folder)
+    return State("failed" if run.state == "damaged" else run.state, run.why, run.metrics)
+
+
+class Sweep(Callback):
+    """A multirun from the check of all its jobs to the table of what became of them.
+
+    Its copies in the launcher's processes tell of the jobs that they do.
+    """
+
+    current: "Sweep | None" = None
+
+    def __init__(self) -> None:
+        self.jobs: list[Job] = []
+        self.varied: list[str] = []
+        self.folder = Path()
+        self.started = 0.0
+
+    def on_multirun_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """Find out what the jobs are, and that each of them can be composed, before the first begins."""
+        HydraConfig.instance().set_config(config)
+        _corpora.clear()
+        try:
+            _need_plugins(config)
+            self.folder, self.started = Path(config.hydra.sweep.dir), time.time()
+            self.varied, self.jobs = _plan(config)
+        except InputError as error:
+            sys.exit(f"error: {error}")
+        states = [read_state(job.folder).name for job in self.jobs]
+        counts = [f"{states.count(name)} {name}" for name in dict.fromkeys(states) if name != "not begun"]
+        count = f"{len(self.jobs) or config.hydra.sweeper.get('n_trials')} jobs"
+        print(f"sweep in {self.folder}: {', '.join([count, *counts])}", flush=True)
+        if config.sweep.dry_run:
+            for job in self.jobs:
+                words = [word for word in job.words if _key(word) not in NO_PART]
+                print(f"{job.folder.name}  {read_state(job.folder).name}: {shlex.join(words)}")
+            if config.hydra.launcher._target_.endswith(".SlurmLauncher"):
+                print(slurm_script(config, len(self.jobs)))
+            sys.exit(0)
+        Sweep.current = self
+
+    def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
+        """One line, where there is something to do."""
+        if self.started and not (Path(config.hydra.runtime.output_dir) / "metrics.json").is_file():
+            print(f"{self._label(config)}: begins", flush=True)
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
+        """One line of what became of the job."""
+        if not self.started:
+            return
+        state = read_state(Path(config.hydra.runtime.output_dir))
+        said = state.why or f"validation UA {state.metrics['val/ua']:.4f}, test UA {state.metrics['test/ua']:.4f}"
+        print(f"{self._label(config)}: {state.name}: {said}", flush=True)
+
+    def _label(self, config: DictConfig) -> str:
+        words = [word for word in config.hydra.overrides.task if _key(word) in self.varied]
+        count = f"/{len(self.jobs)}" if self.jobs else ""
+        return f"job {config.hydra.job.num + 1}{count} ({Path(config.hydra.runtime.output_dir).name}) {' '.join(words)}"
+
+    def close(self) -> int:
+        """Print the table of the jobs and write it as jobs.csv; how many did not finish."""
+        jobs = self.jobs or _begun_since(self.folder, self.started)
+        states = [read_state(job.folder) for job in jobs]
+        _write_table(self.folder / "jobs.csv", self.varied, jobs, states)
+        _print_table(self.folder, self.varied, jobs, states)
+        best = self.folder / "optimization_results.yaml"
+        if best.is_file() and best.stat().st_mtime >= self.started:
+            found = yaml.safe_load(best.read_text(encoding="utf-8"))
+            words = [f"{key}={value}" for key, value in found.get("best_params", {}).items()]
+            print(f"best validation UA {found.get('best_value', float('nan')):.4f}: {' '.join(words)}")
+        if any(next(job.folder.glob("wandb/offline-run-*"), None) for job in jobs):
+            folder = shlex.quote(str(self.folder))
+            print(f"logged offline; upload the sweep with: wandb sync {folder}/*/wandb/offline-run-*")
+        return sum(state.name != "finished" for state in states)
+
+
+def close() -> None:
+    """End the command's sweep, if it was one and began: its table, and exit code 1 if a job did not finish.
+
+    However it ended: a launcher whose process was killed raises, and Hydra's own end of a multirun never comes.
+    """
+    sweep, Sweep.current = Sweep.current, None
+    if sweep is not None and sweep.close():
+        print("the same command goes on: what is finished is skipped", file=sys.stderr)
+        sys.exit(1)
+
+
+def _need_plugins(config: DictConfig) -> None:
+    for group in ("launcher", "sweeper"):
+        package, _, rest = config.hydra[group]._target_.partition(".")
+        plugin = rest.partition(".")[0]
+        if package == "hydra_plugins" and (find_spec(package) is None or find_spec(f"{package}.{plugin}") is None):
+            raise InputError(
+                f'hydra.{group}: {plugin} is not installed. pip install "fourm_ser[{EXTRAS.get(plugin, plugin)}]"'
+            )
+
+
+def _plan(config: DictConfig) -> tuple[list[str], list[Job]]:
+    """The keys that vary and the jobs; none where a sweeper chooses them as it goes.
+
+    Composing takes a good part of a second, so that not every job is composed but every value once.
+
+    Raises:
+        InputError: a value cannot be composed.
+    """
+    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+    from hydra.core.global_hydra import GlobalHydra
+    from hydra.core.override_parser.overrides_parser import OverridesParser
+
+    loader = GlobalHydra.instance().config_loader()
+    given = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
+    try:
+        parsed = OverridesParser.create(loader).parse_overrides([*given, *config.hydra.overrides.task])
+        last = {override.get_key_element(): override for override in parsed}
+        chosen = []
+        if config.hydra.sweeper._target_.endswith(BASIC[1]):
+            chosen = BasicSweeper.split_arguments(list(last.values()), None)[0]
+    except HydraException as error:
+        raise InputError(f"sweep: {error}") from error
+    values = {key: _values(override) for key, override in last.items()}
+    usual = {key: options[0] for key, options in values.items()}
+    varied = [key for key, override in last.items() if override.is_sweep_override()]
+    trials = [{**usual, key: option} for key in varied for option in values[key][1:]]
+    for trial in [usual, *trials]:
+        words = [f"{key}={value}" for key, value in trial.items()]
+        try:
+            composed = loader.load_sweep_config(config, words)
+            check_config("train", composed, words, classes=False)
+        except HydraException as error:
+            which = " ".join(f"{key}={trial[key]}" for key in varied)
+            raise InputError(f"sweep: the job {which} cannot be composed.\n{error}") from error
+        found = composed.hydra.sweep.subdir
+        if found != _folder(words):
+            raise InputError(f"hydra.sweep.subdir: leave it as it is: a sweep finds its jobs by it (found {found}).")
+    folder = Path(config.hydra.sweep.dir)
+    return [key.lstrip("+~") for key in varied], [Job(words, folder / _folder(words)) for words in map(list, chosen)]
+
+
+def _folder(words: list[str]) -> str:
+    """A job's folder below its sweep, as Hydra's `override_dirname` makes it."""
+    return _cell(",".join(sorted(word for word in words if _key(word) not in NO_PART)))
+
+
+def _values(override: Any) -> list[str]:
+    if not override.is_sweep_override():
+        return [str(override.get_value_element_as_str())]
+    if override.is_interval_sweep():
+        return [str(override.value().start)]
+    return [str(value) for value in override.sweep_string_iterator()]
+
+
+def _key(word: str) -> str:
+    return word.lstrip("+~").partition("=")[0]
+
+
+def _begun_since(folder: Path, started: float) -> list[Job]:
+    """The jobs that Hydra started in a folder since a time, in their order."""
+    found = []
+    for record in folder.glob("*/.hydra/hydra.yaml"):
+        if record.stat().st_mtime >= started - 1.0:
+            hydra = yaml.safe_load(record.read_text(encoding="utf-8"))["hydra"]
+            found.append((hydra["job"]["num"], Job(hydra["overrides"]["task"], record.parent.parent)))
+    return [job for _, job in sorted(found, key=lambda pair: pair[0])]
+
+
+def _rows(varied: list[str], jobs: list[Job]) -> list[list[str]]:
+    """What each job has for the keys that vary."""
+    chosen = [{_key(word): word.partition("=")[2] for word in job.words} for job in jobs]
+    return [[values.get(key, "") for key in varied] for values in chosen]
+
+
+def _write_table(path: Path, varied: list[str], jobs: list[Job], states: list[State]) -> None:
+    with whole(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        table = csv.writer(file)
+        table.writerow(["cell", *varied, "state", *SHOWN, "why"])
+        for job, row, state in zip(jobs, _rows(varied, jobs), states, strict=True):
+            metrics = [state.metrics.get(name, "") for name in SHOWN]
+            table.writerow([job.folder.name, *row, state.name, *metrics, state.why])
+
+
+def _print_table(folder: Path, varied: list[str], jobs: list[Job], states: list[State]) -> None:
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(title=f"sweep in {folder}", title_justify="left")
+    for name in ["job", *varied, "state", *SHOWN]:
+        table.add_column(name, justify="right" if name in SHOWN else "left", overflow="fold")
+    for job, row, state in zip(jobs, _rows(varied, jobs), states, strict=True):
+        metrics = [state.metrics.get(name) for name in SHOWN]
+        shown = ["" if value is None else f"{value:.4f}" for value in metrics]
+        table.add_row(job.folder.name, *row, state.name, *shown)
+    width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 200  # a file is not cut to 80 columns
+    Console(width=width).print(table)
+    names = [state.name for state in states]
+    print(", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names)) or "no job began")
+    for job, row, state in zip(jobs, _rows(varied, jobs), states, strict=True):
+        if state.name not in ("finished", "not begun"):
+            words = [f"{key}={value}" for key, value in zip(varied, row, strict=True)]
+            print(f"{state.name}: {job.folder.name} {' '.join(words)}: {state.why}")
+
+
+def slurm_script(config: DictConfig, jobs: int) -> str:
+    """The batch script that hydra/launcher=submitit_slurm hands to sbatch.
+
+    Args:
+        config: the multirun's composed config.
+        jobs: how many jobs the array has.
+    """
+    from submitit import SlurmExecutor
+
+    class Executor(SlurmExecutor):
+        """Writes scripts on a machine without Slurm, too."""
+
+        @classmethod
+        def affinity(cls) -> int:
+            return 1
+
+    given = OmegaConf.to_container(config.hydra.launcher, resolve=True)
+    assert isinstance(given, dict)
+    folder = given.pop("submitit_folder")
+    values = {key: value for key, value in given.items() if key not in ("_target_", "max_num_timeout")}
+    executor = Executor(folder=folder)
+    executor.update_parameters(**executor._convert_parameters(values))
+    executor.parameters["map_count"] = jobs
+    return str(executor._make_submission_file_text(executor._submitit_command_str, "job"))

@@ -1,0 +1,158 @@
+"""The small audio encoder: padding, the two directions, what trains."""
+
+import pickle
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from fourm_ser.encoders.base import Features, length_mask
+from fourm_ser.encoders.mel_lstm import BidirectionalLSTM, MelLSTM
+from fourm_ser.errors import InputError
+
+Build = Callable[..., MelLSTM]
+
+
+@pytest.mark.parametrize("channels", [[16], [16, 24], [8, 8, 8]])
+def test_alone_and_in_a_padded_batch(
+    mel_lstm: Build, waveforms: list[np.ndarray], check_padding: Callable[..., None], channels: list[int]
+) -> None:
+    check_padding(mel_lstm(channels=channels), waveforms)
+
+
+def test_the_stem_alone_and_in_a_padded_batch(mel_lstm: Build, waveforms: list[np.ndarray]) -> None:
+    encoder = mel_lstm().eval()
+    items = [encoder.frontend(waveform) for waveform in waveforms]
+    batch = encoder.stem(encoder.collate(items))
+    for row, item in enumerate(items):
+        alone = encoder.stem(encoder.collate([item]))
+        assert alone.features.shape[2] == encoder.stem_dim == 24
+        torch.testing.assert_close(batch.features[row, batch.mask[row]], alone.features[0], rtol=0, atol=1e-5)
+
+
+def test_frames_are_log_mel_energies_with_their_level_kept(mel_lstm: Build) -> None:
+    frontend = mel_lstm(mean=0.0, std=1.0).frontend
+    noise = np.random.default_rng(0).normal(0, 0.1, 1_600).astype(np.float32)
+    quiet, loud = (frontend(gain * noise)["frames"] for gain in (1.0, 10.0))
+    assert quiet.shape == ((1_600 - 400) // 320 + 1, 20)
+    torch.testing.assert_close(loud - quiet, torch.full_like(quiet, 2 * float(np.log(10))), rtol=0, atol=0.05)
+    scaled = mel_lstm(mean=-2.0, std=4.0).frontend(noise)["frames"]
+    torch.testing.assert_close(scaled, (quiet + 2.0) / 4.0)
+
+
+def test_a_recording_shorter_than_a_window_is_padded(mel_lstm: Build) -> None:
+    frontend = mel_lstm().frontend
+    short = np.full(100, 0.1, dtype=np.float32)
+    padded = np.concatenate([short, np.zeros(300, dtype=np.float32)])
+    assert torch.equal(frontend(short)["frames"], frontend(padded)["frames"])
+    assert frontend(short)["frames"].shape == (1, 20)
+
+
+def test_the_front_end_travels_to_workers(mel_lstm: Build, waveforms: list[np.ndarray]) -> None:
+    frontend = mel_lstm().frontend
+    copy = pickle.loads(pickle.dumps(frontend))
+    assert torch.equal(copy(waveforms[2])["frames"], frontend(waveforms[2])["frames"])
+
+
+def packed(layer: BidirectionalLSTM, features: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:
+    """What torch's own bidirectional LSTM makes of a packed sequence with the same weights."""
+    width, hidden = layer.forwards.input_size, layer.forwards.hidden_size
+    reference = nn.LSTM(width, hidden, batch_first=True, bidirectional=True)
+    weights = dict(layer.forwards.named_parameters())
+    weights |= {f"{name}_reverse": tensor for name, tensor in layer.backwards.named_parameters()}
+    reference.load_state_dict(weights)
+    sequence = nn.utils.rnn.pack_padded_sequence(features, lengths, batch_first=True, enforce_sorted=False)
+    return nn.utils.rnn.pad_packed_sequence(reference(sequence)[0], batch_first=True)[0]
+
+
+def test_both_directions_are_those_of_a_packed_lstm() -> None:
+    torch.manual_seed(0)
+    layer = BidirectionalLSTM(5, 7)
+    features, lengths = torch.randn(4, 11, 5), torch.tensor([11, 1, 4, 8])
+    mask = length_mask(lengths, 11)
+    found, expected = layer(features, mask), packed(layer, features, lengths)
+    assert found.shape == (4, 11, 14)
+    torch.testing.assert_close(found[mask], expected[mask], rtol=0, atol=1e-6)
+    garbage = features.masked_fill(~mask[..., None], float("nan"))
+    torch.testing.assert_close(layer(garbage, mask)[mask], expected[mask], rtol=0, atol=1e-6)
+
+
+def test_gradients_are_those_of_a_packed_lstm() -> None:
+    torch.manual_seed(0)
+    layer = BidirectionalLSTM(5, 7)
+    lengths = torch.tensor([3, 9])
+    mask = length_mask(lengths, 9)
+    one = torch.randn(2, 9, 5, requires_grad=True)
+    two = one.detach().clone().requires_grad_()
+    target = torch.randn(2, 9, 14)
+    (found,) = torch.autograd.grad((layer(one, mask) * target)[mask].sum(), one)
+    (expected,) = torch.autograd.grad((packed(layer, two, lengths) * target)[mask].sum(), two)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+
+
+def test_stored_features_go_through_the_top(mel_lstm: Build, waveforms: list[np.ndarray]) -> None:
+    encoder = mel_lstm().eval()
+    inputs = encoder.collate([encoder.frontend(waveform) for waveform in waveforms])
+    stem = encoder.stem(inputs)
+    assert isinstance(stem, Features)
+    assert torch.equal(encoder(stem).features, encoder(inputs).features)
+
+
+@pytest.mark.parametrize(
+    ("what", "expected"), [("none", [False, False]), ("all", [True, True]), (1, [False, True]), (2, [True, True])]
+)
+def test_the_top_trains_always(mel_lstm: Build, what: str | int, expected: list[bool]) -> None:
+    encoder = mel_lstm()
+    encoder.unfreeze(what)
+    assert [all(parameter.requires_grad for parameter in block.parameters()) for block in encoder.blocks()] == expected
+    assert [any(parameter.requires_grad for parameter in block.parameters()) for block in encoder.blocks()] == expected
+    assert all(parameter.requires_grad for parameter in encoder.lstm.parameters())
+    assert {id(parameter) for parameter in encoder.top_parameters()} == {id(one) for one in encoder.lstm.parameters()}
+    assert all(name.startswith("convolutions.") for name in encoder.stem_parameters())
+    encoder.train()
+    assert encoder.training
+    assert all(module.training for module in encoder.lstm.modules())
+    assert all(module.training == any(expected) for module in encoder.convolutions.modules())
+    encoder.eval()
+    assert not any(module.training for module in encoder.modules())
+
+
+@pytest.mark.parametrize("what", ["some", 0, -1, 3, None, True])
+def test_nonsense_is_refused(mel_lstm: Build, what: Any) -> None:
+    with pytest.raises(InputError, match=r"unfreeze\.audio=.*tiny_lstm"):
+        mel_lstm().unfreeze(what)
+
+
+@pytest.mark.parametrize("weights", ["pretrained", "some/folder"])
+def test_other_weights_than_random_are_refused(mel_lstm: Build, weights: str) -> None:
+    with pytest.raises(InputError, match=r"encoder\.audio\.weights.*weights=random"):
+        mel_lstm(weights=weights)
+
+
+def test_the_fingerprint_is_the_stem_s(mel_lstm: Build) -> None:
+    torch.manual_seed(1)
+    encoder = mel_lstm()
+    first = encoder.fingerprint()
+    torch.manual_seed(2)
+    assert mel_lstm().fingerprint() == first
+    assert mel_lstm(hidden=8, layers=1).fingerprint() == first  # the top is not in the store
+    assert mel_lstm(init_seed=1).fingerprint() != first
+    for change in ({"channels": [16, 16]}, {"mean": 0.0}, {"hop": 160}, {"high": 7000.0}):
+        assert mel_lstm(**change).fingerprint() != first
+    with torch.no_grad():
+        next(encoder.convolutions.parameters()).view(-1)[0] += 1.0
+    assert encoder.fingerprint() != first
+
+
+def test_the_seed_of_the_stem_leaves_the_global_generator_alone(mel_lstm: Build) -> None:
+    torch.manual_seed(3)
+    one = mel_lstm(init_seed=1)
+    torch.manual_seed(3)
+    two = mel_lstm(init_seed=2)
+    tops = [[parameter.clone() for parameter in encoder.lstm.parameters()] for encoder in (one, two)]
+    assert all(torch.equal(first, second) for first, second in zip(*tops, strict=True))
+    stems = [next(encoder.convolutions.parameters()) for encoder in (one, two)]
+    assert not torch.equal(*stems)

@@ -1,0 +1,102 @@
+"""What is said of transcripts before anything is encoded."""
+
+import logging
+import types
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from fourm_ser.encoders.base import Encoder, Resources
+from fourm_ser.errors import InputError
+from fourm_ser.models.directory import Model, Use, build_network
+from fourm_ser.models.network import EmotionNetwork
+from fourm_ser.models.sources import check_transcripts, compare_cleaning
+from fourm_ser.prediction.loading import Reading
+from tests.conftest import Compose
+from tests.prediction.predictors import TEXTS, TINY
+
+KNOWN, UNKNOWN = "every happy door", "☃ ☃ ☃"
+
+
+@pytest.fixture(scope="module")
+def networks(composed: Compose, tmp_path_factory: pytest.TempPathFactory) -> Mapping[str, EmotionNetwork]:
+    """A network that reads text, at most eight tokens of it, and one that reads audio alone."""
+    cache = tmp_path_factory.mktemp("cache")
+
+    def build(*overrides: str) -> EmotionNetwork:
+        config = composed("encoder=tiny", *TINY, "encoder.text.max_tokens=8", *overrides)
+        return build_network(config, 2, Resources(cache, TEXTS))
+
+    return {"text": build("fusion=text_only"), "audio": build("fusion=audio_only")}
+
+
+def test_mostly_unknown_transcripts_are_refused_in_the_words_of_a_prediction(
+    networks: Mapping[str, EmotionNetwork],
+) -> None:
+    with pytest.raises(InputError) as caught:
+        check_transcripts(networks["text"], [KNOWN, UNKNOWN, UNKNOWN, UNKNOWN])
+    message = str(caught.value)
+    assert message.startswith("data: the transcripts: 9 of ")
+    encoders: dict[str, Encoder] = {"text": networks["text"].by_modality["text"]}
+    with pytest.raises(InputError) as predicted:
+        Reading(encoders, None, []).tokens(UNKNOWN)
+    assert str(predicted.value).partition(" tokens are ")[2] == message.partition(" tokens are ")[2]
+    check_transcripts(networks["audio"], [UNKNOWN])  # which nothing reads
+
+
+@pytest.mark.parametrize(("known", "unknown", "refused"), [(1, 0, False), (1, 1, False), (1, 2, True), (20, 21, True)])
+def test_each_utterance_counts_and_half_is_not_most(
+    networks: Mapping[str, EmotionNetwork], known: int, unknown: int, refused: bool
+) -> None:
+    frontend = networks["text"].by_modality["text"].frontend
+    assert frontend.known(frontend.ids("calm")) == (1, 0)  # type: ignore[attr-defined]
+    texts = ["calm"] * known + ["☃"] * unknown + [""]
+    if refused:
+        with pytest.raises(InputError, match=f"{unknown} of {known + unknown} tokens are unknown"):
+            check_transcripts(networks["text"], texts)
+    else:
+        check_transcripts(networks["text"], texts)
+
+
+def test_transcripts_that_are_cut_are_counted_each_time_they_are_said(
+    networks: Mapping[str, EmotionNetwork], caplog: pytest.LogCaptureFixture
+) -> None:
+    encoder = networks["text"].by_modality["text"]
+    fits, long = " ".join(["calm"] * 6), " ".join(["calm"] * 7)  # and two special tokens
+    with caplog.at_level(logging.INFO, "fourm_ser"):
+        check_transcripts(networks["text"], [fits, "", KNOWN])
+        assert caplog.text == ""
+        check_transcripts(networks["text"], [fits, long, long, f"{long} calm"])
+    assert "data: cut 3 transcripts to 8 tokens" in caplog.text
+    # Looking at whole transcripts leaves the front end as it was.
+    assert [len(encoder.frontend(text)["ids"]) for text in (fits, long)] == [8, 8]
+
+
+@pytest.mark.parametrize(("clean", "warned"), [(["a"], False), (["b"], True), ([], True)])
+def test_a_corpus_cleaned_in_another_way_than_the_model_s_is_warned_of(
+    networks: Mapping[str, EmotionNetwork], caplog: pytest.LogCaptureFixture, clean: list[str], warned: bool
+) -> None:
+    corpus: Any = types.SimpleNamespace(cleaning=types.SimpleNamespace(patterns=("a",)))
+    use = Use([], "32", "32-true", None, clean=clean)
+    with caplog.at_level(logging.WARNING):
+        compare_cleaning(Model(networks["audio"], ["a", "b"], use), corpus)
+        assert caplog.text == ""
+        compare_cleaning(Model(networks["text"], ["a", "b"], use), corpus)
+    said = f"data.clean=[a]: the model was trained on transcripts of data.clean={'[b]' if clean else 'none'}"
+    assert (said in caplog.text) is warned
+
+
+def test_a_prediction_takes_out_what_training_took_out(networks: Mapping[str, EmotionNetwork], tmp_path: Path) -> None:
+    from fourm_ser.prediction.items import Item
+
+    encoders: dict[str, Encoder] = {"text": networks["text"].by_modality["text"]}
+    for clean, left in (
+        (["calm"], "every happy [SIGH]"),
+        ([], "every calm happy [SIGH]"),
+        ([r"\[.*?\]"], "every calm happy"),
+    ):
+        row = Reading(encoders, None, clean).row((0, 0), Item(None, " every calm  happy [SIGH]"), 1.0)
+        assert row.text == left
+        assert row.inputs["text"]["ids"].tolist() == encoders["text"].frontend(left)["ids"].tolist()

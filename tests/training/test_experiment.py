@@ -1,0 +1,554 @@
+"""Whole runs on a slice of the demo corpus."""
+
+import itertools
+import json
+import math
+import re
+import shutil
+import signal
+import subprocess
+import sys
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+from filelock import FileLock
+from omegaconf import OmegaConf
+from sklearn.metrics import accuracy_score, f1_score, recall_score
+from torch import Tensor
+
+from fourm_ser.config import build
+from fourm_ser.data.batch import Batch, Raw
+from fourm_ser.data.content import FILE, digest_of, read_content
+from fourm_ser.data.datamodule import EmotionDataModule
+from fourm_ser.data.splits import write_split
+from fourm_ser.encoders.text import TextEncoder
+from fourm_ser.errors import InputError
+from fourm_ser.files import write_text
+from fourm_ser.losses.center import CenterLoss
+from fourm_ser.models.directory import load_model
+from fourm_ser.training.experiment import resume, run
+from fourm_ser.training.module import EmotionModule
+from tests.conftest import Compose
+
+SHORT = ["stage.transfer.epochs=2", "stage.finetune.epochs=2"]
+
+
+def lasting(metrics: dict[str, Any]) -> dict[str, Any]:
+    """The metrics that a repetition has to give again."""
+    return {name: value for name, value in metrics.items() if not name.startswith(("seconds/", "encoded/"))}
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory: pytest.TempPathFactory, composed: Compose, slice_of_demo: list[str]) -> Path:
+    """A run of both stages."""
+    run_dir = tmp_path_factory.mktemp("run") / "first"
+    run(composed(*slice_of_demo, *SHORT), run_dir)
+    return run_dir
+
+
+def read_metrics(run_dir: Path) -> dict[str, Any]:
+    metrics: dict[str, Any] = json.loads((run_dir / "metrics.json").read_text())
+    return metrics
+
+
+def test_a_run_leaves_what_it_promises(finished: Path) -> None:
+    for name in ("config.yaml", "train.log", "metrics.json", "predictions.csv", "confusion_matrix.png"):
+        assert (finished / name).stat().st_size > 0
+    for stage in ("0-transfer", "1-finetune"):
+        assert (finished / "stages" / stage / "checkpoints" / "best.ckpt").is_file()
+        assert (finished / "stages" / stage / "checkpoints" / "last.ckpt").is_file()
+        table = pd.read_csv(finished / "stages" / stage / "metrics.csv")
+        assert table["epoch"].tolist() == [0, 1]
+        assert table[["train/loss", "val/loss", "val/ua"]].notna().all(axis=None)
+    assert "${" not in (finished / "config.yaml").read_text()
+    metrics = read_metrics(finished)
+    assert metrics["finished"] is True
+    assert metrics["speaker_independent"] is True
+    assert metrics["weights"] == "random"
+    assert {"seconds/transfer", "seconds/finetune", "encoded/text", "encoded/audio", "test/ece"} <= set(metrics)
+
+
+def test_the_metrics_are_those_of_the_predictions(finished: Path) -> None:
+    metrics, table = read_metrics(finished), pd.read_csv(finished / "predictions.csv")
+    emotions = ["anger", "happiness", "sadness", "neutral"]
+    assert table[emotions].sum(axis=1).to_numpy() == pytest.approx(1.0, abs=1e-5)
+    assert (table[emotions].idxmax(axis=1) == table["predicted"]).all()
+    labels, predicted = table["emotion"], table["predicted"]
+    recalls = recall_score(labels, predicted, average=None, labels=emotions)
+    assert metrics["test/ua"] == pytest.approx(recalls.mean())
+    assert metrics["test/wa"] == pytest.approx(accuracy_score(labels, predicted))
+    assert metrics["test/f1_macro"] == pytest.approx(f1_score(labels, predicted, average="macro"))
+    assert [metrics[f"test/recall/{emotion}"] for emotion in emotions] == pytest.approx(recalls.tolist())
+    assert set(table["speaker"]) == {"Ses01F", "Ses01M"}
+
+
+@pytest.mark.parametrize("loss", ["ce", "arcface"])
+def test_the_model_directory_predicts_what_the_run_predicted(
+    loss: str, finished: Path, tmp_path: Path, cache: Path, composed: Compose, slice_of_demo: list[str]
+) -> None:
+    if loss != "ce":  # it brings a classifier of its own
+        finished = tmp_path / "run"
+        run(composed(*slice_of_demo, "stage=transfer", "stage.transfer.epochs=1", f"loss={loss}"), finished)
+    moved = tmp_path / "elsewhere"
+    shutil.copytree(finished / "model", moved)
+    assert not [path for path in moved.rglob("*") if path.suffix in (".pt", ".ckpt", ".bin", ".pkl")]
+    network, emotions, _ = load_model(moved, tmp_path / "empty cache")
+    data = EmotionDataModule(build(composed(*slice_of_demo).data, cache=cache), pin_memory=False, seed=0)
+    data.setup()
+    readers = data.readers()
+    data.serve({name: Raw(readers[name], encoder.frontend) for name, encoder in network.by_modality.items()}, 7)
+    table = pd.read_csv(finished / "predictions.csv").set_index("id")
+    with torch.inference_mode():
+        for batch in data.test_dataloader():
+            probabilities = network(batch.text, batch.audio).logits.softmax(1)
+            expected = table.loc[data.corpus.frame["id"].iloc[batch.rows.tolist()], emotions].to_numpy()
+            assert probabilities.numpy() == pytest.approx(expected, abs=1e-5)
+
+
+def test_the_same_seed_gives_the_same_metrics_and_encodes_nothing_again(
+    finished: Path, tmp_path: Path, composed: Compose, slice_of_demo: list[str]
+) -> None:
+    again = run(composed(*slice_of_demo, *SHORT), tmp_path / "again")
+    assert lasting(again) == lasting(read_metrics(finished))
+    assert again["encoded/text"] == again["encoded/audio"] == 0
+
+
+def test_seeds_losses_and_fusions_share_the_store(
+    finished: Path, tmp_path: Path, composed: Compose, slice_of_demo: list[str]
+) -> None:
+    one_epoch = [*slice_of_demo, "stage=transfer", "stage.transfer.epochs=1"]
+    seeded = run(composed(*one_epoch, "seed=1"), tmp_path / "seed")
+    centered = run(composed(*one_epoch, "loss=ce_center"), tmp_path / "loss")
+    audio = run(composed(*one_epoch, "fusion=audio_only"), tmp_path / "fusion")
+    assert seeded["encoded/text"] == seeded["encoded/audio"] == 0
+    assert centered["encoded/text"] == centered["encoded/audio"] == 0
+    assert audio["encoded/audio"] == 0
+    assert "encoded/text" not in audio
+    assert {"test/loss/ce", "test/loss/center"} <= set(centered)
+    assert seeded["test/loss"] != read_metrics(finished)["test/loss"]
+
+
+def test_center_losses_draw_classes_together(tmp_path: Path, composed: Compose, slice_of_demo: list[str]) -> None:
+    voices = ["data.emotions=[anger,sadness]", "data.drop_other=true"]  # which the voice alone tells apart
+    stage = ["stage=transfer", *(f"stage.transfer.{word}" for word in ("epochs=20", "patience=null", "batch_size=6"))]
+    ratio = {}
+    for loss in ("ce", "ce_center", "ce_contrastive_center"):
+        run(composed(*slice_of_demo, *voices, *stage, f"loss={loss}"), tmp_path / loss)
+        table = pd.read_csv(tmp_path / loss / "stages" / "0-transfer" / "metrics.csv")
+        ratio[loss] = table["val/intra_inter"].iloc[-1]
+    assert 0 < ratio["ce_center"] < 0.95 * ratio["ce"]
+    assert 0 < ratio["ce_contrastive_center"] < 0.95 * ratio["ce"]
+
+
+def test_batches_accumulate_into_optimizer_steps(
+    tmp_path: Path, composed: Compose, slice_of_demo: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps: list[list[float]] = []
+    take = torch.optim.AdamW.step
+
+    def step(self: torch.optim.AdamW, *arguments: Any, **others: Any) -> Any:
+        steps.append([group["lr"] for group in self.param_groups])
+        return take(self, *arguments, **others)
+
+    monkeypatch.setattr(torch.optim.AdamW, "step", step)
+    stage = [f"stage.transfer.{words}" for words in ("epochs=2", "batch_size=20", "accumulate=3")]
+    run(composed(*slice_of_demo, "stage=transfer", *stage), tmp_path)
+    batches = int(re.findall(r"batches: (\d+) of", (tmp_path / "train.log").read_text())[0])
+    assert batches > 3
+    assert len(steps) == 2 * math.ceil(batches / 3)
+    assert len({rate for (rate, *_) in steps}) == len(steps)  # the schedule goes on with every step of the optimizer
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_with_what_there_is_to_know(
+    tmp_path: Path, composed: Compose, slice_of_demo: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    take = CenterLoss.forward
+
+    def forward(self: CenterLoss, logits: Tensor, features: Any, labels: Tensor) -> dict[str, Tensor]:
+        terms = take(self, logits, features, labels)
+        seen.append(self.training)
+        return {name: value * math.nan for name, value in terms.items()} if len(seen) > 30 else terms
+
+    seen: list[bool] = []
+    monkeypatch.setattr(CenterLoss, "forward", forward)
+    stage = ["stage=transfer", "stage.transfer.epochs=90", "stage.transfer.batch_size=32"]
+    config = composed(*slice_of_demo, *stage, "loss=ce_center")
+    with pytest.raises(InputError, match=r"total, center became NaN .* stage transfer \((train|val), epoch") as caught:
+        run(config, tmp_path)
+    said = str(caught.value)
+    checkpoint = Path(re.findall(r"last good checkpoint: (\S+ckpt)\.", said)[0])
+    state = torch.load(checkpoint, weights_only=True)["state_dict"]
+    assert all(tensor.isfinite().all() for tensor in state.values())
+    ids = re.findall(r"The batch: (.+?)\. ", said)[0].split(", ")
+    assert 1 <= len(ids) <= 32
+    data = build(config.data, cache=Path(config.cache))
+    data.load()
+    assert set(ids) <= set(data.frame["id"])
+    assert not (tmp_path / "metrics.json").exists()
+
+
+def test_a_frozen_half_is_read_from_the_store_while_the_other_half_trains(
+    finished: Path, tmp_path: Path, composed: Compose, slice_of_demo: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def never(self: TextEncoder, inputs: Any) -> None:
+        raise AssertionError("a stored encoder was run")
+
+    monkeypatch.setattr(TextEncoder, "stem", never)
+    config = composed(*slice_of_demo, *SHORT, "stage.finetune.unfreeze.text=none")
+    metrics = run(config, tmp_path / "run")
+    assert metrics["encoded/text"] == 0
+    before = torch.load(tmp_path / "run/stages/0-transfer/checkpoints/best.ckpt", weights_only=True)["state_dict"]
+    after = torch.load(tmp_path / "run/stages/1-finetune/checkpoints/best.ckpt", weights_only=True)["state_dict"]
+    trained = [name for name in after if name.startswith("network.encoders.audio.convolutions")]
+    assert trained
+    assert not set(trained) & set(before)  # what never trained is not in a checkpoint
+    assert not [name for name in after if name.startswith("network.encoders.text")]
+
+
+def test_two_stage_goes_on_from_the_best_of_transfer(
+    tmp_path: Path, composed: Compose, slice_of_demo: list[str]
+) -> None:
+    still = ["stage.finetune.unfreeze={text: none, audio: none}", "optimizer@stage.finetune.optimizer=sgd"]
+    config = composed(*slice_of_demo, *SHORT, *still, "stage.finetune.optimizer.lr=0.0", "stage.finetune.epochs=1")
+    run(config, tmp_path)
+    best = torch.load(tmp_path / "stages/0-transfer/checkpoints/best.ckpt", weights_only=True)["state_dict"]
+    last = torch.load(tmp_path / "stages/1-finetune/checkpoints/last.ckpt", weights_only=True)["state_dict"]
+    parameters = [name for name in best if name.startswith("network.")]
+    assert parameters
+    assert all(torch.equal(best[name], last[name]) for name in parameters)
+
+
+def test_a_run_leaves_a_split_that_another_run_repeats_with_balanced_classes(
+    finished: Path, tmp_path: Path, composed: Compose, slice_of_demo: list[str], cache: Path
+) -> None:
+    corpus = build(composed(*slice_of_demo).data, cache=cache)
+    corpus.setup()
+    write_split(corpus.frame, corpus.split, tmp_path / "split.csv")
+    short = ["stage=transfer", "stage.transfer.epochs=1", "data.sampler=balanced", "data.split=random"]
+    metrics = run(composed(*slice_of_demo, *short, f"data.split_file={tmp_path / 'split.csv'}"), tmp_path / "run")
+    assert (metrics["split"], metrics["validation"], metrics["corpus"]) == ("file", "file", "demo")
+    assert metrics["speaker_independent"] is True
+    tested = pd.read_csv(tmp_path / "run" / "predictions.csv")["id"]
+    assert set(tested) == set(pd.read_csv(finished / "predictions.csv")["id"])
+    assert metrics["encoded/text"] == metrics["encoded/audio"] == 0
+
+
+def test_a_text_encoder_of_another_language_is_warned_of(
+    finished: Path, tmp_path: Path, composed: Compose, slice_of_demo: list[str]
+) -> None:
+    assert "the corpus speaks" not in (finished / "train.log").read_text()
+    short = [*slice_of_demo, "stage=transfer", "stage.transfer.epochs=1", "fusion=text_only"]
+    for languages, warned in (("[en,zh]", False), ("[zh]", True)):
+        metrics = run(composed(*short, f"+encoder.text.languages={languages}"), tmp_path / languages)
+        warning = f"encoder.text.languages={languages}: the corpus speaks en. Is encoder.text.checkpoint the right one?"
+        # The log is wrapped to its width.
+        assert (warning in " ".join((tmp_path / languages / "train.log").read_text().split())) is warned
+        assert metrics["encoded/text"] == 0
+
+
+# A run that dies in a stage as soon as the stage's table has three epochs.
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from fourm_ser.training.experiment import resume
+from fourm_ser.training.loggers import EpochTable
+
+def write(self, own=EpochTable._write):
+    own(self)
+    if self.path.parent.name == sys.argv[2] and len(self.rows) == 3:
+        os.kill(os.getpid(), signal.SIGKILL)
+
+if __name__ == "__main__":
+    EpochTable._write = write
+    resume(Path(sys.argv[1]))
+"""
+
+
+def test_a_run_killed_in_each_stage_ends_as_if_undisturbed(
+    tmp_path: Path, composed: Compose, slice_of_demo: list[str]
+) -> None:
+    config = composed(
+        *slice_of_demo,
+        "loss=ce_center",
+        "scheduler=step",
+        "scheduler.epochs=2",
+        "scheduler@stage.finetune.scheduler=plateau",
+        "stage.finetune.scheduler.patience=1",
+        "stage.finetune.accumulate=2",
+        "stage.transfer.epochs=12",
+        "stage.finetune.epochs=12",
+        "data.workers=1",
+    )
+    undisturbed = run(config, tmp_path / "undisturbed")
+    killed = tmp_path / "killed"
+    write_text(killed / "config.yaml", OmegaConf.to_yaml(OmegaConf.load(tmp_path / "undisturbed" / "config.yaml")))
+    for stage in ("0-transfer", "1-finetune"):
+        done = subprocess.run([sys.executable, "-c", KILLED, str(killed), stage], check=False)
+        assert done.returncode == -signal.SIGKILL
+        assert len(pd.read_csv(killed / "stages" / stage / "metrics.csv")) == 3
+        assert not (killed / "stages" / stage / "finished.json").is_file()
+    assert not (killed / "metrics.json").is_file()
+    assert lasting(resume(killed)) == lasting(undisturbed)
+    for stage in ("0-transfer", "1-finetune"):
+        table = Path("stages") / stage / "metrics.csv"
+        pd.testing.assert_frame_equal(pd.read_csv(killed / table), pd.read_csv(tmp_path / "undisturbed" / table))
+
+
+def test_a_finished_run_is_not_run_again(finished: Path) -> None:
+    before = (finished / "metrics.json").stat().st_mtime_ns
+    assert resume(finished) == read_metrics(finished)
+    assert (finished / "metrics.json").stat().st_mtime_ns == before
+
+
+def test_a_directory_with_a_run_of_another_config_is_refused(
+    finished: Path, composed: Compose, slice_of_demo: list[str]
+) -> None:
+    with pytest.raises(InputError, match="another config"):
+        run(composed(*slice_of_demo, *SHORT, "seed=5"), finished)
+
+
+def test_a_second_process_is_kept_out_of_a_run(finished: Path) -> None:
+    with FileLock(finished / ".lock"), pytest.raises(InputError, match="another process"):
+        resume(finished)
+
+
+def test_a_moved_unfinished_run_is_refused(finished: Path, tmp_path: Path) -> None:
+    moved = tmp_path / "moved"
+    shutil.copytree(finished, moved)
+    (moved / "metrics.json").unlink()
+    (moved / "stages/1-finetune/finished.json").unlink()
+    with pytest.raises(InputError, match="moved"):
+        resume(moved)
+
+
+@pytest.mark.parametrize("over", [True, False], ids=["finished", "unfinished"])
+@pytest.mark.parametrize(("column", "told"), [("speaker", "1 speaker changed"), ("side", "1 side changed")])
+def test_a_run_does_not_go_on_with_another_corpus(
+    finished: Path, tmp_path: Path, over: bool, column: str, told: str
+) -> None:
+    copy = tmp_path / "copy"
+    shutil.copytree(finished, copy)
+    table = pd.read_csv(copy / FILE, dtype=str, keep_default_na=False)
+    table.loc[3, column] = "another"
+    table.to_csv(copy / FILE, index=False)
+    if not over:
+        (copy / "metrics.json").unlink()
+    with pytest.raises(InputError, match=rf"corpus .*has changed since.*: {told} \({table['id'][3]}: another, now"):
+        resume(copy)
+
+
+def test_a_run_is_known_by_its_corpus_and_records_where_that_is(finished: Path) -> None:
+    metrics, table = read_metrics(finished), read_content(finished)
+    assert table is not None
+    assert metrics["corpus_hash"] == digest_of(table)
+    assert table["side"].value_counts()["test"] == len(pd.read_csv(finished / "predictions.csv"))
+    assert Path(str(OmegaConf.load(finished / "config.yaml").cache)).is_absolute()
+
+
+def test_resuming_what_is_no_run_says_so(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"config\.yaml"):
+        resume(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["data.fold=9"], "folds 0 to 4"),
+        (["data.emotions=[anger,fear]", "data.drop_other=true"], "no utterance of fear"),
+        (["data.emotions=[anger,sadness]"], r"100 of 200 .* 50 happiness, 50 neutral"),
+        (["encoder.weights=pretrained"], "no pretrained weights"),
+        (["encoder=bert_wav2vec"], r"bert-base-uncased.*PATH.*encoder\.weights=random"),
+        (["encoder.text.layer=5"], r"encoder\.text\.layer=5: expected last, weighted or a layer from 0 to 2"),
+        (["encode.precision=8"], r"encode\.precision=8: expected auto, 32, bf16 or 16"),
+        (["fusion.heads=5"], r"fusion\.heads=5"),
+        (
+            ["fusion=text_only", "loss=ce_center", "loss.terms.center.on=[audio]"],
+            r"center\.on=\[audio\]: the fusion gives",
+        ),
+        (["loss=ce", "loss.class_weights=[1,2]"], r"loss\.class_weights=\[1, 2\].*4"),
+        (["loss=ce_center", "loss.alpha=1.5"], r"loss\.alpha=1\.5: expected a number from 0 to 1"),
+        (["loss=arcface", "loss.m2=-1"], r"loss\.m2=-1"),
+        (["loss=center"], "trains no classifier"),
+        (["stage.transfer.patience=0"], r"patience=0: expected more than 0, or null"),
+        (["stage.transfer.patience=soon"], r"patience=soon: expected more than 0, or null"),
+        (["stage.transfer.batch_size=many"], r"stage.transfer.batch_size=many: expected a whole number, 1 or more"),
+        (["stage.transfer.epochs=2.5"], r"epochs=2.5: expected a whole number, 1 or more"),
+        (["stage.transfer.unfreeze=all"], r"stage.transfer.unfreeze: expected the keys text and audio, found all"),
+        (["scheduler=plateau", "scheduler.gamma=2"], r"scheduler\.gamma=2"),
+        (["+data.colour=red"], "colour"),
+        (["+stage.transfer.colour=red"], "unknown key colour"),
+        (["stage.transfer.epochs=0"], "epochs=0"),
+        (["stage.transfer.unfreeze.text=9"], "last blocks"),
+        (["data.split=sentence"], "random, speaker, session, official"),
+        (["data.label_map={angry: anger}"], "no emotion angry"),
+        (["data.sampler=weighted"], "shuffle or balanced"),
+        (["data.emotions=anger"], r"data\.emotions=anger: expected a list"),
+        (["data.max_seconds=-1"], r"data\.max_seconds=-1: expected"),
+        (["data.split_file=nowhere.csv"], r"data\.split_file=/.*nowhere\.csv: no such file"),
+        (["data.language=de"], "no utterance of anger"),
+    ],
+)
+def test_bad_choices_are_named_before_training(
+    overrides: list[str], message: str, tmp_path: Path, composed: Compose, slice_of_demo: list[str]
+) -> None:
+    pair = overrides == ["encoder=bert_wav2vec"]
+    chosen = [choice for choice in slice_of_demo if not (pair and choice.startswith("encoder."))]
+    with pytest.raises(InputError, match=message):
+        run(composed(*chosen, *SHORT, *overrides), tmp_path)
+    assert not (tmp_path / "stages").exists()
+    assert "ERROR" in (tmp_path / "train.log").read_text()
+
+
+def test_a_key_without_a_value_is_named(tmp_path: Path, composed: Compose) -> None:
+    with pytest.raises(InputError, match=r"Add data\.manifest="):
+        run(composed("data=manifest"), tmp_path)
+
+
+def test_a_pair_with_random_weights_needs_no_hub(tmp_path: Path, composed: Compose, cache: Path) -> None:
+    small = ["hidden_size=32", "num_hidden_layers=2", "num_attention_heads=2", "intermediate_size=32"]
+    config = composed(
+        f"cache={cache}",
+        "data.utterances=40",
+        "data.workers=0",
+        "trainer=cpu",
+        "trainer.precision=32-true",
+        "encoder=bert_wav2vec",
+        "encoder.weights=random",
+        "loss=ce_center",
+        *[f"encoder.{modality}.architecture.{field}" for modality in ("text", "audio") for field in small],
+        "+encoder.audio.architecture.conv_dim=[16,16,16,16,16,16,16]",
+        *SHORT,
+    )
+    metrics = run(config, tmp_path)
+    assert metrics["finished"] is True
+    assert "serves instead" in (tmp_path / "train.log").read_text()
+
+
+SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
+
+
+def test_the_pairs_of_a_study_encode_with_each_encoder_once(tmp_path: Path, composed: Compose, cache: Path) -> None:
+    texts, audios = ("bert", "roberta"), ("vggish", "hubert", "wav2vec", "wavlm")
+    encoded: Counter[str] = Counter()
+    first = {"text": set[str](), "audio": set[str]()}
+    for text, audio in itertools.product(texts, audios):
+        halves = ["text"] if audio == "vggish" else ["text", "audio"]
+        config = composed(
+            f"cache={cache}",
+            "data.utterances=40",
+            "data.workers=0",
+            "trainer=cpu",
+            "trainer.precision=32-true",
+            "encode.precision=32",
+            f"encoder={text}_{audio}",
+            "encoder.weights=random",
+            "encoder.init_seed=7",  # of no other test's encoders
+            *[f"encoder.{half}.architecture.{field}={value}" for half in halves for field, value in SMALL.items()],
+            *(["+encoder.audio.architecture.conv_dim=[16,16,16,16,16,16,16]"] if "audio" in halves else []),
+            "stage=transfer",
+            "stage.transfer.epochs=1",
+        )
+        metrics = run(config, tmp_path / f"{text}_{audio}")
+        assert metrics["finished"] is True
+        for half, name in (("text", text), ("audio", audio)):
+            encoded[half] += metrics[f"encoded/{half}"]
+            assert (metrics[f"encoded/{half}"] > 0) == (name not in first[half])
+            first[half].add(name)
+    corpus = build(config.data, cache=cache)
+    corpus.setup()
+    keys = EmotionDataModule(corpus, pin_memory=False, seed=0).keys()
+    assert encoded == {"text": 2 * len(set(keys["text"])), "audio": 4 * len(set(keys["audio"]))}
+    assert len(set(keys["audio"])) == 40
+
+
+def test_features_in_bf16_have_a_store_of_their_own(
+    kernels: str, tmp_path: Path, composed: Compose, slice_of_demo: list[str], cache: Path
+) -> None:
+    def folders() -> set[str]:
+        return {path.name for path in (cache / "embeddings").glob("tiny_*") if list(path.glob("shard-*"))}
+
+    own = f"encoder.init_seed={12 if kernels == 'refused kernels' else 11}"  # encoders of no other test
+    short = [*slice_of_demo, "data.utterances=40", "stage=transfer", "stage.transfer.epochs=1", own]
+    exact = run(composed(*short, "encode.precision=32"), tmp_path / "exact")
+    before = folders()
+    rough = run(composed(*short, "encode.precision=bf16"), tmp_path / "rough")
+    assert exact["finished"] is rough["finished"] is True
+    assert min(rough["encoded/text"], rough["encoded/audio"]) > 0
+    assert rough["test/loss"] == pytest.approx(exact["test/loss"], rel=0.05)
+    new = folders() - before
+    assert {name.removesuffix("-bf16") for name in new} <= before
+    assert len(new) == 2
+    assert all(name.endswith("-bf16") for name in new)
+    for run_dir, precision in (("exact", "32"), ("rough", "bf16")):
+        assert OmegaConf.load(tmp_path / run_dir / "config.yaml").encode.precision == precision
+        assert f"frozen encoders: {precision}" in (tmp_path / run_dir / "train.log").read_text()
+    again = run(composed(*short, "encode.precision=bf16", "seed=1"), tmp_path / "again")
+    assert again["encoded/text"] == again["encoded/audio"] == 0
+
+
+def test_a_stage_that_runs_out_of_memory_names_the_batch_and_the_keys_to_lower(
+    tmp_path: Path, composed: Compose, slice_of_demo: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def forward(self: EmotionModule, batch: Batch) -> None:
+        raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
+
+    monkeypatch.setattr(EmotionModule, "forward", forward)
+    short = [*slice_of_demo, "data.utterances=40", "stage=transfer", "stage.transfer.batch_size=8"]
+    message = r"stage transfer: cpu ran out of memory over a batch of 8 utterances \([\d.]+ s .*transfer\.batch_size"
+    with pytest.raises(InputError, match=message):
+        run(composed(*short), tmp_path / "run")
+    assert "ran out of memory" in (tmp_path / "run" / "failure.json").read_text()
+
+
+@pytest.mark.parametrize("key", ["trainer.tf32", "trainer.compile", "encode.tf32"])
+def test_a_switch_that_is_none_is_refused(tmp_path: Path, composed: Compose, key: str) -> None:
+    with pytest.raises(InputError, match=rf"{key}=maybe: expected true or false"):
+        run(composed("trainer=cpu", f"{key}=maybe"), tmp_path / "run")
+
+
+def test_a_layer_is_chosen_on_the_command_line(
+    tmp_path: Path, composed: Compose, slice_of_demo: list[str], cache: Path
+) -> None:
+    short = [*slice_of_demo, "data.utterances=40", "fusion=text_only", "stage=transfer", "stage.transfer.epochs=1"]
+    run(composed(*short, "encoder.text.layer=weighted"), tmp_path / "run")
+    best = torch.load(tmp_path / "run/stages/0-transfer/checkpoints/best.ckpt", weights_only=True)["state_dict"]
+    weights = best["network.encoders.text.layers.weights"]
+    assert weights.shape == (3,)
+    assert weights.abs().min() > 0  # they were zero, and trained while the stem was frozen
+    network = load_model(tmp_path / "run" / "model", cache).network
+    (loaded,) = network.by_modality["text"].top_parameters()
+    assert torch.equal(loaded, weights)
+
+
+def test_mixed_precision_trains_on_a_cpu(tmp_path: Path, composed: Compose, slice_of_demo: list[str]) -> None:
+    chosen = [choice for choice in slice_of_demo if not choice.startswith(("trainer.precision", "data.utterances"))]
+    config = composed(*chosen, "data.utterances=40", "trainer.precision=bf16-mixed", "stage=finetune", *SHORT[1:])
+    metrics = run(config, tmp_path)
+    assert metrics["finished"] is True
+    assert 0 < metrics["test/loss"] < 10
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["fusion.heads=7"], r"fusion\.heads=7: does not divide .*Expected one of 1, 2, 4"),
+        (["encoder=bert_vggish", "encoder.weights=random", "fusion.heads=5"], r"fusion\.heads=5: does not divide"),
+        (["loss=ce_center", "loss.terms.center.on=[audio]", "fusion=text_only"], r"loss\.terms\.center\.on=\[audio\]"),
+        (["loss.class_weights=[1,2,3]"], r"loss\.class_weights=\[1, 2, 3\]: expected 4 numbers"),
+        (["loss=center"], "trains no classifier"),
+        (["head.layers=[0]"], r"head\.layers\[0\]=0: expected a whole number from 1"),
+        (["loss=ce_center", "loss.weighting=convex", "loss.alpha=1.5"], r"loss\.alpha=1\.5"),
+        (["loss=arcface", "loss.scale=-1"], r"loss\.scale=-1"),
+    ],
+)
+def test_what_does_not_fit_is_refused_before_any_work(
+    tmp_path: Path, composed: Compose, words: list[str], message: str
+) -> None:
+    cache = tmp_path / "cache"
+    with pytest.raises(InputError, match=message):
+        run(composed(f"cache={cache}", "trainer=cpu", *words), tmp_path / "run")
+    assert not cache.exists()
