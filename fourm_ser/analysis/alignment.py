@@ -24,8 +24,8 @@ def alignment(runs: list[OpenRun], side: str) -> list[Finding]:
     normalised, as the 4M-SER study compares losses by them.
 
     Args:
-        runs: of the same utterances.
-        side: see `Corpus.rows`.
+        runs: runs that read the same utterances.
+        side: the side whose utterances are read: `train`, `val`, `test` or `all`.
 
     Returns:
         One finding.

@@ -29,7 +29,7 @@ def attention(run: OpenRun, examples: Sequence[Example], side: str) -> list[Find
     Args:
         run: the run.
         examples: the utterances whose maps are drawn.
-        side: whose utterances the shares are taken of.
+        side: the side whose utterances the shares are taken of.
 
     Returns:
         A finding an utterance; `attention-first-token` where the text attends to itself; `attention-shares` where text

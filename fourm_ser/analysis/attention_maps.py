@@ -22,8 +22,8 @@ class Axis(NamedTuple):
 
     Attributes:
         modality: `text` or `audio`.
-        words: of the text; None for audio.
-        edges: (frames + 1,) of the audio in seconds; None for text.
+        words: the words along the side; None for audio.
+        edges: (frames + 1,) where frames begin and end, in seconds; None for text.
     """
 
     modality: str
@@ -65,8 +65,9 @@ class Block(NamedTuple):
 
     Attributes:
         map: the map's name.
-        queries, keys: the two sides.
-        weights: (heads, queries, keys): of a word, the mean of its tokens' as queries, their sum as keys.
+        queries: the side that asks.
+        keys: the side that is asked.
+        weights: (heads, queries, keys); a word has the mean of its tokens as queries, and their sum as keys.
         even: (keys,) what each would get if attention were even over all tokens and frames that the map asks.
     """
 
@@ -86,8 +87,8 @@ def split(weights: Tensor, span: Span, lengths: Mapping[str, int]) -> dict[tuple
     """Maps (..., queries, keys) -> each modality's part of the queries with each one's of the keys.
 
     Args:
-        weights: the maps, padding included.
-        span: what their axes are.
+        weights: (..., queries, keys) maps, padding included.
+        span: what the axes of the maps are.
         lengths: how long each modality is, with its padding.
     """
     parts = {}

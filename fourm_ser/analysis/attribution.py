@@ -34,11 +34,11 @@ class Attribution(NamedTuple):
     """What the parts of an utterance add to the logit of the emotion that it is given.
 
     Attributes:
-        values: by modality, (frames or tokens,): together they are `logit` - `reference`, but for the gap.
-        logit: of the predicted emotion.
-        reference: the same logit where every token and frame is the average one.
-        average_class: the emotion that such an average utterance is given.
-        steps: of the path from there.
+        values: (frames or tokens,) by modality; all together they are `logit` - `reference`, but for the gap.
+        logit: the predicted emotion's logit.
+        reference: the predicted emotion's logit where every token and frame is the average one.
+        average_class: the emotion that an utterance of average tokens and frames is given.
+        steps: the number of steps on the path from the average utterance.
     """
 
     values: dict[str, np.ndarray]
@@ -75,11 +75,11 @@ def attribution(
 
     Args:
         run: the run.
-        examples: the utterances, of
-        side: whose average the path begins at.
-        steps: of the path at first.
-        tolerance: the completeness gap that is small enough, as a share; while it is larger, steps are doubled, up to
-        most_steps: this many.
+        examples: the utterances that are explained, all of the side.
+        side: the side at whose average token and frame the path begins.
+        steps: the number of steps on the path at first.
+        tolerance: the completeness gap that is small enough, as a share; while it is larger, steps are doubled.
+        most_steps: the number of steps that doubling stops at.
 
     Returns:
         A finding an utterance, and `attribution-modalities` over all of them.
@@ -105,8 +105,8 @@ def read_features(
 
     Args:
         run: the run.
-        rows: positions in the manifest, on that side.
-        side: the side.
+        rows: positions in the manifest of the utterances that are kept, on the side.
+        side: the side over whose frames the average is taken.
 
     Returns:
         By row and modality, features (time, stem_dim); by modality, (stem_dim,): every token or frame counts alike.
@@ -142,10 +142,12 @@ def attribute(
 
     Args:
         network: the network, in evaluation mode.
-        features: of the stems, by modality, (time, stem_dim).
-        average: the token or frame that the path begins at, by modality, (stem_dim,).
-        target: the logit's class.
-        steps, tolerance, most_steps: see `attribution`.
+        features: (time, stem_dim) features of the stems, by modality.
+        average: (stem_dim,) token or frame that the path begins at, by modality.
+        target: the class whose logit is explained.
+        steps: the number of steps on the path at first.
+        tolerance: the completeness gap that is small enough, as a share; while it is larger, steps are doubled.
+        most_steps: the number of steps that doubling stops at.
     """
     from captum.attr import IntegratedGradients
 

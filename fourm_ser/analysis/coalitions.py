@@ -20,8 +20,8 @@ class Encoded(NamedTuple):
 
     Attributes:
         labels: (n,) class indices, in the order of the rows in the manifest.
-        features: by modality, of each utterance (time, dim), without padding.
-        average: by modality, (dim,): the mean over all tokens or frames of the side.
+        features: (time, dim) features of each utterance, without padding, by modality.
+        average: (dim,) mean over all tokens or frames of the side, by modality.
     """
 
     labels: np.ndarray
@@ -64,8 +64,8 @@ def answer(network: EmotionNetwork, features: Mapping[str, list[Tensor]], device
 
     Args:
         network: the network, in evaluation mode.
-        features: by modality, (time, dim) of each utterance.
-        device: where the network is.
+        features: (time, dim) features of each utterance, by modality.
+        device: the device that the network is on.
     """
     lengths = np.array([[len(own) for own in every] for every in features.values()])
     order = np.argsort(lengths.sum(0), kind="stable")  # batches of similar length

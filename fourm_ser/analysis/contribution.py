@@ -31,9 +31,9 @@ def contribution(run: OpenRun, side: str, seed: int, shuffles: int) -> list[Find
 
     Args:
         run: the run.
-        side: whose utterances are recognised.
-        seed: of the shuffles.
-        shuffles: how many orders the numbers of shuffled modalities are the mean of.
+        side: the side whose utterances are recognised.
+        seed: the seed of the shuffles.
+        shuffles: the number of orders that the numbers of shuffled modalities are the mean of.
 
     Returns:
         `contribution`, `contribution-pairs` and, of a run that reads both modalities, `contribution-shapley`: a
@@ -57,8 +57,8 @@ def read_conditions(run: OpenRun, encoded: Encoded, orders: Sequence[np.ndarray]
 
     Args:
         run: the run.
-        encoded: the utterances.
-        orders: whose text, or speech, each one gets where it is shuffled.
+        encoded: the utterances as the encoders hand them to the fusion.
+        orders: (n,) position of the utterance whose text, or speech, each one gets, a shuffle each.
 
     Returns:
         `intact`; `text removed`, `speech removed`, `text shuffled`, `speech shuffled`, as far as they are read; of two
@@ -111,7 +111,7 @@ def shapley(worth: Mapping[frozenset[str], np.ndarray]) -> dict[str, np.ndarray]
     """Shapley values of two modalities: what each adds, the mean over both orders of coming.
 
     Args:
-        worth: of each of the four coalitions.
+        worth: the worth of each of the four coalitions of modalities.
 
     Returns:
         By modality; they sum to the worth of both less that of none.

@@ -99,7 +99,8 @@ def verdict(low: float, high: float, unchanged: bool) -> str:
     """The interval of a change in words.
 
     Args:
-        low, high: its ends; NaN for none.
+        low: the interval's lower end; NaN for none.
+        high: the interval's upper end; NaN for none.
         unchanged: whether the features of both sides are the same before and after.
     """
     if unchanged:

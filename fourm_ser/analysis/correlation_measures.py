@@ -25,8 +25,8 @@ class Score(NamedTuple):
     """A number of one state, and what it is in each bootstrap draw of the utterances.
 
     Attributes:
-        value: of all utterances.
-        draws: (draws,); the same draws in every state.
+        value: the number over all utterances.
+        draws: (draws,) the number in each draw; every state has the same draws.
     """
 
     value: float
@@ -58,10 +58,10 @@ class Plan(NamedTuple):
 
     Attributes:
         rows: (n,) positions among the side's utterances.
-        counts: (n, draws); see `draw_counts`.
-        folds: (n,) fold of each; None where there are too few utterances to fit directions to.
-        components: principal components of each side.
-        transcripts: (n,) number of each one's transcript.
+        counts: (n, draws) times that each bootstrap draw has each utterance.
+        folds: (n,) fold of each utterance; None where there are too few to fit directions to.
+        components: the number of principal components that directions of each modality are made of.
+        transcripts: (n,) number of each utterance's transcript.
     """
 
     rows: np.ndarray
@@ -72,7 +72,7 @@ class Plan(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """What a caller chose; see `correlation`."""
+    """What a caller of `correlation` chose."""
 
     seed: int
     folds: int
@@ -85,13 +85,13 @@ class Measured(NamedTuple):
     """All that was measured of a run.
 
     Attributes:
-        name: of the run.
+        name: the run's name.
         emotions: the classes in the order of their indices.
-        places: by kind of features, then by state of training, both sides of all utterances.
-        plans: by emotion, and for all.
+        places: both modalities' features of all utterances, by where they are taken, then by state of training.
+        plans: how utterances are drawn and split, by emotion, and for all.
         scores: every number with its draws.
-        held: by kind of features and state, the held-out variates of all utterances.
-        ranks: of retrieval, a row a kind of features and state.
+        held: the held-out variates of all utterances, by where features are taken and state of training.
+        ranks: what retrieval finds, a row for each place where features are taken and state of training.
         seconds: (n,) length of each utterance.
         settings: what the caller chose.
         notes: what has to be known of the fusion to read its numbers, in sentences; may be empty.
@@ -185,7 +185,7 @@ def retrieval_ranks(held: HeldOut, transcripts: np.ndarray) -> tuple[np.ndarray,
     the mean of its utterances' in the fold.
 
     Args:
-        held: text first, audio second.
+        held: the held-out variates, the text's first, the audio's second.
         transcripts: (n,) number of each utterance's transcript.
 
     Returns:
@@ -208,9 +208,9 @@ def component_correlations(
     """Pearson's r of each leading principal component of one side with each of the other.
 
     Args:
-        text: (n, width), and
-        audio: (n, width of its own), of the same utterances.
-        components: of each side, at most.
+        text: (n, width) text features of utterances.
+        audio: (n, width of its own) audio features of the same utterances.
+        components: the most components of each modality.
 
     Returns:
         A row a pair of components (`text_component`, `audio_component`, `r`; NaN where one does not vary), and the

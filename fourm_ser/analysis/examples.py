@@ -22,14 +22,14 @@ class Example(NamedTuple):
     """An utterance.
 
     Attributes:
-        row: its position in the manifest.
-        id: its id.
-        text: its transcript.
-        seconds: its length, as far as the run reads it.
-        emotion: its label.
-        predicted: the emotion that the trained network gives it.
-        probability: of the predicted emotion.
-        why: why it was chosen, in a few words.
+        row: the utterance's position in the manifest.
+        id: the utterance's id.
+        text: the transcript.
+        seconds: the utterance's length, as far as the run reads it.
+        emotion: the label.
+        predicted: the emotion that the trained network gives the utterance.
+        probability: the probability of the predicted emotion.
+        why: the reason why the utterance was chosen, in a few words.
     """
 
     row: int
@@ -61,10 +61,10 @@ def choose_examples(run: "OpenRun", side: str, ids: Sequence[str], each: int, mi
 
     Args:
         run: the run.
-        side: where they are looked for.
+        side: the side where utterances are looked for.
         ids: ids of the utterances that are wanted, in their order; none to choose.
-        each: how many of each emotion, among those that are recognised.
-        mistakes: how many of those that are taken for another emotion.
+        each: the number of recognised utterances of each emotion.
+        mistakes: the number of utterances that are taken for another emotion.
 
     Raises:
         InputError: there is no such utterance on that side.

@@ -12,8 +12,8 @@ def linear_cka(first: np.ndarray, second: np.ndarray) -> float:
     a scale. Of n utterances in more dimensions than n it comes near 1 whatever the sets hold: see `debiased_cka`.
 
     Args:
-        first: (n, width), and
-        second: (n, width of its own), of the same utterances.
+        first: (n, width) features of utterances.
+        second: (n, width of its own) other features of the same utterances.
 
     Returns:
         From 0 to 1; NaN where a set does not vary.
@@ -41,9 +41,9 @@ def debiased_cka(first: np.ndarray, second: np.ndarray, counts: np.ndarray | Non
     compared with itself: its similarity to itself would raise every draw above the estimate.
 
     Args:
-        first: (n, width), and
-        second: (n, width of its own), of the same utterances.
-        counts: (n, draws) how often each draw has each utterance; None for each once, in one draw.
+        first: (n, width) features of utterances.
+        second: (n, width of its own) other features of the same utterances.
+        counts: (n, draws) times that each draw has each utterance; None for one draw that has each once.
 
     Returns:
         (draws,), 1 at most but for rounding; NaN where a set does not vary or a draw has too few utterances.

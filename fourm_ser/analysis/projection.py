@@ -35,11 +35,11 @@ class Embeddings(NamedTuple):
     Attributes:
         emotions: the classes in the order of their indices.
         labels: (n,) class indices.
-        vectors: (n, dim), as the fusion gives them.
-        class_vectors: (classes, dim) of the loss: centres, or the vectors that a margin compares angles with; None
+        vectors: (n, dim) embeddings as the fusion gives them.
+        class_vectors: (classes, dim) the loss's centres, or the vectors that a margin compares angles with; None
             where the loss has none for the embedding.
         ratio: the distance ratio of the vectors.
-        ids: of the utterances.
+        ids: the utterances' ids.
     """
 
     emotions: list[str]
@@ -54,14 +54,14 @@ class Panel(NamedTuple):
     """One run in a plane, or in a space of three dimensions.
 
     Attributes:
-        title: what stands above it.
+        title: the panel's title.
         emotions: the classes in the order of their indices.
         labels: (n,) class indices.
-        points: (n, dims) utterances.
-        centres: (classes, dims); NaN where a class has none; None where the projection cannot place them.
+        points: (n, dims) the utterances.
+        centres: (classes, dims) class centres; NaN where a class has none; None where the projection cannot place them.
         learned: whether the centres are the loss's own class vectors, not the classes' means.
         axes: (dims,) what the axes are.
-        shares: of the variance, along each axis; none where an axis is no direction of the embedding.
+        shares: (dims,) share of the variance along each axis; empty where an axis is no direction of the embedding.
     """
 
     title: str
@@ -91,8 +91,8 @@ def projection(runs: "list[OpenRun]", side: str, seed: int) -> "list[Finding]":
 
     Args:
         runs: any finished runs.
-        side: see `Corpus.rows`.
-        seed: of t-SNE.
+        side: the side whose utterances are read: `train`, `val`, `test` or `all`.
+        seed: the seed of t-SNE.
 
     Returns:
         Up to four findings; three dimensions only where every embedding has as many.
@@ -125,10 +125,10 @@ def make_panel(name: str, embeddings: Embeddings, plain: bool = False, dims: int
 
     Args:
         name: what the run is called.
-        embeddings: of the run.
+        embeddings: the run's embeddings.
         plain: take the embeddings as they are, and the classes' means; else all vectors have length 1, for a margin's
             class vectors have no length that means anything.
-        dims: number of components.
+        dims: the number of components, 2 or 3.
     """
     vectors, centres = embeddings.vectors, None if plain else embeddings.class_vectors
     vectors = vectors if plain else unit(vectors)
@@ -320,13 +320,13 @@ def draw(
 
     Args:
         folders: run directories, or sweeps, whose runs are drawn in the order of their jobs.
-        output: where to write; its ending chooses the format.
-        plain: see `make_panel`.
+        output: the file to write; its ending chooses the format.
+        plain: draw the embeddings as they are, with the classes' means, instead of all at unit length.
         by: the config group whose choice names a panel; a run that no command line started goes by its folder.
-        cache: see `OpenRun`.
+        cache: the folder with the store; None for the one that each run used.
 
     Raises:
-        InputError: a folder without a run, a run that has not finished; see `OpenRun`.
+        InputError: a folder without a run, a run that has not finished or cannot be opened.
     """
     from fourm_ser.figures import save_figure
     from fourm_ser.report.collect import collect

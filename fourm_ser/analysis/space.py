@@ -28,8 +28,8 @@ def space(run: OpenRun, side: str, seed: int) -> list[Finding]:
 
     Args:
         run: the run.
-        side: see `Corpus.rows`.
-        seed: of the plane.
+        side: the side whose utterances are read: `train`, `val`, `test` or `all`.
+        seed: the seed of the plane.
 
     Returns:
         One finding.
@@ -86,8 +86,8 @@ def silhouettes(vectors: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """The silhouette (Rousseeuw 1987) of each vector under cosine distance.
 
     Args:
-        vectors: (n, dim).
-        labels: (n,).
+        vectors: (n, dim) vectors.
+        labels: (n,) labels of the vectors.
 
     Returns:
         (n,) from -1 to 1; NaN where there is one label, or as many as vectors.
@@ -151,9 +151,9 @@ def space_figure(table: pd.DataFrame, emotions: Sequence[str], learned: bool) ->
     """The plane by emotion with the class centres, and by speaker.
 
     Args:
-        table: `what` (`utterance`, or a centre), `emotion`, `speaker`, `x`, `y`.
-        emotions: in their order.
-        learned: whether the centres are the loss's own.
+        table: a table of `what` (`utterance`, or a centre), `emotion`, `speaker`, `x`, `y`.
+        emotions: the classes in the order of their indices.
+        learned: whether the centres are the loss's own class vectors, not the classes' means.
     """
     utterances, centres = table[table["what"] == "utterance"], table[table["what"] != "utterance"]
     figure = Figure(figsize=(10.4, 5.6), layout="constrained")

@@ -49,11 +49,11 @@ def draw_words(
     """Draw words on axes that `prepare_axes` has prepared.
 
     Args:
-        axes: where.
+        axes: the axes to draw on.
         names: the words.
-        values: a number for each, which chooses its colour.
-        colour: from a number to red, green, blue and alpha.
-        top: the line that they begin in.
+        values: (words,) number of each word, which chooses its colour.
+        colour: the function that makes red, green, blue and alpha of a number.
+        top: the line that the words begin in.
         left: the column that lines begin in.
     """
     for name, value, (line, column) in zip(names, values, lay_out(names, WIDTH - left), strict=True):

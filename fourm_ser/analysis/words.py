@@ -17,7 +17,7 @@ class Words(NamedTuple):
     Attributes:
         names: the words with their punctuation, in order; special tokens (`[CLS]`) by themselves.
         places: (tokens,) the word of each token.
-        special: (words,) whether it is a special token.
+        special: (words,) whether the word is a special token.
     """
 
     names: list[str]

@@ -32,9 +32,9 @@ class Double(NamedTuple):
     """Values of a column that are probably one.
 
     Attributes:
-        column: the column.
-        values: each value, and how many rows have it.
-        first: the id of the first row of each.
+        column: the column's name.
+        values: each value with the number of rows that have it.
+        first: the id of the first row of each value.
     """
 
     column: str
@@ -97,7 +97,7 @@ def find_doubles(frame: pd.DataFrame, columns: Iterable[str]) -> list[Double]:
 
     Args:
         frame: a table with a column `id`.
-        columns: where to look; empty cells are no names.
+        columns: the columns that are searched; empty cells are no names.
     """
     found = []
     for column in columns:
@@ -117,7 +117,7 @@ def tell_doubles(doubles: Sequence[Double], source: Path, strict: bool) -> None:
     """Name what is probably one name in several spellings, which would be two classes, or on two sides of a split.
 
     Args:
-        doubles: see `find_doubles`.
+        doubles: the values that are probably one name.
         source: the release or table.
         strict: make it an error instead of a warning.
 

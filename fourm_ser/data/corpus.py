@@ -53,21 +53,27 @@ class Corpus(ABC):
         source: the release's folder, the table, or another name for what is read.
         cache: the folder for what is made once.
         emotions: the classes in the order of their indices, by names or numbers; None for all that the corpus has.
-        label_map: emotions of the corpus to fold into others, before `emotions` chooses; likewise.
+        label_map: emotions of the corpus to fold into others, by names or numbers, before `emotions` chooses.
         drop_other: leave out utterances of other emotions than `emotions`, instead of refusing them.
         language: leave out utterances of other languages than this code, and take those that name none to be of it;
             None or `all` keeps every one.
-        split, fold, fractions, stratify, validation, validation_fraction, split_seed: see `fourm_ser.data.splits`.
+        split: `random`, `speaker`, `session` or `official`.
         split_file: a CSV (`id,split`) that says who is where, instead of `split`; None for none.
+        fold: the speaker or session that is tested, counted from 0.
+        fractions: the shares of train, validation and test in a random split.
+        stratify: keep the emotions' shares equal on all sides of what is drawn at random.
+        validation: what the validation side is made of where the split gives none: `speakers`, `session`, `random`.
+        validation_fraction: the share of what is not tested that validates.
+        split_seed: the seed of what is drawn at random.
         min_seconds: leave out shorter utterances; None keeps all.
-        max_seconds: what to do with longer utterances says `too_long`; None allows any length.
+        max_seconds: the longest that an utterance may be, beyond which `too_long` says what to do; None for any length.
         too_long: `crop` to the first `max_seconds`, or `refuse`.
         strict: make every fault of the corpus an error, instead of leaving out what it concerns and counting it.
-        sampler: order of training: `shuffle`, or `balanced`: each epoch has every class equally often.
+        sampler: the order of training: `shuffle`, or `balanced`, where each epoch has every class equally often.
         workers: processes that read recordings ahead, or `auto`; stored features are read in the training process.
-        clean: what is taken out of transcripts, see `Cleaning`.
-        verify: how recordings that are remembered are held against what is there: `quick` or `full`, see
-            `fourm_ser.data.recordings.scan_recordings`.
+        clean: what is taken out of transcripts: `tags`, `none`, or regular expressions.
+        verify: how recordings that are remembered are held against what is there: `quick` (size, time and ends) or
+            `full` (all bytes).
 
     Raises:
         InputError: a value that none of these can have, by its key.
@@ -139,8 +145,8 @@ class Corpus(ABC):
         Recordings are decoded once and remembered, so that a second process has this done in seconds.
 
         Raises:
-            InputError: see `read`; emotions that were not chosen, chosen ones that the corpus lacks, utterances that
-                are too long; with `strict`, any fault, and one name in several spellings.
+            InputError: what `read` refuses; emotions that were not chosen, chosen ones that the corpus lacks,
+                utterances that are too long; with `strict`, any fault, and one name in several spellings.
         """
         if self._loaded:
             return
@@ -202,7 +208,7 @@ class Corpus(ABC):
         """Load and split the corpus; the second call does nothing.
 
         Raises:
-            InputError: see `load`, `read_split` and `split_manifest`; with `strict`, a recording on two sides.
+            InputError: what `load`, `read_split` and `split_manifest` refuse; with `strict`, a recording on two sides.
         """
         if self._ready:
             return

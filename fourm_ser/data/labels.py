@@ -84,7 +84,7 @@ def choose_classes(found: Counter[str], wanted: list[str] | None, drop_other: bo
     """The classes of a corpus, in the order of their indices.
 
     Args:
-        found: its labels with their counts.
+        found: the corpus's labels with their counts.
         wanted: the classes that were chosen; None for all.
         drop_other: allow labels that were not chosen.
         source: the release or table, for errors.

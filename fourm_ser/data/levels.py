@@ -25,10 +25,10 @@ class Levels(NamedTuple):
     """What was measured of a recording while it was decoded.
 
     Attributes:
-        seconds: its length.
+        seconds: the recording's length.
         peak: the largest sample, up or down, of what is heard: the mean of the channels.
-        clipped: samples at the end of the scale, in any channel, behind two others there.
-        quiet: where nothing is heard for at least 0.02 s, in seconds: `0-0.5 2.25-3`.
+        clipped: the number of samples at the end of the scale, in any channel, behind two others there.
+        quiet: the parts where nothing is heard for at least 0.02 s, in seconds: `0-0.5 2.25-3`.
     """
 
     seconds: float
@@ -42,7 +42,7 @@ class Meter:
 
     Args:
         rate: samples a second.
-        subtype: how samples are written, as libsndfile calls it: what their largest number is.
+        subtype: the format of the samples as libsndfile calls it, which says what their largest number is.
     """
 
     def __init__(self, rate: int, subtype: str) -> None:
@@ -102,8 +102,9 @@ def is_silent(quiet: str, start: float, end: float) -> bool:
     """Whether nothing is heard in a part of a recording.
 
     Args:
-        quiet: see `Levels`.
-        start, end: the part, in seconds from the recording's beginning.
+        quiet: the parts where nothing is heard, as `Levels` has them.
+        start: the part's beginning, in seconds from the recording's.
+        end: the part's end, in seconds from the recording's beginning.
     """
     spans = (span.split("-") for span in quiet.split())
     return any(float(first) - NEAR <= start and end <= float(last) + NEAR for first, last in spans)
@@ -122,9 +123,10 @@ def refuse_silence(samples: np.ndarray, name: str, start: float = math.nan, end:
     """Refuse samples in which nothing is heard.
 
     Args:
-        samples: [samples].
-        name: what errors call them.
-        start, end: where they stand in their recording, in seconds; NaN for its beginning and end.
+        samples: [samples] of one channel.
+        name: what errors call the samples.
+        start: the second of the recording that they begin at; NaN for its beginning.
+        end: the second of the recording that they end at; NaN for its end.
 
     Raises:
         SilentError: none is louder than -80 dB of full scale.
@@ -137,8 +139,8 @@ def refuse_scale(peak: float, name: str) -> None:
     """Refuse samples that are not scaled to full scale at 1.
 
     Args:
-        peak: the largest, up or down.
-        name: what errors call them.
+        peak: the largest sample, up or down.
+        name: what errors call the samples.
 
     Raises:
         InputError: it is far beyond 1; the scale that it is likely to be on is named.

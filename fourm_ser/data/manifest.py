@@ -38,8 +38,8 @@ def read_manifest(path: Path, audio_root: Path | None = None, delimiter: str | N
     Args:
         path: a CSV in UTF-8 with a header. Columns `id, audio, text, emotion, speaker` are required; `session, split,
             language` and `start, end, duration` (seconds) are optional; others are left out.
-        audio_root: the folder that the column `audio` is relative to; the manifest's own folder by default.
-        delimiter: see `read_table`.
+        audio_root: the folder that the column `audio` is relative to; None for the manifest's own.
+        delimiter: what parts cells: `comma`, `semicolon`, `tab`, or the sign itself; None recognises it.
 
     Returns:
         One row an utterance in the file's order, with every required and optional column: strings ("" where a cell is

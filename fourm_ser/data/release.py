@@ -61,7 +61,7 @@ class Release(NamedTuple):
 
     Attributes:
         frame: one row an utterance: a manifest's columns, `audio` an absolute path, and `where`.
-        left_out: what is not in it.
+        left_out: what the release holds and `frame` does not.
         root: the folder that a written manifest's `audio` is relative to.
         source: the release or table, for errors.
     """
@@ -136,9 +136,9 @@ class Reader:
 
         Args:
             recordings: path by id.
-            labels: (emotion, where) by id; None where it was left out already.
-            texts: transcript by id; None where it was left out already.
-            make: (id, audio, text, emotion, where) -> utterance.
+            labels: the emotion and where it stands, by id; None where the utterance was left out already.
+            texts: the transcript by id; None where the utterance was left out already.
+            make: the function that makes an utterance of its id, audio, text, emotion and where it stands.
         """
         dropped = {key for source in (labels, texts) for key, value in source.items() if value is None}
         dropped |= {item.id for item in self.left_out if item.reason == CONFLICT}
@@ -169,8 +169,8 @@ def find_root(corpus: str, root: Path, holds: Callable[[Path], bool], looked_for
     Args:
         corpus: the corpus's name, for errors.
         root: what the user gave as data.root.
-        holds: whether a folder is the release's.
-        looked_for: what it looks for, in words.
+        holds: the function that says whether a folder is the release's.
+        looked_for: what `holds` looks for, in words.
 
     Raises:
         InputError: there is no such folder, or there are several.

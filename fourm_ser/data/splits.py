@@ -22,15 +22,15 @@ OFFICIAL = {"train": "train", "val": "val", "dev": "val", "valid": "val", "valid
 
 
 class Protocol(NamedTuple):
-    """How a corpus is split; see the keys of the same names in the config.
+    """How a corpus is split, by the keys of the same names in the config.
 
     Attributes:
         split: `random`, `speaker`, `session` or `official`.
-        fold: which speaker or session is tested, counted from 0 in the order of names, numbers in them as numbers.
+        fold: the speaker or session that is tested, counted from 0 in the order of names, numbers in them as numbers.
         fractions: shares of train, validation and test in a random split.
         stratify: keep the emotions' shares equal on all sides of what is drawn at random.
         validation: what the validation side is made of where the split gives none: `speakers`, `session`, `random`.
-        validation_fraction: share of the speakers, or of the utterances, that are not tested.
+        validation_fraction: share that validates of the speakers, or of the utterances, that are not tested.
         seed: seed of what is drawn at random.
     """
 
@@ -51,7 +51,7 @@ def check_protocol(protocol: Protocol, splits: Iterable[str] = SPLITS) -> None:
         splits: the splits that there are.
 
     Raises:
-        InputError: the key.
+        InputError: a value out of range, by its key.
     """
     check_word("data.split", protocol.split, splits)
     check_number("data.fold", protocol.fold, "a fold, a whole number from 0", whole=True)
@@ -94,8 +94,8 @@ def split_manifest(frame: pd.DataFrame, protocol: Protocol) -> Split:
         Train, validation and test side; together each row once.
 
     Raises:
-        InputError: see `check_protocol`; a fold that does not exist, a column that the protocol needs and the corpus
-            lacks, an empty side, or speakers on two sides of a split that promises otherwise.
+        InputError: what `check_protocol` refuses; a fold that does not exist, a column that the protocol needs and the
+            corpus lacks, an empty side, or speakers on two sides of a split that promises otherwise.
     """
     makers: dict[str, Callable[[pd.DataFrame, Protocol], np.ndarray]] = {
         "random": _random,

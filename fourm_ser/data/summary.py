@@ -26,8 +26,8 @@ def summarise(frame: pd.DataFrame, emotions: Sequence[str], left_out: Sequence[L
 
     Args:
         frame: a loaded corpus's utterances.
-        emotions: its classes in order.
-        left_out: what is not among the utterances.
+        emotions: the corpus's classes in order.
+        left_out: what the corpus holds and is not among the utterances.
 
     Returns:
         Numbers of utterances in all, by emotion, and by session, official split, speaker and language (those it has)

@@ -34,7 +34,7 @@ def read_table(path: Path, called: str, delimiter: str | None = None) -> pd.Data
 
     Args:
         path: the file.
-        called: what errors call it.
+        called: what errors call the file.
         delimiter: `comma`, `semicolon`, `tab`, or the sign itself; None recognises one of the three by the header.
 
     Raises:
@@ -86,8 +86,8 @@ def refuse_shifted(frame: pd.DataFrame, columns: Iterable[str], called: str) -> 
 
     Args:
         frame: a table, the row at index n being row n + 2 of its file, its columns in the file's order.
-        columns: those of its columns that hold names, many rows the same.
-        called: what errors call it.
+        columns: the columns that hold names, many rows the same.
+        called: what errors call the table.
 
     Raises:
         InputError: the rows.

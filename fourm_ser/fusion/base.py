@@ -23,7 +23,7 @@ class FusionOutput(NamedTuple):
     Attributes:
         embedding: (batch, dim), the fused vector that heads and feature losses act on.
         text: the text features as the fusion normalises them; None where it reads no text.
-        audio: the same of the audio.
+        audio: the audio features as the fusion normalises them; None where it reads no audio.
         attention: maps by name, (batch, heads, queries, keys), when they were asked for; else empty. A row sums to 1
             over the utterance's own keys and is 0 on padding; the rows of padded queries are 0. While training, the
             attention's dropout is on them.
@@ -40,7 +40,7 @@ class Span(NamedTuple):
 
     Attributes:
         queries: the modalities whose frames ask, one after the other in time, each with its padding where it was.
-        keys: those whose frames are asked, in the same way.
+        keys: the modalities whose frames are asked, one after the other in time, each with its padding where it was.
     """
 
     queries: tuple[str, ...]
@@ -51,10 +51,10 @@ class Fusion(nn.Module, ABC):
     """From the encoders' sequences to one embedding an utterance.
 
     Attributes:
-        modalities: the modalities it reads; encoders of others are not built.
+        modalities: the modalities that the fusion reads; encoders of others are not built.
         dim: width of the embedding.
-        widths: width of each sequence that it returns beside the embedding, by modality: `text`, `audio`.
-        maps: what the axes of each of its attention maps are, by the map's name; empty where it has no attention.
+        widths: width of each sequence that is returned beside the embedding, by modality: `text`, `audio`.
+        maps: what the axes of each attention map are, by the map's name; empty where the fusion has no attention.
     """
 
     modalities: tuple[str, ...]
@@ -76,7 +76,7 @@ def pool(sequence: Features, how: str) -> Tensor:
     """Pool (batch, time, dim) over each row's own frames into (batch, dim).
 
     Args:
-        sequence: features and mask.
+        sequence: (batch, time, dim) features and their mask.
         how: `first` (the text's [CLS] where text comes first), `mean`, `max`, `min` or `sum`.
     """
     features, mask = sequence.features, sequence.mask[..., None]
@@ -118,8 +118,8 @@ class Attention(nn.Module):
         """Attend.
 
         Args:
-            queries: (batch, queries, width), and
-            keys: (batch, keys, width of theirs), the same utterances; both with zeros where padding stands.
+            queries: (batch, queries, width) features that ask, with zeros where padding stands.
+            keys: (batch, keys, width of theirs) features of the same utterances, with zeros where padding stands.
             linear: the layer that the result goes through.
             return_attention: whether the maps are wanted: without them they are never held in memory.
 
@@ -161,9 +161,9 @@ def in_turn(first: nn.Linear, second: nn.Linear, features: Tensor) -> Tensor:
     fewer operations. In evaluation an utterance's result would feel, in bf16, how many others there are.
 
     Args:
-        first: applied first.
-        second: applied to its result.
-        features: (batch, time, width).
+        first: the layer that is applied first.
+        second: the layer that is applied to the first one's result.
+        features: (batch, time, width) input of the first layer.
     """
     if not first.training or features.shape[:-1].numel() <= second.out_features:
         return second(first(features))

@@ -22,7 +22,7 @@ class RunningScale(nn.Module):
     hold it alone, and no gradient runs through the statistics. They are a part of the state.
 
     Args:
-        dim: components.
+        dim: the number of components.
     """
 
     mean: Tensor

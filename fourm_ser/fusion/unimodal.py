@@ -29,7 +29,7 @@ class UnimodalFusion(Fusion):
         dim: width of the embedding.
         heads: attention heads; divide the features' width.
         dropout: dropout on the attention weights.
-        pool: see `fourm_ser.fusion.base.pool`.
+        pool: `first`, `mean`, `max`, `min` or `sum`; see `fourm_ser.fusion.base.pool`.
 
     Raises:
         InputError: not one modality, heads that do not divide the width, an unknown pooling, a number out of range.

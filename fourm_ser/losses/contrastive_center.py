@@ -22,8 +22,8 @@ class ContrastiveCenterLoss(FeatureLoss):
     Args:
         form: `published` or `4m_ser`.
         delta: keeps the published denominator from 0.
-        on: the features it acts on: any of embedding, text, audio.
-        learning_rate: of the centres.
+        on: the features that the loss acts on: any of embedding, text, audio.
+        learning_rate: the learning rate of the centres.
 
     Raises:
         InputError: an unknown form or feature, a delta or a learning rate that is not positive.

@@ -14,7 +14,7 @@ class CrossEntropyLoss(Loss):
 
     Args:
         label_smoothing: share of the target that is spread over all classes (Szegedy et al. 2016).
-        class_weights: a weight for each class; `balanced`, see `fourm_ser.losses.class_weights`; None for 1.
+        class_weights: a weight for each class; `balanced` for those of `fourm_ser.losses.class_weights`; None for 1.
 
     Raises:
         InputError: smoothing outside [0, 1), or weights that are not positive numbers.

@@ -19,8 +19,8 @@ class FocalLoss(Loss):
     factor (1 - p)^gamma constant.
 
     Args:
-        gamma: how much less easy utterances count.
-        class_weights: a for each class; `balanced`, see `fourm_ser.losses.class_weights`; None for 1.
+        gamma: the exponent that says how much less easy utterances count.
+        class_weights: the weight a of each class; `balanced` for those of `fourm_ser.losses.class_weights`; None for 1.
 
     Raises:
         InputError: a negative gamma, or weights that are not positive numbers.

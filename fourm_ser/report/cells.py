@@ -35,7 +35,7 @@ class Cell:
     """One choice on every axis.
 
     Attributes:
-        values: the choice by axis.
+        values: the cell's choice on each axis.
         runs: the finished runs, one for each seed and fold.
         others: the runs that did not finish.
     """
@@ -65,7 +65,7 @@ class Section:
         protocol: `corpus`, `split`, `validation`, `classes`; then what tells the section from others alike.
         axes: the values of each axis in their order.
         constants: options in which the runs agree.
-        cells: in the order of their values.
+        cells: the cells in the order of their values.
         repeat: what a repeat is: `fold`, `split` (drawn anew by data.split_seed), or `seed`.
         table: one row a finished run: `cell` (number), `seed`, `fold`, `repeat`, and the numbers of metrics.json.
         notes: what a reader must know, in sentences.
@@ -88,7 +88,7 @@ class Section:
         """A test metric by cell (rows) and repeat (columns), seeds averaged within a fold; NaN where there is no run.
 
         Args:
-            metric: as in metrics.json, without `test/`.
+            metric: the metric's name in metrics.json, without `test/`.
         """
         named = f"test/{metric}"
         if named not in self.table:
@@ -123,7 +123,7 @@ def make_sections(runs: Iterable[Run]) -> tuple[list[Section], list[str]]:
     """Part runs by protocol, and the runs of each into cells.
 
     Args:
-        runs: finished or not; those without a config are left out.
+        runs: the runs, finished or not; those without a config are left out.
 
     Returns:
         The sections, those with finished runs first, and what was set aside, in sentences.

@@ -39,10 +39,10 @@ def write_page(
 
     Args:
         sections: what `make_sections` made of the runs.
-        collection: the runs and what is missing.
-        problems: what else was found, in sentences.
-        folder: where to write.
-        metric: which one makes the best cell.
+        collection: the runs that were found, and the jobs that have not begun.
+        problems: what was found wrong, in sentences.
+        folder: the folder to write to.
+        metric: the test metric that makes the best cell.
 
     Returns:
         All problems, with those that came up while predictions were read.

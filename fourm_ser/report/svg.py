@@ -16,8 +16,8 @@ class Figure(NamedTuple):
     """A figure and the table that says the same.
 
     Attributes:
-        title: what it shows.
-        alt: what one sees in it, in sentences.
+        title: what the figure shows.
+        alt: what one sees in the figure, in sentences.
         image: the SVG element.
         header: the table's column names.
         rows: the table's rows.
@@ -34,10 +34,11 @@ class Grid(NamedTuple):
     """Cells of a heat map.
 
     Attributes:
-        rows, columns: names.
-        shade: (rows, columns) from 0 to 1; NaN for an empty place.
-        texts: what stands in each, a line an entry.
-        marked: places with a frame.
+        rows: the names of the rows.
+        columns: the names of the columns.
+        shade: (rows, columns) shade of each cell, from 0 to 1; NaN for an empty one.
+        texts: the lines of text in each cell, by row and column.
+        marked: the rows and columns of cells with a frame.
     """
 
     rows: list[str]
@@ -90,9 +91,9 @@ def intervals(groups: Mapping[str, list[tuple[str, float, float, float]]], unit:
     """Points with intervals about zero: a group of rows an axis, the name above its row.
 
     Args:
-        groups: by title: name, value, low, high (NaN without an interval).
-        unit: of the numbers.
-        alt: what one sees.
+        groups: rows of name, value, low and high (NaN without an interval), by the group's title.
+        unit: the unit of the numbers.
+        alt: what one sees, in sentences.
     """
     numbers = [abs(x) for rows in groups.values() for row in rows for x in row[1:] if not math.isnan(x)]
     reach = _nice(max(numbers, default=1.0))
@@ -153,10 +154,11 @@ def curves(
     """Curves over the epochs, stages one after the other.
 
     Args:
-        lines: by name: one curve a run, its epochs and values. Several runs are drawn thin, with their mean.
-        stages: where each stage begins, by name.
-        alt: what one sees.
-        limits: of the values; from the data if not given.
+        lines: each line's name, and its curves: the epochs and values of each run. Several runs are drawn thin, with
+            their mean.
+        stages: each stage's name, and the epoch that it begins with.
+        alt: what one sees, in sentences.
+        limits: the least and the largest value on the axis; None for those of the data.
     """
     points = [(x, y) for _, several in lines for xs, ys in several for x, y in zip(xs, ys, strict=True)]
     points = [(x, y) for x, y in points if math.isfinite(y)]

@@ -152,9 +152,9 @@ class DemoCorpus(Corpus):
     """The demo corpus, made once into the cache.
 
     Args:
-        utterances: how many, see `synthesise`.
+        utterances: the number of utterances, from 40 to 10,000.
         corpus_seed: the corpus's seed, apart from the run's.
-        **use: see `Corpus`.
+        **use: the arguments of every `Corpus`.
     """
 
     name = "demo"
@@ -185,9 +185,9 @@ def synthesise(folder: Path, utterances: int = 1600, seed: int = 0) -> None:
     The same arguments give the same bytes. The manifest is written last, so that a folder with one is complete.
 
     Args:
-        folder: where to; made where missing.
-        utterances: how many, shared out evenly over ten speakers and four emotions.
-        seed: of the sentences, the speakers and the noise.
+        folder: the folder to write to; made where missing.
+        utterances: the number of utterances, shared out evenly over ten speakers and four emotions.
+        seed: the seed of the sentences, the speakers and the noise.
 
     Raises:
         InputError: `utterances` is out of bounds, or espeak-ng, its data or one of its voices is not available.

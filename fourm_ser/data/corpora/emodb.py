@@ -40,7 +40,7 @@ class EmoDbCorpus(Corpus):
 
     Args:
         root: the folder that holds `wav`, that folder itself, or one above.
-        **use: see `Corpus`.
+        **use: the arguments of every `Corpus`.
     """
 
     name = "emodb"

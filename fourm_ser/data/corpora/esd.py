@@ -54,7 +54,7 @@ class EsdCorpus(Corpus):
 
     Args:
         root: the folder that holds 0001 ... 0020, or one above it.
-        **use: see `Corpus`; `language` chooses the English (en) or the Mandarin (zh) half.
+        **use: the arguments of every `Corpus`; `language` chooses the English (en) or the Mandarin (zh) half.
     """
 
     name = "esd"
@@ -118,7 +118,7 @@ def parse_rows(text: str, path: str) -> list[tuple[str, tuple[str, str], str]]:
 
     Args:
         text: the file's text.
-        path: its name, for errors.
+        path: the file's name, for errors.
 
     Returns:
         (utterance's id, (transcript, emotion), where the row stands), in the file's order.

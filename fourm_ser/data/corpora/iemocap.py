@@ -45,7 +45,7 @@ class IemocapCorpus(Corpus):
 
     Args:
         root: the folder that holds Session1 ... Session5, or one above it.
-        **use: see `Corpus`.
+        **use: the arguments of every `Corpus`.
     """
 
     name = "iemocap"
@@ -101,7 +101,7 @@ def parse_labels(text: str, path: str) -> list[tuple[str, str, str]]:
 
     Args:
         text: the file's text.
-        path: its name, for errors.
+        path: the file's name, for errors.
 
     Returns:
         (utterance's id, emotion or xxx, where the line stands), in the file's order.

@@ -39,7 +39,7 @@ class MeldCorpus(Corpus):
 
     Args:
         root: the folder that holds the three tables (or train, dev and test with a table each), or one above it.
-        **use: see `Corpus`.
+        **use: the arguments of every `Corpus`.
     """
 
     name = "meld"
@@ -99,8 +99,8 @@ def parse_table(text: str, path: str, side: str) -> list[tuple[str, tuple[str, s
 
     Args:
         text: the file's text.
-        path: its name, for errors.
-        side: train, val or test.
+        path: the file's name, for errors.
+        side: the table's side: `train`, `val` or `test`.
 
     Returns:
         (utterance's id, (transcript, emotion, speaker), where the row ends), in the file's order. Ids are
