@@ -13,8 +13,8 @@ from fourm_ser.errors import InputError
 from fourm_ser.runs.finished import Computed, OpenRun
 
 MEASURES = {"cosine": "cosine similarity", "distance": "Euclidean distance"}
-WINDOW_SHARE = 0.1  # of an emotion's utterances, and
-LEAST_WINDOW = 5  # of them
+WINDOW_SHARE = 0.1  # of an emotion's utterances: smooth lines that still show ten stretches
+LEAST_WINDOW = 5  # utterances: the mean of fewer smooths nothing
 
 
 def alignment(runs: list[OpenRun], side: str) -> list[Finding]:

@@ -14,7 +14,7 @@ from fourm_ser.encoders.base import Features
 from fourm_ser.fusion.base import Fusion, Span
 from fourm_ser.runs.finished import OpenRun, encode
 
-HELD = 2**26  # numbers in the attention maps of one pass
+HELD = 2**26  # numbers in the attention maps of one pass: 256 MB
 
 
 class Axis(NamedTuple):

@@ -24,8 +24,8 @@ from fourm_ser.encoders.base import Features
 from fourm_ser.models.network import EmotionNetwork
 from fourm_ser.runs.finished import OpenRun
 
-HELD = 2**22  # numbers in the features of the steps that are computed together
-TOGETHER = 64  # steps, at most
+HELD = 2**22  # numbers in the features of the steps that are computed together: 16 MB, and what gradients take beside
+TOGETHER = 64  # steps computed together at most, however short the utterance
 DIVERGING = "RdBu_r"  # red speaks for, blue against: told apart by colour-blind readers
 FOR, AGAINST = "#b2182b", "#2166ac"
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-TINY = 1e-10
+TINY = 1e-10  # a share of the largest, below which what varies is rounding
 
 
 class Canonical(NamedTuple):

@@ -12,7 +12,7 @@ from fourm_ser.errors import InputError
 from fourm_ser.models.network import EmotionNetwork
 from fourm_ser.runs.finished import OpenRun, encode
 
-BATCH = 32
+BATCH = 32  # utterances fused together: only memory and time depend on it
 
 
 class Encoded(NamedTuple):

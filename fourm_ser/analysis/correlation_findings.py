@@ -25,7 +25,7 @@ from fourm_ser.analysis.correlation_measures import (
 from fourm_ser.analysis.findings import Finding
 
 PLACES = {"encoders": "the encoders' features", "fusion": "the fusion's sequences"}
-HEAT_COMPONENTS = 8
+HEAT_COMPONENTS = 8  # of each modality: the numbers of 8 x 8 cells can be read in the figure
 
 
 def make_findings(measured: Measured) -> list[Finding]:

@@ -12,10 +12,10 @@ from fourm_ser.analysis.reduction import project
 
 ALL = "all"
 LEAST_TRANSCRIPTS = 10  # different ones, to split into folds
-LEAST_OF_EMOTION = 10  # utterances of an emotion for its CKA, and
-LEAST_TO_FIT = 50  # for its canonical correlation
-UTTERANCES_A_COMPONENT = 10  # that directions are fitted to
-RECALLS = (1, 5, 10)
+LEAST_OF_EMOTION = 10  # utterances of an emotion for its CKA: fewer are next to no evidence
+LEAST_TO_FIT = 50  # utterances of an emotion for its canonical correlation: several for each component of a fold
+UTTERANCES_A_COMPONENT = 10  # that directions are fitted to: with fewer, what is fitted is chance
+RECALLS = (1, 5, 10)  # the ranks that papers on retrieval report
 
 Key = tuple[str, str, str, str]
 """Which features, state of training, emotion (or `all`) and measure a score is of."""

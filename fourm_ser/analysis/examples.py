@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from fourm_ser.runs.finished import OpenRun
 
-BINS = 1200  # of a drawn waveform
+BINS = 1200  # stretches of a drawn waveform: about one a pixel of the figure's width
 
 
 class Example(NamedTuple):

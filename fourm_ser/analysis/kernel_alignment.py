@@ -2,7 +2,7 @@
 
 import numpy as np
 
-BLOCK = 512
+BLOCK = 512  # rows of the Gram matrices held at once: of 10,000 utterances, 40 MB each
 
 
 def linear_cka(first: np.ndarray, second: np.ndarray) -> float:

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from fourm_ser.runs.finished import OpenRun
 
 
-FORMATS = (".png", ".svg", ".pdf")
+FORMATS = (".png", ".svg", ".pdf")  # what matplotlib writes without a backend of its own
 AXES = ("x", "y", "z")
 DIMENSIONS = {2: "two", 3: "three"}
 

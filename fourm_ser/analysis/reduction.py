@@ -8,10 +8,9 @@ import numpy as np
 
 from fourm_ser.errors import InputError
 
-LEAST = 10  # utterances that neighbours are found among
-PERPLEXITY = 30.0
-NEIGHBOURS = 15
-MINIMUM_DISTANCE = 0.1
+LEAST = 10  # utterances that neighbours are found among: of fewer, all are neighbours
+PERPLEXITY = 30.0  # scikit-learn's default, within the 5 to 50 that the paper on t-SNE advises
+NEIGHBOURS, MINIMUM_DISTANCE = 15, 0.1  # umap-learn's defaults
 
 
 def project(vectors: np.ndarray, others: np.ndarray, dims: int = 2) -> tuple[np.ndarray, np.ndarray, tuple[float, ...]]:

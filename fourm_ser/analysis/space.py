@@ -17,7 +17,7 @@ from fourm_ser.analysis.reduction import check_count, check_spread, class_means,
 from fourm_ser.runs.finished import OpenRun
 
 MOST_SPEAKERS = 12  # that colours and markers tell apart
-SHOWN_SPEAKERS = 8  # of more than that
+SHOWN_SPEAKERS = 8  # of more than that: those with most utterances, for the others are grey
 
 
 def space(run: OpenRun, side: str, seed: int) -> list[Finding]:

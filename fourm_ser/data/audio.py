@@ -22,7 +22,7 @@ from fourm_ser.data.levels import Levels, Meter, mono, refuse_scale
 from fourm_ser.errors import InputError
 
 SAMPLE_RATE = 16_000
-BLOCK = 1 << 18
+BLOCK = 1 << 18  # samples of each channel held at once: 1 MB, whatever the length
 UNKNOWN = 0x7FFF0000  # at least so many bytes promises a WAV that was written into a pipe
 ENDLESS = 1 << 40  # at least so many samples says libsndfile of a FLAC that was written into a pipe
 SOUNDS = (

@@ -14,7 +14,7 @@ from fourm_ser.errors import InputError
 
 log = logging.getLogger(__name__)
 
-SHOWN = 3
+SHOWN = 3  # doubles in an error, which is one line
 
 CLEANED = ("id", "speaker", "session", "emotion", "split", "language")
 """Columns whose cells are names; those of `text` are cleaned as transcripts, those of `audio` are paths."""

@@ -29,7 +29,8 @@ from fourm_ser.files import whole, write_json
 
 log = logging.getLogger(__name__)
 
-SHOWN = 5
+SHOWN = 5  # utterances in an error, which is one line
+# Two spellings of one name would be two utterances, classes, or speakers on two sides.
 DOUBLED = ("id", "speaker", "session", "emotion", "language")
 BAD_RECORDING = "recording that cannot be used"
 OUTSIDE = "segment outside its recording"

@@ -9,11 +9,13 @@ from fourm_ser.errors import InputError
 
 SILENCE = 1e-4  # of full scale, -80 dB: three steps of a 16-bit recording
 FULL_SCALE = 16.0  # beyond it samples are not scaled to 1: floats may be a little over it, never so far
+# Full scale of the integers that samples may still be on.
 SCALES = {2.0**15: "16-bit", 2.0**23: "24-bit", 2.0**31: "32-bit"}
-QUIET = 0.02  # seconds: shorter pauses are not remembered
+QUIET = 0.02  # seconds: shorter pauses, such as a stop's closure, are not remembered
 NEAR = 3e-5  # seconds, half a sample at 16 kHz: a segment's ends lie between samples
 RUN = 3  # samples in a row at the largest number that can be written: one alone is a peak that just fits
 TOP = 1 - 2**-15  # the largest number of 16 bits; deeper formats come from these, or are cut off where these are
+# The largest numbers of coarser formats.
 TOPS = {"PCM_U8": 1 - 2**-7, "PCM_S8": 1 - 2**-7, "ULAW": 32124 / 2**15, "ALAW": 32256 / 2**15}
 
 

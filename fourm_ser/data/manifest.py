@@ -15,6 +15,7 @@ from fourm_ser.files import whole
 REQUIRED = ("id", "audio", "text", "emotion", "speaker")
 OPTIONAL = ("session", "split", "language", "start", "end", "duration")
 SECONDS = ("start", "end", "duration")
+# A row is known to be shifted where one of these holds another's names.
 NAMES = ("emotion", "speaker", "session", "split", "language")
 
 EMOTIONS = (

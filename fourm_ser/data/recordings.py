@@ -15,8 +15,8 @@ from fourm_ser.data.levels import is_silent, silence
 from fourm_ser.errors import InputError, printable
 from fourm_ser.files import whole
 
-ENDS = 4096
-LONG = 2000
+ENDS = 4096  # bytes at each end of a file: a header, tags and sound, which differ between recordings
+LONG = 2000  # recordings: checking more takes so long that progress is shown
 SILENT = "nothing is heard"
 
 

@@ -17,8 +17,8 @@ from fourm_ser.data.splits import SIDES, Split
 
 GROUPS = ("session", "split", "speaker", "language")
 PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
-ROWS = 24
-SHOWN = 3
+ROWS = 24  # of a table: about as many as a terminal shows
+SHOWN = 3  # examples of a fault; left_out.csv has all
 
 
 def summarise(frame: pd.DataFrame, emotions: Sequence[str], left_out: Sequence[LeftOut]) -> dict[str, Any]:

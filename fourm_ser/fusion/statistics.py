@@ -12,7 +12,7 @@ from fourm_ser.fusion.base import Fusion, FusionOutput
 
 FLOOR = 1e-4  # below a root: its slope at nothing is endless
 LEAST = 1e-3  # weight of an utterance's frames, together
-MEMORY = 0.05  # share of a batch in the running statistics, once there were twenty
+MEMORY = 0.05  # share of a batch in the running statistics, once there were twenty: about the last twenty count
 
 
 class RunningScale(nn.Module):

@@ -8,7 +8,7 @@ from scipy import stats
 
 from fourm_ser.report.cells import Section
 
-LEVEL = 0.95
+LEVEL = 0.95  # of every interval in the report
 
 
 class Effect(NamedTuple):

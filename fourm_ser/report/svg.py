@@ -8,7 +8,7 @@ import numpy as np
 from markupsafe import Markup, escape
 
 LETTER = 6.4  # width of a letter at font size 11, in pixels, on the wide side
-ROW = 30
+ROW = 30  # pixels: a name, and the bar below it
 WIDTH = 330  # of figures that fit a phone
 
 

@@ -42,7 +42,7 @@ EMOTIONS = {
     "惊讶": "surprise",
 }
 SIDES = {"train": "train", "evaluation": "val", "test": "test"}
-SENTENCES = 350
+SENTENCES = 350  # of a speaker in each emotion, numbered one emotion after the other
 OTHER_LANGUAGE = "speaker of another language than data.language"
 CONTRADICTED = "label that contradicts its folder"
 IDENTITY = re.compile(r"([0-9]{4})_([0-9]{6})")

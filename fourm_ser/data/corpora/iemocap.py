@@ -36,7 +36,9 @@ DISAGREED = "xxx"
 NOT_AGREED = "the annotators agreed on no emotion (xxx)"
 # Ses01F_impro01_M003: session, the actor who wears the markers, dialog, the actor who speaks, number.
 IDENTITY = re.compile(r"(Ses\d\d)[FM]_\w+_([FM])\d+", re.ASCII)
+# [6.2901 - 8.2357]  Ses01F_impro01_F000  neu  [2.5000, 2.5000, 2.5000]
 LABEL = re.compile(r"\[\s*[\d.]+\s*-\s*[\d.]+\s*\]\s+(\S+)\s+(\S+)\s+\[[^\]]*\]")
+# Ses01F_impro01_F000 [006.2901-008.2357]: Excuse me.
 TURN = re.compile(r"([^\s\[]+)\s*\[[^\]]*\]\s*:?\s*(.*)")
 
 
