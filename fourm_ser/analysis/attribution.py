@@ -123,9 +123,9 @@ def read_features(
             own = features[sequence.mask].cpu().double()  # MPS has no float64
             sums[modality] = sums.get(modality, torch.zeros_like(own[0])) + own.sum(0)
             counts[modality] += len(own)
-            for place, row in enumerate(batch.rows.tolist()):
+            for position, row in enumerate(batch.rows.tolist()):
                 if row in kept:
-                    kept[row][modality] = features[place, sequence.mask[place]]
+                    kept[row][modality] = features[position, sequence.mask[position]]
     return kept, {modality: (total / counts[modality]).float().to(run.device) for modality, total in sums.items()}
 
 
@@ -193,8 +193,8 @@ def _draw(run: OpenRun, number: int, example: Example, found: Attribution, toler
     if samples is not None:
         values = found.values["audio"]
         edges = frame_edges(run.network.by_modality["audio"].frontend, samples, len(values))
-        places = {"start": edges[:-1].round(3), "end": edges[1:].round(3)}
-        tables.append(pd.DataFrame({"modality": "audio", **places, "attribution": values}))
+        times = {"start": edges[:-1].round(3), "end": edges[1:].round(3)}
+        tables.append(pd.DataFrame({"modality": "audio", **times, "attribution": values}))
     for part in tables:
         part.insert(1, "number", range(1, len(part) + 1))
     table = pd.concat(tables, ignore_index=True)
@@ -205,8 +205,7 @@ def _draw(run: OpenRun, number: int, example: Example, found: Attribution, toler
         if average == example.predicted
         else f" The average utterance is taken for {average}."
     )
-    parts = {"text": "Words", "audio": "Moments"}
-    what = " and moments".join([parts[next(iter(found.values))], *[""] * (len(found.values) - 1)])
+    what = " and ".join({"text": "words", "audio": "moments"}[modality] for modality in found.values).capitalize()
     return Finding(
         f"attribution-{file_name(number, example)}",
         f"What speaks for {example.predicted} in {example.id}",
@@ -303,18 +302,18 @@ def _draw_modalities(
     modalities = list(found[0].sums)
     figure = Figure(figsize=(7.5, 0.42 * len(examples) + 1.3), layout="constrained")
     axes = figure.subplots()
-    places = np.arange(len(examples))
+    positions = np.arange(len(examples))
     thick = 0.8 / len(modalities)
     for number, modality in enumerate(modalities):
         offset = (number - (len(modalities) - 1) / 2) * thick
         sums = [result.sums[modality] for result in found]
-        axes.barh(places + offset, sums, 0.9 * thick, color=MODALITY_COLOURS[modality], label=modality)
+        axes.barh(positions + offset, sums, 0.9 * thick, color=MODALITY_COLOURS[modality], label=modality)
     names = [
         f"{example.id}: {example.predicted}"
         + ("" if example.emotion == example.predicted else f" (label: {example.emotion})")
         for example in examples
     ]
-    axes.set_yticks(places, names, fontsize="small")
+    axes.set_yticks(positions, names, fontsize="small")
     axes.invert_yaxis()
     axes.axvline(0, color="black", linewidth=0.6)
     axes.set_xlabel("added to the logit of the predicted emotion", fontsize="small")

@@ -5,6 +5,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from fourm_ser.analysis.reduction import unit
+
 TINY = 1e-10  # a share of the largest, below which what varies is rounding
 
 
@@ -23,10 +25,7 @@ class Canonical(NamedTuple):
 
     def project(self, first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(n, width) of each set -> the canonical variates, (n, pairs) of each."""
-        return (
-            (first - self.means[0]) @ self.directions[0],
-            (second - self.means[1]) @ self.directions[1],
-        )
+        return (first - self.means[0]) @ self.directions[0], (second - self.means[1]) @ self.directions[1]
 
 
 def fit_canonical(
@@ -116,7 +115,7 @@ def split_groups(groups: Sequence[str], folds: int, seed: int) -> np.ndarray:
     """Utterances (n,) -> fold of each, from 0; those of one group share a fold, and folds have as many groups."""
     names = sorted(set(groups))
     order = np.random.default_rng(seed).permutation(len(names))
-    fold = {names[place]: number % folds for number, place in enumerate(order)}
+    fold = {names[index]: number % folds for number, index in enumerate(order)}
     return np.array([fold[group] for group in groups])
 
 
@@ -150,12 +149,8 @@ def rank_own(queries: np.ndarray, items: np.ndarray, own: np.ndarray) -> np.ndar
     Returns:
         (n,); items that are as similar as the own one count half.
     """
-    similarity = _unit(queries) @ _unit(items).T
+    similarity = unit(queries) @ unit(items).T
     reached = similarity[np.arange(len(own)), own][:, None]
     above = (similarity > reached).sum(1)
     ties = (similarity == reached).sum(1) - 1
     return 1.0 + above + ties / 2
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(vectors.dtype).tiny)

@@ -8,9 +8,9 @@ from fourm_ser.analysis.correlation_findings import make_findings
 from fourm_ser.analysis.correlation_measures import (
     ALL,
     LEAST_TRANSCRIPTS,
-    Key,
     Measured,
     Score,
+    ScoreKey,
     Settings,
     Sides,
     make_plans,
@@ -69,7 +69,7 @@ def correlation(
     places = _places(states)
     labels = next(iter(states.values())).labels
     plans = make_plans(labels, frame["text"].tolist(), run.emotions, settings)
-    scores: dict[Key, Score] = {}
+    scores: dict[ScoreKey, Score] = {}
     held, ranks = {}, []
     for place, by_state in places.items():
         for state, sides in by_state.items():

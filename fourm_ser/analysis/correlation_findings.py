@@ -14,10 +14,10 @@ from fourm_ser.analysis.correlation_measures import (
     LEAST_TRANSCRIPTS,
     RECALLS,
     UTTERANCES_A_COMPONENT,
-    Key,
     Measured,
     Plan,
     Score,
+    ScoreKey,
     component_correlations,
     correlation_with,
     same,
@@ -278,7 +278,7 @@ def _table_of(measured: Measured, *names: str) -> pd.DataFrame:
     return pd.DataFrame(rows).drop(columns="emotion")
 
 
-def _row(key: Key, score: Score, plan: Plan) -> dict[str, object]:
+def _row(key: ScoreKey, score: Score, plan: Plan) -> dict[str, object]:
     place, state, emotion, measure = key
     low, high = score.interval
     about = {"features": place, "state": state, "emotion": emotion, "utterances": len(plan.rows), "measure": measure}

@@ -17,7 +17,7 @@ LEAST_TO_FIT = 50  # utterances of an emotion for its canonical correlation: sev
 UTTERANCES_A_COMPONENT = 10  # that directions are fitted to: with fewer, what is fitted is chance
 RECALLS = (1, 5, 10)  # the ranks that papers on retrieval report
 
-Key = tuple[str, str, str, str]
+ScoreKey = tuple[str, str, str, str]
 """Which features, state of training, emotion (or `all`) and measure a score is of."""
 
 
@@ -101,7 +101,7 @@ class Measured(NamedTuple):
     emotions: list[str]
     places: Mapping[str, Mapping[str, Sides]]
     plans: Mapping[str, Plan]
-    scores: Mapping[Key, Score]
+    scores: Mapping[ScoreKey, Score]
     held: Mapping[tuple[str, str], HeldOut]
     ranks: list[dict[str, object]]
     seconds: np.ndarray

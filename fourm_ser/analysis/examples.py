@@ -75,34 +75,34 @@ def choose_examples(run: "OpenRun", side: str, ids: Sequence[str], each: int, mi
     sure = odds[np.arange(len(odds)), features.predicted]
     right = features.predicted == features.labels
 
-    def example(place: int, why: str) -> Example:
-        utterance = frame.iloc[place]
-        predicted = int(features.predicted[place])
+    def example(position: int, why: str) -> Example:
+        utterance = frame.iloc[position]
+        predicted = int(features.predicted[position])
         return Example(
-            int(features.rows[place]),
+            int(features.rows[position]),
             str(utterance["id"]),
             str(utterance["text"]),
             float(utterance["seconds"]),
-            run.emotions[features.labels[place]],
+            run.emotions[features.labels[position]],
             run.emotions[predicted],
-            float(features.probabilities[place, predicted]),
+            float(features.probabilities[position, predicted]),
             why,
         )
 
     if ids:
-        places = {key: place for place, key in enumerate(frame["id"])}
-        _refuse_unknown([key for key in dict.fromkeys(ids) if key not in places], run, side)
-        return [example(places[key], "asked for by its id") for key in dict.fromkeys(ids)]
+        positions = {key: position for position, key in enumerate(frame["id"])}
+        _refuse_unknown([key for key in dict.fromkeys(ids) if key not in positions], run, side)
+        return [example(positions[key], "asked for by its id") for key in dict.fromkeys(ids)]
     order = np.argsort(-sure, kind="stable")
     chosen = []
     for label, emotion in enumerate(run.emotions):
-        own = [place for place in order if right[place] and features.labels[place] == label]
+        own = [position for position in order if right[position] and features.labels[position] == label]
         chosen += [
-            example(place, f"the surest {emotion}" if each == 1 else f"among the surest of {emotion}")
-            for place in own[:each]
+            example(position, f"the surest {emotion}" if each == 1 else f"among the surest of {emotion}")
+            for position in own[:each]
         ]
-    wrong = [place for place in order if not right[place]]
-    return chosen + [example(place, "among the surest mistakes") for place in wrong[:mistakes]]
+    wrong = [position for position in order if not right[position]]
+    return chosen + [example(position, "among the surest mistakes") for position in wrong[:mistakes]]
 
 
 def _log_odds(logits: np.ndarray) -> np.ndarray:

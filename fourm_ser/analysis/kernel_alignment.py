@@ -58,9 +58,9 @@ def debiased_cka(first: np.ndarray, second: np.ndarray, counts: np.ndarray | Non
     for start in range(0, len(first), BLOCK):
         rows = slice(start, start + BLOCK)
         gram = {"x": first[rows] @ first.T, "y": second[rows] @ second.T}
-        place = np.arange(len(gram["x"]))
+        own_rows = np.arange(len(gram["x"]))
         for matrix in gram.values():
-            matrix[place, start + place] = 0.0
+            matrix[own_rows, start + own_rows] = 0.0
         reach = {name: matrix @ counts for name, matrix in gram.items()}
         for name in "xy":
             sums[name] += (counts[rows] * reach[name]).sum(0)

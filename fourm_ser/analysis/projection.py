@@ -73,10 +73,10 @@ class Panel(NamedTuple):
     axes: tuple[str, ...]
     shares: tuple[float, ...]
 
-    @property
-    def centre_name(self) -> str:
-        """What its centres are."""
-        return "class vector of the loss" if self.learned else "class mean"
+
+def centre_name(learned: bool) -> str:
+    """What class centres are: the loss's own, or the classes' means."""
+    return "class vector of the loss" if learned else "class mean"
 
 
 def read_embeddings(run: "OpenRun", side: str = "test") -> Embeddings:
@@ -109,14 +109,13 @@ def projection(runs: "list[OpenRun]", side: str, seed: int) -> "list[Finding]":
         check_spread(embeddings.vectors, name)
     narrowest = min(embeddings.vectors.shape[1] for embeddings in read.values())
     findings = []
-    for dims in (2, 3):
-        if narrowest >= dims:
-            panels = {name: make_panel(name, embeddings, dims=dims) for name, embeddings in read.items()}
-            findings.append(_pca_finding(panels, read, side, dims))
-    for dims in (2, 3):
-        if narrowest >= dims:
-            panels = {name: make_tsne_panel(name, embeddings, dims, seed) for name, embeddings in read.items()}
-            findings.append(_tsne_finding(panels, read, side, dims, seed))
+    drawn = [dims for dims in DIMENSIONS if narrowest >= dims]
+    for dims in drawn:
+        panels = {name: make_panel(name, embeddings, dims=dims) for name, embeddings in read.items()}
+        findings.append(_pca_finding(panels, read, side, dims))
+    for dims in drawn:
+        panels = {name: make_tsne_panel(name, embeddings, dims, seed) for name, embeddings in read.items()}
+        findings.append(_tsne_finding(panels, read, side, dims, seed))
     return findings
 
 
@@ -135,7 +134,7 @@ def make_panel(name: str, embeddings: Embeddings, plain: bool = False, dims: int
     learned = centres is not None
     centres = class_means(vectors, embeddings.labels, len(embeddings.emotions)) if centres is None else unit(centres)
     points, flat, shares = project(vectors, centres, dims)
-    axes = tuple(f"component {place}" for place in range(1, dims + 1))
+    axes = tuple(f"component {number}" for number in range(1, dims + 1))
     title = f"{name}: distance ratio {embeddings.ratio:.3f}"
     return Panel(title, embeddings.emotions, embeddings.labels, points, flat, learned, axes, shares)
 
@@ -143,7 +142,7 @@ def make_panel(name: str, embeddings: Embeddings, plain: bool = False, dims: int
 def make_tsne_panel(name: str, embeddings: Embeddings, dims: int, seed: int) -> Panel:
     """A run's embeddings at unit length by t-SNE, which places nothing but them."""
     points = tsne(unit(embeddings.vectors), dims, seed)
-    axes = tuple(f"t-SNE {place}" for place in range(1, dims + 1))
+    axes = tuple(f"t-SNE {number}" for number in range(1, dims + 1))
     title = f"{name}: distance ratio {embeddings.ratio:.3f}"
     return Panel(title, embeddings.emotions, embeddings.labels, points, None, False, axes, ())
 
@@ -153,7 +152,7 @@ def _pca_finding(panels: dict[str, Panel], read: dict[str, Embeddings], side: st
 
     shown = _summary(panels, read)
     held = "; ".join(f"{name} {100 * sum(panel.shares):.0f}%" for name, panel in panels.items())
-    drawn = {panel.centre_name for panel in panels.values()}
+    drawn = {centre_name(panel.learned) for panel in panels.values()}
     words = (
         f"The embeddings of the {side} utterances at length 1, along their own first {DIMENSIONS[dims]} principal "
         f"components, which hold this much of the variance: {held}. What looks mixed here can lie apart along the "
@@ -211,7 +210,7 @@ def _tabulate(panels: dict[str, Panel], read: dict[str, Embeddings]) -> "pd.Data
         about = {"run": name, "what": "utterance", "id": read[name].ids, "emotion": emotions}
         tables.append(pd.DataFrame({**about, **_columns(panel.points)}))
         if panel.centres is not None:
-            about = {"run": name, "what": panel.centre_name, "id": "", "emotion": panel.emotions}
+            about = {"run": name, "what": centre_name(panel.learned), "id": "", "emotion": panel.emotions}
             tables.append(pd.DataFrame({**about, **_columns(panel.centres)}))
     return pd.concat(tables, ignore_index=True)
 
@@ -254,8 +253,8 @@ def _draw(axes: "Axes", panel: Panel, emotions: Sequence[str]) -> None:
         style["depthshade"] = False
     for label, emotion in enumerate(panel.emotions):
         colour, marker = look(emotions.index(emotion))
-        places = panel.points[panel.labels == label].T
-        axes.scatter(*places, color=colour, marker=marker, label=emotion, **style)
+        points = panel.points[panel.labels == label].T
+        axes.scatter(*points, color=colour, marker=marker, label=emotion, **style)
     if panel.centres is not None:
         _draw_centres(axes, panel, panel.centres, emotions)
     shares = [f" ({100 * share:.0f}%)" for share in panel.shares] or [""] * dims
@@ -288,7 +287,7 @@ def _draw_centres(axes: "Axes", panel: Panel, centres: np.ndarray, emotions: Seq
         axes.scatter(*centres[label], color=face, edgecolors=edge, marker=marker, **style)
     face, edge = ("gray", "black") if panel.learned else ("white", "gray")
     nowhere: list[list[float]] = [[]] * centres.shape[1]
-    axes.scatter(*nowhere, color=face, edgecolors=edge, label=panel.centre_name, **style)
+    axes.scatter(*nowhere, color=face, edgecolors=edge, label=centre_name(panel.learned), **style)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

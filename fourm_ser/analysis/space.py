@@ -12,7 +12,7 @@ from sklearn.metrics import silhouette_samples
 
 from fourm_ser.analysis.findings import Finding
 from fourm_ser.analysis.looks import GREY, look, speaker_look
-from fourm_ser.analysis.projection import read_embeddings
+from fourm_ser.analysis.projection import centre_name, read_embeddings
 from fourm_ser.analysis.reduction import check_count, check_spread, class_means, neighbour_map, unit
 from fourm_ser.runs.finished import OpenRun
 
@@ -64,10 +64,10 @@ def space(run: OpenRun, side: str, seed: int) -> list[Finding]:
             "silhouette_speaker": silhouettes(vectors, np.unique(frame["speaker"], return_inverse=True)[1]),
         }
     )
-    name = "class vector of the loss" if learned else "class mean"
+    name = centre_name(learned)
     marks = [
-        {"what": name, "id": "", "emotion": run.emotions[label], "speaker": "", "x": place[0], "y": place[1]}
-        for label, place in placed.items()
+        {"what": name, "id": "", "emotion": run.emotions[label], "speaker": "", "x": point[0], "y": point[1]}
+        for label, point in placed.items()
     ]
     table = pd.concat([utterances, pd.DataFrame(marks)], ignore_index=True)
     shown = _summary(utterances, embeddings.ratio, run.emotions)
@@ -158,16 +158,15 @@ def space_figure(table: pd.DataFrame, emotions: Sequence[str], learned: bool) ->
     utterances, centres = table[table["what"] == "utterance"], table[table["what"] != "utterance"]
     figure = Figure(figsize=(10.4, 5.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for place, emotion in enumerate(emotions):
-        _scatter(left, utterances[utterances["emotion"] == emotion], look(place), emotion)
+    for index, emotion in enumerate(emotions):
+        _scatter(left, utterances[utterances["emotion"] == emotion], look(index), emotion)
     style: dict[str, Any] = {"s": 120, "linewidths": 1.8, "zorder": 4}
     for row in centres.itertuples():
         colour, marker = look(emotions.index(str(row.emotion)))
         face, edge = (colour, "black") if learned else ("white", colour)
         left.scatter(row.x, row.y, color=face, edgecolors=edge, marker=marker, **style)
     face, edge = ("gray", "black") if learned else ("white", "gray")
-    label = "class vector of the loss" if learned else "class mean"
-    left.scatter([], [], color=face, edgecolors=edge, label=label, **style)
+    left.scatter([], [], color=face, edgecolors=edge, label=centre_name(learned), **style)
     left.set_title("by emotion", fontsize="medium")
 
     counts = utterances["speaker"].value_counts()

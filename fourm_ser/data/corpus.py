@@ -15,10 +15,10 @@ import numpy as np
 import pandas as pd
 
 from fourm_ser.checks import check_number, check_switch, check_text, check_word
-from fourm_ser.data.cells import clean_cell, clean_columns, find_doubles, tell_doubles
 from fourm_ser.data.content import content, digest_of, shared
 from fourm_ser.data.labels import choose_classes, counted, fold_labels, read_classes, read_label_map
 from fourm_ser.data.manifest import order_emotions, write_manifest
+from fourm_ser.data.names import clean_cell, clean_columns, find_doubles, tell_doubles
 from fourm_ser.data.recordings import Recording, find_silent, scan_recordings
 from fourm_ser.data.release import LeftOut, Release
 from fourm_ser.data.splits import SPLITS, Protocol, Split, check_protocol, gives_validation, read_split, split_manifest
@@ -85,6 +85,7 @@ class Corpus(ABC):
 
     def __init__(
         self,
+        *,
         source: str,
         cache: Path,
         emotions: list[str] | None,
@@ -384,7 +385,7 @@ class Corpus(ABC):
         start = frame["start"].fillna(0.0)
         whole_seconds = frame["seconds"]
         frame["seconds"] = np.minimum(frame["end"].fillna(math.inf), whole_seconds) - start
-        outside = frame["seconds"] < 0.001
+        outside = frame["seconds"] < SHORTEST
         for cut, length in zip(frame[outside].to_dict("records"), whole_seconds[outside], strict=True):
             end = "" if math.isnan(cut["end"]) else f"to {cut['end']} s, "
             detail = f"{end}from {cut['start']} s of a recording of {length:.3f} s"

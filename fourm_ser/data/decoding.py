@@ -158,9 +158,9 @@ def _stated_frames(path: Path) -> int:
             file.seek(begin)
         file.seek(begin)
         first = file.read(FIRST)
-    place = max(first.find(b"Xing"), first.find(b"Info"))
-    counts = place >= 0 and int.from_bytes(first[place + 4 : place + 8]) & 1
-    return int.from_bytes(first[place + 8 : place + 12]) if counts else 0
+    position = max(first.find(b"Xing"), first.find(b"Info"))
+    counts = position >= 0 and int.from_bytes(first[position + 4 : position + 8]) & 1
+    return int.from_bytes(first[position + 8 : position + 12]) if counts else 0
 
 
 def _without_tags(packets: Iterable["av.Packet[Any]"]) -> Iterator["av.Packet[Any]"]:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from fourm_ser.data.cells import clean_cell
 from fourm_ser.data.manifest import EMOTIONS, order_emotions
+from fourm_ser.data.names import clean_cell
 from fourm_ser.errors import InputError
 
 # Columns beside those of the classes in tables of results, and the row of all classes together.

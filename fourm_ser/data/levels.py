@@ -84,7 +84,7 @@ class Meter:
         self.high = high[-(RUN - 1) :]
         if high.any():
             length = max(0, len(high) - RUN + 1)
-            self.clipped += int(np.all([high[place : place + length] for place in range(RUN)], axis=0).sum())
+            self.clipped += int(np.all([high[start : start + length] for start in range(RUN)], axis=0).sum())
 
     def levels(self) -> Levels:
         """What was measured, once all was heard."""

@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fourm_ser.data.cells import clean_columns, clean_path, decimal_hint, each, natural
+from fourm_ser.data.names import clean_columns, clean_path, decimal_hint, each, natural
 from fourm_ser.data.paths import locate
 from fourm_ser.data.table import need_columns, read_table, refuse_shifted, told_rows
 from fourm_ser.errors import InputError
@@ -95,16 +95,16 @@ def _timed(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
 
 def _located(frame: pd.DataFrame, path: Path, root: Path) -> pd.DataFrame:
     """Recordings by absolute paths."""
-    places: list[str] = []
+    located: list[str] = []
     wrong: dict[int, InputError] = {}
     for row, audio in zip(frame["row"].tolist(), frame["audio"].to_numpy().tolist(), strict=True):
         try:
-            places.append(locate(root, audio))
+            located.append(locate(root, audio))
         except InputError as error:
             wrong[row] = error
     if wrong:
         raise InputError(f"{path}: {told_rows(wrong)}: {next(iter(wrong.values()))}")
-    return frame.assign(audio=places)
+    return frame.assign(audio=located)
 
 
 def write_manifest(frame: pd.DataFrame, path: Path) -> None:

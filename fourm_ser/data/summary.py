@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fourm_ser.data.cells import Double, natural
+from fourm_ser.data.names import Double, natural
 from fourm_ser.data.release import LeftOut
 from fourm_ser.data.splits import SIDES, Split
 
@@ -167,7 +167,7 @@ def _counts(frame: pd.DataFrame, column: str, emotions: Sequence[str]) -> dict[s
     """Utterances by a column's values, and by emotion in each."""
     table = pd.crosstab(frame[column], frame["emotion"]).reindex(columns=list(emotions), fill_value=0)
     rows = {str(value): {str(emotion): int(n) for emotion, n in row.items()} for value, row in table.iterrows()}
-    order = {side: place for place, side in enumerate(SIDES)}
+    order = {side: index for index, side in enumerate(SIDES)}
     return dict(sorted(rows.items(), key=lambda item: (order.get(item[0], 0), natural(item[0]))))
 
 

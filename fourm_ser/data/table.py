@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from fourm_ser.data.cells import clean_cell
+from fourm_ser.data.names import clean_cell
 from fourm_ser.errors import InputError, listed
 
 DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t"}
@@ -142,8 +142,8 @@ def _records(text: str, sign: str, called: str) -> list[list[str]]:
 
 
 def _names(header: list[str], called: str) -> list[str]:
-    """The names of columns; one without a name is called by its place."""
-    names = [clean_cell(name) or f"(column {place})" for place, name in enumerate(header, 1)]
+    """The names of columns; one without a name is called by its number."""
+    names = [clean_cell(name) or f"(column {number})" for number, name in enumerate(header, 1)]
     often = Counter(name.casefold() for name in names)
     twice = [name for name in names if often[name.casefold()] > 1]
     if twice:

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fourm_ser.checks import check_number, check_word
 from fourm_ser.encoders.base import Features
 from fourm_ser.errors import InputError
 from fourm_ser.kernels.attention import attend
@@ -35,7 +36,7 @@ class FusionOutput(NamedTuple):
     attention: Mapping[str, Tensor]
 
 
-class Span(NamedTuple):
+class MapAxes(NamedTuple):
     """What an attention map's two axes are.
 
     Attributes:
@@ -60,7 +61,7 @@ class Fusion(nn.Module, ABC):
     modalities: tuple[str, ...]
     dim: int
     widths: dict[str, int]
-    maps: Mapping[str, Span] = MappingProxyType({})
+    maps: Mapping[str, MapAxes] = MappingProxyType({})
 
     @abstractmethod
     def forward(self, text: Features | None, audio: Features | None, return_attention: bool = False) -> FusionOutput:
@@ -108,7 +109,7 @@ class Attention(nn.Module):
         dropout: dropout on the attention weights.
     """
 
-    def __init__(self, queries: int, keys: int, heads: int, dropout: float) -> None:
+    def __init__(self, *, queries: int, keys: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.attention = nn.MultiheadAttention(queries, heads, dropout, kdim=keys, vdim=keys, batch_first=True)
 
@@ -172,11 +173,7 @@ def in_turn(first: nn.Linear, second: nn.Linear, features: Tensor) -> Tensor:
 
 
 def check_modalities(modalities: Sequence[str], count: int) -> tuple[str, ...]:
-    """The modalities, if they are so many different ones.
-
-    Raises:
-        InputError: they are not.
-    """
+    """`modalities`, where they are so many different ones; else an error that names the config's key."""
     if len(modalities) != count or len(set(modalities)) != count:
         expected = "one modality" if count == 1 else "[text, audio]"
         raise InputError(f"fusion.modalities={list(modalities)}: expected {expected}.")
@@ -184,35 +181,20 @@ def check_modalities(modalities: Sequence[str], count: int) -> tuple[str, ...]:
 
 
 def check_pool(how: str, key: str) -> str:
-    """`how`, if it is a way to pool.
-
-    Raises:
-        InputError: it is not; `key` is the config key to name.
-    """
-    if how not in POOLS:
-        raise InputError(f"{key}={how}: expected one of {', '.join(POOLS)}.")
+    """`how`, where it is a way to pool; else an error that names the config's key."""
+    check_word(key, how, POOLS)
     return how
 
 
 def check_width(width: int, key: str) -> int:
-    """`width`, if it can be a layer's width.
-
-    Raises:
-        InputError: it cannot; `key` is the config key to name.
-    """
-    if isinstance(width, bool) or not isinstance(width, int) or width < 1:
-        raise InputError(f"{key}={width}: expected a whole number from 1.")
+    """`width`, where a layer can be so wide; else an error that names the config's key."""
+    check_number(key, width, "a whole number from 1", least=1, whole=True)
     return width
 
 
 def check_dropout(dropout: float, key: str) -> float:
-    """`dropout`, if it can be the share that is dropped.
-
-    Raises:
-        InputError: it cannot; `key` is the config key to name.
-    """
-    if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
-        raise InputError(f"{key}={dropout}: expected a number from 0 to less than 1.")
+    """`dropout`, where it is a share that can be dropped; else an error that names the config's key."""
+    check_number(key, dropout, "a number from 0 to less than 1", most=math.nextafter(1, 0))
     return dropout
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from fourm_ser.distributed import gather_rows
 from fourm_ser.encoders.base import Features
 from fourm_ser.errors import InputError
-from fourm_ser.fusion.base import Fusion, FusionOutput
+from fourm_ser.fusion.base import Fusion, FusionOutput, check_modalities
 
 FLOOR = 1e-4  # below a root: its slope at nothing is endless
 LEAST = 1e-3  # weight of an utterance's frames, together
@@ -67,9 +67,7 @@ class StatisticsFusion(Fusion):
 
     def __init__(self, dims: Mapping[str, int], modalities: Sequence[str], weight: int | None) -> None:
         super().__init__()
-        if len(modalities) != 1:
-            raise InputError(f"fusion.modalities={list(modalities)}: expected one modality.")
-        self.modalities = tuple(modalities)
+        self.modalities = check_modalities(modalities, 1)
         width = dims[self.modalities[0]]
         self.widths = {self.modalities[0]: width}
         if weight is not None and not -width <= weight < width:

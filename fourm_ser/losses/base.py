@@ -152,10 +152,6 @@ def check_not_negative(key: str, value: Any) -> None:
 
 
 def check_choice(key: str, value: str, choices: Sequence[str]) -> None:
-    """Refuse what is not one of `choices`.
-
-    Raises:
-        InputError: it is none; `key` is the key below `loss` to name.
-    """
+    """Refuse what is not one of `choices`, by an error that names the key below `loss`."""
     if value not in choices:
         raise InputError(f"loss.{key}={value}: expected one of {', '.join(choices)}.")

@@ -36,6 +36,7 @@ class SumLoss(Loss):
 
     def __init__(
         self,
+        *,
         terms: Mapping[str, Loss],
         weighting: str,
         weights: Mapping[str, float],

@@ -72,7 +72,9 @@ class MarginLoss(FeatureLoss):
 
     name = "margin"
 
-    def __init__(self, m1: float, m2: float, m3: float, scale: float, on: Sequence[str], learning_rate: float) -> None:
+    def __init__(
+        self, *, m1: float, m2: float, m3: float, scale: float, on: Sequence[str], learning_rate: float
+    ) -> None:
         super().__init__(on, learning_rate)
         check_positive("m1", m1)
         check_not_negative("m2", m2)

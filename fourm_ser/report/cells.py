@@ -141,7 +141,7 @@ def make_sections(runs: Iterable[Run]) -> tuple[list[Section], list[str]]:
         else:
             key = of_config.get(asked, asked)
         parts.setdefault(key, []).append(run)
-    order = {run.path: place for place, run in enumerate(known)}
+    order = {run.path: index for index, run in enumerate(known)}
     problems: list[str] = []
     sections = []
     for part in parts.values():
@@ -181,8 +181,8 @@ def _make_section(runs: list[Run], corpora: Corpora, problems: list[str]) -> Sec
         (cell.runs if run.state == "finished" else cell.others).append(run)
     for cell in cells.values():
         cell.runs = _without_doubles(cell, problems)
-    place = {name: {value: number for number, value in enumerate(values)} for name, values in axes.items()}
-    ordered = sorted(cells.values(), key=lambda cell: [place[name][value] for name, value in cell.values.items()])
+    position = {name: {value: number for number, value in enumerate(values)} for name, values in axes.items()}
+    ordered = sorted(cells.values(), key=lambda cell: [position[name][value] for name, value in cell.values.items()])
     repeat, table = _tabulate(ordered)
     section = Section(_state(runs), axes, constants, ordered, repeat, table, corpora.differences(runs))
     _note(section)

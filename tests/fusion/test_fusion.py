@@ -310,7 +310,7 @@ def test_pooling_is_over_a_row_s_own_frames() -> None:
 def test_concatenation_is_in_the_order_of_the_modalities(order: list[str], project: Mapping[str, int | None]) -> None:
     torch.manual_seed(0)
     how = {"text": "first", "audio": "max"}
-    fusion = ConcatFusion(DIMS, order, project, how).eval()
+    fusion = ConcatFusion(dims=DIMS, modalities=order, project=project, pool=how).eval()
     assert fusion.modalities == tuple(order)
     output = fuse(fusion, TEXTS, AUDIOS)
     given = {"text": padded(TEXTS), "audio": padded(AUDIOS)}

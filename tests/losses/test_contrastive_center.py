@@ -14,7 +14,7 @@ from tests.losses.test_center import squared
 
 
 def built(case: Case, form: str, delta: float) -> ContrastiveCenterLoss:
-    loss = ContrastiveCenterLoss(form, delta, ["embedding"], 0.5)
+    loss = ContrastiveCenterLoss(form=form, delta=delta, on=["embedding"], learning_rate=0.5)
     return loss.setup(case.classes, {"embedding": case.dim}, [1] * case.classes)
 
 
@@ -66,9 +66,9 @@ def test_one_utterance_in_the_4m_ser_form_is_ten_times_the_published_one() -> No
 @pytest.mark.parametrize("delta", [0.0, -1.0, None])
 def test_a_delta_that_is_not_positive_is_refused(delta: Any) -> None:
     with pytest.raises(InputError, match=r"loss\.delta=.*expected a number greater than 0"):
-        ContrastiveCenterLoss("published", delta, ["embedding"], 0.5)
+        ContrastiveCenterLoss(form="published", delta=delta, on=["embedding"], learning_rate=0.5)
 
 
 def test_an_unknown_form_is_refused() -> None:
     with pytest.raises(InputError, match=r"loss\.form=other"):
-        ContrastiveCenterLoss("other", 1.0, ["embedding"], 0.5)
+        ContrastiveCenterLoss(form="other", delta=1.0, on=["embedding"], learning_rate=0.5)

@@ -238,7 +238,7 @@ def _script(utterances: int, seed: int) -> list[_Utterance]:
         # Labels are exchanged rather than replaced: the noise leaves the balance as it is.
         for _ in range(int(count * NOISE / 2 + rng.random())):
             one = rng.integers(count)
-            other = rng.choice([place for place in range(count) if labels[place] != labels[one]])
+            other = rng.choice([index for index in range(count) if labels[index] != labels[one]])
             labels[one], labels[other] = labels[other], labels[one]
         for emotion, label in zip(played, labels, strict=True):
             aroused, negative = AFFECT[emotion]

@@ -79,8 +79,8 @@ def natural(text: str) -> tuple[list[tuple[int, str]], str]:
     parts = DIGITS.split(text)
     # Every other part is a number, the longer one of which is larger without zeros in front. Names that are equal so
     # far (1, 01) keep their own order.
-    bare = [part.lstrip("0") if place % 2 else part for place, part in enumerate(parts)]
-    return [(len(part) if place % 2 else 0, part) for place, part in enumerate(bare)], text
+    bare = [part.lstrip("0") if index % 2 else part for index, part in enumerate(parts)]
+    return [(len(part) if index % 2 else 0, part) for index, part in enumerate(bare)], text
 
 
 def likeness(text: str) -> str:
