@@ -284,7 +284,7 @@ def test_pooling_is_over_a_row_s_own_frames() -> None:
 def test_concatenation_is_in_the_order_of_the_modalities(order: list[str]) -> None:
     torch.manual_seed(0)
     project, how = {"text": None, "audio": 7}, {"text": "first", "audio": "max"}
-    fusion = ConcatFusion(DIMS, order, project, how).eval()
+    fusion = ConcatFusion(dims=DIMS, modalities=order, project=project, pool=how).eval()
     assert fusion.modalities == tuple(order)
     pooled = {
         "text": torch.stack([row[0] for row in TEXTS]),

@@ -86,7 +86,9 @@ def same_output(output: FusionOutput, embedding: Tensor, text: Tensor, audio: Te
 def test_self_attention_is_that_of_3m_ser_and_4m_ser(
     dims: dict[str, int], lengths: tuple[int, int], how: str, norm: str
 ) -> None:
-    fusion = SelfAttentionFusion(dims, BOTH, dims["audio"], HEADS, dropout=0.5, pool=how, audio_norm=norm)
+    fusion = SelfAttentionFusion(
+        dims=dims, modalities=BOTH, dim=dims["audio"], heads=HEADS, dropout=0.5, pool=how, audio_norm=norm
+    )
     train_a_little(fusion)
     text, audio = one(lengths, dims)
     attended, text_map = attend(fusion.text_attention, text, text)
@@ -111,7 +113,7 @@ def test_self_attention_is_that_of_3m_ser_and_4m_ser(
     [(WIDER, (5, 3), "mean"), (EQUAL, (1, 7), "first"), (NARROWER, (12, 1), "max"), (EQUAL, (12, 1), "min")],
 )
 def test_cross_attention_is_that_of_memocmt(dims: dict[str, int], lengths: tuple[int, int], how: str) -> None:
-    fusion = CrossAttentionFusion(dims, BOTH, dim=12, heads=HEADS, dropout=0.5, pool=how)
+    fusion = CrossAttentionFusion(dims=dims, modalities=BOTH, dim=12, heads=HEADS, dropout=0.5, pool=how)
     train_a_little(fusion)
     text, audio = one(lengths, dims)
     told_by_text, text_map = attend(fusion.text_attention, audio, text)
@@ -127,7 +129,9 @@ def test_cross_attention_is_that_of_memocmt(dims: dict[str, int], lengths: tuple
 
 def test_concatenation_is_that_of_server() -> None:
     dims = {"text": 24, "audio": 16}
-    fusion = ConcatFusion(dims, BOTH, {"text": 16, "audio": None}, {"text": "first", "audio": "sum"})
+    fusion = ConcatFusion(
+        dims=dims, modalities=BOTH, project={"text": 16, "audio": None}, pool={"text": "first", "audio": "sum"}
+    )
     train_a_little(fusion)
     text, audio = one((5, 3), dims)
     projection = fusion.linear["text"]
@@ -157,7 +161,9 @@ def dropped(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, float]]:
 
 def test_dropout_of_4m_ser_is_on_the_attention_weights_alone(dropped: list[tuple[str, float]]) -> None:
     dims = WIDER
-    fusion = SelfAttentionFusion(dims, BOTH, None, HEADS, dropout=0.5, pool="mean", audio_norm="layer_norm")
+    fusion = SelfAttentionFusion(
+        dims=dims, modalities=BOTH, dim=None, heads=HEADS, dropout=0.5, pool="mean", audio_norm="layer_norm"
+    )
     train_a_little(fusion)
     text, audio = one((5, 3), dims)
     expected = fuse(fusion, [text], [audio]).embedding
@@ -168,7 +174,7 @@ def test_dropout_of_4m_ser_is_on_the_attention_weights_alone(dropped: list[tuple
 
 def test_dropout_of_memocmt_is_on_what_is_normalised_too_and_twice(dropped: list[tuple[str, float]]) -> None:
     dims = WIDER
-    fusion = CrossAttentionFusion(dims, BOTH, dim=12, heads=HEADS, dropout=0.05, pool="mean")
+    fusion = CrossAttentionFusion(dims=dims, modalities=BOTH, dim=12, heads=HEADS, dropout=0.05, pool="mean")
     train_a_little(fusion).train()
     text, audio = one((5, 3), dims)
     output = fuse(fusion, [text], [audio])

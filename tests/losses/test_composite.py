@@ -36,7 +36,7 @@ def made(
 ) -> SumLoss:
     terms = terms or {"ce": CrossEntropyLoss(0.1, "balanced"), "center": CenterLoss("published", ["embedding"], 0.5)}
     weights = dict.fromkeys(terms, 1.0) if weights is None else weights
-    return SumLoss(terms, weighting, weights, alpha, learning_rate)
+    return SumLoss(terms=terms, weighting=weighting, weights=weights, alpha=alpha, learning_rate=learning_rate)
 
 
 def set_up(loss: SumLoss) -> SumLoss:
@@ -45,7 +45,7 @@ def set_up(loss: SumLoss) -> SumLoss:
 
 
 def margin(*on: str) -> MarginLoss:
-    return MarginLoss(1.0, 0.5, 0.0, 64.0, list(on) or ["embedding"], 0.25)
+    return MarginLoss(m1=1.0, m2=0.5, m3=0.0, scale=64.0, on=list(on) or ["embedding"], learning_rate=0.25)
 
 
 @pytest.mark.parametrize(
@@ -199,4 +199,4 @@ def test_what_does_not_fit_a_term_is_refused_by_the_terms_key() -> None:
 
 def test_a_sum_without_terms_is_refused() -> None:
     with pytest.raises(InputError, match=r"loss\.terms: no terms"):
-        SumLoss({}, "sum", {}, 0.5, 0.1)
+        SumLoss(terms={}, weighting="sum", weights={}, alpha=0.5, learning_rate=0.1)

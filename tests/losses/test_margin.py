@@ -18,7 +18,9 @@ from tests.losses.common import Case, assert_is_formula, cases, log_softmax
 
 
 def built(classes: int, dim: int, m1: float, m2: float, m3: float, scale: float) -> MarginLoss:
-    return MarginLoss(m1, m2, m3, scale, ["embedding"], 0.5).setup(classes, {"embedding": dim}, [1] * classes)
+    return MarginLoss(m1=m1, m2=m2, m3=m3, scale=scale, on=["embedding"], learning_rate=0.5).setup(
+        classes, {"embedding": dim}, [1] * classes
+    )
 
 
 def weight(loss: MarginLoss) -> Tensor:
@@ -196,7 +198,9 @@ def test_without_a_margin_the_loss_is_cross_entropy_of_the_classifier() -> None:
 
 
 def test_a_margin_off_the_embedding_has_no_classifier() -> None:
-    loss = MarginLoss(1.0, 0.5, 0.0, 64.0, ["text"], 0.5).setup(3, {"embedding": 4, "text": 5}, [1] * 3)
+    loss = MarginLoss(m1=1.0, m2=0.5, m3=0.0, scale=64.0, on=["text"], learning_rate=0.5).setup(
+        3, {"embedding": 4, "text": 5}, [1] * 3
+    )
     assert loss.classifier() is None
     with pytest.raises(InputError, match="trains no classifier"):
         loss.check_classifier()

@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from hypothesis import given, settings
 
-from fourm_ser.data.cells import BLANKS, clean_cell, clean_columns, find_doubles, likeness, natural, tell_doubles
+from fourm_ser.data.names import BLANKS, clean_cell, clean_columns, find_doubles, likeness, natural, tell_doubles
 from fourm_ser.errors import InputError
 
 NAMES = st.text("aÉe\u0301 1.0\u00a0\ufeff_", max_size=6)
