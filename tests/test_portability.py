@@ -18,8 +18,7 @@ import soundfile
 import torch
 
 from fourm_ser.data.audio import SAMPLE_RATE
-from fourm_ser.data.batch import Batch, Raw, Source, Stored, Utterances
-from fourm_ser.data.datamodule import loader
+from fourm_ser.data.batch import Batch, Raw, Source, Stored, Utterances, loader
 from fourm_ser.data.readers import AudioReader, TextReader
 from fourm_ser.devices import (
     accelerator,

@@ -16,8 +16,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 from torch import Tensor
 
-from fourm_ser.data.batch import AHEAD, Raw, Utterances
-from fourm_ser.data.datamodule import loader
+from fourm_ser.data.batch import AHEAD, Raw, Utterances, loader
 from fourm_ser.devices import HALVES, HostCopy, copies_ahead, free_memory, ran_out_of_memory
 from fourm_ser.devices import tf32 as allow_tf32
 from fourm_ser.distributed import agreed, barrier, rank, world

@@ -11,7 +11,7 @@ from fourm_ser.data.audio import SAMPLE_RATE
 from fourm_ser.data.levels import refuse_silence
 from fourm_ser.data.transcripts import Cleaning
 from fourm_ser.encoders.base import Encoder, Frontend, Inputs
-from fourm_ser.encoders.text import Tokens, refuse_unknown, told_encoder
+from fourm_ser.encoders.tokens import Tokens, refuse_unknown, told_encoder
 from fourm_ser.errors import InputError
 from fourm_ser.prediction.items import Item, read
 
