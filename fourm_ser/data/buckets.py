@@ -1,11 +1,37 @@
 """Which utterances make a batch: those of similar length."""
 
-from collections.abc import Iterator
+import math
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 from torch.utils.data import Sampler
 
 SPREAD = 8.0  # of what is added to the logarithm of a length, times the number of batches
+
+
+def cut_by_length(
+    lengths: Sequence[float] | np.ndarray, *, total: float, padding: float, count: float = math.inf
+) -> Iterator[slice]:
+    """Cut what is sorted by length into batches, each as large as it may be.
+
+    Args:
+        lengths: The lengths, the shortest first.
+        total: The length of a batch, padding included. What is longer by itself is a batch of its own.
+        padding: The share of a batch that may be padding.
+        count: How many may be in a batch.
+
+    Yields:
+        Which places are a batch, in order.
+    """
+    start, own = 0, 0.0  # of the batch: its first place, and its length without padding
+    for place, length in enumerate(lengths):
+        size = (place - start + 1) * length  # this one is the longest so far
+        if place > start and (place - start >= count or size > total or size - own - length > padding * size):
+            yield slice(start, place)
+            start, own = place, 0.0
+        own += length
+    if len(lengths):
+        yield slice(start, len(lengths))
 
 
 class BucketBatchSampler(Sampler[list[int]]):
