@@ -19,7 +19,8 @@ from fourm_ser.analysis.projection import projection
 from fourm_ser.analysis.space import space
 from fourm_ser.devices import find_device
 from fourm_ser.errors import InputError
-from fourm_ser.report.collect import Run, collect
+from fourm_ser.runs.collect import Run, collect
+from fourm_ser.runs.directory import RunDirectory, is_model
 from fourm_ser.runs.finished import OpenRun
 
 log = logging.getLogger(__name__)
@@ -66,8 +67,8 @@ def run(config: Mapping[str, Any]) -> list[Part]:
         raise InputError(f"parts=[{', '.join(unknown)}]: expected any of {', '.join(QUESTIONS)}.")
     runs = open_runs(config)
     first = runs[0]
-    own = "analysis" if config["side"] == "test" else f"analysis-{config['side']}"
-    folder = first.run_dir / own if config["output"] is None else Path(config["output"]).expanduser()
+    own = RunDirectory(first.run_dir).analysis(config["side"])
+    folder = own if config["output"] is None else Path(config["output"]).expanduser()
     if (folder / "analysis.html").is_file():
         log.warning("%s: replaces the page of earlier analyses, and those of the same names", folder)
     parts = []
@@ -92,7 +93,7 @@ def open_runs(config: Mapping[str, Any]) -> list[OpenRun]:
     given = [Path(path).expanduser() for path in [config["run"], *config["runs"]] if path is not None]
     if not given:
         raise InputError("analyze: nothing is given. Add run=DIR, the directory of a finished run.")
-    models = [path for path in given if (path / "labels.json").is_file()]
+    models = [path for path in given if is_model(path)]
     if models:
         raise InputError(f"{models[0]}: is a model directory. Analyses need the run: give the folder above it.")
     collection = collect(given)

@@ -329,7 +329,7 @@ def draw(
         InputError: a folder without a run, a run that has not finished; see `OpenRun`.
     """
     from fourm_ser.figures import save_figure
-    from fourm_ser.report.collect import collect
+    from fourm_ser.runs.collect import collect
     from fourm_ser.runs.finished import OpenRun
 
     collection = collect(list(folders))

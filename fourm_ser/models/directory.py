@@ -12,7 +12,7 @@ from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file, save_file
 
-from fourm_ser.config import build
+from fourm_ser.config import build, upgrade
 from fourm_ser.data.transcripts import BEFORE
 from fourm_ser.encoders.base import Encoder, Resources
 from fourm_ser.errors import InputError
@@ -157,6 +157,7 @@ def load_model(folder: Path, cache: Path) -> Model:
         raise InputError(f"{folder}: no model.safetensors there. Expected the folder `model` of a finished run.")
     config = OmegaConf.merge({"folder": str(folder.resolve())}, OmegaConf.load(folder / "config.yaml"))
     assert isinstance(config, DictConfig)
+    upgrade(config)
     if "use" not in config:
         raise InputError(f"{folder / 'config.yaml'}: has no key use: an earlier version wrote it. Train the run again.")
     use = Use(**OmegaConf.to_container(config.use))  # type: ignore[arg-type]

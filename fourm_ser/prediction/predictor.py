@@ -19,6 +19,7 @@ from fourm_ser.models.inference import Inference
 from fourm_ser.prediction.batches import Job, Planner
 from fourm_ser.prediction.items import WHOLE, Audio, Cutting, Item
 from fourm_ser.prediction.loading import Key, Loaded, Planned, Reading, Row, packed, unpacked
+from fourm_ser.runs.directory import model_folder
 
 SMALL = 5e6  # parameters of a network that computes no faster with a second thread
 
@@ -306,27 +307,6 @@ class Predictor:
         assert self.transcriber is not None
         text = self.reading.cleaning(self.transcriber(row.samples))
         return row._replace(text=text, inputs={**row.inputs, "text": self.reading.tokens(text)})
-
-
-def model_folder(folder: Path) -> Path:
-    """The model directory that `folder` is, or holds as `model`.
-
-    Raises:
-        InputError: it is neither, or of a run that has not finished.
-    """
-    if (folder / "model.safetensors").is_file():
-        lacking = [name for name in ("config.yaml", "labels.json") if not (folder / name).is_file()]
-        if lacking:
-            raise InputError(f"{folder}: no {lacking[0]} there. Expected the whole folder `model` of a finished run.")
-        return folder
-    if (folder / "stages").is_dir() and not (folder / "metrics.json").is_file():
-        raise InputError(
-            f"{folder}: this run has not finished. Go on with it: python -m fourm_ser.train resume={folder}"
-        )
-    if (folder / "model" / "model.safetensors").is_file():
-        return model_folder(folder / "model")
-    what = "neither a model directory nor a finished run" if folder.is_dir() else "no such folder"
-    raise InputError(f"{folder}: {what}. Expected the folder `model` of a finished run, or the run's own.")
 
 
 def _moments(job: Job) -> list[Moment]:

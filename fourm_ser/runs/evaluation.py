@@ -23,14 +23,14 @@ from fourm_ser.data.manifest import order_emotions
 from fourm_ser.devices import copies_ahead, find_device, resolve_budget
 from fourm_ser.errors import InputError
 from fourm_ser.figures import confusion_figure, reliability_figure, save_figure
-from fourm_ser.files import whole, write_json
+from fourm_ser.files import write_json, write_table
 from fourm_ser.losses.base import Loss
 from fourm_ser.models.directory import Model, load_model
 from fourm_ser.models.inference import Inference
 from fourm_ser.models.metrics import EmotionMetrics
 from fourm_ser.models.sources import Encoding, check_transcripts, compare_cleaning, compare_languages, make_sources
 from fourm_ser.runs.claims import claim, folder_name, read_training, refuse_changed
-from fourm_ser.runs.finished import read_checkpoint, read_config
+from fourm_ser.runs.directory import RunDirectory, is_model
 from fourm_ser.runs.intervals import FEWEST, intervals, unit_of
 from fourm_ser.runs.results import undefined
 
@@ -92,10 +92,12 @@ def run(config: DictConfig, changes: Mapping[str, Any] | None) -> dict[str, Any]
     sources, _ = make_sources(model.network, data, encoding)
     stages = [] if record is None else list(record.stage.values())
     data.serve(sources, config.batch_size or (stages[-1].batch_size if stages else BATCH))
-    loss = None if record is None or classes != model.emotions else load_loss(Path(config.run), record, corpus, model)
+    loss = None
+    if record is not None and classes == model.emotions:
+        loss = load_loss(RunDirectory(folder.parent), record, corpus, model)
     outputs = predict(inference, data, rows, classes, loss)
     tables = make_tables(corpus, classes, outputs)
-    metrics = write(target, tables, corpus, classes, outputs, config, model, claims)
+    metrics = write(RunDirectory(target), tables, corpus, classes, outputs, config, model, claims)
     show(metrics, tables, target, corpus, outputs, config)
     return metrics
 
@@ -108,11 +110,12 @@ def _find(config: DictConfig, changes: Mapping[str, Any] | None) -> tuple[DictCo
         if changes is not None:
             raise InputError("model=DIR: a model directory has no corpus. Choose one: data=iemocap data.root=DIR")
         record, folder = None, Path(config.model).expanduser()
-        if (folder / "model" / "model.safetensors").is_file():
-            raise InputError(f"model={folder}: is a run. Give run={folder}, or model={folder / 'model'}.")
+        model = RunDirectory(folder).model
+        if is_model(model):
+            raise InputError(f"model={folder}: is a run. Give run={folder}, or model={model}.")
     else:
-        record = read_config(Path(config.run).expanduser())
-        folder = Path(config.run).expanduser() / "model"
+        directory = RunDirectory(Path(config.run).expanduser())
+        record, folder = directory.read_finished_record(), directory.model
     if changes is None:
         refuse_missing(config)
         return record, folder, config.data
@@ -166,11 +169,10 @@ def find_corpus(node: DictConfig, emotions: list[str], classes: str, cache: Path
     return corpus, shared
 
 
-def load_loss(run_dir: Path, record: DictConfig, corpus: Corpus, model: Model) -> Loss | None:
+def load_loss(directory: RunDirectory, record: DictConfig, corpus: Corpus, model: Model) -> Loss | None:
     """The loss that a run trained with, at its best epoch; None where its checkpoint is not there any more."""
-    stages = list(record.stage)
     try:
-        state = read_checkpoint(run_dir.expanduser() / "stages" / f"{len(stages) - 1}-{stages[-1]}")
+        state = directory.last_stage.read_best()["state_dict"]
     except InputError as error:
         log.warning("the loss is left out: %s", error)
         return None
@@ -233,17 +235,17 @@ def _target(
     if config.output is not None:
         target = Path(config.output).expanduser()
     else:
-        home = Path() if config.run is None else Path(config.run).expanduser()
+        home = RunDirectory(Path() if config.run is None else Path(config.run).expanduser())
         protocol = None if changes is None else {key: changes[key] for key in sorted({*changes} - {"data.fold"})}
         others = [
             corpus.protocol if protocol is None else protocol,
             [] if classes == model.emotions else classes,
             "" if config.run is not None else str(Path(config.model).expanduser().absolute()),
         ]
-        target = home / "evaluation" / folder_name(corpus, config.side, training, *others)
-    if (target / "config.yaml").is_file():
+        target = home.evaluations / folder_name(corpus, config.side, training, *others)
+    if RunDirectory(target).record.is_file():
         raise InputError(f"output={target}: is a run or a model: its own results would be lost. Choose another folder.")
-    if (target / "metrics.json").is_file():
+    if RunDirectory(target).metrics.is_file():
         log.warning("%s: replaces the results of an earlier evaluation", target)
     return target
 
@@ -263,7 +265,7 @@ def make_tables(corpus: Corpus, classes: list[str], outputs: Outputs) -> dict[st
 
 
 def write(
-    folder: Path,
+    directory: RunDirectory,
     tables: Mapping[str, pd.DataFrame],
     corpus: Corpus,
     classes: list[str],
@@ -274,15 +276,14 @@ def write(
 ) -> dict[str, Any]:
     """Write the tables and figures, metrics.json last of all; returns what it holds."""
     for name, table in tables.items():
-        with whole(folder / f"{name}.csv") as temporary:
-            table.to_csv(temporary, index=False)
+        write_table(directory.path / f"{name}.csv", table)
     probabilities, labels = outputs.probabilities, corpus.label[outputs.rows]
     predicted = probabilities.argmax(1)
     counts = np.zeros((len(classes), len(classes)), dtype=np.int64)
     np.add.at(counts, (labels, predicted), 1)
-    save_figure(confusion_figure(counts, classes), folder / "confusion_matrix.png")
+    save_figure(confusion_figure(counts, classes), directory.confusion_matrix)
     figure = reliability_figure(probabilities.max(1), predicted == labels, outputs.metrics["ece"])
-    save_figure(figure, folder / "reliability.png")
+    save_figure(figure, directory.reliability)
     side = config.side
     speakers = tables["predictions"]["speaker"].to_numpy()
     resampled = unit_of(speakers, config.resample)
@@ -306,7 +307,7 @@ def write(
     }
     for reason in undefined({f"{side}/{name}": value for name, value in outputs.metrics.items()}):
         log.info("metrics.json: %s", reason)
-    write_json(folder / "metrics.json", metrics)
+    write_json(directory.metrics, metrics)
     return metrics
 
 

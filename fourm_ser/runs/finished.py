@@ -6,14 +6,12 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import seed_everything
 from rich.progress import track
 from torch import Tensor
 
 from fourm_ser.config import build
 from fourm_ser.data.batch import Batch
-from fourm_ser.data.content import record_content
 from fourm_ser.data.corpus import Corpus
 from fourm_ser.data.datamodule import EmotionDataModule
 from fourm_ser.devices import copies_ahead
@@ -26,6 +24,8 @@ from fourm_ser.models.directory import build_network, load_model
 from fourm_ser.models.metrics import DistanceRatio
 from fourm_ser.models.network import EmotionNetwork
 from fourm_ser.models.sources import Encoding, make_sources
+from fourm_ser.runs.claims import record_content
+from fourm_ser.runs.directory import RunDirectory
 
 BATCH = 32
 
@@ -108,14 +108,15 @@ class OpenRun:
     ) -> None:
         self.run_dir, self.device = run_dir, device
         self.name = run_dir.resolve().name if name is None else name
-        self.config = read_config(run_dir)
+        directory = RunDirectory(run_dir)
+        self.config = directory.read_finished_record()
         self.cache = Path(self.config.cache).expanduser() if cache is None else cache
         self.config.cache, self.config.trainer.accelerator = str(self.cache), device.type
-        self.network, self.emotions, self.use = load_model(run_dir / "model", self.cache)
+        self.network, self.emotions, self.use = load_model(directory.model, self.cache)
         self.corpus: Corpus = build(self.config.data, cache=self.cache)
         self.data = EmotionDataModule(self.corpus, pin_memory=copies_ahead(device), seed=self.config.seed)
         self.data.setup()
-        record_content(self.corpus.content, self.corpus.origin, run_dir, write=False)
+        record_content(self.corpus.content, self.corpus.origin, directory, write=False)
         if self.corpus.emotions != self.emotions:
             raise InputError(
                 f"{run_dir}: the model's classes are {', '.join(self.emotions)}, the corpus now has "
@@ -138,7 +139,7 @@ class OpenRun:
         stages = list(self.config.stage.items())
         for number, (name, stage) in enumerate(stages[:-1]):
             network = self._untrained()
-            state = read_checkpoint(self.run_dir / "stages" / f"{number}-{name}")
+            state = RunDirectory(self.run_dir).stage(number, name).read_best()["state_dict"]
             own = {key.removeprefix("network."): tensor for key, tensor in state.items() if key.startswith("network.")}
             network.load_state_dict({**network.state_dict(), **own})
             for modality, encoder in network.by_modality.items():
@@ -216,8 +217,7 @@ class OpenRun:
         Raises:
             InputError: the checkpoint is not there.
         """
-        stages = list(self.config.stage)
-        state = read_checkpoint(self.run_dir / "stages" / f"{len(stages) - 1}-{stages[-1]}")
+        state = RunDirectory(self.run_dir).last_stage.read_best()["state_dict"]
         loss = build(self.config.loss)
         unused = set(loss.losses) - set(loss.active) if isinstance(loss, SumLoss) else set()
         passed_over = tuple(f"loss.terms.{name}." for name in unused)
@@ -233,32 +233,3 @@ def encode(network: EmotionNetwork, batch: Batch) -> dict[str, Features]:
     """The encoders' features of a batch, behind their tops, by modality."""
     given = {"text": batch.text, "audio": batch.audio}
     return {modality: encoder(given[modality]) for modality, encoder in network.by_modality.items()}
-
-
-def read_config(run_dir: Path) -> DictConfig:
-    """A finished run's record.
-
-    Raises:
-        InputError: there is none, or the run has not finished.
-    """
-    path = run_dir / "config.yaml"
-    if not path.is_file() or not (run_dir / "model").is_dir():
-        missing = "config.yaml" if not path.is_file() else "model/"
-        hint = " It is a model directory: give the run's own." if (run_dir / "labels.json").is_file() else ""
-        raise InputError(f"{run_dir}: no {missing} there. Expected the directory of a finished run.{hint}")
-    config = OmegaConf.load(path)
-    assert isinstance(config, DictConfig)
-    return config
-
-
-def read_checkpoint(stage: Path) -> dict[str, Tensor]:
-    """The state of a stage's best epoch: `network.` and `loss.` before the names.
-
-    Raises:
-        InputError: the checkpoint is not there.
-    """
-    path = stage / "checkpoints" / "best.ckpt"
-    if not path.is_file():
-        raise InputError(f"{path}: no such file. What a stage learned is read from its best checkpoint.")
-    state: dict[str, Tensor] = torch.load(path, map_location="cpu", weights_only=True)["state_dict"]
-    return state

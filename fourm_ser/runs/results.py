@@ -13,7 +13,8 @@ from rich.table import Table
 
 from fourm_ser.data.corpus import Corpus
 from fourm_ser.figures import confusion_figure, curves_figure, save_figure
-from fourm_ser.files import finite, whole, write_json
+from fourm_ser.files import finite, write_json, write_table
+from fourm_ser.runs.directory import RunDirectory
 
 log = logging.getLogger(__name__)
 
@@ -27,7 +28,7 @@ class Results(NamedTuple):
         labels: class index of each test utterance.
         predicted: the same as predicted.
         predictions: what predictions.csv holds.
-        figures: paths of the figures by name.
+        figures: paths of the figures.
     """
 
     metrics: dict[str, Any]
@@ -35,26 +36,24 @@ class Results(NamedTuple):
     labels: list[int]
     predicted: list[int]
     predictions: pd.DataFrame
-    figures: dict[str, Path]
+    figures: list[Path]
 
 
 def write_results(
-    run_dir: Path,
+    directory: RunDirectory,
     corpus: Corpus,
     metrics: Mapping[str, Any],
     index: np.ndarray,
     probabilities: np.ndarray,
-    stages: list[Path],
 ) -> Results:
     """Write what a run leaves; metrics.json last, for it says that the run has finished.
 
     Args:
-        run_dir: the run directory.
+        directory: the run directory.
         corpus: the run's corpus.
         metrics: flat metrics; what is undefined becomes null, and the log says why.
         index: (n,) positions of the test utterances in the manifest.
         probabilities: (n, classes).
-        stages: the stages' folders in order.
     """
     rows = corpus.frame.iloc[index]
     predicted = probabilities.argmax(1)
@@ -62,23 +61,21 @@ def write_results(
     predictions["predicted"] = [corpus.emotions[label] for label in predicted]
     for place, emotion in enumerate(corpus.emotions):
         predictions[emotion] = probabilities[:, place]
-    with whole(run_dir / "predictions.csv") as temporary:
-        predictions.to_csv(temporary, index=False)
+    write_table(directory.predictions, predictions)
 
     labels = corpus.label[index]
     counts = np.zeros((len(corpus.emotions), len(corpus.emotions)), dtype=np.int64)
     np.add.at(counts, (labels, predicted), 1)
-    curves = {stage.name: pd.read_csv(stage / "metrics.csv") for stage in stages if (stage / "metrics.csv").is_file()}
-    figures = {"confusion_matrix": run_dir / "confusion_matrix.png"}
-    save_figure(confusion_figure(counts, corpus.emotions), figures["confusion_matrix"])
+    save_figure(confusion_figure(counts, corpus.emotions), directory.confusion_matrix)
+    curves = {name: pd.read_csv(path) for name, path in directory.tables.items()}
     if curves:
-        figures["training_curves"] = run_dir / "training_curves.png"
-        save_figure(curves_figure(curves), figures["training_curves"])
+        save_figure(curves_figure(curves), directory.training_curves)
+    figures = [directory.confusion_matrix, *([directory.training_curves] if curves else [])]
 
     for reason in undefined(metrics):
         log.info("metrics.json: %s", reason)
     written = {**finite(metrics), "finished": True}
-    write_json(run_dir / "metrics.json", written)
+    write_json(directory.metrics, written)
     return Results(written, corpus.emotions, labels.tolist(), predicted.tolist(), predictions, figures)
 
 

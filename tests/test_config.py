@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from fourm_ser.places import settle
+from fourm_ser.config import settle
 
 
 def config() -> dict[str, Any]:
