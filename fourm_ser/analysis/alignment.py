@@ -8,8 +8,8 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from fourm_ser.analysis.findings import Finding, UnsuitedError
-from fourm_ser.analysis.looks import line
 from fourm_ser.errors import InputError
+from fourm_ser.figures import line_style
 from fourm_ser.runs.finished import Computed, OpenRun
 
 MEASURES = {"cosine": "cosine similarity", "distance": "Euclidean distance"}
@@ -191,7 +191,7 @@ def alignment_figure(table: pd.DataFrame, emotions: Sequence[str], windows: dict
             axes = grid[row][column]
             for place, run in enumerate(runs):
                 values = table[(table["run"] == run) & (table["emotion"] == emotion)][measure].to_numpy()
-                colour, style = line(place)
+                colour, style = line_style(place)
                 smooth = moving_average(values, windows[emotion])
                 axes.plot(np.arange(1, len(values) + 1), smooth, style, color=colour, linewidth=1.4, label=run)
                 axes.axhline(values.mean(), xmin=0.96, color=colour, linewidth=3)

@@ -4,7 +4,7 @@ import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from fourm_ser.analysis.alignment import alignment
 from fourm_ser.analysis.attention import attention
@@ -12,7 +12,7 @@ from fourm_ser.analysis.attribution import attribution
 from fourm_ser.analysis.contribution import contribution
 from fourm_ser.analysis.correlation import correlation
 from fourm_ser.analysis.examples import Example, choose_examples
-from fourm_ser.analysis.findings import Finding, UnsuitedError, write_finding
+from fourm_ser.analysis.findings import Finding, Part, UnsuitedError, write_finding
 from fourm_ser.analysis.gradcam import gradcam
 from fourm_ser.analysis.page import write_page
 from fourm_ser.analysis.projection import projection
@@ -35,22 +35,6 @@ QUESTIONS = {
     "attribution": "Which words and moments speak for the emotion?",
     "gradcam": "What does the audio encoder's last convolution answer to?",
 }
-
-
-class Part(NamedTuple):
-    """One analysis, done or not.
-
-    Attributes:
-        name: the key in `parts`.
-        question: what it answers.
-        findings: what it found.
-        left_out: why there is nothing, in a sentence; "" where there is something.
-    """
-
-    name: str
-    question: str
-    findings: list[Finding]
-    left_out: str
 
 
 def run(config: Mapping[str, Any]) -> list[Part]:

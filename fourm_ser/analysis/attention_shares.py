@@ -6,7 +6,7 @@ from matplotlib.figure import Figure
 
 from fourm_ser.analysis.attention_maps import fused, split
 from fourm_ser.analysis.findings import Finding
-from fourm_ser.analysis.looks import COLOURS
+from fourm_ser.figures import COLOURS
 from fourm_ser.runs.finished import OpenRun, encode
 
 MODALITY_COLOURS = {"text": COLOURS[2], "audio": COLOURS[1]}

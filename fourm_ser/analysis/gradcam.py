@@ -15,11 +15,11 @@ from torch import Tensor, nn
 
 from fourm_ser.analysis.examples import Example, draw_waveform, file_name, read_waveform
 from fourm_ser.analysis.findings import Finding, UnsuitedError
-from fourm_ser.analysis.looks import COLOURS
 from fourm_ser.analysis.spectrogram import Spectrogram, read_spectrogram
 from fourm_ser.data.audio import SAMPLE_RATE
 from fourm_ser.encoders.base import Encoder, Features, Inputs, moved
 from fourm_ser.encoders.vggish import VggishEncoder
+from fourm_ser.figures import COLOURS
 from fourm_ser.models.network import EmotionNetwork
 from fourm_ser.runs.finished import OpenRun
 

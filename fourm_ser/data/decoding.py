@@ -13,7 +13,9 @@ import numpy as np
 import soundfile
 import soxr
 
-from fourm_ser.data.audio import (
+from fourm_ser.data.levels import mono, refuse_scale
+from fourm_ser.data.ogg import PADDING, ogg_links
+from fourm_ser.data.sound import (
     SAMPLE_RATE,
     knows_length,
     open_sound,
@@ -21,8 +23,6 @@ from fourm_ser.data.audio import (
     sound_blocks,
     unreadable,
 )
-from fourm_ser.data.levels import mono, refuse_scale
-from fourm_ser.data.ogg import PADDING, ogg_links
 from fourm_ser.errors import InputError
 from fourm_ser.files import whole
 

@@ -5,7 +5,8 @@ from typing import Self
 
 from torch import Tensor, nn
 
-from fourm_ser.losses.base import Loss, at_least_float32, check_number
+from fourm_ser.checks import check_number
+from fourm_ser.losses.base import Loss, at_least_float32
 from fourm_ser.losses.class_weights import ClassWeights, check_class_weights, class_weights
 
 
@@ -26,7 +27,7 @@ class CrossEntropyLoss(Loss):
 
     def __init__(self, label_smoothing: float, class_weights: ClassWeights) -> None:
         super().__init__()
-        check_number("label_smoothing", label_smoothing, lambda share: 0 <= share < 1, "a share from 0 to below 1")
+        check_number("loss.label_smoothing", label_smoothing, "a share from 0 to below 1", most=1, below=True)
         check_class_weights(class_weights)
         self.label_smoothing = label_smoothing
         self.class_weights = class_weights

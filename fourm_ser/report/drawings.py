@@ -8,7 +8,7 @@ import pandas as pd
 
 from fourm_ser.report.cells import Cell, Section, in_words
 from fourm_ser.report.effects import Effects, marginal_effects
-from fourm_ser.report.svg import Figure, Grid, bars, curves, heat_map, intervals
+from fourm_ser.report.svg import Figure, Grid, bars, curves, forest_plot, heat_map
 from fourm_ser.report.tables import cell_seconds, percent
 
 METRICS = {"ua": "UA", "wa": "WA"}
@@ -127,7 +127,7 @@ def effects_figure(section: Section) -> tuple[list[Figure], str]:
             for value, mean, low, high in rows
         ]
         header = ["axis", "value", "effect (points)", "95% interval"]
-        image = intervals(groups, f"effect on {shown}, percentage points", alt)
+        image = forest_plot(groups, f"effect on {shown}, percentage points", alt)
         figures.append(Figure(f"Effect on {shown}", alt, image, header, table))
     return figures, words
 

@@ -17,7 +17,7 @@ from fourm_ser.report.drawings import confusion, effects_figure, heat_maps, reca
 from fourm_ser.report.significance import Comparison
 from fourm_ser.report.tables import best_of, percent, title
 from fourm_ser.runs.collect import Collection, Run
-from fourm_ser.runs.intervals import FEWEST
+from fourm_ser.runs.resampling import FEWEST
 
 NAMES = {"ua": "UA", "wa": "WA", "f1_macro": "macro F1", "f1_weighted": "weighted F1", "ece": "ECE"}
 

@@ -11,10 +11,9 @@ from scipy import stats
 from fourm_ser.report.cells import Section, repeat_of
 from fourm_ser.runs.collect import Run
 from fourm_ser.runs.directory import PREDICTED
-from fourm_ser.runs.intervals import tails, unit_of
+from fourm_ser.runs.resampling import LEVEL, tails, unit_of
 
 RESAMPLES = 9999
-LEVEL = 0.95
 METRICS = ("ua", "wa")
 
 

@@ -27,12 +27,13 @@ from fourm_ser.files import write_json, write_table
 from fourm_ser.losses.base import Loss
 from fourm_ser.models.directory import Model, load_model
 from fourm_ser.models.inference import Inference
-from fourm_ser.models.metrics import EmotionMetrics
+from fourm_ser.models.metrics import BINS, EmotionMetrics
 from fourm_ser.models.sources import Encoding, check_transcripts, compare_cleaning, compare_languages, make_sources
 from fourm_ser.runs.claims import claim, folder_name, read_training, refuse_changed
 from fourm_ser.runs.directory import RunDirectory, is_model
-from fourm_ser.runs.intervals import FEWEST, intervals, unit_of
-from fourm_ser.runs.results import undefined
+from fourm_ser.runs.intervals import bootstrap
+from fourm_ser.runs.resampling import FEWEST, unit_of
+from fourm_ser.runs.results import confusion_counts, predictions_frame, undefined
 
 log = logging.getLogger(__name__)
 
@@ -252,14 +253,10 @@ def _target(
 
 def make_tables(corpus: Corpus, classes: list[str], outputs: Outputs) -> dict[str, pd.DataFrame]:
     """The tables by name: `predictions`, `confusions`, `speakers`."""
-    frame = corpus.frame.iloc[outputs.rows]
-    predictions = frame[["id", "speaker", "emotion"]].reset_index(drop=True)
-    predictions["predicted"] = [classes[label] for label in outputs.probabilities.argmax(1)]
-    for place, emotion in enumerate(classes):
-        predictions[emotion] = outputs.probabilities[:, place]
+    predictions = predictions_frame(corpus, classes, outputs.rows, outputs.probabilities)
     return {
         "predictions": predictions,
-        "confusions": worst_confusions(predictions, frame["text"].tolist()),
+        "confusions": worst_confusions(predictions, corpus.frame["text"].iloc[outputs.rows].tolist()),
         "speakers": by_speaker(predictions, classes),
     }
 
@@ -279,16 +276,15 @@ def write(
         write_table(directory.path / f"{name}.csv", table)
     probabilities, labels = outputs.probabilities, corpus.label[outputs.rows]
     predicted = probabilities.argmax(1)
-    counts = np.zeros((len(classes), len(classes)), dtype=np.int64)
-    np.add.at(counts, (labels, predicted), 1)
+    counts = confusion_counts(labels, predicted, len(classes))
     save_figure(confusion_figure(counts, classes), directory.confusion_matrix)
-    figure = reliability_figure(probabilities.max(1), predicted == labels, outputs.metrics["ece"])
+    figure = reliability_figure(probabilities.max(1), predicted == labels, outputs.metrics["ece"], BINS)
     save_figure(figure, directory.reliability)
     side = config.side
     speakers = tables["predictions"]["speaker"].to_numpy()
     resampled = unit_of(speakers, config.resample)
     groups = speakers if resampled == "speakers" else None
-    found = intervals(labels, probabilities, classes, config.resamples, config.seed, groups)
+    found = bootstrap(labels, probabilities, classes, resamples=config.resamples, seed=config.seed, groups=groups)
     metrics: dict[str, Any] = {f"{side}/{name}": _number(value) for name, value in outputs.metrics.items()}
     for name, (low, high) in found.items():
         metrics |= {f"{side}/{name}/low": _number(low), f"{side}/{name}/high": _number(high)}

@@ -14,7 +14,7 @@ from rich.table import Table
 from fourm_ser.data.corpus import Corpus
 from fourm_ser.figures import confusion_figure, curves_figure, save_figure
 from fourm_ser.files import finite, write_json, write_table
-from fourm_ser.runs.directory import RunDirectory
+from fourm_ser.runs.directory import PREDICTED, RunDirectory
 
 log = logging.getLogger(__name__)
 
@@ -55,17 +55,11 @@ def write_results(
         index: (n,) positions of the test utterances in the manifest.
         probabilities: (n, classes).
     """
-    rows = corpus.frame.iloc[index]
-    predicted = probabilities.argmax(1)
-    predictions = rows[["id", "speaker", "emotion"]].reset_index(drop=True)
-    predictions["predicted"] = [corpus.emotions[label] for label in predicted]
-    for place, emotion in enumerate(corpus.emotions):
-        predictions[emotion] = probabilities[:, place]
+    labels, predicted = corpus.label[index], probabilities.argmax(1)
+    predictions = predictions_frame(corpus, corpus.emotions, index, probabilities)
     write_table(directory.predictions, predictions)
 
-    labels = corpus.label[index]
-    counts = np.zeros((len(corpus.emotions), len(corpus.emotions)), dtype=np.int64)
-    np.add.at(counts, (labels, predicted), 1)
+    counts = confusion_counts(labels, predicted, len(corpus.emotions))
     save_figure(confusion_figure(counts, corpus.emotions), directory.confusion_matrix)
     curves = {name: pd.read_csv(path) for name, path in directory.tables.items()}
     if curves:
@@ -77,6 +71,31 @@ def write_results(
     written = {**finite(metrics), "finished": True}
     write_json(directory.metrics, written)
     return Results(written, corpus.emotions, labels.tolist(), predicted.tolist(), predictions, figures)
+
+
+def predictions_frame(corpus: Corpus, classes: list[str], index: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
+    """What predictions.csv holds: the columns `PREDICTED`, then the probability of each class.
+
+    Args:
+        corpus: the corpus.
+        classes: the classes in the order of the probabilities.
+        index: (n,) positions of the utterances in the manifest.
+        probabilities: (n, classes).
+    """
+    known = corpus.frame[PREDICTED[:-1]].iloc[index].reset_index(drop=True)
+    predicted = pd.DataFrame({PREDICTED[-1]: [classes[label] for label in probabilities.argmax(1)]})
+    return pd.concat([known, predicted, pd.DataFrame(probabilities, columns=classes)], axis=1)
+
+
+def confusion_counts(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+    """How many utterances of each class (rows) were taken for each (columns): (classes, classes).
+
+    Args:
+        labels: (n,) class indices.
+        predicted: (n,) class indices.
+        classes: number of classes.
+    """
+    return np.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes)
 
 
 def undefined(metrics: Mapping[str, Any]) -> list[str]:

@@ -18,7 +18,7 @@ from fourm_ser.data.release import (
     NO_ROW,
     NO_TRANSCRIPT,
     REPEATED,
-    Reader,
+    ReleaseReader,
     Utterance,
     decode,
     files_in,
@@ -107,7 +107,7 @@ def test_files_and_folders_are_sorted_and_hidden_ones_passed_over(
 
 
 def test_rows_of_one_id_stay_once_or_not_at_all() -> None:
-    reader = Reader(Path("/"))
+    reader = ReleaseReader(Path("/"))
     rows = [
         *[("same", "x", "f:1"), ("other", "x", "f:2"), ("same", "x", "f:3"), ("other", "y", "f:4")],
         *[("alone", "x", "f:5"), ("same", "x", "f:6"), ("other", "x", "f:7")],
@@ -123,7 +123,7 @@ def test_copies_of_a_recording_stay_once_or_not_at_all(tmp_path: Path) -> None:
     for path in paths:
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"sound" if path.stem == "same" or path.parent.name != "b" else b"noise")
-    reader = Reader(tmp_path)
+    reader = ReleaseReader(tmp_path)
     assert reader.by_id(paths) == {"same": tmp_path / "c/same.wav"}
     assert sorted((item.id, item.reason, item.where) for item in reader.left_out) == [
         ("other", CONFLICT, "a/other.wav, b/other.wav, c/other.wav"),
@@ -135,7 +135,7 @@ def test_copies_of_a_recording_stay_once_or_not_at_all(tmp_path: Path) -> None:
 @given(st.lists(st.tuples(*[st.sampled_from(["there", "lacking", "left out"])] * 2, st.booleans()), max_size=12))
 @settings(max_examples=60)
 def test_a_join_keeps_what_is_whole_and_names_the_rest_once(entries: list[tuple[str, str, bool]]) -> None:
-    reader = Reader(Path("/release"))
+    reader = ReleaseReader(Path("/release"))
     labels, texts, recordings = {}, {}, {}
     expected: dict[str, str] = {}
     whole = []

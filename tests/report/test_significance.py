@@ -22,7 +22,7 @@ from fourm_ser.report.significance import (
     wilcoxon,
 )
 from fourm_ser.runs.collect import collect
-from fourm_ser.runs.intervals import tails
+from fourm_ser.runs.resampling import tails
 from tests.report.runs import write_run, write_sweep
 
 

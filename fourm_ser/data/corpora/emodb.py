@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fourm_ser.data.corpus import Corpus
-from fourm_ser.data.release import Reader, Release, Utterance, files_in, find_root
+from fourm_ser.data.release import Release, ReleaseReader, Utterance, files_in, find_root
 from fourm_ser.errors import InputError
 
 EMOTIONS = {
@@ -55,7 +55,7 @@ class EmoDbCorpus(Corpus):
             lambda folder: any(IDENTITY.fullmatch(path.stem) for path in files_in(folder, ".wav")),
             "recordings with names such as 03a01Fa.wav, in the folder wav",
         )
-        reader = Reader(root)
+        reader = ReleaseReader(root)
         for path in reader.by_id(files_in(root, ".wav")).values():
             if IDENTITY.fullmatch(path.stem) is None:
                 reader.leave_out(path.stem, OTHER_NAME, path.name)

@@ -9,8 +9,8 @@ from fourm_ser.data.corpus import Corpus
 from fourm_ser.data.release import (
     MISSING_PART,
     UNREADABLE_TEXT,
-    Reader,
     Release,
+    ReleaseReader,
     Utterance,
     decode,
     files_in,
@@ -69,7 +69,7 @@ class EsdCorpus(Corpus):
             lambda folder: any(below.name in SPEAKERS for below in folders_in(folder)),
             "the speakers' folders 0001 ... 0020",
         )
-        reader = Reader(root)
+        reader = ReleaseReader(root)
         rows: list[tuple[str, tuple[str, str], str]] = []
         told: dict[Path, str | None] = {}  # each recording's emotion by its folder
         unread: dict[str, None] = {}

@@ -8,8 +8,8 @@ from fourm_ser.data.corpus import Corpus
 from fourm_ser.data.release import (
     MISSING_PART,
     UNREADABLE_TEXT,
-    Reader,
     Release,
+    ReleaseReader,
     Utterance,
     decode,
     files_in,
@@ -60,7 +60,7 @@ class IemocapCorpus(Corpus):
             lambda folder: any((folder / session / "dialog" / "EmoEvaluation").is_dir() for session in SESSIONS),
             "Session1 ... Session5, each with sentences/wav, dialog/transcriptions and dialog/EmoEvaluation",
         )
-        reader = Reader(root)
+        reader = ReleaseReader(root)
         recordings: list[Path] = []
         labels: list[tuple[str, str, str]] = []
         turns: list[tuple[str, str, str]] = []

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fourm_ser.data.corpus import Corpus
-from fourm_ser.data.release import UNREADABLE_TEXT, Reader, Release, Utterance, decode, files_in, find_root
+from fourm_ser.data.release import UNREADABLE_TEXT, Release, ReleaseReader, Utterance, decode, files_in, find_root
 from fourm_ser.errors import InputError
 
 TABLES = {"train": "train_sent_emo.csv", "val": "dev_sent_emo.csv", "test": "test_sent_emo.csv"}
@@ -54,7 +54,7 @@ class MeldCorpus(Corpus):
             lambda folder: all(_table(folder, side).is_file() for side in TABLES),
             f"the tables {', '.join(TABLES.values())} beside the clips in {', '.join(FOLDERS.values())}",
         )
-        reader = Reader(root)
+        reader = ReleaseReader(root)
         recordings: list[Path] = []
         rows: list[tuple[str, tuple[str, str, str], str]] = []
         sides: dict[Path, str] = {}
