@@ -26,6 +26,15 @@ MOVED = {
     "fourm_ser.schedules.": "fourm_ser.training.schedules.",
     "fourm_ser.sweeps.": "fourm_ser.training.sweeps.",
 }
+# Encoders whose front end's numbers stood beside their own: the front end, and which of their keys are its numbers.
+FRONTENDS = {
+    "fourm_ser.encoders.mel_lstm.MelLSTM": ("LogMel", "mels window hop low high mean std"),
+    "fourm_ser.encoders.mel_cnn.MelCnn": ("LevelledLogMel", "level mels window hop low high mean std"),
+    "fourm_ser.encoders.prosody.ProsodyCnn": (
+        "ProsodyFrames",
+        "trim mels mel_window window hop low high pitch_low pitch_high mean",
+    ),
+}
 
 Node = TypeVar("Node")
 
@@ -124,13 +133,18 @@ def upgrade(node: Node) -> Node:
 
 
 def _upgrade(node: MutableMapping[Any, Any], keys: list[Any]) -> None:
-    target = node["_target_"] if "_target_" in keys else None
-    if isinstance(target, str):
-        for before, now in MOVED.items():
-            if target.startswith(before):
-                node["_target_"] = now + target.removeprefix(before)
     for key in keys:
         upgrade(node[key])
+    target = node["_target_"] if "_target_" in keys else None
+    if not isinstance(target, str):
+        return
+    for before, now in MOVED.items():
+        if target.startswith(before):
+            node["_target_"] = target = now + target.removeprefix(before)
+    frontend, numbers = FRONTENDS.get(target, ("", ""))
+    if "frontend" not in node and any(name in node for name in numbers.split()):
+        nested = {name: node.pop(name) for name in numbers.split() if name in node}
+        node["frontend"] = {"_target_": f"fourm_ser.encoders.frontends.{frontend}", **nested}
 
 
 def _is_open(node: DictConfig, key: Any) -> bool:

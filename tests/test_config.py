@@ -1,4 +1,4 @@
-"""What a record says of places holds from any folder."""
+"""What a record says holds from any folder, and for later versions."""
 
 import os
 from pathlib import Path
@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from fourm_ser.config import settle
+from fourm_ser.config import settle, upgrade
 
 
 def config() -> dict[str, Any]:
@@ -61,3 +61,50 @@ def test_relative_places_become_absolute_and_names_stay(
     monkeypatch.chdir("/")
     settle(again)
     assert OmegaConf.to_container(again) == found
+
+
+@pytest.mark.parametrize("as_config", [False, True])
+def test_a_record_of_an_earlier_version_becomes_what_this_one_records(as_config: bool) -> None:
+    def cosine(module: str) -> dict[str, Any]:
+        return {"_target_": f"{module}.cosine", "_partial_": True}
+
+    mel = {"mels": 40, "window": 400, "hop": 320, "low": 50.0, "high": 8000.0, "mean": -5.5, "std": 4.5}
+    old: dict[str, Any] = {
+        "encoder": {
+            "text": {"_target_": "fourm_ser.encoders.text.TextEncoder", "hop": 1},
+            "audio": {"_target_": "fourm_ser.encoders.lstm.MelLSTM", "channels": [64, 64], "hidden": 64, **mel},
+        },
+        "head": {"_target_": "fourm_ser.network.Head"},
+        "stage": {"transfer": {"scheduler": cosine("fourm_ser.schedules")}},
+        "logger": {"csv": {"_target_": "fourm_ser.loggers.CSV"}},
+        "own": [{"_target_": "mine.network.Head"}, cosine("fourm_ser.schedules")],
+    }
+    node = OmegaConf.create(old) if as_config else old
+    assert upgrade(node) is node
+    now = {
+        "encoder": {
+            "text": {"_target_": "fourm_ser.encoders.text.TextEncoder", "hop": 1},
+            "audio": {
+                "_target_": "fourm_ser.encoders.mel_lstm.MelLSTM",
+                "channels": [64, 64],
+                "hidden": 64,
+                "frontend": {"_target_": "fourm_ser.encoders.frontends.LogMel", **mel},
+            },
+        },
+        "head": {"_target_": "fourm_ser.models.network.Head"},
+        "stage": {"transfer": {"scheduler": cosine("fourm_ser.training.schedules")}},
+        "logger": {"csv": {"_target_": "fourm_ser.training.loggers.CSV"}},
+        "own": [{"_target_": "mine.network.Head"}, cosine("fourm_ser.training.schedules")],
+    }
+    assert (OmegaConf.to_container(node) if as_config else node) == now
+    assert upgrade(node) == now  # what this version records stays as it is
+
+
+def test_what_a_composed_config_waits_for_is_left_to_it() -> None:
+    node = OmegaConf.create({"a": "???", "b": "${a}", "head": {"_target_": "fourm_ser.network.Head", "dim": "${a}"}})
+    OmegaConf.set_struct(node, True)
+    assert OmegaConf.to_container(upgrade(node)) == {
+        "a": "???",
+        "b": "${a}",
+        "head": {"_target_": "fourm_ser.models.network.Head", "dim": "${a}"},
+    }
