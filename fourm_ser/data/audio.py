@@ -18,10 +18,10 @@ import numpy as np
 import soundfile
 import soxr
 
+from fourm_ser import SAMPLE_RATE as SAMPLE_RATE  # readers of recordings have it from here
 from fourm_ser.data.levels import Levels, Meter, mono, refuse_scale
 from fourm_ser.errors import InputError
 
-SAMPLE_RATE = 16_000
 BLOCK = 1 << 18
 UNKNOWN = 0x7FFF0000  # at least so many bytes promises a WAV that was written into a pipe
 ENDLESS = 1 << 40  # at least so many samples says libsndfile of a FLAC that was written into a pipe
