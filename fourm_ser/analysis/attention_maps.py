@@ -7,8 +7,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fourm_ser.analysis.clock import frame_edges
 from fourm_ser.analysis.examples import Example, read_waveform
+from fourm_ser.analysis.spectrogram import frame_edges
 from fourm_ser.analysis.words import Words, read_words
 from fourm_ser.encoders.base import Features
 from fourm_ser.fusion.base import Fusion, Span
@@ -138,10 +138,10 @@ def fused(
 
 
 def _axis(run: OpenRun, example: Example, modality: str, length: int) -> Axis:
-    frontend = run.network.by_modality[modality].frontend
+    encoder = run.network.by_modality[modality]
     if modality == "text":
-        return Axis(modality, read_words(frontend, example.text), None)  # type: ignore[arg-type]
-    return Axis(modality, None, frame_edges(frontend, read_waveform(run, example), length))
+        return Axis(modality, read_words(encoder.frontend, example.text), None)  # type: ignore[arg-type]
+    return Axis(modality, None, frame_edges(encoder, read_waveform(run, example), length))
 
 
 def _by_word(weights: np.ndarray, sides: Mapping[str, Axis], query: str, key: str) -> np.ndarray:

@@ -13,13 +13,13 @@ from matplotlib.colors import CenteredNorm
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from fourm_ser import SAMPLE_RATE
 from fourm_ser.analysis.attention_shares import MODALITY_COLOURS
-from fourm_ser.analysis.clock import frame_edges
 from fourm_ser.analysis.examples import Example, draw_waveform, file_name, read_waveform
 from fourm_ser.analysis.findings import Finding
+from fourm_ser.analysis.spectrogram import frame_edges
 from fourm_ser.analysis.word_cells import INCHES, count_lines, draw_words, prepare_axes
 from fourm_ser.analysis.words import Words, read_words
-from fourm_ser.data.audio import SAMPLE_RATE
 from fourm_ser.encoders.base import Features
 from fourm_ser.models.network import EmotionNetwork
 from fourm_ser.runs.finished import OpenRun
@@ -74,12 +74,12 @@ def attribution(
     utterance: what its length tells is a part of the reference.
 
     Args:
-        run: the run.
-        examples: the utterances, of
-        side: whose average the path begins at.
-        steps: of the path at first.
-        tolerance: the completeness gap that is small enough, as a share; while it is larger, steps are doubled, up to
-        most_steps: this many.
+        run: The run.
+        examples: The utterances.
+        side: Whose average the path begins at; the utterances are on it.
+        steps: Steps of the path at first.
+        tolerance: The completeness gap that is small enough, as a share; while it is larger, steps are doubled.
+        most_steps: Steps of the path at most.
 
     Returns:
         A finding an utterance, and `attribution-modalities` over all of them.
@@ -190,7 +190,7 @@ def _draw(run: OpenRun, number: int, example: Example, found: Attribution, toler
         tables.append(pd.DataFrame({"modality": "text", "word": words.names, "attribution": own}))
     if samples is not None:
         values = found.values["audio"]
-        edges = frame_edges(run.network.by_modality["audio"].frontend, samples, len(values))
+        edges = frame_edges(run.network.by_modality["audio"], samples, len(values))
         places = {"start": edges[:-1].round(3), "end": edges[1:].round(3)}
         tables.append(pd.DataFrame({"modality": "audio", **places, "attribution": values}))
     for part in tables:

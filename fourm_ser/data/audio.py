@@ -16,8 +16,8 @@ import numpy as np
 import soundfile
 import soxr
 
+from fourm_ser import SAMPLE_RATE as SAMPLE_RATE  # readers of recordings have it from here
 from fourm_ser.data.levels import Levels, Meter, mono, refuse_scale
-from fourm_ser.data.sound import SAMPLE_RATE as SAMPLE_RATE
 from fourm_ser.data.sound import blocks, empty, knows_length, open_sound, refuse_cut, sound_blocks
 from fourm_ser.errors import InputError
 

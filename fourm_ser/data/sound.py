@@ -13,7 +13,6 @@ import soundfile
 
 from fourm_ser.errors import InputError
 
-SAMPLE_RATE = 16_000  # of everything that encoders hear
 BLOCK = 1 << 18  # samples that are read at a time: a minute or so needs a few MB
 UNKNOWN = 0x7FFF0000  # at least so many bytes promises a WAV that was written into a pipe
 ENDLESS = 1 << 40  # at least so many samples says libsndfile of a FLAC that was written into a pipe

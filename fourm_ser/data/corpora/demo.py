@@ -19,6 +19,7 @@ import soundfile
 import soxr
 from filelock import FileLock
 
+from fourm_ser import SAMPLE_RATE
 from fourm_ser.checks import check_number
 from fourm_ser.data.corpus import Corpus
 from fourm_ser.data.manifest import read_manifest, write_manifest
@@ -30,7 +31,6 @@ log = logging.getLogger(__name__)
 VERSION = 1
 """Part of the cache key: raised whenever the same arguments would give other bytes."""
 
-RATE = 16000
 LEAST = 40
 MOST = 10_000
 
@@ -207,11 +207,11 @@ def synthesise(folder: Path, utterances: int = 1600, seed: int = 0) -> None:
                 value = middle + (half if aroused else -half) + habits[speaker][cue] + rng.normal(0, within)
                 cues[cue] = float(np.clip(value, *LIMITS[cue]))
             samples = espeak.say(VOICES[speaker], text, round(cues["rate"]), round(cues["pitch"]), round(cues["range"]))
-            audio = soxr.resample(samples * np.float32(10 ** (cues["level"] / 20)), espeak.rate, RATE)
+            audio = soxr.resample(samples * np.float32(10 ** (cues["level"] / 20)), espeak.rate, SAMPLE_RATE)
             counts[speaker] += 1
             name = f"{speaker}_{counts[speaker]:04d}"
-            soundfile.write(folder / "wav" / f"{name}.wav", audio, RATE, subtype="PCM_16")
-            rows.append((name, f"wav/{name}.wav", text, emotion, speaker, speaker[:5], "en", len(audio) / RATE))
+            soundfile.write(folder / "wav" / f"{name}.wav", audio, SAMPLE_RATE, subtype="PCM_16")
+            rows.append((name, f"wav/{name}.wav", text, emotion, speaker, speaker[:5], "en", len(audio) / SAMPLE_RATE))
         espeak.close()
     columns = ["id", "audio", "text", "emotion", "speaker", "session", "language", "duration"]
     write_manifest(pd.DataFrame(rows, columns=columns), folder / "manifest.csv")
