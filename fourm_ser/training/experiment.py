@@ -7,15 +7,16 @@ import math
 import sys
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning import Trainer, seed_everything
+from pytorch_lightning import seed_everything
 from rich.logging import RichHandler
 
 from fourm_ser.config import build, refuse_missing
@@ -23,6 +24,8 @@ from fourm_ser.data.content import changes_since, record_content
 from fourm_ser.data.corpus import Corpus
 from fourm_ser.data.datamodule import EmotionDataModule
 from fourm_ser.devices import (
+    MIXED,
+    autocast,
     copies_ahead,
     find_device,
     ran_out_of_memory,
@@ -42,8 +45,9 @@ from fourm_ser.files import write_json, write_text
 from fourm_ser.kernels.memory import keep_freed_memory
 from fourm_ser.keys import check_config
 from fourm_ser.losses.base import Loss
-from fourm_ser.models.directory import Model, Use, build_network, known_widths, save_model
-from fourm_ser.models.network import EmotionNetwork
+from fourm_ser.models.directory import Conditions, Model, save_model
+from fourm_ser.models.inference import Outputs, compute_outputs
+from fourm_ser.models.network import EmotionNetwork, build_network, known_widths
 from fourm_ser.models.sources import Encoding, check_transcripts, compare_languages, make_sources
 from fourm_ser.places import settle
 from fourm_ser.runs.results import print_results, write_results
@@ -194,7 +198,7 @@ class Experiment:
             network = self._prepare()
         self.loss.setup(len(self.corpus.emotions), network.widths, self.corpus.counts)
         self.loss.check_classifier()
-        network.adopt(self.loss)
+        network.replace_head(self.loss)
         if config.trainer.get("compile", False):
             network.fusion.compile(dynamic=True)
             network.head.compile(dynamic=True)
@@ -219,8 +223,9 @@ class Experiment:
         seconds: dict[str, float] = {}
         for stage in self.stages:
             trained |= {modality for modality in network.encoders if stage.unfreeze[modality] != "none"}
-            module, seconds[stage.name] = self._train(stage, network, sorted(trained))
-        return self._finish(module, trained, seconds)
+            module, seconds[stage.name] = self._train(stage, network, trained)
+        outputs = self._test(module, trained)
+        return self._finish(network, trained, outputs, seconds) if rank() == 0 else {}
 
     def _prepare(self) -> EmotionNetwork:
         """Fetch, prepare and read what is not there yet; the network, as it begins."""
@@ -239,7 +244,7 @@ class Experiment:
         resources = Resources(self.cache, self.corpus.training_texts)
         return build_network(config, len(self.corpus.emotions), resources)
 
-    def _train(self, stage: Stage, network: EmotionNetwork, trained: list[str]) -> tuple[EmotionModule, float]:
+    def _train(self, stage: Stage, network: EmotionNetwork, trained: set[str]) -> tuple[EmotionModule, float]:
         """One stage, or what is left of it; the network ends with the stage's best weights."""
         folder = self.run_dir / stage.folder
         for modality, encoder in network.by_modality.items():
@@ -251,17 +256,13 @@ class Experiment:
                 self.encoded[modality] += count
             self.data.serve(sources, stage.batch_size)
         module = EmotionModule(
-            network,
-            self.loss,
-            self.corpus.emotions,
-            stage.optimizer,
-            stage.scheduler,
-            stage.encoder_learning_rate,
-            stage.epochs,
-            math.ceil(len(self.data.sampler(self.corpus.split.train)) / stage.accumulate),
-            self.config.seed,
-            stage.number,
-            trained,
+            network=network,
+            loss=self.loss,
+            emotions=self.corpus.emotions,
+            stage=stage,
+            steps_per_epoch=math.ceil(len(self.data.sampler(self.corpus.split.train)) / stage.accumulate),
+            seed=self.config.seed,
+            trained=trained,
         )
         if not finished.is_file():
             last = folder / "checkpoints" / "last.ckpt"
@@ -273,7 +274,9 @@ class Experiment:
             module.train()  # Lightning keeps the modes it finds: those of an earlier stage, or of an encoding pass
             started = time.monotonic()
             loggers = [logger.stage(folder, stage.name) for logger in self.loggers]
-            trainer = build_trainer(stage, self.run_dir, self._trainer_arguments(network), loggers)
+            skips = any(not encoder.frozen and encoder.skips_parts for encoder in network.by_modality.values())
+            given: Any = OmegaConf.to_container(self.config.trainer)
+            trainer = build_trainer(stage, self.run_dir, trainer_arguments(given, self.device, skips), loggers)
             with self._explained(stage, module), self._computing(network, trained):
                 trainer.fit(module, datamodule=self.data, ckpt_path=last if last.is_file() else None, weights_only=True)
             if rank() == 0:
@@ -285,7 +288,7 @@ class Experiment:
         return module, float(json.loads(finished.read_text(encoding="utf-8"))["seconds"])
 
     @contextmanager
-    def _computing(self, network: EmotionNetwork, trained: Sequence[str]) -> Iterator[None]:
+    def _computing(self, network: EmotionNetwork, trained: Collection[str]) -> Iterator[None]:
         """Roundings as the config says, and no stem on the device whose features come from the store."""
         untrained = [modality for modality in network.encoders if modality not in trained]
         with network.without_stems(untrained), tf32(self.config.trainer.get("tf32", False)):
@@ -306,7 +309,7 @@ class Experiment:
             good = next((str(path) for path in checkpoints if path.is_file()), "none, for no epoch was finished")
             ids = self.corpus.frame["id"].iloc[error.rows]
             raise InputError(
-                f"loss: {', '.join(error.terms)} became NaN or infinite in stage {stage.name} ({error.place}). "
+                f"loss: {', '.join(error.terms)} became NaN or infinite in stage {stage.name} ({error.when}). "
                 f"The batch: {', '.join(ids)}. The last good checkpoint: {good}. "
                 f"Try a smaller learning rate, stage.{stage.name}.gradient_clip, or trainer.precision=32-true."
             ) from error
@@ -326,30 +329,32 @@ class Experiment:
                 "encoder.text.gradient_checkpointing and encoder.audio.gradient_checkpointing where encoders train."
             ) from error
 
-    def _finish(self, module: EmotionModule, trained: set[str], seconds: dict[str, float]) -> dict[str, Any]:
-        """Test the last stage's best weights and write the run directory's results: rank zero, which returns them."""
-        trainer = Trainer(
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-            **self._trainer_arguments(module.network),
-        )
-        with self._explained(self.stages[-1], module), self._computing(module.network, list(trained)):
-            val = trainer.validate(module, datamodule=self.data, verbose=False)[0]
-            test = trainer.test(module, datamodule=self.data, verbose=False)[0]
-        if rank() != 0:
-            return {}
-        index, probabilities = module.predictions()
-        encoders = module.network.by_modality
-        origins = {encoder.weights for encoder in encoders.values()}
-        config = self.config
+    def _test(self, module: EmotionModule, trained: Collection[str]) -> dict[str, Outputs]:
+        """What the last stage's best weights make of the validation and the test side."""
+        outputs = {}
+        rounded = autocast(self.device, MIXED.get(str(self.config.trainer.precision)))
+        with self._explained(self.stages[-1], module), self._computing(module.network, trained):
+            # In fp32 where training was in half precision throughout: so is all that is done with the model later.
+            module.float().to(self.device).eval()
+            for side, loader in (("val", self.data.val_dataloader()), ("test", self.data.test_dataloader())):
+                step = rounded(partial(module.step, side))
+                batches = (batch.to(self.device) for batch in loader)
+                outputs[side] = compute_outputs(step, batches, classes=self.corpus.emotions, device=self.device)
+                module.refuse_infinite()
+            module.cpu()
+        return outputs
+
+    def _finish(
+        self, network: EmotionNetwork, trained: set[str], outputs: Mapping[str, Outputs], seconds: Mapping[str, float]
+    ) -> dict[str, Any]:
+        """Write the model directory and the run's results, and return what metrics.json holds."""
+        config, encoders = self.config, network.by_modality
+        origins = [encoder.weights for encoder in encoders.values()]
+        test = outputs["test"]
         metrics = {
-            **test,
-            **val,
+            **{f"{side}/{name}": value for side in ("test", "val") for name, value in outputs[side].metrics.items()},
             **self.corpus.protocol_record(),
-            "weights": origins.pop() if len(origins) == 1 else "+".join(e.weights for e in encoders.values()),
+            "weights": origins[0] if len(set(origins)) == 1 else "+".join(origins),
             **{f"seconds/{name}": value for name, value in seconds.items()},
             **{f"encoded/{modality}": count for modality, count in self.encoded.items()},
         }
@@ -358,26 +363,21 @@ class Experiment:
             for modality, encoder in encoders.items()
             if modality not in trained and not config.export.include_encoders
         }
-        use = Use(
-            [modality for modality, encoder in encoders.items() if encoder.frozen],
-            config.encode.precision,
-            str(config.trainer.precision),
-            config.data.max_seconds,
-            config.encode.get("tf32", False),
-            config.trainer.get("tf32", False),
-            list(self.corpus.cleaning.patterns),
+        conditions = Conditions(
+            stored=[modality for modality, encoder in encoders.items() if encoder.frozen],
+            encoding=config.encode.precision,
+            precision=str(config.trainer.precision),
+            max_seconds=config.data.max_seconds,
+            encoding_tf32=config.encode.get("tf32", False),
+            tf32=config.trainer.get("tf32", False),
+            clean=list(self.corpus.cleaning.patterns),
         )
-        save_model(self.run_dir / "model", Model(module.network, self.corpus.emotions, use), config, left_out)
+        save_model(self.run_dir / "model", Model(network, self.corpus.emotions, conditions), config, left_out)
         stages = [self.run_dir / stage.folder for stage in self.stages]
-        results = write_results(self.run_dir, self.corpus, metrics, index.numpy(), probabilities.numpy(), stages)
+        results = write_results(self.run_dir, self.corpus, metrics, test.rows, test.probabilities, stages)
         for logger in self.loggers:
             logger.finish(results)
         return results.metrics
-
-    def _trainer_arguments(self, network: EmotionNetwork) -> dict[str, Any]:
-        given = OmegaConf.to_container(self.config.trainer)
-        skips = any(not encoder.frozen and encoder.skips_parts for encoder in network.by_modality.values())
-        return trainer_arguments(given, self.device, skips)  # type: ignore[arg-type]
 
 
 def _record(config: DictConfig, run_dir: Path) -> DictConfig:
