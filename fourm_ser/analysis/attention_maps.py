@@ -12,7 +12,7 @@ from fourm_ser.analysis.spectrogram import frame_edges
 from fourm_ser.analysis.words import Words, read_words
 from fourm_ser.encoders.base import Features
 from fourm_ser.fusion.base import Fusion, Span
-from fourm_ser.runs.finished import OpenRun, encode
+from fourm_ser.runs.finished import OpenRun
 
 HELD = 2**26  # numbers in the attention maps of one pass
 
@@ -107,7 +107,7 @@ def read_blocks(run: OpenRun, examples: Sequence[Example]) -> dict[int, list[Blo
     if not by_row:
         return found
     for batch in run.batches(network, np.array(sorted(by_row))):
-        for rows, sequences, maps in fused(network.fusion, batch.rows, encode(network, batch)):
+        for rows, sequences, maps in fused(network.fusion, batch.rows, network.encode(batch._asdict())):
             lengths = {modality: sequence.mask.shape[1] for modality, sequence in sequences.items()}
             for place, row in enumerate(rows.tolist()):
                 masks = {modality: sequence.mask[place] for modality, sequence in sequences.items()}

@@ -83,7 +83,8 @@ def read_embeddings(run: "OpenRun", side: str = "test") -> Embeddings:
     """A finished run's utterances of a side in its embedding; see `OpenRun.features` and `OpenRun.class_vectors`."""
     features = run.features(run.trained, side)
     ids = run.corpus.frame["id"].iloc[features.rows].tolist()
-    return Embeddings(run.emotions, features.labels, features.embedding, run.class_vectors(), features.ratio, ids)
+    ratio = features.metrics["intra_inter"]
+    return Embeddings(run.emotions, features.labels, features.embedding, run.class_vectors(), ratio, ids)
 
 
 def projection(runs: "list[OpenRun]", side: str, seed: int) -> "list[Finding]":

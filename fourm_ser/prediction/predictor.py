@@ -86,13 +86,13 @@ class Predictor:
         if isinstance(workers, bool) or not isinstance(workers, int) or workers < 0:
             raise InputError(f"workers={workers}: expected a number of processes, or 0.")
         self.inference = Inference(model, device)
-        self.emotions, self.max_seconds = model.emotions, model.use.max_seconds
+        self.emotions, self.max_seconds = model.emotions, model.conditions.max_seconds
         encoders = model.network.by_modality
         self.modalities = tuple(encoders)
         self.workers = workers
         self.parameters = sum(parameter.numel() for parameter in model.network.parameters())
         self.planner = Planner(self.modalities, asr is not None, self.max_seconds, batch_size, batch_seconds)
-        self.reading = Reading(encoders, self.max_seconds, model.use.clean)
+        self.reading = Reading(encoders, self.max_seconds, model.conditions.clean)
         self.transcriber = None
         if asr is not None:
             if "text" not in encoders:

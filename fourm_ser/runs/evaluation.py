@@ -2,13 +2,11 @@
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import pandas as pd
-import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import track
@@ -16,18 +14,20 @@ from rich.table import Table
 from torch import Tensor
 
 from fourm_ser.config import build, refuse_missing
+from fourm_ser.data.batch import Batch
 from fourm_ser.data.corpora.cross_corpus import CrossCorpus
 from fourm_ser.data.corpus import Corpus
 from fourm_ser.data.datamodule import EmotionDataModule
 from fourm_ser.data.manifest import order_emotions
-from fourm_ser.devices import copies_ahead, find_device, resolve_budget
+from fourm_ser.devices import copies_ahead, find_device, resolve_budget, sent
 from fourm_ser.errors import InputError
 from fourm_ser.figures import confusion_figure, reliability_figure, save_figure
 from fourm_ser.files import write_json, write_table
 from fourm_ser.losses.base import Loss
 from fourm_ser.models.directory import Model, load_model
-from fourm_ser.models.inference import Inference
-from fourm_ser.models.metrics import BINS, EmotionMetrics
+from fourm_ser.models.inference import Inference, Outputs, Step, compute_outputs
+from fourm_ser.models.metrics import BINS
+from fourm_ser.models.network import NetworkOutput
 from fourm_ser.models.sources import Encoding, check_transcripts, compare_cleaning, compare_languages, make_sources
 from fourm_ser.runs.claims import claim, folder_name, read_training, refuse_changed
 from fourm_ser.runs.directory import RunDirectory, is_model
@@ -39,20 +39,6 @@ log = logging.getLogger(__name__)
 
 CACHE = "~/.cache/fourm_ser"
 BATCH = 32
-
-
-class Outputs(NamedTuple):
-    """What a model said of utterances.
-
-    Attributes:
-        rows: (n,) positions in the manifest, ascending.
-        probabilities: (n, classes).
-        metrics: by name, as in a run's metrics.json without the side.
-    """
-
-    rows: np.ndarray
-    probabilities: np.ndarray
-    metrics: dict[str, float]
 
 
 def run(config: DictConfig, changes: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -89,14 +75,15 @@ def run(config: DictConfig, changes: Mapping[str, Any] | None) -> dict[str, Any]
     compare_languages(model.network, corpus)
     compare_cleaning(model, corpus)
     check_transcripts(model.network, corpus.frame["text"].iloc[rows])
-    encoding = Encoding(cache, inference.encoding, budgets[0], budgets[1], device, model.use.encoding_tf32)
+    encoding = Encoding(cache, inference.encoding, budgets[0], budgets[1], device, model.conditions.encoding_tf32)
     sources, _ = make_sources(model.network, data, encoding)
     stages = [] if record is None else list(record.stage.values())
     data.serve(sources, config.batch_size or (stages[-1].batch_size if stages else BATCH))
     loss = None
     if record is not None and classes == model.emotions:
         loss = load_loss(RunDirectory(folder.parent), record, corpus, model)
-    outputs = predict(inference, data, rows, classes, loss)
+    batches = track(data.dataloader(rows), "evaluating", transient=True)
+    outputs = compute_outputs(step_of(inference, loss, classes), batches, classes=classes, device=device)
     tables = make_tables(corpus, classes, outputs)
     metrics = write(RunDirectory(target), tables, corpus, classes, outputs, config, model, claims)
     show(metrics, tables, target, corpus, outputs, config)
@@ -184,40 +171,26 @@ def load_loss(directory: RunDirectory, record: DictConfig, corpus: Corpus, model
     return loss.eval()
 
 
-def predict(
-    inference: Inference, data: EmotionDataModule, rows: np.ndarray, classes: list[str], loss: Loss | None
-) -> Outputs:
-    """What the model says of utterances, and how good that is.
+def step_of(inference: Inference, loss: Loss | None, classes: Sequence[str]) -> Step:
+    """What is done with a batch.
 
     Args:
-        inference: the model.
-        data: the corpus, which serves the sources already.
-        rows: positions in the manifest.
-        classes: those of the model's that count: its choice is among these.
-        loss: for the loss and its terms; None for none.
+        inference: The model.
+        loss: The loss, whose terms are computed, too; None for none.
+        classes: Those of the model's that count, among which it chooses.
     """
-    places = [inference.model.emotions.index(emotion) for emotion in classes]
-    metrics, losses = EmotionMetrics(classes).to(inference.device), dict[str, Tensor]()
+    columns = [inference.emotions.index(emotion) for emotion in classes]
     loss = None if loss is None else loss.to(inference.device)
-    seen, parts = [], []
-    for batch in track(data.dataloader(rows), "evaluating", transient=True):
+
+    def step(batch: Batch) -> tuple[NetworkOutput, Mapping[str, Tensor], int]:
         output = inference(batch.text, batch.audio)
-        labels, logits = batch.labels.to(inference.device), output.logits[:, places]
-        metrics.update(logits, output.embedding, labels)
+        terms: Mapping[str, Tensor] = {}
         if loss is not None:
-            with torch.inference_mode(), inference.as_trained():
-                terms = loss(output.logits, output.features(loss.on), labels)
-            for name, value in terms.items():
-                key = "loss" if name == "total" else f"loss/{name}"
-                losses[key] = losses.get(key, torch.zeros((), device=inference.device)) + value.float() * len(labels)
-        seen.append(batch.rows.numpy())
-        parts.append(logits.float().softmax(1).cpu().numpy())
-    index = np.concatenate(seen)
-    order = index.argsort()
-    values = {**{key: float(value / len(index)) for key, value in losses.items()}, **metrics.compute()}
-    # As a run records them: its logger keeps numbers in float32.
-    values = {name: float(np.float32(value)) for name, value in values.items()}
-    return Outputs(index[order], np.concatenate(parts)[order], values)
+            with inference.as_trained():
+                terms = loss(output.logits, output.features(loss.on), sent(batch.labels, inference.device))
+        return output._replace(logits=output.logits[:, columns]), terms, len(batch.rows)
+
+    return step
 
 
 def _target(

@@ -5,19 +5,22 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from pytorch_lightning import Trainer, seed_everything
+from pytorch_lightning import seed_everything
 
 from fourm_ser.config import build
 from fourm_ser.data.corpus import Corpus
 from fourm_ser.data.datamodule import EmotionDataModule
 from fourm_ser.devices import (
+    MIXED,
+    autocast,
     copies_ahead,
     find_device,
     ran_out_of_memory,
@@ -30,8 +33,9 @@ from fourm_ser.encoders.official import fetch_file
 from fourm_ser.errors import InputError, OtherRunError
 from fourm_ser.kernels.memory import keep_freed_memory
 from fourm_ser.losses.base import Loss
-from fourm_ser.models.directory import Model, Use, build_network, known_widths, save_model
-from fourm_ser.models.network import EmotionNetwork
+from fourm_ser.models.directory import Conditions, Model, save_model
+from fourm_ser.models.inference import Outputs, compute_outputs
+from fourm_ser.models.network import EmotionNetwork, build_network, known_widths
 from fourm_ser.models.sources import Encoding, check_transcripts, compare_languages, make_sources
 from fourm_ser.runs.claims import changes_since, record_content
 from fourm_ser.runs.directory import RunDirectory
@@ -174,7 +178,7 @@ class Experiment:
             network = self._prepare()
         self.loss.setup(len(self.corpus.emotions), network.widths, self.corpus.counts)
         self.loss.check_classifier()
-        network.adopt(self.loss)
+        network.replace_head(self.loss)
         if config.trainer.get("compile", False):
             network.fusion.compile(dynamic=True)
             network.head.compile(dynamic=True)
@@ -199,8 +203,9 @@ class Experiment:
         seconds: dict[str, float] = {}
         for stage in self.stages:
             trained |= {modality for modality in network.encoders if stage.unfreeze[modality] != "none"}
-            module, seconds[stage.name] = self._train(stage, network, sorted(trained))
-        return self._finish(module, trained, seconds)
+            module, seconds[stage.name] = self._train(stage, network, trained)
+        outputs = self._test(module, trained)
+        return self._finish(network, trained, outputs, seconds) if rank() == 0 else {}
 
     def _prepare(self) -> EmotionNetwork:
         """Fetch, prepare and read what is not there yet; the network, as it begins."""
@@ -219,7 +224,7 @@ class Experiment:
         resources = Resources(self.cache, self.corpus.training_texts)
         return build_network(config, len(self.corpus.emotions), resources)
 
-    def _train(self, stage: Stage, network: EmotionNetwork, trained: list[str]) -> tuple[EmotionModule, float]:
+    def _train(self, stage: Stage, network: EmotionNetwork, trained: set[str]) -> tuple[EmotionModule, float]:
         """One stage, or what is left of it; the network ends with the stage's best weights."""
         folder = self.directory.stage(stage.number, stage.name)
         for modality, encoder in network.by_modality.items():
@@ -230,17 +235,13 @@ class Experiment:
                 self.encoded[modality] += count
             self.data.serve(sources, stage.batch_size)
         module = EmotionModule(
-            network,
-            self.loss,
-            self.corpus.emotions,
-            stage.optimizer,
-            stage.scheduler,
-            stage.encoder_learning_rate,
-            stage.epochs,
-            math.ceil(len(self.data.sampler(self.corpus.split.train)) / stage.accumulate),
-            self.config.seed,
-            stage.number,
-            trained,
+            network=network,
+            loss=self.loss,
+            emotions=self.corpus.emotions,
+            stage=stage,
+            steps_per_epoch=math.ceil(len(self.data.sampler(self.corpus.split.train)) / stage.accumulate),
+            seed=self.config.seed,
+            trained=trained,
         )
         if not folder.finished.is_file():
             last = folder.last if folder.last.is_file() else None
@@ -252,7 +253,9 @@ class Experiment:
             module.train()  # Lightning keeps the modes it finds: those of an earlier stage, or of an encoding pass
             started = time.monotonic()
             loggers = [logger.stage(folder) for logger in self.loggers]
-            trainer = build_trainer(stage, self.directory, self._trainer_arguments(network), loggers)
+            skips = any(not encoder.frozen and encoder.skips_parts for encoder in network.by_modality.values())
+            given: Any = OmegaConf.to_container(self.config.trainer)
+            trainer = build_trainer(stage, self.directory, trainer_arguments(given, self.device, skips), loggers)
             with self._explained(stage, module), self._computing(network, trained):
                 trainer.fit(module, datamodule=self.data, ckpt_path=last, weights_only=True)
             if rank() == 0:
@@ -264,7 +267,7 @@ class Experiment:
         return module, folder.read_seconds()
 
     @contextmanager
-    def _computing(self, network: EmotionNetwork, trained: Sequence[str]) -> Iterator[None]:
+    def _computing(self, network: EmotionNetwork, trained: Collection[str]) -> Iterator[None]:
         """Roundings as the config says, and no stem on the device whose features come from the store."""
         untrained = [modality for modality in network.encoders if modality not in trained]
         with network.without_stems(untrained), tf32(self.config.trainer.get("tf32", False)):
@@ -285,7 +288,7 @@ class Experiment:
             good = next((str(path) for path in checkpoints if path.is_file()), "none, for no epoch was finished")
             ids = self.corpus.frame["id"].iloc[error.rows]
             raise InputError(
-                f"loss: {', '.join(error.terms)} became NaN or infinite in stage {stage.name} ({error.place}). "
+                f"loss: {', '.join(error.terms)} became NaN or infinite in stage {stage.name} ({error.when}). "
                 f"The batch: {', '.join(ids)}. The last good checkpoint: {good}. "
                 f"Try a smaller learning rate, stage.{stage.name}.gradient_clip, or trainer.precision=32-true."
             ) from error
@@ -305,30 +308,32 @@ class Experiment:
                 "encoder.text.gradient_checkpointing and encoder.audio.gradient_checkpointing where encoders train."
             ) from error
 
-    def _finish(self, module: EmotionModule, trained: set[str], seconds: dict[str, float]) -> dict[str, Any]:
-        """Test the last stage's best weights and write the run directory's results: rank zero, which returns them."""
-        trainer = Trainer(
-            logger=False,
-            enable_checkpointing=False,
-            enable_progress_bar=False,
-            enable_model_summary=False,
-            use_distributed_sampler=False,
-            **self._trainer_arguments(module.network),
-        )
-        with self._explained(self.stages[-1], module), self._computing(module.network, list(trained)):
-            val = trainer.validate(module, datamodule=self.data, verbose=False)[0]
-            test = trainer.test(module, datamodule=self.data, verbose=False)[0]
-        if rank() != 0:
-            return {}
-        index, probabilities = module.predictions()
-        encoders = module.network.by_modality
-        origins = {encoder.weights for encoder in encoders.values()}
-        config = self.config
+    def _test(self, module: EmotionModule, trained: Collection[str]) -> dict[str, Outputs]:
+        """What the last stage's best weights make of the validation and the test side."""
+        outputs = {}
+        rounded = autocast(self.device, MIXED.get(str(self.config.trainer.precision)))
+        with self._explained(self.stages[-1], module), self._computing(module.network, trained):
+            # In fp32 where training was in half precision throughout: so is all that is done with the model later.
+            module.float().to(self.device).eval()
+            for side, loader in (("val", self.data.val_dataloader()), ("test", self.data.test_dataloader())):
+                step = rounded(partial(module.step, side))
+                batches = (batch.to(self.device) for batch in loader)
+                outputs[side] = compute_outputs(step, batches, classes=self.corpus.emotions, device=self.device)
+                module.refuse_infinite()
+            module.cpu()
+        return outputs
+
+    def _finish(
+        self, network: EmotionNetwork, trained: set[str], outputs: Mapping[str, Outputs], seconds: Mapping[str, float]
+    ) -> dict[str, Any]:
+        """Write the model directory and the run's results, and return what metrics.json holds."""
+        config, encoders = self.config, network.by_modality
+        origins = [encoder.weights for encoder in encoders.values()]
+        test = outputs["test"]
         metrics = {
-            **test,
-            **val,
+            **{f"{side}/{name}": value for side in ("test", "val") for name, value in outputs[side].metrics.items()},
             **self.corpus.protocol_record(),
-            "weights": origins.pop() if len(origins) == 1 else "+".join(e.weights for e in encoders.values()),
+            "weights": origins[0] if len(set(origins)) == 1 else "+".join(origins),
             **{f"seconds/{name}": value for name, value in seconds.items()},
             **{f"encoded/{modality}": count for modality, count in self.encoded.items()},
         }
@@ -337,25 +342,20 @@ class Experiment:
             for modality, encoder in encoders.items()
             if modality not in trained and not config.export.include_encoders
         }
-        use = Use(
-            [modality for modality, encoder in encoders.items() if encoder.frozen],
-            config.encode.precision,
-            str(config.trainer.precision),
-            config.data.max_seconds,
-            config.encode.get("tf32", False),
-            config.trainer.get("tf32", False),
-            list(self.corpus.cleaning.patterns),
+        conditions = Conditions(
+            stored=[modality for modality, encoder in encoders.items() if encoder.frozen],
+            encoding=config.encode.precision,
+            precision=str(config.trainer.precision),
+            max_seconds=config.data.max_seconds,
+            encoding_tf32=config.encode.get("tf32", False),
+            tf32=config.trainer.get("tf32", False),
+            clean=list(self.corpus.cleaning.patterns),
         )
-        save_model(self.directory.model, Model(module.network, self.corpus.emotions, use), config, left_out)
-        results = write_results(self.directory, self.corpus, metrics, index.numpy(), probabilities.numpy())
+        save_model(self.directory.model, Model(network, self.corpus.emotions, conditions), config, left_out)
+        results = write_results(self.directory, self.corpus, metrics, test.rows, test.probabilities)
         for logger in self.loggers:
             logger.finish(results)
         return results.metrics
-
-    def _trainer_arguments(self, network: EmotionNetwork) -> dict[str, Any]:
-        given = OmegaConf.to_container(self.config.trainer)
-        skips = any(not encoder.frozen and encoder.skips_parts for encoder in network.by_modality.values())
-        return trainer_arguments(given, self.device, skips)  # type: ignore[arg-type]
 
 
 if __name__ == "__main__":
