@@ -14,7 +14,7 @@ from fourm_ser.encoders.base import Features
 from fourm_ser.fusion.base import Fusion, Span
 from fourm_ser.runs.finished import OpenRun, encode
 
-HELD = 2**26  # numbers in the attention maps of one pass
+HELD = 2**26  # numbers in the attention maps of one pass: 256 MB
 
 
 class Axis(NamedTuple):
@@ -22,8 +22,8 @@ class Axis(NamedTuple):
 
     Attributes:
         modality: `text` or `audio`.
-        words: of the text; None for audio.
-        edges: (frames + 1,) of the audio in seconds; None for text.
+        words: The words of the text; None for audio.
+        edges: (frames + 1,) the ends of the frames of the audio in seconds; None for text.
     """
 
     modality: str
@@ -64,10 +64,11 @@ class Block(NamedTuple):
     """The part of an utterance's attention map in which one modality asks one.
 
     Attributes:
-        map: the map's name.
-        queries, keys: the two sides.
-        weights: (heads, queries, keys): of a word, the mean of its tokens' as queries, their sum as keys.
-        even: (keys,) what each would get if attention were even over all tokens and frames that the map asks.
+        map: Name of the map.
+        queries: What asks.
+        keys: What is asked.
+        weights: (heads, queries, keys) attention; a word has the mean of its tokens as queries, their sum as keys.
+        even: (keys,) what each key would get if attention were even over all tokens and frames that the map asks.
     """
 
     map: str
@@ -86,9 +87,9 @@ def split(weights: Tensor, span: Span, lengths: Mapping[str, int]) -> dict[tuple
     """Maps (..., queries, keys) -> each modality's part of the queries with each one's of the keys.
 
     Args:
-        weights: the maps, padding included.
-        span: what their axes are.
-        lengths: how long each modality is, with its padding.
+        weights: The maps, padding included.
+        span: The modalities along the queries and the keys of the maps.
+        lengths: Length of each modality with its padding.
     """
     parts = {}
     by_query = torch.split(weights, [lengths[modality] for modality in span.queries], dim=-2)

@@ -24,8 +24,8 @@ from fourm_ser.encoders.base import Features
 from fourm_ser.models.network import EmotionNetwork
 from fourm_ser.runs.finished import OpenRun
 
-HELD = 2**22  # numbers in the features of the steps that are computed together
-TOGETHER = 64  # steps, at most
+HELD = 2**22  # numbers in the features of the steps that are computed together: 16 MB
+TOGETHER = 64  # steps at most, however short the utterance is
 DIVERGING = "RdBu_r"  # red speaks for, blue against: told apart by colour-blind readers
 FOR, AGAINST = "#b2182b", "#2166ac"
 
@@ -34,11 +34,11 @@ class Attribution(NamedTuple):
     """What the parts of an utterance add to the logit of the emotion that it is given.
 
     Attributes:
-        values: by modality, (frames or tokens,): together they are `logit` - `reference`, but for the gap.
-        logit: of the predicted emotion.
-        reference: the same logit where every token and frame is the average one.
-        average_class: the emotion that such an average utterance is given.
-        steps: of the path from there.
+        values: (frames or tokens,) by modality: together they are `logit` - `reference`, but for the gap.
+        logit: Logit of the predicted emotion.
+        reference: Logit of that emotion where every token and frame is the average one.
+        average_class: Index of the emotion that such an average utterance is given.
+        steps: Steps of the path from the average utterance.
     """
 
     values: dict[str, np.ndarray]
@@ -104,9 +104,9 @@ def read_features(
     """The stems' features of some utterances, and the average over all frames of a side.
 
     Args:
-        run: the run.
-        rows: positions in the manifest, on that side.
-        side: the side.
+        run: The run.
+        rows: Positions in the manifest, on the side.
+        side: The side that is averaged over.
 
     Returns:
         By row and modality, features (time, stem_dim); by modality, (stem_dim,): every token or frame counts alike.
@@ -141,11 +141,13 @@ def attribute(
     """Integrated gradients of one logit of one utterance, summed over each frame's features.
 
     Args:
-        network: the network, in evaluation mode.
-        features: of the stems, by modality, (time, stem_dim).
-        average: the token or frame that the path begins at, by modality, (stem_dim,).
-        target: the logit's class.
-        steps, tolerance, most_steps: see `attribution`.
+        network: The network, in evaluation mode.
+        features: (time, stem_dim) features of the stems, by modality.
+        average: (stem_dim,) the token or frame that the path begins at, by modality.
+        target: Index of the class whose logit it is.
+        steps: Steps of the path at first.
+        tolerance: The completeness gap that is small enough, as a share; while it is larger, steps are doubled.
+        most_steps: Steps of the path at most.
     """
     from captum.attr import IntegratedGradients
 

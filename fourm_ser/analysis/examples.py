@@ -15,21 +15,21 @@ if TYPE_CHECKING:
 
     from fourm_ser.runs.finished import OpenRun
 
-BINS = 1200  # of a drawn waveform
+BINS = 1200  # stretches of a drawn waveform: about one a pixel of the widest figure
 
 
 class Example(NamedTuple):
     """An utterance.
 
     Attributes:
-        row: its position in the manifest.
-        id: its id.
-        text: its transcript.
-        seconds: its length, as far as the run reads it.
-        emotion: its label.
-        predicted: the emotion that the trained network gives it.
-        probability: of the predicted emotion.
-        why: why it was chosen, in a few words.
+        row: Position of the utterance in the manifest.
+        id: Id of the utterance.
+        text: Transcript of the utterance.
+        seconds: Length of the utterance, as far as the run reads it.
+        emotion: Label of the utterance.
+        predicted: The emotion that the trained network gives the utterance.
+        probability: Probability of the predicted emotion.
+        why: Why the utterance was chosen, in a few words.
     """
 
     row: int
@@ -60,14 +60,14 @@ def choose_examples(run: "OpenRun", side: str, ids: Sequence[str], each: int, mi
     How sure a network is of an emotion is measured by the emotion's log-odds: probabilities near 1 are all alike.
 
     Args:
-        run: the run.
-        side: where they are looked for.
-        ids: ids of the utterances that are wanted, in their order; none to choose.
-        each: how many of each emotion, among those that are recognised.
-        mistakes: how many of those that are taken for another emotion.
+        run: The run.
+        side: The side whose utterances are chosen from.
+        ids: Ids of the utterances that are wanted, in their order; none to choose.
+        each: How many of each emotion are chosen among those that are recognised.
+        mistakes: How many are chosen of those that are taken for another emotion.
 
     Raises:
-        InputError: there is no such utterance on that side.
+        InputError: There is no such utterance on that side.
     """
     features = run.features(run.trained, side)
     frame = run.corpus.frame.iloc[features.rows]
