@@ -1,6 +1,5 @@
 """VGGish: equal to torchvggish on its own examples, exact in batches, what trains, what is saved."""
 
-import pickle
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -154,14 +153,6 @@ def test_a_recording_shorter_than_a_window_is_padded(build: Build) -> None:
     for raw in (short, short[::-1], short[:1]):
         assert frontend(raw)["examples"].shape == (1, 96, 64)
     assert torch.equal(frontend(short)["examples"], frontend(padded)["examples"])
-
-
-def test_the_front_end_travels_to_workers(build: Build) -> None:
-    frontend = build(drop_tail=True).frontend
-    copy = pickle.loads(pickle.dumps(frontend))
-    raw = noise(2.5)
-    assert torch.equal(copy(raw)["examples"], frontend(raw)["examples"])
-    assert copy.describe() == frontend.describe()
 
 
 def test_embeddings_are_those_of_the_original(loaded: VggishEncoder, reference: nn.Module) -> None:
