@@ -192,7 +192,7 @@ def _draw(run: OpenRun, number: int, example: Example, found: Attribution, toler
         tables.append(pd.DataFrame({"modality": "text", "word": words.names, "attribution": own}))
     if samples is not None:
         values = found.values["audio"]
-        edges = frame_edges(run.network.by_modality["audio"].frontend, samples, len(values))
+        edges = frame_edges(run.network.by_modality["audio"], samples, len(values))
         times = {"start": edges[:-1].round(3), "end": edges[1:].round(3)}
         tables.append(pd.DataFrame({"modality": "audio", **times, "attribution": values}))
     for part in tables:

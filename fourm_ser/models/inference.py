@@ -18,7 +18,6 @@ from fourm_ser.errors import InputError
 from fourm_ser.fusion.base import pool
 from fourm_ser.models.directory import Model
 from fourm_ser.models.features import halved
-from fourm_ser.models.metrics import EmotionMetrics
 from fourm_ser.models.network import NetworkOutput
 
 log = logging.getLogger(__name__)
@@ -137,6 +136,8 @@ def compute_outputs(
         device: Where the network is.
         pooled: Whether the features are wanted, too.
     """
+    from fourm_ser.models.metrics import EmotionMetrics  # takes seconds to import, and predictions need no metrics
+
     metrics, losses = EmotionMetrics(classes).to(device), dict[str, Tensor | float]()
     parts: dict[str, list[Tensor]] = defaultdict(list)
     for batch in batches:

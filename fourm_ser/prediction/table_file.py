@@ -9,11 +9,12 @@ from typing import Any
 
 from fourm_ser.errors import InputError
 from fourm_ser.files import whole
+from fourm_ser.runs.directory import MARKS
 
 # Files that runs, sweeps, evaluations and reports write, and what lies beside them.
 OWN_NAMES = {"predictions", "metrics", "confusions", "speakers", "jobs", "results", "manifest", "left_out"}
 OWN_NAMES |= {"confusion_matrix", "training_curves", "reliability"}
-OWN_SIGNS = ("metrics.json", "config.yaml", "finished.json", "jobs.csv", "report.html", "summary.json")
+OWN_SIGNS = (*MARKS, "jobs.csv", "report.html", "summary.json")
 
 Record = dict[str, Any]
 """id, start, end, emotion, probabilities, text, error: what is not there is None."""

@@ -21,6 +21,11 @@ if TYPE_CHECKING:
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C one reads a hundred runs in a second
 PREDICTED = ["id", "speaker", "emotion", "predicted"]  # columns of predictions.csv before the probabilities
+MARKS = (
+    "config.yaml",
+    "metrics.json",
+    "finished.json",
+)  # where one of these lies, a run, model, stage or evaluation does
 SWEEP = "multirun.yaml"  # Hydra's record of a sweep, in the folder above its runs
 
 

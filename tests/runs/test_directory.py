@@ -7,12 +7,16 @@ import pytest
 
 from fourm_ser.config import PACKAGE
 from fourm_ser.errors import BusyError, InputError
+from fourm_ser.runs.collect import read_run
 from fourm_ser.runs.directory import RunDirectory, is_model, model_folder
 from tests.report.runs import write_run
 
 HOME = "runs/directory.py"
-# A model directory, whose names its own file knows, has a config.yaml, too.
-OTHERS = {"config.yaml": {"models/directory.py"}, "labels.json": {"models/directory.py"}}
+# A model directory, whose names its own file knows, has a config.yaml, too; an error of the predictor speaks of it.
+OTHERS = {
+    "config.yaml": {"models/directory.py", "prediction/predictor.py"},
+    "labels.json": {"models/directory.py"},
+}
 
 
 def names() -> set[str]:
@@ -38,6 +42,12 @@ def test_the_tables_of_the_stages_come_in_the_order_of_the_stages(tmp_path: Path
         if name != "d":
             run.stage(number, name).epochs.touch()
     assert run.tables == {"b-c": run.stage(2, "b-c").epochs, "a": run.stage(10, "a").epochs}
+
+
+def test_the_record_of_an_earlier_version_is_read_as_one_of_this(tmp_path: Path) -> None:
+    run = write_run(tmp_path / "run", changes={"head": {"_target_": "fourm_ser.network.Head"}})
+    now = {"_target_": "fourm_ser.models.network.Head"}
+    assert read_run(run).config["head"] == RunDirectory(run).read_record().head == now
 
 
 def test_a_run_that_somebody_does_is_refused_to_others(tmp_path: Path) -> None:
