@@ -41,8 +41,8 @@ def frame_edges(encoder: Encoder, samples: np.ndarray, frames: int) -> np.ndarra
     Raises:
         UnsuitedError: Its front end does not say where they lie.
     """
-    edges = np.linspace(*_ask(encoder, "span", samples), frames + 1)
-    return np.clip(edges, 0.0, len(samples) / SAMPLE_RATE)
+    begin, end = _ask(encoder, "span", samples)
+    return np.clip(np.linspace(begin, end, frames + 1), 0.0, len(samples) / SAMPLE_RATE)
 
 
 def read_spectrogram(encoder: Encoder, samples: np.ndarray, inputs: Inputs) -> Spectrogram:

@@ -194,9 +194,10 @@ class LogMelDecibels(MelFrames):
     def __init__(self) -> None:
         about = {"spectrogram": "panns", "window": self.WINDOW, "hop": self.HOP, "mels": self.MELS}
         about |= {"low": self.LOW, "high": self.HIGH}
-        transform = {"n_fft": self.WINDOW, "hop_length": self.HOP, "n_mels": self.MELS, "f_min": self.LOW}
-        transform |= {"f_max": self.HIGH, "norm": "slaney", "mel_scale": "slaney"}
-        super().__init__(about, (self.POOLED - 1) * self.HOP, **transform)
+        transform = {"n_fft": self.WINDOW, "hop_length": self.HOP, "n_mels": self.MELS}
+        slaney = {"norm": "slaney", "mel_scale": "slaney"}
+        least = (self.POOLED - 1) * self.HOP
+        super().__init__(about, least, **transform, f_min=self.LOW, f_max=self.HIGH, **slaney)
         self.decibels = torchaudio.transforms.AmplitudeToDB("power")
 
     def __call__(self, raw: np.ndarray) -> Inputs:
