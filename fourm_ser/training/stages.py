@@ -19,6 +19,7 @@ from fourm_ser.runs.directory import RunDirectory
 log = logging.getLogger(__name__)
 
 MODALITIES = ("text", "audio")
+OWN_KEYS = ("tf32", "compile", "keep_freed_memory")  # of the config's `trainer`, unknown to Lightning's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,12 +137,12 @@ def trainer_arguments(config: Mapping[str, Any], device: torch.device, find_unus
     """The arguments of Lightning's Trainer in the config's `trainer`.
 
     Args:
-        config: the config's `trainer`, resolved; `tf32` and `compile` are this package's own.
+        config: the config's `trainer`, resolved; `OWN_KEYS` are this package's.
         device: where it trains.
         find_unused: whether parts of what trains may take no part in a step; several processes then have to look for
             them after each.
     """
-    arguments = {key: value for key, value in config.items() if key not in ("tf32", "compile")}
+    arguments = {key: value for key, value in config.items() if key not in OWN_KEYS}
     arguments["accelerator"] = device.type
     if arguments.get("strategy") == "ddp_auto":
         arguments["strategy"] = "ddp_find_unused_parameters_true" if find_unused else "ddp"
