@@ -315,7 +315,7 @@ class Experiment:
         outputs = {}
         rounded = autocast(self.device, MIXED.get(str(self.config.trainer.precision)))
         with self._explained(self.stages[-1], module), self._computing(module.network, trained):
-            # In fp32 where training was in half precision throughout: so is all that is done with the model later.
+            # In fp32 where training was in another precision throughout, as all that is done with the model later.
             module.float().to(self.device).eval()
             for side, loader in (("val", self.data.val_dataloader()), ("test", self.data.test_dataloader())):
                 step = rounded(partial(module.step, side))
