@@ -135,6 +135,8 @@ def upgrade(node: Node) -> Node:
 def _upgrade(node: MutableMapping[Any, Any], keys: list[Any]) -> None:
     for key in keys:
         upgrade(node[key])
+    if "trainer" in keys and isinstance(node["trainer"], MutableMapping):
+        node["trainer"].setdefault("keep_freed_memory", True)  # before it was a key, it was done
     target = node["_target_"] if "_target_" in keys else None
     if not isinstance(target, str):
         return

@@ -27,7 +27,7 @@ def train(config: DictConfig) -> float:
         check_config("train", config, HydraConfig.get().overrides.task)
         from fourm_ser.training.experiment import run
 
-        return float(run(config, Path(HydraConfig.get().runtime.output_dir))["val/ua"])
+        return float(run(config, Path(HydraConfig.get().runtime.output_dir), own_process=True)["val/ua"])
     except InputError as error:
         sys.exit(f"error: {error}")
 
@@ -40,7 +40,7 @@ def resume(arguments: list[str]) -> None:
     from fourm_ser.training import experiment
 
     try:
-        experiment.resume(Path(arguments[0].removeprefix("resume=")))
+        experiment.resume(Path(arguments[0].removeprefix("resume=")), own_process=True)
     except InputError as error:
         sys.exit(f"error: {error}")
 

@@ -46,6 +46,7 @@ RULES: dict[str, dict[str, Number | Choice]] = {
         "trainer.deterministic": Choice((True, False, "warn")),
         "trainer.tf32": SWITCH,
         "trainer.compile": SWITCH,
+        "trainer.keep_freed_memory": SWITCH,
         "trainer.sync_batchnorm": SWITCH,
     },
     "prepare": {"data.show_split": SWITCH},

@@ -161,8 +161,9 @@ def compute_outputs(
             for name, value in terms.items():
                 key = "loss" if name == "total" else f"loss/{name}"
                 losses[key] = losses.get(key, 0.0) + value.float() * count
-    order = torch.cat(parts["rows"]).argsort()
-    joined: dict[str, Any] = {name: torch.cat(tensors)[order].cpu().numpy() for name, tensors in parts.items()}
+    home = {name: torch.cat(tensors).cpu() for name, tensors in parts.items()}
+    order = home["rows"].argsort()
+    joined: dict[str, Any] = {name: tensor[order].numpy() for name, tensor in home.items()}
     for kind in ("encoded", "fused"):
         own = [name for name in joined if name.startswith(f"{kind} ")]
         joined[kind] = {name.removeprefix(f"{kind} "): joined.pop(name) for name in own}

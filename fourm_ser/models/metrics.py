@@ -6,13 +6,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchmetrics import Metric
+from torchmetrics import Metric, MetricCollection
 from torchmetrics.classification import (
     MulticlassAccuracy,
     MulticlassCalibrationError,
     MulticlassConfusionMatrix,
     MulticlassF1Score,
-    MulticlassRecall,
 )
 from torchmetrics.utilities import dim_zero_cat
 
@@ -61,7 +60,7 @@ class EmotionMetrics(nn.Module):
     accuracy, ECE the expected calibration error in 15 bins (Guo et al. 2017), `intra_inter` the `DistanceRatio`.
 
     Args:
-        emotions: the classes in the order of their indices.
+        emotions: The classes in the order of their indices.
     """
 
     def __init__(self, emotions: Sequence[str]) -> None:
@@ -70,43 +69,36 @@ class EmotionMetrics(nn.Module):
         classes = len(self.emotions)
         # Labels and probabilities are what they should be; to look at them would wait for the device at every batch.
         given: dict[str, Any] = {"num_classes": classes, "validate_args": False}
-        self.recall = MulticlassRecall(**given, average=None)
-        self.wa = MulticlassAccuracy(**given, average="micro")
-        self.f1_macro = MulticlassF1Score(**given, average="macro")
-        self.f1_weighted = MulticlassF1Score(**given, average="weighted")
-        self.ece = MulticlassCalibrationError(**given, n_bins=BINS)
-        self.confusion = MulticlassConfusionMatrix(**given)
+        self.scores = MetricCollection(
+            {
+                "wa": MulticlassAccuracy(**given, average="micro"),
+                "f1_macro": MulticlassF1Score(**given, average="macro"),
+                "f1_weighted": MulticlassF1Score(**given, average="weighted"),
+                "ece": MulticlassCalibrationError(**given, n_bins=BINS),
+                "confusion": MulticlassConfusionMatrix(**given),
+            },
+            compute_groups=False,  # to find what metrics have in common would wait for the device, too
+        )
         self.intra_inter = DistanceRatio()
 
     def update(self, logits: Tensor, embedding: Tensor, labels: Tensor) -> None:
         """Add a batch: logits (batch, classes), embedding (batch, dim), labels (batch,)."""
-        probabilities = logits.detach().float().softmax(1)
-        for metric in self._on_probabilities():
-            metric.update(probabilities, labels)
+        self.scores.update(logits.detach().float().softmax(1), labels)
         self.intra_inter.update(embedding, labels)
 
     def compute(self) -> dict[str, float]:
         """`ua`, `wa`, `f1_macro`, `f1_weighted`, `ece`, `intra_inter`, `recall/<emotion>`; NaN: does not occur."""
-        occurs = self.confusion.compute().cpu().sum(1) > 0
-        recall = self.recall.compute().cpu().double().masked_fill(~occurs, math.nan)  # MPS has no float64
+        found = self.scores.compute()
+        counts = found["confusion"].cpu().float()  # (classes, classes): rows are the labels
+        recall = (counts.diagonal() / counts.sum(1)).double()  # on the host, for MPS has no float64
         return {
             "ua": float(recall.nanmean()),
-            "wa": float(self.wa.compute()),
-            "f1_macro": float(self.f1_macro.compute()),
-            "f1_weighted": float(self.f1_weighted.compute()),
-            "ece": float(self.ece.compute()),
+            **{name: float(found[name]) for name in ("wa", "f1_macro", "f1_weighted", "ece")},
             "intra_inter": float(self.intra_inter.compute()),
             **{f"recall/{emotion}": float(value) for emotion, value in zip(self.emotions, recall, strict=True)},
         }
 
-    def confusion_matrix(self) -> Tensor:
-        """(classes, classes) counts: rows are the labels, columns the predictions."""
-        return self.confusion.compute().to(torch.int64)
-
     def reset(self) -> None:
         """Forget all batches."""
-        for metric in [*self._on_probabilities(), self.intra_inter]:
-            metric.reset()
-
-    def _on_probabilities(self) -> list:  # type: ignore[type-arg]
-        return [self.recall, self.wa, self.f1_macro, self.f1_weighted, self.ece, self.confusion]
+        self.scores.reset()
+        self.intra_inter.reset()

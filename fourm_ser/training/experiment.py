@@ -50,12 +50,14 @@ from fourm_ser.training.stages import Stage, build_trainer, read_stages, trainer
 log = logging.getLogger("fourm_ser.training.experiment")  # also where it is `__main__`
 
 
-def run(config: DictConfig, run_dir: Path) -> dict[str, Any]:
+def run(config: DictConfig, run_dir: Path, own_process: bool = False) -> dict[str, Any]:
     """Train, test and report one experiment, or go on with one that was interrupted.
 
     Args:
-        config: the composed config.
-        run_dir: where it is recorded. What an interrupted run of the same config left there is gone on from.
+        config: The composed config.
+        run_dir: Where it is recorded. What an interrupted run of the same config left there is gone on from.
+        own_process: Whether this process is there for the run alone, as a command's is: then the run may say how the
+            process holds its memory (`trainer.keep_freed_memory`).
 
     Returns:
         What metrics.json holds.
@@ -68,8 +70,8 @@ def run(config: DictConfig, run_dir: Path) -> dict[str, Any]:
     try:
         if launched():
             with joined(config.trainer.accelerator):
-                return _run(config, directory)
-        metrics = _run(config, directory)
+                return _run(config, directory, own_process)
+        metrics = _run(config, directory, own_process)
         if not metrics:
             launch(directory.read_record(), directory)
             metrics = directory.read_metrics()
@@ -82,7 +84,7 @@ def run(config: DictConfig, run_dir: Path) -> dict[str, Any]:
         raise
 
 
-def _run(config: DictConfig, directory: RunDirectory) -> dict[str, Any]:
+def _run(config: DictConfig, directory: RunDirectory, own_process: bool) -> dict[str, Any]:
     """The run as far as this process does it: nothing where others have to be started, or have the results."""
     # Of the processes that do the run together, rank zero speaks for all.
     with directory.locked() if rank() == 0 else nullcontext(), logged(directory.log):
@@ -107,6 +109,8 @@ def _run(config: DictConfig, directory: RunDirectory) -> dict[str, Any]:
                     f"{directory.path}: is recorded for {processes(config)} processes (trainer.devices, "
                     f"trainer.num_nodes), and {world()} do it. Give torchrun the numbers of the record."
                 )
+            if own_process and config.trainer.accelerator == "cpu" and config.trainer.keep_freed_memory:
+                keep_freed_memory()
             try:
                 metrics = Experiment(config, directory).run()
             except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second
@@ -117,12 +121,12 @@ def _run(config: DictConfig, directory: RunDirectory) -> dict[str, Any]:
         return metrics
 
 
-def resume(run_dir: Path) -> dict[str, Any]:
+def resume(run_dir: Path, own_process: bool = False) -> dict[str, Any]:
     """Go on with the run that `run_dir` records; see `run`."""
     directory = RunDirectory(run_dir)
     if not directory.record.is_file():
         raise InputError(f"resume={run_dir}: no config.yaml there. Expected the directory of an earlier run.")
-    return run(directory.read_record(), run_dir)
+    return run(directory.read_record(), run_dir, own_process)
 
 
 class Experiment:
@@ -172,8 +176,6 @@ class Experiment:
             config.encode.precision,
         )
         torch.use_deterministic_algorithms(bool(config.trainer.get("deterministic", False)))  # in encoding passes, too
-        if self.device.type == "cpu":
-            keep_freed_memory()
         with first():
             network = self._prepare()
         self.loss.setup(len(self.corpus.emotions), network.widths, self.corpus.counts)
@@ -313,7 +315,7 @@ class Experiment:
         outputs = {}
         rounded = autocast(self.device, MIXED.get(str(self.config.trainer.precision)))
         with self._explained(self.stages[-1], module), self._computing(module.network, trained):
-            # In fp32 where training was in half precision throughout: so is all that is done with the model later.
+            # In fp32 where training was in another precision throughout, as all that is done with the model later.
             module.float().to(self.device).eval()
             for side, loader in (("val", self.data.val_dataloader()), ("test", self.data.test_dataloader())):
                 step = rounded(partial(module.step, side))
@@ -360,6 +362,6 @@ class Experiment:
 
 if __name__ == "__main__":
     try:
-        resume(Path(sys.argv[1]))
+        resume(Path(sys.argv[1]), own_process=True)
     except InputError as error:
         sys.exit(f"error: {error}")

@@ -121,10 +121,7 @@ class WandB(RunLogger):
         self.run: Any = None
 
     def start(self, directory: RunDirectory, config: Mapping[str, Any]) -> None:
-        try:
-            import wandb
-        except ModuleNotFoundError as error:
-            raise InputError('logger=wandb: wandb is not installed. pip install "fourm_ser[wandb]"') from error
+        import wandb
 
         mode = self.mode
         if mode == "online" and not _has_key(wandb.Settings().base_url):

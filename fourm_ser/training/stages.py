@@ -19,6 +19,7 @@ from fourm_ser.runs.directory import RunDirectory
 log = logging.getLogger(__name__)
 
 MODALITIES = ("text", "audio")
+OWN_KEYS = ("tf32", "compile", "keep_freed_memory")  # of the config's `trainer`, unknown to Lightning's
 
 
 @dataclasses.dataclass(frozen=True)
@@ -26,17 +27,17 @@ class Stage:
     """A named entry of the config's `stage`.
 
     Attributes:
-        name: the entry's name.
-        number: its place in the run, from 0.
-        epochs: passes over the training side, at most.
-        batch_size: utterances in a batch, over all processes.
-        unfreeze: what trains of each modality's stem: `none`, `all`, or how many of the last blocks.
-        optimizer: parameter groups -> optimizer.
-        scheduler: optimizer, `steps` and `steps_per_epoch` -> a scheduler that goes on with every step.
-        encoder_learning_rate: of stems that train; None for the optimizer's.
-        patience: epochs without a better validation UA before the stage ends; None for never.
-        gradient_clip: largest norm of the gradient; None for any.
-        accumulate: batches whose mean gradient makes one optimizer step.
+        name: The entry's name.
+        number: Its index in the run, from 0.
+        epochs: Passes over the training side, at most.
+        batch_size: Utterances in a batch, over all processes.
+        unfreeze: What trains of each modality's stem: `none`, `all`, or how many of the last blocks.
+        optimizer: Builds the optimizer from parameter groups.
+        scheduler: Builds from an optimizer, `steps` and `steps_per_epoch` a scheduler that goes on with every step.
+        encoder_learning_rate: The learning rate of stems that train; None for the optimizer's.
+        patience: Epochs without a better validation UA before the stage ends; None for never.
+        gradient_clip: The largest norm of the gradient; None for any.
+        accumulate: How many batches' mean gradient makes one optimizer step.
     """
 
     name: str
@@ -56,9 +57,9 @@ def read_stages(entries: Mapping[str, Any], optimizer: Any, scheduler: Any) -> l
     """The config's stages in the order they run.
 
     Args:
-        entries: the config's `stage`, instantiated.
-        optimizer: the run's own, for stages whose `optimizer` is null.
-        scheduler: the run's own, likewise.
+        entries: The config's `stage`, instantiated.
+        optimizer: The run's own, for stages whose `optimizer` is null.
+        scheduler: The run's own, for stages whose `scheduler` is null.
 
     Raises:
         InputError: no stage, a key that a stage does not have, one that is missing, a value out of range.
@@ -104,10 +105,14 @@ class StopWhenDone(EarlyStopping):
             trainer.should_stop = True
 
 
-class NoteEpoch(Callback):
-    """One line an epoch in the log, where a progress bar leaves none."""
+class ProgressBar(RichProgressBar):
+    """Shows the last epoch's numbers, which go to the log in one line as well.
+
+    Lightning's own are asked of the device at every step, which waits for it.
+    """
 
     def __init__(self) -> None:
+        super().__init__(leave=False)
         self.values: dict[str, float] = {}
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
@@ -115,33 +120,22 @@ class NoteEpoch(Callback):
         self.values = {name: float(found[name]) for name in ("train/loss", "val/loss", "val/ua") if name in found}
         shown = ", ".join(f"{name} {value:.4f}" for name, value in self.values.items())
         log.debug("epoch %d: %s", trainer.current_epoch, shown)
-
-
-class ProgressBar(RichProgressBar):
-    """Shows the last epoch's numbers: Lightning's own are asked of the device at every step, which waits for it.
-
-    Args:
-        note: has them.
-    """
-
-    def __init__(self, note: NoteEpoch) -> None:
-        super().__init__(leave=False)
-        self.note = note
+        super().on_train_epoch_end(trainer, pl_module)
 
     def get_metrics(self, trainer: Trainer, pl_module: Any) -> dict[str, Any]:
-        return dict(self.note.values)
+        return dict(self.values)
 
 
 def trainer_arguments(config: Mapping[str, Any], device: torch.device, find_unused: bool) -> dict[str, Any]:
     """The arguments of Lightning's Trainer in the config's `trainer`.
 
     Args:
-        config: the config's `trainer`, resolved; `tf32` and `compile` are this package's own.
-        device: where it trains.
-        find_unused: whether parts of what trains may take no part in a step; several processes then have to look for
+        config: The config's `trainer`, resolved; `OWN_KEYS` are this package's.
+        device: Where it trains.
+        find_unused: Whether parts of what trains may take no part in a step; several processes then have to look for
             them after each.
     """
-    arguments = {key: value for key, value in config.items() if key not in ("tf32", "compile")}
+    arguments = {key: value for key, value in config.items() if key not in OWN_KEYS}
     arguments["accelerator"] = device.type
     if arguments.get("strategy") == "ddp_auto":
         arguments["strategy"] = "ddp_find_unused_parameters_true" if find_unused else "ddp"
@@ -154,10 +148,10 @@ def build_trainer(
     """The Trainer of a stage: progress bar, best and last checkpoint by validation UA, early stopping.
 
     Args:
-        stage: the stage.
-        directory: the run directory.
-        arguments: of the Trainer, as `trainer_arguments` gives them.
-        loggers: the stage's loggers.
+        stage: The stage.
+        directory: The run directory.
+        arguments: More arguments of the Trainer, as `trainer_arguments` gives them.
+        loggers: The stage's loggers.
     """
     folder = directory.stage(stage.number, stage.name)
     best = ModelCheckpoint(
@@ -172,12 +166,11 @@ def build_trainer(
     last = ModelCheckpoint(
         folder.last.parent, folder.last.stem, monitor=None, enable_version_counter=False, save_on_train_epoch_end=True
     )
-    note = NoteEpoch()
-    callbacks: list[Callback] = [best, note]
+    callbacks: list[Callback] = [best]
     if stage.patience is not None:
         callbacks.append(StopWhenDone("val/ua", patience=stage.patience, mode="max", check_on_train_epoch_end=True))
     # Last of all: it holds the state of the others as they are after the epoch.
-    callbacks += [last, ProgressBar(note)]
+    callbacks += [last, ProgressBar()]
     return Trainer(
         max_epochs=stage.epochs,
         gradient_clip_val=stage.gradient_clip,

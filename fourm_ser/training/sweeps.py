@@ -111,7 +111,7 @@ def _do(config: DictConfig, directory: RunDirectory) -> None:
             multiprocessing.set_start_method(None, force=True)
         from fourm_ser.training.experiment import run
 
-        run(config, directory.path)
+        run(config, directory.path, own_process=True)
 
 
 _gpu: FileLock | None = None  # what this process holds as long as it lives

@@ -238,7 +238,6 @@ def test_metrics_are_the_cpu_s_and_adding_to_them_waits_for_nothing(pretend: Pre
         with nothing_waits(pretend):
             there.update(*batch)
     assert there.compute() == pytest.approx(here.compute(), abs=1e-6, nan_ok=True)
-    assert there.confusion_matrix().tolist() == here.confusion_matrix().tolist()
     there.reset()
     there.update(*(part.to(device) for part in batches[0]))
     assert np.isfinite(there.compute()["ua"])

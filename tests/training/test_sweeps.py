@@ -407,7 +407,6 @@ def records(path: Path) -> Iterator[Any]:
 def test_each_job_is_an_offline_run_of_its_own_in_wandb(
     tmp_path: Path, small: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    pytest.importorskip("wandb")
     words = ["-m", *small, "logger=wandb", "optimizer.lr=1e30,0.001", f"hydra.sweep.dir={tmp_path}/sweep"]
     assert call(monkeypatch, *words) == 1
     assert f"wandb sync {tmp_path}/sweep/*/wandb/offline-run-*" in capsys.readouterr().out
