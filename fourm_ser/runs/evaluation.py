@@ -26,9 +26,10 @@ from fourm_ser.figures import confusion_figure, reliability_figure, save_figure
 from fourm_ser.files import whole, write_json
 from fourm_ser.losses.base import Loss
 from fourm_ser.models.directory import Model, load_model
+from fourm_ser.models.features import Encoding
 from fourm_ser.models.inference import Inference
 from fourm_ser.models.metrics import EmotionMetrics
-from fourm_ser.models.sources import Encoding, check_transcripts, compare_cleaning, compare_languages, make_sources
+from fourm_ser.models.sources import check_transcripts, compare_cleaning, compare_languages, make_sources
 from fourm_ser.runs.claims import claim, folder_name, read_training, refuse_changed
 from fourm_ser.runs.finished import read_checkpoint, read_config
 from fourm_ser.runs.intervals import FEWEST, intervals, unit_of

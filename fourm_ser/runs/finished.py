@@ -23,9 +23,10 @@ from fourm_ser.fusion.base import pool
 from fourm_ser.losses.base import Loss
 from fourm_ser.losses.composite import SumLoss
 from fourm_ser.models.directory import build_network, load_model
+from fourm_ser.models.features import Encoding
 from fourm_ser.models.metrics import DistanceRatio
 from fourm_ser.models.network import EmotionNetwork
-from fourm_ser.models.sources import Encoding, make_sources
+from fourm_ser.models.sources import make_sources
 
 BATCH = 32
 

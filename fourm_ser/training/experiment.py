@@ -43,8 +43,9 @@ from fourm_ser.kernels.memory import keep_freed_memory
 from fourm_ser.keys import check_config
 from fourm_ser.losses.base import Loss
 from fourm_ser.models.directory import Model, Use, build_network, known_widths, save_model
+from fourm_ser.models.features import Encoding
 from fourm_ser.models.network import EmotionNetwork
-from fourm_ser.models.sources import Encoding, check_transcripts, compare_languages, make_sources
+from fourm_ser.models.sources import check_transcripts, compare_languages, make_sources
 from fourm_ser.places import settle
 from fourm_ser.runs.results import print_results, write_results
 from fourm_ser.training.launch import launch, processes
