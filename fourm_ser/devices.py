@@ -16,7 +16,9 @@ HALVES = {"bf16": torch.bfloat16, "16": torch.float16}
 MIXED = {"bf16-mixed": torch.bfloat16, "16-mixed": torch.float16}
 """What Lightning's mixed precisions compute in."""
 
-BUDGETS = {"max_seconds": (24.0, 240.0), "max_tokens": (2_000.0, 32_000.0)}  # of a batch: on a processor, on a GPU
+BUDGETS = {"max_seconds": (24.0, 240.0), "max_tokens": (2_000.0, 32_000.0)}
+"""What a batch may hold on a processor, whose caches its activations should fit, and on a GPU, which it should fill."""
+
 MOST_WORKERS = 8  # beyond it they wait for the disk, or for the process that they feed
 
 

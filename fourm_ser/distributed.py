@@ -40,7 +40,7 @@ def joined(accelerator: str) -> Iterator[None]:
     """Connect the processes that torchrun started, for as long as the block runs.
 
     Args:
-        accelerator: of the config's `trainer`: what their tensors lie on.
+        accelerator: the config's `trainer.accelerator`, which says what the processes' tensors lie on.
     """
     global _waiting
     device = find_device(accelerator, "trainer.accelerator")

@@ -2,6 +2,7 @@
 
 from collections import Counter
 from collections.abc import Sequence
+from itertools import product
 
 import numpy as np
 import pandas as pd
@@ -13,8 +14,8 @@ from fourm_ser.errors import InputError
 from fourm_ser.runs.finished import Computed, OpenRun
 
 MEASURES = {"cosine": "cosine similarity", "distance": "Euclidean distance"}
-WINDOW_SHARE = 0.1  # of an emotion's utterances, and
-LEAST_WINDOW = 5  # of them
+WINDOW_SHARE = 0.1  # of an emotion's utterances: smooth lines that still show ten stretches
+LEAST_WINDOW = 5  # utterances: the mean of fewer smooths nothing
 
 
 def alignment(runs: list[OpenRun], side: str) -> list[Finding]:
@@ -24,8 +25,8 @@ def alignment(runs: list[OpenRun], side: str) -> list[Finding]:
     normalised, as the 4M-SER study compares losses by them.
 
     Args:
-        runs: of the same utterances.
-        side: see `Corpus.rows`.
+        runs: runs that read the same utterances.
+        side: the side whose utterances are read: `train`, `val`, `test` or `all`.
 
     Returns:
         One finding.
@@ -110,10 +111,10 @@ def window_of(count: int) -> int:
 
 
 def moving_average(values: np.ndarray, window: int) -> np.ndarray:
-    """The centred mean of `window` values (odd) at each place, of those that there are at both ends."""
+    """The centred mean of `window` values (odd) at each position, of those that there are at both ends."""
     sums = np.concatenate([[0.0], np.cumsum(values)])
-    places = np.arange(len(values))
-    start, end = np.maximum(places - window // 2, 0), np.minimum(places + window // 2 + 1, len(values))
+    positions = np.arange(len(values))
+    start, end = np.maximum(positions - window // 2, 0), np.minimum(positions + window // 2 + 1, len(values))
     return (sums[end] - sums[start]) / (end - start)
 
 
@@ -141,17 +142,14 @@ def _check_same(used: Sequence[tuple[str, OpenRun, Computed]], side: str) -> Non
 def _summary(table: pd.DataFrame, emotions: Sequence[str]) -> pd.DataFrame:
     """Mean and standard deviation by run and emotion."""
     rows = []
-    for (run, emotion), part in table.groupby(["run", "emotion"], sort=False):
+    parts = dict(iter(table.groupby(["run", "emotion"])))
+    for run, emotion in product(table["run"].unique(), emotions):
+        part = parts[run, emotion]
         row: dict[str, object] = {"run": run, "emotion": emotion, "utterances": len(part)}
         for measure in MEASURES:
             row |= {f"{measure}_mean": part[measure].mean(), f"{measure}_std": part[measure].std()}
         rows.append(row)
-    summary = pd.DataFrame(rows)
-    order = {run: place for place, run in enumerate(dict.fromkeys(table["run"]))}
-    keys = [
-        (order[run], emotions.index(emotion)) for run, emotion in zip(summary["run"], summary["emotion"], strict=True)
-    ]
-    return summary.iloc[sorted(range(len(keys)), key=keys.__getitem__)].reset_index(drop=True)
+    return pd.DataFrame(rows)
 
 
 def _words(
@@ -189,9 +187,9 @@ def alignment_figure(table: pd.DataFrame, emotions: Sequence[str], windows: dict
     for column, emotion in enumerate(emotions):
         for row, measure in enumerate(MEASURES):
             axes = grid[row][column]
-            for place, run in enumerate(runs):
+            for index, run in enumerate(runs):
                 values = table[(table["run"] == run) & (table["emotion"] == emotion)][measure].to_numpy()
-                colour, style = line(place)
+                colour, style = line(index)
                 smooth = moving_average(values, windows[emotion])
                 axes.plot(np.arange(1, len(values) + 1), smooth, style, color=colour, linewidth=1.4, label=run)
                 axes.axhline(values.mean(), xmin=0.96, color=colour, linewidth=3)

@@ -8,13 +8,13 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fourm_ser.analysis.attention_maps import Block, read_blocks
+from fourm_ser.analysis.attention_maps import MapBlock, read_blocks
 from fourm_ser.analysis.attention_shares import read_shares, share_finding
 from fourm_ser.analysis.examples import Example, draw_waveform, file_name, read_waveform
 from fourm_ser.analysis.findings import Finding, UnsuitedError
 from fourm_ser.analysis.word_cells import INCHES, WIDTH, count_lines, draw_words, prepare_axes
 from fourm_ser.analysis.words import Words
-from fourm_ser.fusion.base import Span
+from fourm_ser.fusion.base import MapAxes
 from fourm_ser.runs.finished import OpenRun
 
 LARGEST = 20_000  # rows of a table with a map a head; larger ones have the mean over the heads alone
@@ -29,7 +29,7 @@ def attention(run: OpenRun, examples: Sequence[Example], side: str) -> list[Find
     Args:
         run: the run.
         examples: the utterances whose maps are drawn.
-        side: whose utterances the shares are taken of.
+        side: the side whose utterances the shares are taken of.
 
     Returns:
         A finding an utterance; `attention-first-token` where the text attends to itself; `attention-shares` where text
@@ -45,20 +45,20 @@ def attention(run: OpenRun, examples: Sequence[Example], side: str) -> list[Find
     findings = [
         _draw_maps(run, number, example, blocks[example.row]) for number, example in enumerate(examples, start=1)
     ]
-    if any("text" in span.queries and "text" in span.keys for span in fusion.maps.values()) and examples:
+    if any("text" in axes.queries and "text" in axes.keys for axes in fusion.maps.values()) and examples:
         findings.append(_first_token(examples, blocks, fusion.maps))
-    if any(len(span.keys) > 1 for span in fusion.maps.values()):
+    if any(len(axes.keys) > 1 for axes in fusion.maps.values()):
         findings.append(share_finding(read_shares(run, side), run, side))
     return findings
 
 
-def _drawn(blocks: Sequence[Block]) -> list[Block]:
+def _drawn(blocks: Sequence[MapBlock]) -> list[MapBlock]:
     """One modality with the other; where a fusion reads one modality, that with itself."""
     across = [block for block in blocks if block.queries.modality != block.keys.modality]
     return across or list(blocks)
 
 
-def _draw_maps(run: OpenRun, number: int, example: Example, blocks: Sequence[Block]) -> Finding:
+def _draw_maps(run: OpenRun, number: int, example: Example, blocks: Sequence[MapBlock]) -> Finding:
     drawn = _drawn(blocks)
     heads = len(drawn[0].weights)
     with_heads = sum(block.weights.size for block in drawn) * (1 + 1 / heads) <= LARGEST
@@ -73,9 +73,9 @@ def _draw_maps(run: OpenRun, number: int, example: Example, blocks: Sequence[Blo
         top = figure.add_subplot(grid[0, 0])
         draw_waveform(top, read_waveform(run, example))
         top.tick_params(labelbottom=False)
-    for place, block in enumerate(drawn, start=int(has_audio)):
-        axes = figure.add_subplot(grid[place, 0])
-        _heat_map(axes, figure.add_subplot(grid[place, 1]), block, example.seconds)
+    for row, block in enumerate(drawn, start=int(has_audio)):
+        axes = figure.add_subplot(grid[row, 0])
+        _heat_map(axes, figure.add_subplot(grid[row, 1]), block, example.seconds)
     figure.suptitle(example.heading, fontsize="medium")
     words = (
         f"Chosen: {example.why}. Colours are the mean over {heads} heads in multiples of even attention: 1 is what a "
@@ -95,17 +95,17 @@ def _draw_maps(run: OpenRun, number: int, example: Example, blocks: Sequence[Blo
     )
 
 
-def _asks(block: Block) -> str:
+def _asks(block: MapBlock) -> str:
     return f"{WHO[block.queries.modality]} ask {WHO[block.keys.modality]}"
 
 
-def _height(block: Block) -> float:
+def _height(block: MapBlock) -> float:
     """Inches: each word takes a row, frames by frames are a square's half."""
     words = [len(axis) for axis in (block.queries, block.keys) if axis.modality == "text"]
     return 0.17 * max(words) + 0.3 if words else 4.0
 
 
-def _heat_map(axes: Axes, bar: Axes, block: Block, seconds: float) -> None:
+def _heat_map(axes: Axes, bar: Axes, block: MapBlock, seconds: float) -> None:
     """Frames along the seconds, words as rows; where only one modality is there, queries are the rows."""
     weights = block.times_even
     rows, columns = block.queries, block.keys
@@ -134,8 +134,8 @@ def _heat_map(axes: Axes, bar: Axes, block: Block, seconds: float) -> None:
     bar.set_ylabel("times even", fontsize="x-small")
 
 
-def _table(block: Block, with_heads: bool) -> pd.DataFrame:
-    query, key = (places.flatten() for places in np.indices(block.weights.shape[1:]))
+def _table(block: MapBlock, with_heads: bool) -> pd.DataFrame:
+    query, key = (indices.flatten() for indices in np.indices(block.weights.shape[1:]))
     sides = {**block.queries.columns("query", query), **block.keys.columns("key", key)}
     maps = {"mean": block.weights.mean(0)}
     if with_heads:
@@ -147,18 +147,18 @@ def _table(block: Block, with_heads: bool) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def _strongest(blocks: Sequence[Block], count: int = 5) -> pd.DataFrame:
+def _strongest(blocks: Sequence[MapBlock], count: int = 5) -> pd.DataFrame:
     """What is attended to most in each map, as the mean over what asks, for the page."""
     rows = []
     for block in blocks:
         means = block.times_even.mean(0)
-        for place in np.argsort(-means, kind="stable")[:count]:
-            rows.append((block.map, _asks(block), block.keys.name(int(place)), means[place]))
+        for index in np.argsort(-means, kind="stable")[:count]:
+            rows.append((block.map, _asks(block), block.keys.name(int(index)), means[index]))
     return pd.DataFrame(rows, columns=["map", "direction", "attended to", "times even"])
 
 
 def _first_token(
-    examples: Sequence[Example], blocks: Mapping[int, Sequence[Block]], spans: Mapping[str, Span]
+    examples: Sequence[Example], blocks: Mapping[int, Sequence[MapBlock]], maps: Mapping[str, MapAxes]
 ) -> Finding:
     """What the first token asks of the words, in each map in which text asks text."""
     rows: list[dict[str, object]] = []
@@ -175,7 +175,7 @@ def _first_token(
             even = np.append(block.even, max(0.0, 1.0 - float(block.even.sum())))
             names = [*words.names, "(all audio frames)"]
             own.append((block.map, words, block.times_even[0], float(shares[-1])))
-            heard = "audio" in spans[block.map].keys
+            heard = "audio" in maps[block.map].keys
             for number, name in enumerate(names if heard else words.names):
                 about = {"id": example.id, "map": block.map, "number": number + 1, "word": name}
                 rows.append({**about, "weight": shares[number], "even": even[number]})
@@ -190,14 +190,14 @@ def _first_token(
         axes.text(0, top + 0.75, example.title, fontsize="small", va="center")
         line = top + 1.2
         for name, words, times, rest in own:
-            label = f"{name}: {100 * (1 - rest):.0f}%" if "audio" in spans[name].keys else name
+            label = f"{name}: {100 * (1 - rest):.0f}%" if "audio" in maps[name].keys else name
             axes.text(0, line + 0.5, label, fontsize="small", va="center")
             draw_words(axes, words.names, times / times.max(), palette, line, LEFT)
             line += count_lines(words.names, WIDTH - LEFT) + 0.15
         top += count
     figure.suptitle("What the first token attends to (colour: from none to the most in the line)", fontsize="medium")
     table = pd.DataFrame(rows)
-    hears = any("audio" in span.keys for span in spans.values())
+    hears = any("audio" in axes.keys for axes in maps.values())
     share = " Where audio is asked, too, the figure gives the share of all words together." if hears else ""
     return Finding(
         "attention-first-token",

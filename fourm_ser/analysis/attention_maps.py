@@ -11,10 +11,10 @@ from fourm_ser.analysis.clock import frame_edges
 from fourm_ser.analysis.examples import Example, read_waveform
 from fourm_ser.analysis.words import Words, read_words
 from fourm_ser.encoders.base import Features
-from fourm_ser.fusion.base import Fusion, Span
+from fourm_ser.fusion.base import Fusion, MapAxes
 from fourm_ser.runs.finished import OpenRun, encode
 
-HELD = 2**26  # numbers in the attention maps of one pass
+HELD = 2**26  # numbers in the attention maps of one pass: 256 MB
 
 
 class Axis(NamedTuple):
@@ -22,8 +22,8 @@ class Axis(NamedTuple):
 
     Attributes:
         modality: `text` or `audio`.
-        words: of the text; None for audio.
-        edges: (frames + 1,) of the audio in seconds; None for text.
+        words: the words along the side; None for audio.
+        edges: (frames + 1,) where frames begin and end, in seconds; None for text.
     """
 
     modality: str
@@ -41,32 +41,33 @@ class Axis(NamedTuple):
     @property
     def sizes(self) -> np.ndarray:
         """Tokens of each word; frames have one each."""
-        return np.ones(len(self)) if self.words is None else np.bincount(self.words.places)
+        return np.ones(len(self)) if self.words is None else np.bincount(self.words.indices)
 
-    def name(self, place: int) -> str:
+    def name(self, index: int) -> str:
         """The word, or the seconds of the frame."""
         if self.words is not None:
-            return self.words.names[place]
-        return f"{self._edges[place]:.2f} to {self._edges[place + 1]:.2f} s"
+            return self.words.names[index]
+        return f"{self._edges[index]:.2f} to {self._edges[index + 1]:.2f} s"
 
-    def columns(self, side: str, places: np.ndarray) -> dict[str, object]:
-        """Columns of a table for what stands at `places`: number from 1, and the word or the seconds."""
-        found: dict[str, object] = {f"{side}_modality": self.modality, side: places + 1}
+    def columns(self, side: str, indices: np.ndarray) -> dict[str, object]:
+        """Columns of a table for what stands at `indices`: number from 1, and the word or the seconds."""
+        found: dict[str, object] = {f"{side}_modality": self.modality, side: indices + 1}
         if self.words is not None:
-            found[f"{side}_word"] = np.array(self.words.names, dtype=object)[places]
+            found[f"{side}_word"] = np.array(self.words.names, dtype=object)[indices]
         else:
-            found[f"{side}_start"] = self._edges[places].round(3)
-            found[f"{side}_end"] = self._edges[places + 1].round(3)
+            found[f"{side}_start"] = self._edges[indices].round(3)
+            found[f"{side}_end"] = self._edges[indices + 1].round(3)
         return found
 
 
-class Block(NamedTuple):
+class MapBlock(NamedTuple):
     """The part of an utterance's attention map in which one modality asks one.
 
     Attributes:
         map: the map's name.
-        queries, keys: the two sides.
-        weights: (heads, queries, keys): of a word, the mean of its tokens' as queries, their sum as keys.
+        queries: the side that asks.
+        keys: the side that is asked.
+        weights: (heads, queries, keys); a word has the mean of its tokens as queries, and their sum as keys.
         even: (keys,) what each would get if attention were even over all tokens and frames that the map asks.
     """
 
@@ -82,43 +83,43 @@ class Block(NamedTuple):
         return self.weights.mean(0) / self.even
 
 
-def split(weights: Tensor, span: Span, lengths: Mapping[str, int]) -> dict[tuple[str, str], Tensor]:
+def split(weights: Tensor, axes: MapAxes, lengths: Mapping[str, int]) -> dict[tuple[str, str], Tensor]:
     """Maps (..., queries, keys) -> each modality's part of the queries with each one's of the keys.
 
     Args:
-        weights: the maps, padding included.
-        span: what their axes are.
+        weights: (..., queries, keys) maps, padding included.
+        axes: what the axes of the maps are.
         lengths: how long each modality is, with its padding.
     """
     parts = {}
-    by_query = torch.split(weights, [lengths[modality] for modality in span.queries], dim=-2)
-    for query, rows in zip(span.queries, by_query, strict=True):
-        by_key = torch.split(rows, [lengths[modality] for modality in span.keys], dim=-1)
-        for key, part in zip(span.keys, by_key, strict=True):
+    by_query = torch.split(weights, [lengths[modality] for modality in axes.queries], dim=-2)
+    for query, rows in zip(axes.queries, by_query, strict=True):
+        by_key = torch.split(rows, [lengths[modality] for modality in axes.keys], dim=-1)
+        for key, part in zip(axes.keys, by_key, strict=True):
             parts[query, key] = part
     return parts
 
 
 @torch.no_grad()
-def read_blocks(run: OpenRun, examples: Sequence[Example]) -> dict[int, list[Block]]:
+def read_blocks(run: OpenRun, examples: Sequence[Example]) -> dict[int, list[MapBlock]]:
     """The attention of utterances by their rows in the manifest, each without padding."""
     network, by_row = run.network, {example.row: example for example in examples}
-    found: dict[int, list[Block]] = {}
+    found: dict[int, list[MapBlock]] = {}
     if not by_row:
         return found
     for batch in run.batches(network, np.array(sorted(by_row))):
         for rows, sequences, maps in fused(network.fusion, batch.rows, encode(network, batch)):
             lengths = {modality: sequence.mask.shape[1] for modality, sequence in sequences.items()}
-            for place, row in enumerate(rows.tolist()):
-                masks = {modality: sequence.mask[place] for modality, sequence in sequences.items()}
+            for position, row in enumerate(rows.tolist()):
+                masks = {modality: sequence.mask[position] for modality, sequence in sequences.items()}
                 sides = {modality: _axis(run, by_row[row], modality, int(own.sum())) for modality, own in masks.items()}
                 found[row] = []
-                for name, span in network.fusion.maps.items():
-                    count = sum(int(masks[modality].sum()) for modality in span.keys)
-                    for (query, key), part in split(maps[name][place], span, lengths).items():
+                for name, axes in network.fusion.maps.items():
+                    count = sum(int(masks[modality].sum()) for modality in axes.keys)
+                    for (query, key), part in split(maps[name][position], axes, lengths).items():
                         own = part[:, masks[query]][..., masks[key]].float().cpu().numpy()
                         weights = _by_word(own, sides, query, key)
-                        found[row].append(Block(name, sides[query], sides[key], weights, sides[key].sizes / count))
+                        found[row].append(MapBlock(name, sides[query], sides[key], weights, sides[key].sizes / count))
     return found
 
 

@@ -23,18 +23,18 @@ def read_shares(run: OpenRun, side: str) -> pd.DataFrame:
         queries), `even` (the share of the keys that are of this modality).
     """
     network = run.network
-    spans = {name: span for name, span in network.fusion.maps.items() if len(span.keys) > 1}
+    joint = {name: axes for name, axes in network.fusion.maps.items() if len(axes.keys) > 1}
     tables = []
     for batch in run.batches(network, run.corpus.rows(side), f"{run.name}, attention"):
         for rows, sequences, maps in fused(network.fusion, batch.rows, encode(network, batch)):
             masks = {modality: sequence.mask for modality, sequence in sequences.items()}
             lengths = {modality: mask.shape[1] for modality, mask in masks.items()}
             emotions = [run.emotions[label] for label in run.corpus.label[rows.cpu().numpy()]]
-            for name, span in spans.items():
+            for name, axes in joint.items():
                 every = sum(
-                    (masks[modality].sum(1) for modality in span.keys), torch.zeros(len(rows), device=run.device)
+                    (masks[modality].sum(1) for modality in axes.keys), torch.zeros(len(rows), device=run.device)
                 )
-                for (query, key), part in split(maps[name], span, lengths).items():
+                for (query, key), part in split(maps[name], axes, lengths).items():
                     given = part.float().sum(-1).mean(1)  # (batch, queries)
                     shares = {query: (given * masks[query]).sum(1) / masks[query].sum(1)}
                     if query == "text":
@@ -51,7 +51,7 @@ def share_finding(shares: pd.DataFrame, run: OpenRun, side: str) -> Finding:
     both = pd.concat([shares, everyone])
     groups = both.groupby(["map", "queries", "keys", "emotion"], sort=False)
     table = groups.agg(utterances=("share", "size"), share=("share", "mean"), even=("even", "mean")).reset_index()
-    order = {emotion: place for place, emotion in enumerate([*run.emotions, "all"])}
+    order = {emotion: index for index, emotion in enumerate([*run.emotions, "all"])}
     table["order"] = table["emotion"].map(order)
     panels = list(table.groupby(["map", "queries"], sort=False))
     panels.sort(key=lambda panel: ("text", "audio", FIRST).index(str(panel[0][1])))

@@ -24,8 +24,8 @@ from fourm_ser.encoders.base import Features
 from fourm_ser.models.network import EmotionNetwork
 from fourm_ser.runs.finished import OpenRun
 
-HELD = 2**22  # numbers in the features of the steps that are computed together
-TOGETHER = 64  # steps, at most
+HELD = 2**22  # numbers in the features of the steps that are computed together: 16 MB, and what gradients take beside
+TOGETHER = 64  # steps computed together at most, however short the utterance
 DIVERGING = "RdBu_r"  # red speaks for, blue against: told apart by colour-blind readers
 FOR, AGAINST = "#b2182b", "#2166ac"
 
@@ -34,11 +34,11 @@ class Attribution(NamedTuple):
     """What the parts of an utterance add to the logit of the emotion that it is given.
 
     Attributes:
-        values: by modality, (frames or tokens,): together they are `logit` - `reference`, but for the gap.
-        logit: of the predicted emotion.
-        reference: the same logit where every token and frame is the average one.
-        average_class: the emotion that such an average utterance is given.
-        steps: of the path from there.
+        values: (frames or tokens,) by modality; all together they are `logit` - `reference`, but for the gap.
+        logit: the predicted emotion's logit.
+        reference: the predicted emotion's logit where every token and frame is the average one.
+        average_class: the emotion that an utterance of average tokens and frames is given.
+        steps: the number of steps on the path from the average utterance.
     """
 
     values: dict[str, np.ndarray]
@@ -75,11 +75,11 @@ def attribution(
 
     Args:
         run: the run.
-        examples: the utterances, of
-        side: whose average the path begins at.
-        steps: of the path at first.
-        tolerance: the completeness gap that is small enough, as a share; while it is larger, steps are doubled, up to
-        most_steps: this many.
+        examples: the utterances that are explained, all of the side.
+        side: the side at whose average token and frame the path begins.
+        steps: the number of steps on the path at first.
+        tolerance: the completeness gap that is small enough, as a share; while it is larger, steps are doubled.
+        most_steps: the number of steps that doubling stops at.
 
     Returns:
         A finding an utterance, and `attribution-modalities` over all of them.
@@ -105,8 +105,8 @@ def read_features(
 
     Args:
         run: the run.
-        rows: positions in the manifest, on that side.
-        side: the side.
+        rows: positions in the manifest of the utterances that are kept, on the side.
+        side: the side over whose frames the average is taken.
 
     Returns:
         By row and modality, features (time, stem_dim); by modality, (stem_dim,): every token or frame counts alike.
@@ -123,9 +123,9 @@ def read_features(
             own = features[sequence.mask].cpu().double()  # MPS has no float64
             sums[modality] = sums.get(modality, torch.zeros_like(own[0])) + own.sum(0)
             counts[modality] += len(own)
-            for place, row in enumerate(batch.rows.tolist()):
+            for position, row in enumerate(batch.rows.tolist()):
                 if row in kept:
-                    kept[row][modality] = features[place, sequence.mask[place]]
+                    kept[row][modality] = features[position, sequence.mask[position]]
     return kept, {modality: (total / counts[modality]).float().to(run.device) for modality, total in sums.items()}
 
 
@@ -142,10 +142,12 @@ def attribute(
 
     Args:
         network: the network, in evaluation mode.
-        features: of the stems, by modality, (time, stem_dim).
-        average: the token or frame that the path begins at, by modality, (stem_dim,).
-        target: the logit's class.
-        steps, tolerance, most_steps: see `attribution`.
+        features: (time, stem_dim) features of the stems, by modality.
+        average: (stem_dim,) token or frame that the path begins at, by modality.
+        target: the class whose logit is explained.
+        steps: the number of steps on the path at first.
+        tolerance: the completeness gap that is small enough, as a share; while it is larger, steps are doubled.
+        most_steps: the number of steps that doubling stops at.
     """
     from captum.attr import IntegratedGradients
 
@@ -191,8 +193,8 @@ def _draw(run: OpenRun, number: int, example: Example, found: Attribution, toler
     if samples is not None:
         values = found.values["audio"]
         edges = frame_edges(run.network.by_modality["audio"].frontend, samples, len(values))
-        places = {"start": edges[:-1].round(3), "end": edges[1:].round(3)}
-        tables.append(pd.DataFrame({"modality": "audio", **places, "attribution": values}))
+        times = {"start": edges[:-1].round(3), "end": edges[1:].round(3)}
+        tables.append(pd.DataFrame({"modality": "audio", **times, "attribution": values}))
     for part in tables:
         part.insert(1, "number", range(1, len(part) + 1))
     table = pd.concat(tables, ignore_index=True)
@@ -203,8 +205,7 @@ def _draw(run: OpenRun, number: int, example: Example, found: Attribution, toler
         if average == example.predicted
         else f" The average utterance is taken for {average}."
     )
-    parts = {"text": "Words", "audio": "Moments"}
-    what = " and moments".join([parts[next(iter(found.values))], *[""] * (len(found.values) - 1)])
+    what = " and ".join({"text": "words", "audio": "moments"}[modality] for modality in found.values).capitalize()
     return Finding(
         f"attribution-{file_name(number, example)}",
         f"What speaks for {example.predicted} in {example.id}",
@@ -301,18 +302,18 @@ def _draw_modalities(
     modalities = list(found[0].sums)
     figure = Figure(figsize=(7.5, 0.42 * len(examples) + 1.3), layout="constrained")
     axes = figure.subplots()
-    places = np.arange(len(examples))
+    positions = np.arange(len(examples))
     thick = 0.8 / len(modalities)
     for number, modality in enumerate(modalities):
         offset = (number - (len(modalities) - 1) / 2) * thick
         sums = [result.sums[modality] for result in found]
-        axes.barh(places + offset, sums, 0.9 * thick, color=MODALITY_COLOURS[modality], label=modality)
+        axes.barh(positions + offset, sums, 0.9 * thick, color=MODALITY_COLOURS[modality], label=modality)
     names = [
         f"{example.id}: {example.predicted}"
         + ("" if example.emotion == example.predicted else f" (label: {example.emotion})")
         for example in examples
     ]
-    axes.set_yticks(places, names, fontsize="small")
+    axes.set_yticks(positions, names, fontsize="small")
     axes.invert_yaxis()
     axes.axvline(0, color="black", linewidth=0.6)
     axes.set_xlabel("added to the logit of the predicted emotion", fontsize="small")

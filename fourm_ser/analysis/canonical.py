@@ -5,16 +5,18 @@ from typing import NamedTuple
 
 import numpy as np
 
-TINY = 1e-10
+from fourm_ser.analysis.reduction import unit
+
+TINY = 1e-10  # a share of the largest, below which what varies is rounding
 
 
 class Canonical(NamedTuple):
     """Directions of two sets of features along which they correlate most.
 
     Attributes:
-        means: (width,) of each set, which is taken off before projecting.
-        directions: (width, pairs) of each set.
-        correlations: (pairs,) as the ridge leaves them on what they were fitted to, descending.
+        means: (width,) mean of each set, which is taken off before projecting.
+        directions: (width, pairs) directions of each set.
+        correlations: (pairs,) correlations on what the directions were fitted to, as the ridge leaves them, descending.
     """
 
     means: tuple[np.ndarray, np.ndarray]
@@ -23,10 +25,7 @@ class Canonical(NamedTuple):
 
     def project(self, first: np.ndarray, second: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """(n, width) of each set -> the canonical variates, (n, pairs) of each."""
-        return (
-            (first - self.means[0]) @ self.directions[0],
-            (second - self.means[1]) @ self.directions[1],
-        )
+        return (first - self.means[0]) @ self.directions[0], (second - self.means[1]) @ self.directions[1]
 
 
 def fit_canonical(
@@ -39,10 +38,10 @@ def fit_canonical(
     are the singular vectors of the covariance between the sets thus whitened. Turning or scaling a set changes nothing.
 
     Args:
-        first: (n, width), and
-        second: (n, width of its own), of the same utterances.
-        components: so many principal components of each set, at most; None for all that vary.
-        regularisation: the share, from 0.
+        first: (n, width) features of utterances.
+        second: (n, width of its own) other features of the same utterances.
+        components: the most principal components that are kept of each set; None for all that vary.
+        regularisation: the share of the mean variance that is added as a ridge, from 0.
 
     Returns:
         As many pairs as the smaller set has components; none where a set does not vary.
@@ -67,8 +66,8 @@ class HeldOut(NamedTuple):
 
     Attributes:
         folds: (n,) the fold of each utterance.
-        first: (n, pairs), and
-        second: (n, pairs); each fold's pairs are its own.
+        first: (n, pairs) variates of the first set; each fold's pairs are its own.
+        second: (n, pairs) variates of the second set; each fold's pairs are its own.
         fitted: (folds, pairs) correlations on the utterances that each fold's directions were fitted to.
     """
 
@@ -81,7 +80,7 @@ class HeldOut(NamedTuple):
         """Correlations of the held-out variates: within each fold, and of the folds the mean by their size.
 
         Args:
-            counts: (n, draws) how often each draw has each utterance; None for each once, in one draw.
+            counts: (n, draws) times that each draw has each utterance; None for one draw that has each once.
 
         Returns:
             (draws, pairs); NaN where a draw has no two utterances of any fold that differ.
@@ -116,7 +115,7 @@ def split_groups(groups: Sequence[str], folds: int, seed: int) -> np.ndarray:
     """Utterances (n,) -> fold of each, from 0; those of one group share a fold, and folds have as many groups."""
     names = sorted(set(groups))
     order = np.random.default_rng(seed).permutation(len(names))
-    fold = {names[place]: number % folds for number, place in enumerate(order)}
+    fold = {names[index]: number % folds for number, index in enumerate(order)}
     return np.array([fold[group] for group in groups])
 
 
@@ -140,22 +139,18 @@ def hold_out(
 
 
 def rank_own(queries: np.ndarray, items: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """The place of each query's own item among all items by cosine similarity, from 1.
+    """The rank of each query's own item among all items by cosine similarity, from 1.
 
     Args:
-        queries: (n, dim).
-        items: (m, dim).
-        own: (n,) position of each query's item.
+        queries: (n, dim) vectors that look for their items.
+        items: (m, dim) vectors to choose from.
+        own: (n,) position among the items of each query's own.
 
     Returns:
         (n,); items that are as similar as the own one count half.
     """
-    similarity = _unit(queries) @ _unit(items).T
+    similarity = unit(queries) @ unit(items).T
     reached = similarity[np.arange(len(own)), own][:, None]
     above = (similarity > reached).sum(1)
     ties = (similarity == reached).sum(1) - 1
     return 1.0 + above + ties / 2
-
-
-def _unit(vectors: np.ndarray) -> np.ndarray:
-    return vectors / np.maximum(np.linalg.norm(vectors, axis=1, keepdims=True), np.finfo(vectors.dtype).tiny)

@@ -12,7 +12,7 @@ from fourm_ser.errors import InputError
 from fourm_ser.models.network import EmotionNetwork
 from fourm_ser.runs.finished import OpenRun, encode
 
-BATCH = 32
+BATCH = 32  # utterances fused together: only memory and time depend on it
 
 
 class Encoded(NamedTuple):
@@ -20,8 +20,8 @@ class Encoded(NamedTuple):
 
     Attributes:
         labels: (n,) class indices, in the order of the rows in the manifest.
-        features: by modality, of each utterance (time, dim), without padding.
-        average: by modality, (dim,): the mean over all tokens or frames of the side.
+        features: (time, dim) features of each utterance, without padding, by modality.
+        average: (dim,) mean over all tokens or frames of the side, by modality.
     """
 
     labels: np.ndarray
@@ -37,7 +37,7 @@ class Encoded(NamedTuple):
 
     def shuffled(self, modality: str, order: np.ndarray) -> list[Tensor]:
         """What another utterance said, or how: the k-th gets that of the `order[k]`-th."""
-        return [self.features[modality][place] for place in order]
+        return [self.features[modality][index] for index in order]
 
 
 @torch.no_grad()
@@ -46,8 +46,8 @@ def gather(run: OpenRun, side: str) -> Encoded:
     parts: dict[int, dict[str, Tensor]] = {}
     for batch in run.batches(run.network, run.corpus.rows(side), f"{run.name}, features"):
         for modality, sequence in encode(run.network, batch).items():
-            for place, row in enumerate(batch.rows.tolist()):
-                own = sequence.features[place, sequence.mask[place]]
+            for position, row in enumerate(batch.rows.tolist()):
+                own = sequence.features[position, sequence.mask[position]]
                 parts.setdefault(row, {})[modality] = own.float().cpu()
     rows = sorted(parts)
     features = {modality: [parts[row][modality] for row in rows] for modality in run.network.by_modality}
@@ -64,15 +64,15 @@ def answer(network: EmotionNetwork, features: Mapping[str, list[Tensor]], device
 
     Args:
         network: the network, in evaluation mode.
-        features: by modality, (time, dim) of each utterance.
-        device: where the network is.
+        features: (time, dim) features of each utterance, by modality.
+        device: the device that the network is on.
     """
     lengths = np.array([[len(own) for own in every] for every in features.values()])
     order = np.argsort(lengths.sum(0), kind="stable")  # batches of similar length
     logits: list[np.ndarray] = []
     for start in range(0, len(order), BATCH):
-        places = order[start : start + BATCH]
-        given = {modality: _padded([every[place] for place in places], device) for modality, every in features.items()}
+        chosen = order[start : start + BATCH]
+        given = {modality: _padded([every[index] for index in chosen], device) for modality, every in features.items()}
         fused = network.fusion(given.get("text"), given.get("audio"))
         logits.append(network.head(fused.embedding).float().cpu().numpy())
     return np.concatenate(logits)[np.argsort(order)]

@@ -31,9 +31,9 @@ def contribution(run: OpenRun, side: str, seed: int, shuffles: int) -> list[Find
 
     Args:
         run: the run.
-        side: whose utterances are recognised.
-        seed: of the shuffles.
-        shuffles: how many orders the numbers of shuffled modalities are the mean of.
+        side: the side whose utterances are recognised.
+        seed: the seed of the shuffles.
+        shuffles: the number of orders that the numbers of shuffled modalities are the mean of.
 
     Returns:
         `contribution`, `contribution-pairs` and, of a run that reads both modalities, `contribution-shapley`: a
@@ -57,8 +57,8 @@ def read_conditions(run: OpenRun, encoded: Encoded, orders: Sequence[np.ndarray]
 
     Args:
         run: the run.
-        encoded: the utterances.
-        orders: whose text, or speech, each one gets where it is shuffled.
+        encoded: the utterances as the encoders hand them to the fusion.
+        orders: (n,) position of the utterance whose text, or speech, each one gets, a shuffle each.
 
     Returns:
         `intact`; `text removed`, `speech removed`, `text shuffled`, `speech shuffled`, as far as they are read; of two
@@ -83,16 +83,13 @@ def read_conditions(run: OpenRun, encoded: Encoded, orders: Sequence[np.ndarray]
 
 def recalls(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """The share of each class's utterances that is recognised, (classes,); NaN for a class that does not occur."""
-    right = logits.argmax(1) == labels
-    return np.array(
-        [right[labels == label].mean() if (labels == label).any() else np.nan for label in _classes(logits)]
-    )
+    return _mean_by_class(logits.argmax(1) == labels, labels, logits.shape[1])
 
 
 def true_probabilities(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """The mean probability of the true class over each class's utterances, (classes,); NaN as in `recalls`."""
     own = softmax(logits.astype(np.float64), axis=1)[np.arange(len(labels)), labels]
-    return np.array([own[labels == label].mean() if (labels == label).any() else np.nan for label in _classes(logits)])
+    return _mean_by_class(own, labels, logits.shape[1])
 
 
 def pair_auc(logits: np.ndarray, labels: np.ndarray, first: int, second: int) -> float:
@@ -111,7 +108,7 @@ def shapley(worth: Mapping[frozenset[str], np.ndarray]) -> dict[str, np.ndarray]
     """Shapley values of two modalities: what each adds, the mean over both orders of coming.
 
     Args:
-        worth: of each of the four coalitions.
+        worth: the worth of each of the four coalitions of modalities.
 
     Returns:
         By modality; they sum to the worth of both less that of none.
@@ -125,8 +122,9 @@ def shapley(worth: Mapping[frozenset[str], np.ndarray]) -> dict[str, np.ndarray]
     return found
 
 
-def _classes(logits: np.ndarray) -> range:
-    return range(logits.shape[1])
+def _mean_by_class(values: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
+    own = (values[labels == label] for label in range(classes))
+    return np.array([part.mean() if len(part) else np.nan for part in own])
 
 
 def _accuracy(
@@ -143,14 +141,14 @@ def _accuracy(
     table = pd.DataFrame(rows)
     figure = Figure(figsize=(10.0, 0.5 * len(table) + 1.5), layout="constrained")
     bars, heat = figure.subplots(1, 2, width_ratios=[1, 1.05])
-    places = np.arange(len(table))
+    positions = np.arange(len(table))
     for offset, key, colour in ((-0.2, "ua", LINE_COLOURS[0]), (0.2, "wa", LINE_COLOURS[5])):
         deviation = table[f"{key}_std"].to_numpy() if f"{key}_std" in table else None
         error = {"ecolor": "#333333", "elinewidth": 1}
-        bars.barh(places + offset, table[key], 0.38, color=colour, label=key.upper(), xerr=deviation, error_kw=error)
+        bars.barh(positions + offset, table[key], 0.38, color=colour, label=key.upper(), xerr=deviation, error_kw=error)
     chance = 1 / len(run.emotions)
     bars.axvline(chance, color="black", linestyle=":", linewidth=1, label="guessing")
-    bars.set_yticks(places, table["condition"].tolist())
+    bars.set_yticks(positions, table["condition"].tolist())
     bars.invert_yaxis()
     bars.set_xlim(0, 1)
     bars.set_xlabel("accuracy", fontsize="small")
@@ -195,9 +193,9 @@ def _pairs(
     told = []
     for name in list(shown)[1:]:
         lost = (table[INTACT] - table[name]).to_numpy()
-        worst = [place for place in np.argsort(-lost) if lost[place] > 0][:2]
+        worst = [index for index in np.argsort(-lost) if lost[index] > 0][:2]
         if worst:
-            losses = " and ".join(f"{names[place]} ({lost[place]:.2f})" for place in worst)
+            losses = " and ".join(f"{names[index]} ({lost[index]:.2f})" for index in worst)
             told.append(f"With {name}, most is lost of {losses}.")
     return Finding(
         "contribution-pairs",
@@ -229,26 +227,26 @@ def _shapley(run: OpenRun, side: str, labels: np.ndarray, conditions: Mapping[st
                 total = np.nansum(by_class * own) / own.sum()
             worth[coalition] = np.append(by_class, total)
         values = shapley(worth)
-        for place, emotion in enumerate([*run.emotions, "all"]):
+        for index, emotion in enumerate([*run.emotions, "all"]):
             by_coalition = {
-                "both": worth[frozenset({"text", "audio"})][place],
-                "text only": worth[frozenset({"text"})][place],
-                "speech only": worth[frozenset({"audio"})][place],
-                "none": worth[frozenset()][place],
+                "both": worth[frozenset({"text", "audio"})][index],
+                "text only": worth[frozenset({"text"})][index],
+                "speech only": worth[frozenset({"audio"})][index],
+                "none": worth[frozenset()][index],
             }
-            shares = {f"shapley/{NAMES[modality]}": found[place] for modality, found in values.items()}
+            shares = {f"shapley/{NAMES[modality]}": found[index] for modality, found in values.items()}
             rows.append({"worth": key, "emotion": emotion, **by_coalition, **shares})
     table = pd.DataFrame(rows)
     figure = Figure(figsize=(9.5, 0.42 * (len(run.emotions) + 1) + 1.6), layout="constrained")
     grid = figure.subplots(1, 2, sharey=True)
     for axes, (key, title) in zip(grid, WORTHS.items(), strict=True):
         part = table[table["worth"] == key].reset_index(drop=True)
-        places = np.arange(len(part))
+        positions = np.arange(len(part))
         for offset, modality in ((-0.2, "text"), (0.2, "audio")):
             look = {"color": MODALITY_COLOURS[modality], "label": NAMES[modality]}
-            axes.barh(places + offset, part[f"shapley/{NAMES[modality]}"], 0.38, **look)
+            axes.barh(positions + offset, part[f"shapley/{NAMES[modality]}"], 0.38, **look)
         axes.axvline(0, color="black", linewidth=0.6)
-        axes.plot(part["both"] - part["none"], places, "|", color="black", markersize=16, label="both together")
+        axes.plot(part["both"] - part["none"], positions, "|", color="black", markersize=16, label="both together")
         axes.set_title(title, fontsize="medium")
         axes.set_xlabel("Shapley value", fontsize="small")
         axes.tick_params(labelsize="small")

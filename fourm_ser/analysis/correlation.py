@@ -8,9 +8,9 @@ from fourm_ser.analysis.correlation_findings import make_findings
 from fourm_ser.analysis.correlation_measures import (
     ALL,
     LEAST_TRANSCRIPTS,
-    Key,
     Measured,
     Score,
+    ScoreKey,
     Settings,
     Sides,
     make_plans,
@@ -32,13 +32,13 @@ def correlation(
 
     Args:
         run: the run.
-        side: see `Corpus.rows`.
-        seed: of the folds and of the bootstrap.
-        folds: of the cross-validation; utterances with the same transcript share one.
-        components: principal components of each side that canonical directions are made of, at most; and at most one
-            for ten utterances that they are fitted to.
-        regularisation: the ridge, as a share of those components' mean variance.
-        draws: of the bootstrap over utterances.
+        side: the side whose utterances are read: `train`, `val`, `test` or `all`.
+        seed: the seed of the folds and of the bootstrap.
+        folds: the number of folds of the cross-validation; utterances with the same transcript share one.
+        components: the most principal components of each modality that canonical directions are made of; one for ten
+            utterances that they are fitted to at most.
+        regularisation: the ridge, as a share of the principal components' mean variance.
+        draws: the number of bootstrap draws of the utterances.
 
     Returns:
         What changed from state to state, CKA by emotion, canonical correlations, retrieval, and correlations of
@@ -69,7 +69,7 @@ def correlation(
     places = _places(states)
     labels = next(iter(states.values())).labels
     plans = make_plans(labels, frame["text"].tolist(), run.emotions, settings)
-    scores: dict[Key, Score] = {}
+    scores: dict[ScoreKey, Score] = {}
     held, ranks = {}, []
     for place, by_state in places.items():
         for state, sides in by_state.items():

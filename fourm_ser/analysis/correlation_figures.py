@@ -17,7 +17,7 @@ def changes_figure(table: pd.DataFrame, places: Mapping[str, str]) -> Figure:
     """Changes of CKA with their intervals: a panel a place, a row an emotion, a mark a pair of states.
 
     Args:
-        table: `features`, `from`, `to`, `emotion`, `change`, `low`, `high`.
+        table: a table of `features`, `from`, `to`, `emotion`, `change`, `low`, `high`.
         places: what each of `features` is called.
     """
     found = _present(table, places)
@@ -59,9 +59,9 @@ def emotions_figure(table: pd.DataFrame, places: Mapping[str, str], emotions: Se
     """Debiased CKA, and below it the first canonical correlation: a column a place, along it the emotions.
 
     Args:
-        table: `features`, `state`, `emotion`, `measure`, `value`, `low`, `high`.
+        table: a table of `features`, `state`, `emotion`, `measure`, `value`, `low`, `high`.
         places: what each of `features` is called.
-        emotions: in their order.
+        emotions: the emotions in the order of the axis.
     """
     found = _present(table, places)
     states = list(dict.fromkeys(table["state"]))
@@ -107,7 +107,7 @@ def canonical_figure(table: pd.DataFrame, places: Mapping[str, str]) -> Figure:
     """Canonical correlations by pair: held out as lines with their intervals shaded, fitted ones dotted.
 
     Args:
-        table: `features`, `state`, `pair`, `fitted`, `held_out`, `low`, `high`.
+        table: a table of `features`, `state`, `pair`, `fitted`, `held_out`, `low`, `high`.
         places: what each of `features` is called.
     """
     found = _present(table, places)
@@ -136,9 +136,9 @@ def retrieval_figure(table: pd.DataFrame, places: Mapping[str, str], counts: Seq
     """Recall at several ranks, a bar a state, with a dash at chance.
 
     Args:
-        table: `features`, `state`, and for each count `recall@`, `low@`, `high@` and `chance_recall@`.
+        table: a table of `features`, `state`, and for each count `recall@`, `low@`, `high@` and `chance_recall@`.
         places: what each of `features` is called.
-        counts: the ranks.
+        counts: the ranks up to which an utterance counts as found.
     """
     found = _present(table, places)
     states = list(dict.fromkeys(table["state"]))
@@ -174,7 +174,7 @@ def heat_figure(table: pd.DataFrame, places: Mapping[str, str]) -> Figure:
     """Sizes of Pearson correlations between principal components: a row a place, a column a state.
 
     Args:
-        table: `features`, `state`, `text_component`, `audio_component`, `r`.
+        table: a table of `features`, `state`, `text_component`, `audio_component`, `r`.
         places: what each of `features` is called.
     """
     found = _present(table, places)

@@ -14,10 +14,10 @@ from fourm_ser.analysis.correlation_measures import (
     LEAST_TRANSCRIPTS,
     RECALLS,
     UTTERANCES_A_COMPONENT,
-    Key,
     Measured,
     Plan,
     Score,
+    ScoreKey,
     component_correlations,
     correlation_with,
     same,
@@ -25,7 +25,7 @@ from fourm_ser.analysis.correlation_measures import (
 from fourm_ser.analysis.findings import Finding
 
 PLACES = {"encoders": "the encoders' features", "fusion": "the fusion's sequences"}
-HEAT_COMPONENTS = 8
+HEAT_COMPONENTS = 8  # of each modality: the numbers of 8 x 8 cells can be read in the figure
 
 
 def make_findings(measured: Measured) -> list[Finding]:
@@ -99,7 +99,8 @@ def verdict(low: float, high: float, unchanged: bool) -> str:
     """The interval of a change in words.
 
     Args:
-        low, high: its ends; NaN for none.
+        low: the interval's lower end; NaN for none.
+        high: the interval's upper end; NaN for none.
         unchanged: whether the features of both sides are the same before and after.
     """
     if unchanged:
@@ -277,7 +278,7 @@ def _table_of(measured: Measured, *names: str) -> pd.DataFrame:
     return pd.DataFrame(rows).drop(columns="emotion")
 
 
-def _row(key: Key, score: Score, plan: Plan) -> dict[str, object]:
+def _row(key: ScoreKey, score: Score, plan: Plan) -> dict[str, object]:
     place, state, emotion, measure = key
     low, high = score.interval
     about = {"features": place, "state": state, "emotion": emotion, "utterances": len(plan.rows), "measure": measure}

@@ -12,12 +12,12 @@ from fourm_ser.analysis.reduction import project
 
 ALL = "all"
 LEAST_TRANSCRIPTS = 10  # different ones, to split into folds
-LEAST_OF_EMOTION = 10  # utterances of an emotion for its CKA, and
-LEAST_TO_FIT = 50  # for its canonical correlation
-UTTERANCES_A_COMPONENT = 10  # that directions are fitted to
-RECALLS = (1, 5, 10)
+LEAST_OF_EMOTION = 10  # utterances of an emotion for its CKA: fewer are next to no evidence
+LEAST_TO_FIT = 50  # utterances of an emotion for its canonical correlation: several for each component of a fold
+UTTERANCES_A_COMPONENT = 10  # that directions are fitted to: with fewer, what is fitted is chance
+RECALLS = (1, 5, 10)  # the ranks that papers on retrieval report
 
-Key = tuple[str, str, str, str]
+ScoreKey = tuple[str, str, str, str]
 """Which features, state of training, emotion (or `all`) and measure a score is of."""
 
 
@@ -25,8 +25,8 @@ class Score(NamedTuple):
     """A number of one state, and what it is in each bootstrap draw of the utterances.
 
     Attributes:
-        value: of all utterances.
-        draws: (draws,); the same draws in every state.
+        value: the number over all utterances.
+        draws: (draws,) the number in each draw; every state has the same draws.
     """
 
     value: float
@@ -58,10 +58,10 @@ class Plan(NamedTuple):
 
     Attributes:
         rows: (n,) positions among the side's utterances.
-        counts: (n, draws); see `draw_counts`.
-        folds: (n,) fold of each; None where there are too few utterances to fit directions to.
-        components: principal components of each side.
-        transcripts: (n,) number of each one's transcript.
+        counts: (n, draws) times that each bootstrap draw has each utterance.
+        folds: (n,) fold of each utterance; None where there are too few to fit directions to.
+        components: the number of principal components that directions of each modality are made of.
+        transcripts: (n,) number of each utterance's transcript.
     """
 
     rows: np.ndarray
@@ -72,7 +72,7 @@ class Plan(NamedTuple):
 
 
 class Settings(NamedTuple):
-    """What a caller chose; see `correlation`."""
+    """What a caller of `correlation` chose."""
 
     seed: int
     folds: int
@@ -85,13 +85,13 @@ class Measured(NamedTuple):
     """All that was measured of a run.
 
     Attributes:
-        name: of the run.
+        name: the run's name.
         emotions: the classes in the order of their indices.
-        places: by kind of features, then by state of training, both sides of all utterances.
-        plans: by emotion, and for all.
+        places: both modalities' features of all utterances, by where they are taken, then by state of training.
+        plans: how utterances are drawn and split, by emotion, and for all.
         scores: every number with its draws.
-        held: by kind of features and state, the held-out variates of all utterances.
-        ranks: of retrieval, a row a kind of features and state.
+        held: the held-out variates of all utterances, by where features are taken and state of training.
+        ranks: what retrieval finds, a row for each place where features are taken and state of training.
         seconds: (n,) length of each utterance.
         settings: what the caller chose.
         notes: what has to be known of the fusion to read its numbers, in sentences; may be empty.
@@ -101,7 +101,7 @@ class Measured(NamedTuple):
     emotions: list[str]
     places: Mapping[str, Mapping[str, Sides]]
     plans: Mapping[str, Plan]
-    scores: Mapping[Key, Score]
+    scores: Mapping[ScoreKey, Score]
     held: Mapping[tuple[str, str], HeldOut]
     ranks: list[dict[str, object]]
     seconds: np.ndarray
@@ -185,7 +185,7 @@ def retrieval_ranks(held: HeldOut, transcripts: np.ndarray) -> tuple[np.ndarray,
     the mean of its utterances' in the fold.
 
     Args:
-        held: text first, audio second.
+        held: the held-out variates, the text's first, the audio's second.
         transcripts: (n,) number of each utterance's transcript.
 
     Returns:
@@ -208,9 +208,9 @@ def component_correlations(
     """Pearson's r of each leading principal component of one side with each of the other.
 
     Args:
-        text: (n, width), and
-        audio: (n, width of its own), of the same utterances.
-        components: of each side, at most.
+        text: (n, width) text features of utterances.
+        audio: (n, width of its own) audio features of the same utterances.
+        components: the most components of each modality.
 
     Returns:
         A row a pair of components (`text_component`, `audio_component`, `r`; NaN where one does not vary), and the

@@ -15,21 +15,21 @@ if TYPE_CHECKING:
 
     from fourm_ser.runs.finished import OpenRun
 
-BINS = 1200  # of a drawn waveform
+BINS = 1200  # stretches of a drawn waveform: about one a pixel of the figure's width
 
 
 class Example(NamedTuple):
     """An utterance.
 
     Attributes:
-        row: its position in the manifest.
-        id: its id.
-        text: its transcript.
-        seconds: its length, as far as the run reads it.
-        emotion: its label.
-        predicted: the emotion that the trained network gives it.
-        probability: of the predicted emotion.
-        why: why it was chosen, in a few words.
+        row: the utterance's position in the manifest.
+        id: the utterance's id.
+        text: the transcript.
+        seconds: the utterance's length, as far as the run reads it.
+        emotion: the label.
+        predicted: the emotion that the trained network gives the utterance.
+        probability: the probability of the predicted emotion.
+        why: the reason why the utterance was chosen, in a few words.
     """
 
     row: int
@@ -61,10 +61,10 @@ def choose_examples(run: "OpenRun", side: str, ids: Sequence[str], each: int, mi
 
     Args:
         run: the run.
-        side: where they are looked for.
+        side: the side where utterances are looked for.
         ids: ids of the utterances that are wanted, in their order; none to choose.
-        each: how many of each emotion, among those that are recognised.
-        mistakes: how many of those that are taken for another emotion.
+        each: the number of recognised utterances of each emotion.
+        mistakes: the number of utterances that are taken for another emotion.
 
     Raises:
         InputError: there is no such utterance on that side.
@@ -75,34 +75,34 @@ def choose_examples(run: "OpenRun", side: str, ids: Sequence[str], each: int, mi
     sure = odds[np.arange(len(odds)), features.predicted]
     right = features.predicted == features.labels
 
-    def example(place: int, why: str) -> Example:
-        utterance = frame.iloc[place]
-        predicted = int(features.predicted[place])
+    def example(position: int, why: str) -> Example:
+        utterance = frame.iloc[position]
+        predicted = int(features.predicted[position])
         return Example(
-            int(features.rows[place]),
+            int(features.rows[position]),
             str(utterance["id"]),
             str(utterance["text"]),
             float(utterance["seconds"]),
-            run.emotions[features.labels[place]],
+            run.emotions[features.labels[position]],
             run.emotions[predicted],
-            float(features.probabilities[place, predicted]),
+            float(features.probabilities[position, predicted]),
             why,
         )
 
     if ids:
-        places = {key: place for place, key in enumerate(frame["id"])}
-        _refuse_unknown([key for key in dict.fromkeys(ids) if key not in places], run, side)
-        return [example(places[key], "asked for by its id") for key in dict.fromkeys(ids)]
+        positions = {key: position for position, key in enumerate(frame["id"])}
+        _refuse_unknown([key for key in dict.fromkeys(ids) if key not in positions], run, side)
+        return [example(positions[key], "asked for by its id") for key in dict.fromkeys(ids)]
     order = np.argsort(-sure, kind="stable")
     chosen = []
     for label, emotion in enumerate(run.emotions):
-        own = [place for place in order if right[place] and features.labels[place] == label]
+        own = [position for position in order if right[position] and features.labels[position] == label]
         chosen += [
-            example(place, f"the surest {emotion}" if each == 1 else f"among the surest of {emotion}")
-            for place in own[:each]
+            example(position, f"the surest {emotion}" if each == 1 else f"among the surest of {emotion}")
+            for position in own[:each]
         ]
-    wrong = [place for place in order if not right[place]]
-    return chosen + [example(place, "among the surest mistakes") for place in wrong[:mistakes]]
+    wrong = [position for position in order if not right[position]]
+    return chosen + [example(position, "among the surest mistakes") for position in wrong[:mistakes]]
 
 
 def _log_odds(logits: np.ndarray) -> np.ndarray:

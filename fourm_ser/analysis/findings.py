@@ -20,10 +20,10 @@ class Finding(NamedTuple):
     """One figure's worth.
 
     Attributes:
-        name: of its files, without an ending.
-        title: what it is, in a few words.
-        words: how to read it and what it says here, in a few sentences.
-        table: all its numbers.
+        name: the name of the files, without an ending.
+        title: what was found, in a few words.
+        words: how to read the figure and what it says here, in a few sentences.
+        table: all numbers of the figure.
         figure: the figure; None where the table says it all.
         alt: what one sees in the figure, in a sentence or two.
         shown: a shorter table for the page, where `table` is long; None for `table` itself.

@@ -2,7 +2,7 @@
 
 import numpy as np
 
-BLOCK = 512
+BLOCK = 512  # rows of the Gram matrices held at once: of 10,000 utterances, 40 MB each
 
 
 def linear_cka(first: np.ndarray, second: np.ndarray) -> float:
@@ -12,8 +12,8 @@ def linear_cka(first: np.ndarray, second: np.ndarray) -> float:
     a scale. Of n utterances in more dimensions than n it comes near 1 whatever the sets hold: see `debiased_cka`.
 
     Args:
-        first: (n, width), and
-        second: (n, width of its own), of the same utterances.
+        first: (n, width) features of utterances.
+        second: (n, width of its own) other features of the same utterances.
 
     Returns:
         From 0 to 1; NaN where a set does not vary.
@@ -41,9 +41,9 @@ def debiased_cka(first: np.ndarray, second: np.ndarray, counts: np.ndarray | Non
     compared with itself: its similarity to itself would raise every draw above the estimate.
 
     Args:
-        first: (n, width), and
-        second: (n, width of its own), of the same utterances.
-        counts: (n, draws) how often each draw has each utterance; None for each once, in one draw.
+        first: (n, width) features of utterances.
+        second: (n, width of its own) other features of the same utterances.
+        counts: (n, draws) times that each draw has each utterance; None for one draw that has each once.
 
     Returns:
         (draws,), 1 at most but for rounding; NaN where a set does not vary or a draw has too few utterances.
@@ -58,9 +58,9 @@ def debiased_cka(first: np.ndarray, second: np.ndarray, counts: np.ndarray | Non
     for start in range(0, len(first), BLOCK):
         rows = slice(start, start + BLOCK)
         gram = {"x": first[rows] @ first.T, "y": second[rows] @ second.T}
-        place = np.arange(len(gram["x"]))
+        own_rows = np.arange(len(gram["x"]))
         for matrix in gram.values():
-            matrix[place, start + place] = 0.0
+            matrix[own_rows, start + own_rows] = 0.0
         reach = {name: matrix @ counts for name, matrix in gram.items()}
         for name in "xy":
             sums[name] += (counts[rows] * reach[name]).sum(0)

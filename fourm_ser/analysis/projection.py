@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from fourm_ser.runs.finished import OpenRun
 
 
-FORMATS = (".png", ".svg", ".pdf")
+FORMATS = (".png", ".svg", ".pdf")  # what matplotlib writes without a backend of its own
 AXES = ("x", "y", "z")
 DIMENSIONS = {2: "two", 3: "three"}
 
@@ -35,11 +35,11 @@ class Embeddings(NamedTuple):
     Attributes:
         emotions: the classes in the order of their indices.
         labels: (n,) class indices.
-        vectors: (n, dim), as the fusion gives them.
-        class_vectors: (classes, dim) of the loss: centres, or the vectors that a margin compares angles with; None
+        vectors: (n, dim) embeddings as the fusion gives them.
+        class_vectors: (classes, dim) the loss's centres, or the vectors that a margin compares angles with; None
             where the loss has none for the embedding.
         ratio: the distance ratio of the vectors.
-        ids: of the utterances.
+        ids: the utterances' ids.
     """
 
     emotions: list[str]
@@ -54,14 +54,14 @@ class Panel(NamedTuple):
     """One run in a plane, or in a space of three dimensions.
 
     Attributes:
-        title: what stands above it.
+        title: the panel's title.
         emotions: the classes in the order of their indices.
         labels: (n,) class indices.
-        points: (n, dims) utterances.
-        centres: (classes, dims); NaN where a class has none; None where the projection cannot place them.
+        points: (n, dims) the utterances.
+        centres: (classes, dims) class centres; NaN where a class has none; None where the projection cannot place them.
         learned: whether the centres are the loss's own class vectors, not the classes' means.
         axes: (dims,) what the axes are.
-        shares: of the variance, along each axis; none where an axis is no direction of the embedding.
+        shares: (dims,) share of the variance along each axis; empty where an axis is no direction of the embedding.
     """
 
     title: str
@@ -73,10 +73,10 @@ class Panel(NamedTuple):
     axes: tuple[str, ...]
     shares: tuple[float, ...]
 
-    @property
-    def centre_name(self) -> str:
-        """What its centres are."""
-        return "class vector of the loss" if self.learned else "class mean"
+
+def centre_name(learned: bool) -> str:
+    """What class centres are: the loss's own, or the classes' means."""
+    return "class vector of the loss" if learned else "class mean"
 
 
 def read_embeddings(run: "OpenRun", side: str = "test") -> Embeddings:
@@ -91,8 +91,8 @@ def projection(runs: "list[OpenRun]", side: str, seed: int) -> "list[Finding]":
 
     Args:
         runs: any finished runs.
-        side: see `Corpus.rows`.
-        seed: of t-SNE.
+        side: the side whose utterances are read: `train`, `val`, `test` or `all`.
+        seed: the seed of t-SNE.
 
     Returns:
         Up to four findings; three dimensions only where every embedding has as many.
@@ -109,14 +109,13 @@ def projection(runs: "list[OpenRun]", side: str, seed: int) -> "list[Finding]":
         check_spread(embeddings.vectors, name)
     narrowest = min(embeddings.vectors.shape[1] for embeddings in read.values())
     findings = []
-    for dims in (2, 3):
-        if narrowest >= dims:
-            panels = {name: make_panel(name, embeddings, dims=dims) for name, embeddings in read.items()}
-            findings.append(_pca_finding(panels, read, side, dims))
-    for dims in (2, 3):
-        if narrowest >= dims:
-            panels = {name: make_tsne_panel(name, embeddings, dims, seed) for name, embeddings in read.items()}
-            findings.append(_tsne_finding(panels, read, side, dims, seed))
+    drawn = [dims for dims in DIMENSIONS if narrowest >= dims]
+    for dims in drawn:
+        panels = {name: make_panel(name, embeddings, dims=dims) for name, embeddings in read.items()}
+        findings.append(_pca_finding(panels, read, side, dims))
+    for dims in drawn:
+        panels = {name: make_tsne_panel(name, embeddings, dims, seed) for name, embeddings in read.items()}
+        findings.append(_tsne_finding(panels, read, side, dims, seed))
     return findings
 
 
@@ -125,17 +124,17 @@ def make_panel(name: str, embeddings: Embeddings, plain: bool = False, dims: int
 
     Args:
         name: what the run is called.
-        embeddings: of the run.
+        embeddings: the run's embeddings.
         plain: take the embeddings as they are, and the classes' means; else all vectors have length 1, for a margin's
             class vectors have no length that means anything.
-        dims: number of components.
+        dims: the number of components, 2 or 3.
     """
     vectors, centres = embeddings.vectors, None if plain else embeddings.class_vectors
     vectors = vectors if plain else unit(vectors)
     learned = centres is not None
     centres = class_means(vectors, embeddings.labels, len(embeddings.emotions)) if centres is None else unit(centres)
     points, flat, shares = project(vectors, centres, dims)
-    axes = tuple(f"component {place}" for place in range(1, dims + 1))
+    axes = tuple(f"component {number}" for number in range(1, dims + 1))
     title = f"{name}: distance ratio {embeddings.ratio:.3f}"
     return Panel(title, embeddings.emotions, embeddings.labels, points, flat, learned, axes, shares)
 
@@ -143,7 +142,7 @@ def make_panel(name: str, embeddings: Embeddings, plain: bool = False, dims: int
 def make_tsne_panel(name: str, embeddings: Embeddings, dims: int, seed: int) -> Panel:
     """A run's embeddings at unit length by t-SNE, which places nothing but them."""
     points = tsne(unit(embeddings.vectors), dims, seed)
-    axes = tuple(f"t-SNE {place}" for place in range(1, dims + 1))
+    axes = tuple(f"t-SNE {number}" for number in range(1, dims + 1))
     title = f"{name}: distance ratio {embeddings.ratio:.3f}"
     return Panel(title, embeddings.emotions, embeddings.labels, points, None, False, axes, ())
 
@@ -153,7 +152,7 @@ def _pca_finding(panels: dict[str, Panel], read: dict[str, Embeddings], side: st
 
     shown = _summary(panels, read)
     held = "; ".join(f"{name} {100 * sum(panel.shares):.0f}%" for name, panel in panels.items())
-    drawn = {panel.centre_name for panel in panels.values()}
+    drawn = {centre_name(panel.learned) for panel in panels.values()}
     words = (
         f"The embeddings of the {side} utterances at length 1, along their own first {DIMENSIONS[dims]} principal "
         f"components, which hold this much of the variance: {held}. What looks mixed here can lie apart along the "
@@ -211,7 +210,7 @@ def _tabulate(panels: dict[str, Panel], read: dict[str, Embeddings]) -> "pd.Data
         about = {"run": name, "what": "utterance", "id": read[name].ids, "emotion": emotions}
         tables.append(pd.DataFrame({**about, **_columns(panel.points)}))
         if panel.centres is not None:
-            about = {"run": name, "what": panel.centre_name, "id": "", "emotion": panel.emotions}
+            about = {"run": name, "what": centre_name(panel.learned), "id": "", "emotion": panel.emotions}
             tables.append(pd.DataFrame({**about, **_columns(panel.centres)}))
     return pd.concat(tables, ignore_index=True)
 
@@ -254,8 +253,8 @@ def _draw(axes: "Axes", panel: Panel, emotions: Sequence[str]) -> None:
         style["depthshade"] = False
     for label, emotion in enumerate(panel.emotions):
         colour, marker = look(emotions.index(emotion))
-        places = panel.points[panel.labels == label].T
-        axes.scatter(*places, color=colour, marker=marker, label=emotion, **style)
+        points = panel.points[panel.labels == label].T
+        axes.scatter(*points, color=colour, marker=marker, label=emotion, **style)
     if panel.centres is not None:
         _draw_centres(axes, panel, panel.centres, emotions)
     shares = [f" ({100 * share:.0f}%)" for share in panel.shares] or [""] * dims
@@ -288,7 +287,7 @@ def _draw_centres(axes: "Axes", panel: Panel, centres: np.ndarray, emotions: Seq
         axes.scatter(*centres[label], color=face, edgecolors=edge, marker=marker, **style)
     face, edge = ("gray", "black") if panel.learned else ("white", "gray")
     nowhere: list[list[float]] = [[]] * centres.shape[1]
-    axes.scatter(*nowhere, color=face, edgecolors=edge, label=panel.centre_name, **style)
+    axes.scatter(*nowhere, color=face, edgecolors=edge, label=centre_name(panel.learned), **style)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -320,13 +319,13 @@ def draw(
 
     Args:
         folders: run directories, or sweeps, whose runs are drawn in the order of their jobs.
-        output: where to write; its ending chooses the format.
-        plain: see `make_panel`.
+        output: the file to write; its ending chooses the format.
+        plain: draw the embeddings as they are, with the classes' means, instead of all at unit length.
         by: the config group whose choice names a panel; a run that no command line started goes by its folder.
-        cache: see `OpenRun`.
+        cache: the folder with the store; None for the one that each run used.
 
     Raises:
-        InputError: a folder without a run, a run that has not finished; see `OpenRun`.
+        InputError: a folder without a run, a run that has not finished or cannot be opened.
     """
     from fourm_ser.figures import save_figure
     from fourm_ser.report.collect import collect

@@ -8,19 +8,18 @@ import numpy as np
 
 from fourm_ser.errors import InputError
 
-LEAST = 10  # utterances that neighbours are found among
-PERPLEXITY = 30.0
-NEIGHBOURS = 15
-MINIMUM_DISTANCE = 0.1
+LEAST = 10  # utterances that neighbours are found among: of fewer, all are neighbours
+PERPLEXITY = 30.0  # scikit-learn's default, within the 5 to 50 that the paper on t-SNE advises
+NEIGHBOURS, MINIMUM_DISTANCE = 15, 0.1  # umap-learn's defaults
 
 
 def project(vectors: np.ndarray, others: np.ndarray, dims: int = 2) -> tuple[np.ndarray, np.ndarray, tuple[float, ...]]:
     """Principal components (PCA) of vectors, and other vectors in the same space.
 
     Args:
-        vectors: (n, dim), which the components are taken from.
-        others: (m, dim); a row with NaN stays one.
-        dims: number of components.
+        vectors: (n, dim) vectors that the components are taken from.
+        others: (m, dim) vectors that are brought into the same space; a row with NaN stays one.
+        dims: the number of components.
 
     Returns:
         (n, dims), (m, dims), and the share of the vectors' variance along each of the axes; NaN where there is none.
@@ -91,9 +90,9 @@ def tsne(vectors: np.ndarray, dims: int, seed: int) -> np.ndarray:
     """t-SNE (van der Maaten and Hinton 2008) by scikit-learn, begun at the principal components; see `perplexity`.
 
     Args:
-        vectors: (n, dim), at least `LEAST` rows.
-        dims: 2 or 3.
-        seed: of the randomised parts.
+        vectors: (n, dim) vectors, ten or more.
+        dims: the number of dimensions, 2 or 3.
+        seed: the seed of the randomised parts.
 
     Returns:
         (n, dims).
@@ -116,8 +115,8 @@ def neighbour_map(vectors: np.ndarray, seed: int) -> tuple[np.ndarray, str]:
     """Vectors in a plane that keeps neighbours together: by UMAP (McInnes et al. 2018) where it is there, or t-SNE.
 
     Args:
-        vectors: (n, dim), at least `LEAST` rows.
-        seed: of the randomised parts.
+        vectors: (n, dim) vectors, ten or more.
+        seed: the seed of the randomised parts.
 
     Returns:
         (n, 2), and how it was made, such as `t-SNE, perplexity 30`.

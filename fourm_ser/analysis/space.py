@@ -12,12 +12,12 @@ from sklearn.metrics import silhouette_samples
 
 from fourm_ser.analysis.findings import Finding
 from fourm_ser.analysis.looks import GREY, look, speaker_look
-from fourm_ser.analysis.projection import read_embeddings
+from fourm_ser.analysis.projection import centre_name, read_embeddings
 from fourm_ser.analysis.reduction import check_count, check_spread, class_means, neighbour_map, unit
 from fourm_ser.runs.finished import OpenRun
 
 MOST_SPEAKERS = 12  # that colours and markers tell apart
-SHOWN_SPEAKERS = 8  # of more than that
+SHOWN_SPEAKERS = 8  # of more than that: those with most utterances, for the others are grey
 
 
 def space(run: OpenRun, side: str, seed: int) -> list[Finding]:
@@ -28,8 +28,8 @@ def space(run: OpenRun, side: str, seed: int) -> list[Finding]:
 
     Args:
         run: the run.
-        side: see `Corpus.rows`.
-        seed: of the plane.
+        side: the side whose utterances are read: `train`, `val`, `test` or `all`.
+        seed: the seed of the plane.
 
     Returns:
         One finding.
@@ -64,10 +64,10 @@ def space(run: OpenRun, side: str, seed: int) -> list[Finding]:
             "silhouette_speaker": silhouettes(vectors, np.unique(frame["speaker"], return_inverse=True)[1]),
         }
     )
-    name = "class vector of the loss" if learned else "class mean"
+    name = centre_name(learned)
     marks = [
-        {"what": name, "id": "", "emotion": run.emotions[label], "speaker": "", "x": place[0], "y": place[1]}
-        for label, place in placed.items()
+        {"what": name, "id": "", "emotion": run.emotions[label], "speaker": "", "x": point[0], "y": point[1]}
+        for label, point in placed.items()
     ]
     table = pd.concat([utterances, pd.DataFrame(marks)], ignore_index=True)
     shown = _summary(utterances, embeddings.ratio, run.emotions)
@@ -86,8 +86,8 @@ def silhouettes(vectors: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """The silhouette (Rousseeuw 1987) of each vector under cosine distance.
 
     Args:
-        vectors: (n, dim).
-        labels: (n,).
+        vectors: (n, dim) vectors.
+        labels: (n,) labels of the vectors.
 
     Returns:
         (n,) from -1 to 1; NaN where there is one label, or as many as vectors.
@@ -151,23 +151,22 @@ def space_figure(table: pd.DataFrame, emotions: Sequence[str], learned: bool) ->
     """The plane by emotion with the class centres, and by speaker.
 
     Args:
-        table: `what` (`utterance`, or a centre), `emotion`, `speaker`, `x`, `y`.
-        emotions: in their order.
-        learned: whether the centres are the loss's own.
+        table: a table of `what` (`utterance`, or a centre), `emotion`, `speaker`, `x`, `y`.
+        emotions: the classes in the order of their indices.
+        learned: whether the centres are the loss's own class vectors, not the classes' means.
     """
     utterances, centres = table[table["what"] == "utterance"], table[table["what"] != "utterance"]
     figure = Figure(figsize=(10.4, 5.6), layout="constrained")
     left, right = figure.subplots(1, 2)
-    for place, emotion in enumerate(emotions):
-        _scatter(left, utterances[utterances["emotion"] == emotion], look(place), emotion)
+    for index, emotion in enumerate(emotions):
+        _scatter(left, utterances[utterances["emotion"] == emotion], look(index), emotion)
     style: dict[str, Any] = {"s": 120, "linewidths": 1.8, "zorder": 4}
     for row in centres.itertuples():
         colour, marker = look(emotions.index(str(row.emotion)))
         face, edge = (colour, "black") if learned else ("white", colour)
         left.scatter(row.x, row.y, color=face, edgecolors=edge, marker=marker, **style)
     face, edge = ("gray", "black") if learned else ("white", "gray")
-    label = "class vector of the loss" if learned else "class mean"
-    left.scatter([], [], color=face, edgecolors=edge, label=label, **style)
+    left.scatter([], [], color=face, edgecolors=edge, label=centre_name(learned), **style)
     left.set_title("by emotion", fontsize="medium")
 
     counts = utterances["speaker"].value_counts()

@@ -14,21 +14,21 @@ WIDTH = 100  # characters in a line
 INCHES = 0.25  # height of a line
 
 
-def lay_out(names: Sequence[str], width: int = WIDTH) -> list[tuple[int, int]]:
+def word_positions(names: Sequence[str], width: int = WIDTH) -> list[tuple[int, int]]:
     """Line and column of each word where lines hold `width` characters."""
-    places = []
+    positions = []
     line = column = 0
     for name in names:
         if column and column + len(name) + 1 > width:
             line, column = line + 1, 0
-        places.append((line, column))
+        positions.append((line, column))
         column += len(name) + 1
-    return places
+    return positions
 
 
 def count_lines(names: Sequence[str], width: int = WIDTH) -> int:
     """How many lines words take."""
-    return lay_out(names, width)[-1][0] + 1 if names else 0
+    return word_positions(names, width)[-1][0] + 1 if names else 0
 
 
 def prepare_axes(axes: "Axes", lines: float) -> None:
@@ -49,17 +49,17 @@ def draw_words(
     """Draw words on axes that `prepare_axes` has prepared.
 
     Args:
-        axes: where.
+        axes: the axes to draw on.
         names: the words.
-        values: a number for each, which chooses its colour.
-        colour: from a number to red, green, blue and alpha.
-        top: the line that they begin in.
+        values: (words,) number of each word, which chooses its colour.
+        colour: the function that makes red, green, blue and alpha of a number.
+        top: the line that the words begin in.
         left: the column that lines begin in.
     """
-    for name, value, (line, column) in zip(names, values, lay_out(names, WIDTH - left), strict=True):
+    for name, value, (line, column) in zip(names, values, word_positions(names, WIDTH - left), strict=True):
         face = colour(float(value))
-        place = left + column, top + line + 0.06
-        axes.add_patch(Rectangle(place, len(name) + 0.8, 0.88, facecolor=face, edgecolor="#bbbbbb", linewidth=0.4))
+        corner = left + column, top + line + 0.06
+        axes.add_patch(Rectangle(corner, len(name) + 0.8, 0.88, facecolor=face, edgecolor="#bbbbbb", linewidth=0.4))
         # Relative luminance as in WCAG, without its gamma: good enough to choose between black and white.
         light = 0.2126 * face[0] + 0.7152 * face[1] + 0.0722 * face[2]
         ink = "black" if light > 0.5 else "white"

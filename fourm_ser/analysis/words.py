@@ -16,22 +16,22 @@ class Words(NamedTuple):
 
     Attributes:
         names: the words with their punctuation, in order; special tokens (`[CLS]`) by themselves.
-        places: (tokens,) the word of each token.
-        special: (words,) whether it is a special token.
+        indices: (tokens,) index of each token's word among the names.
+        special: (words,) whether the word is a special token.
     """
 
     names: list[str]
-    places: np.ndarray
+    indices: np.ndarray
     special: np.ndarray
 
     def sum(self, values: np.ndarray, axis: int = 0) -> np.ndarray:
         """Values of tokens, summed over each word's own; `axis` is that of the tokens."""
-        starts = np.flatnonzero(np.diff(self.places, prepend=-1))
+        starts = np.flatnonzero(np.diff(self.indices, prepend=-1))
         return np.add.reduceat(values, starts, axis=axis)
 
     def mean(self, values: np.ndarray, axis: int = 0) -> np.ndarray:
         """Values of tokens, averaged over each word's own."""
-        counts = np.bincount(self.places)
+        counts = np.bincount(self.indices)
         shape = [1] * values.ndim
         shape[axis] = -1
         return self.sum(values, axis) / counts.reshape(shape)
@@ -55,7 +55,7 @@ def read_words(frontend: Tokens, text: str) -> Words:
     spans = [(match.start(), match.end()) for match in WORD.finditer(text)]
     names: list[str] = []
     special: list[bool] = []
-    places = []
+    indices = []
     before: int | None = None
     for token, (start, end), is_special in zip(
         tokens, encoded["offset_mapping"], encoded["special_tokens_mask"], strict=True
@@ -68,5 +68,5 @@ def read_words(frontend: Tokens, text: str) -> Words:
             names.append(text[held[0][0] : held[-1][1]] if held else token)
             special.append(bool(is_special))
         before = word
-        places.append(len(names) - 1)
-    return Words(names, np.array(places), np.array(special))
+        indices.append(len(names) - 1)
+    return Words(names, np.array(indices), np.array(special))

@@ -22,7 +22,7 @@ from fourm_ser.data.levels import Levels, Meter, mono, refuse_scale
 from fourm_ser.errors import InputError
 
 SAMPLE_RATE = 16_000
-BLOCK = 1 << 18
+BLOCK = 1 << 18  # samples of each channel held at once: 1 MB, whatever the length
 UNKNOWN = 0x7FFF0000  # at least so many bytes promises a WAV that was written into a pipe
 ENDLESS = 1 << 40  # at least so many samples says libsndfile of a FLAC that was written into a pipe
 SOUNDS = (
@@ -37,9 +37,9 @@ def read_audio(path: Path | str, start: float = math.nan, end: float = math.nan)
     """Read a recording, or a segment of it.
 
     Args:
-        path: a WAV, FLAC or AIFF; OGG, MP3, videos and others are decoded as a whole first: see `readable`.
-        start: where the segment begins, in seconds; NaN for the recording's beginning.
-        end: where it ends, in seconds; NaN for the recording's end.
+        path: a WAV, FLAC or AIFF; OGG, MP3, videos and others are decoded as a whole first.
+        start: the segment's beginning in seconds; NaN for the recording's.
+        end: the segment's end in seconds; NaN for the recording's.
 
     Returns:
         [samples] at 16 kHz, float32, full scale at 1; channels are averaged.
@@ -74,7 +74,7 @@ def stated_seconds(path: Path | str) -> float:
     """The length that a recording's header states, of which the last sample alone is decoded.
 
     Args:
-        path: a recording of a format whose headers state it: see `readable`.
+        path: the recording; one of a format whose headers state no length is decoded as a whole first.
 
     Raises:
         InputError: there is no such file, it cannot be decoded, it holds no samples, or it is plainly cut off.
@@ -93,7 +93,7 @@ def check_recording(path: Path) -> Levels:
     """Decode a whole recording, in blocks, and measure its length and how loud it is.
 
     Args:
-        path: see `readable`.
+        path: the recording; one in which libsndfile does not find any sample is decoded as a whole first.
 
     Raises:
         InputError: there is no such file, it cannot be decoded, it holds no sample or one that is no number, or its
@@ -113,10 +113,10 @@ def readable(path: Path | str, target: Path) -> Path:
 
     Args:
         path: the recording.
-        target: a FLAC.
+        target: the FLAC that it is decoded to, where it has to be.
 
     Raises:
-        InputError: see `extract_audio`.
+        InputError: there is no such file, it holds no sound, or it is damaged or truncated.
     """
     return Path(path) if reads_exactly(path) else decode(path, target)
 
@@ -149,7 +149,7 @@ def open_sound(path: Path | str, part: BinaryIO | None = None) -> Iterator[sound
 
     Args:
         path: the file.
-        part: what to read of it; None for all.
+        part: the part of the file that is read; None for all.
 
     Raises:
         InputError: there is no such file, or it cannot be decoded, now or later.

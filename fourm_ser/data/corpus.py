@@ -15,10 +15,10 @@ import numpy as np
 import pandas as pd
 
 from fourm_ser.checks import check_number, check_switch, check_text, check_word
-from fourm_ser.data.cells import clean_cell, clean_columns, find_doubles, tell_doubles
 from fourm_ser.data.content import content, digest_of, shared
 from fourm_ser.data.labels import choose_classes, counted, fold_labels, read_classes, read_label_map
 from fourm_ser.data.manifest import order_emotions, write_manifest
+from fourm_ser.data.names import clean_cell, clean_columns, find_doubles, tell_doubles
 from fourm_ser.data.recordings import Recording, find_silent, scan_recordings
 from fourm_ser.data.release import LeftOut, Release
 from fourm_ser.data.splits import SPLITS, Protocol, Split, check_protocol, gives_validation, read_split, split_manifest
@@ -29,7 +29,8 @@ from fourm_ser.files import whole, write_json
 
 log = logging.getLogger(__name__)
 
-SHOWN = 5
+SHOWN = 5  # utterances in an error, which is one line
+# Two spellings of one name would be two utterances, classes, or speakers on two sides.
 DOUBLED = ("id", "speaker", "session", "emotion", "language")
 BAD_RECORDING = "recording that cannot be used"
 OUTSIDE = "segment outside its recording"
@@ -53,21 +54,27 @@ class Corpus(ABC):
         source: the release's folder, the table, or another name for what is read.
         cache: the folder for what is made once.
         emotions: the classes in the order of their indices, by names or numbers; None for all that the corpus has.
-        label_map: emotions of the corpus to fold into others, before `emotions` chooses; likewise.
+        label_map: emotions of the corpus to fold into others, by names or numbers, before `emotions` chooses.
         drop_other: leave out utterances of other emotions than `emotions`, instead of refusing them.
         language: leave out utterances of other languages than this code, and take those that name none to be of it;
             None or `all` keeps every one.
-        split, fold, fractions, stratify, validation, validation_fraction, split_seed: see `fourm_ser.data.splits`.
+        split: `random`, `speaker`, `session` or `official`.
         split_file: a CSV (`id,split`) that says who is where, instead of `split`; None for none.
+        fold: the speaker or session that is tested, counted from 0.
+        fractions: the shares of train, validation and test in a random split.
+        stratify: keep the emotions' shares equal on all sides of what is drawn at random.
+        validation: what the validation side is made of where the split gives none: `speakers`, `session`, `random`.
+        validation_fraction: the share of what is not tested that validates.
+        split_seed: the seed of what is drawn at random.
         min_seconds: leave out shorter utterances; None keeps all.
-        max_seconds: what to do with longer utterances says `too_long`; None allows any length.
+        max_seconds: the longest that an utterance may be, beyond which `too_long` says what to do; None for any length.
         too_long: `crop` to the first `max_seconds`, or `refuse`.
         strict: make every fault of the corpus an error, instead of leaving out what it concerns and counting it.
-        sampler: order of training: `shuffle`, or `balanced`: each epoch has every class equally often.
+        sampler: the order of training: `shuffle`, or `balanced`, where each epoch has every class equally often.
         workers: processes that read recordings ahead, or `auto`; stored features are read in the training process.
-        clean: what is taken out of transcripts, see `Cleaning`.
-        verify: how recordings that are remembered are held against what is there: `quick` or `full`, see
-            `fourm_ser.data.recordings.scan_recordings`.
+        clean: what is taken out of transcripts: `tags`, `none`, or regular expressions.
+        verify: how recordings that are remembered are held against what is there: `quick` (size, time and ends) or
+            `full` (all bytes).
 
     Raises:
         InputError: a value that none of these can have, by its key.
@@ -78,6 +85,7 @@ class Corpus(ABC):
 
     def __init__(
         self,
+        *,
         source: str,
         cache: Path,
         emotions: list[str] | None,
@@ -139,8 +147,8 @@ class Corpus(ABC):
         Recordings are decoded once and remembered, so that a second process has this done in seconds.
 
         Raises:
-            InputError: see `read`; emotions that were not chosen, chosen ones that the corpus lacks, utterances that
-                are too long; with `strict`, any fault, and one name in several spellings.
+            InputError: what `read` refuses; emotions that were not chosen, chosen ones that the corpus lacks,
+                utterances that are too long; with `strict`, any fault, and one name in several spellings.
         """
         if self._loaded:
             return
@@ -202,7 +210,7 @@ class Corpus(ABC):
         """Load and split the corpus; the second call does nothing.
 
         Raises:
-            InputError: see `load`, `read_split` and `split_manifest`; with `strict`, a recording on two sides.
+            InputError: what `load`, `read_split` and `split_manifest` refuse; with `strict`, a recording on two sides.
         """
         if self._ready:
             return
@@ -377,7 +385,7 @@ class Corpus(ABC):
         start = frame["start"].fillna(0.0)
         whole_seconds = frame["seconds"]
         frame["seconds"] = np.minimum(frame["end"].fillna(math.inf), whole_seconds) - start
-        outside = frame["seconds"] < 0.001
+        outside = frame["seconds"] < SHORTEST
         for cut, length in zip(frame[outside].to_dict("records"), whole_seconds[outside], strict=True):
             end = "" if math.isnan(cut["end"]) else f"to {cut['end']} s, "
             detail = f"{end}from {cut['start']} s of a recording of {length:.3f} s"

@@ -34,7 +34,7 @@ DEMUXERS = "aac,ac3,aiff,amr,ape,asf,au,avi,caf,eac3,flac,flv,matroska,mov,mp3,m
 OPTIONS = {"format_whitelist": DEMUXERS, "protocol_whitelist": "file"}
 ESTIMATES = ("aac", "ac3", "amr", "eac3", "mp3", "mpeg", "mpegts", "ogg")  # whose length FFmpeg estimates, or guesses
 FIRST = 256  # bytes of an MP3's first frame in which the number of its frames may stand
-BLOCK = 1 << 16  # samples
+BLOCK = 1 << 16  # samples: seconds of speech, so that the work on each block is not felt
 DIFFER = 1  # frames: some that count an MP3's frames count the one in which they say so
 
 
@@ -158,9 +158,9 @@ def _stated_frames(path: Path) -> int:
             file.seek(begin)
         file.seek(begin)
         first = file.read(FIRST)
-    place = max(first.find(b"Xing"), first.find(b"Info"))
-    counts = place >= 0 and int.from_bytes(first[place + 4 : place + 8]) & 1
-    return int.from_bytes(first[place + 8 : place + 12]) if counts else 0
+    position = max(first.find(b"Xing"), first.find(b"Info"))
+    counts = position >= 0 and int.from_bytes(first[position + 4 : position + 8]) & 1
+    return int.from_bytes(first[position + 8 : position + 12]) if counts else 0
 
 
 def _without_tags(packets: Iterable["av.Packet[Any]"]) -> Iterator["av.Packet[Any]"]:

@@ -7,8 +7,8 @@ from typing import Any
 
 import pandas as pd
 
-from fourm_ser.data.cells import clean_cell
 from fourm_ser.data.manifest import EMOTIONS, order_emotions
+from fourm_ser.data.names import clean_cell
 from fourm_ser.errors import InputError
 
 # Columns beside those of the classes in tables of results, and the row of all classes together.
@@ -84,7 +84,7 @@ def choose_classes(found: Counter[str], wanted: list[str] | None, drop_other: bo
     """The classes of a corpus, in the order of their indices.
 
     Args:
-        found: its labels with their counts.
+        found: the corpus's labels with their counts.
         wanted: the classes that were chosen; None for all.
         drop_other: allow labels that were not chosen.
         source: the release or table, for errors.

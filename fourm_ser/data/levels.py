@@ -9,11 +9,13 @@ from fourm_ser.errors import InputError
 
 SILENCE = 1e-4  # of full scale, -80 dB: three steps of a 16-bit recording
 FULL_SCALE = 16.0  # beyond it samples are not scaled to 1: floats may be a little over it, never so far
+# Full scale of the integers that samples may still be on.
 SCALES = {2.0**15: "16-bit", 2.0**23: "24-bit", 2.0**31: "32-bit"}
-QUIET = 0.02  # seconds: shorter pauses are not remembered
+QUIET = 0.02  # seconds: shorter pauses, such as a stop's closure, are not remembered
 NEAR = 3e-5  # seconds, half a sample at 16 kHz: a segment's ends lie between samples
 RUN = 3  # samples in a row at the largest number that can be written: one alone is a peak that just fits
 TOP = 1 - 2**-15  # the largest number of 16 bits; deeper formats come from these, or are cut off where these are
+# The largest numbers of coarser formats.
 TOPS = {"PCM_U8": 1 - 2**-7, "PCM_S8": 1 - 2**-7, "ULAW": 32124 / 2**15, "ALAW": 32256 / 2**15}
 
 
@@ -25,10 +27,10 @@ class Levels(NamedTuple):
     """What was measured of a recording while it was decoded.
 
     Attributes:
-        seconds: its length.
+        seconds: the recording's length.
         peak: the largest sample, up or down, of what is heard: the mean of the channels.
-        clipped: samples at the end of the scale, in any channel, behind two others there.
-        quiet: where nothing is heard for at least 0.02 s, in seconds: `0-0.5 2.25-3`.
+        clipped: the number of samples at the end of the scale, in any channel, behind two others there.
+        quiet: the parts where nothing is heard for at least 0.02 s, in seconds: `0-0.5 2.25-3`.
     """
 
     seconds: float
@@ -42,7 +44,7 @@ class Meter:
 
     Args:
         rate: samples a second.
-        subtype: how samples are written, as libsndfile calls it: what their largest number is.
+        subtype: the format of the samples as libsndfile calls it, which says what their largest number is.
     """
 
     def __init__(self, rate: int, subtype: str) -> None:
@@ -82,7 +84,7 @@ class Meter:
         self.high = high[-(RUN - 1) :]
         if high.any():
             length = max(0, len(high) - RUN + 1)
-            self.clipped += int(np.all([high[place : place + length] for place in range(RUN)], axis=0).sum())
+            self.clipped += int(np.all([high[start : start + length] for start in range(RUN)], axis=0).sum())
 
     def levels(self) -> Levels:
         """What was measured, once all was heard."""
@@ -102,8 +104,9 @@ def is_silent(quiet: str, start: float, end: float) -> bool:
     """Whether nothing is heard in a part of a recording.
 
     Args:
-        quiet: see `Levels`.
-        start, end: the part, in seconds from the recording's beginning.
+        quiet: the parts where nothing is heard, as `Levels` has them.
+        start: the part's beginning, in seconds from the recording's.
+        end: the part's end, in seconds from the recording's beginning.
     """
     spans = (span.split("-") for span in quiet.split())
     return any(float(first) - NEAR <= start and end <= float(last) + NEAR for first, last in spans)
@@ -122,9 +125,10 @@ def refuse_silence(samples: np.ndarray, name: str, start: float = math.nan, end:
     """Refuse samples in which nothing is heard.
 
     Args:
-        samples: [samples].
-        name: what errors call them.
-        start, end: where they stand in their recording, in seconds; NaN for its beginning and end.
+        samples: [samples] of one channel.
+        name: what errors call the samples.
+        start: the second of the recording that they begin at; NaN for its beginning.
+        end: the second of the recording that they end at; NaN for its end.
 
     Raises:
         SilentError: none is louder than -80 dB of full scale.
@@ -137,8 +141,8 @@ def refuse_scale(peak: float, name: str) -> None:
     """Refuse samples that are not scaled to full scale at 1.
 
     Args:
-        peak: the largest, up or down.
-        name: what errors call them.
+        peak: the largest sample, up or down.
+        name: what errors call the samples.
 
     Raises:
         InputError: it is far beyond 1; the scale that it is likely to be on is named.

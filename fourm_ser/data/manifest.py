@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from fourm_ser.data.cells import clean_columns, clean_path, decimal_hint, each, natural
+from fourm_ser.data.names import clean_columns, clean_path, decimal_hint, each, natural
 from fourm_ser.data.paths import locate
 from fourm_ser.data.table import need_columns, read_table, refuse_shifted, told_rows
 from fourm_ser.errors import InputError
@@ -15,6 +15,7 @@ from fourm_ser.files import whole
 REQUIRED = ("id", "audio", "text", "emotion", "speaker")
 OPTIONAL = ("session", "split", "language", "start", "end", "duration")
 SECONDS = ("start", "end", "duration")
+# A row is known to be shifted where one of these holds another's names.
 NAMES = ("emotion", "speaker", "session", "split", "language")
 
 EMOTIONS = (
@@ -38,8 +39,8 @@ def read_manifest(path: Path, audio_root: Path | None = None, delimiter: str | N
     Args:
         path: a CSV in UTF-8 with a header. Columns `id, audio, text, emotion, speaker` are required; `session, split,
             language` and `start, end, duration` (seconds) are optional; others are left out.
-        audio_root: the folder that the column `audio` is relative to; the manifest's own folder by default.
-        delimiter: see `read_table`.
+        audio_root: the folder that the column `audio` is relative to; None for the manifest's own.
+        delimiter: what parts cells: `comma`, `semicolon`, `tab`, or the sign itself; None recognises it.
 
     Returns:
         One row an utterance in the file's order, with every required and optional column: strings ("" where a cell is
@@ -94,16 +95,16 @@ def _timed(frame: pd.DataFrame, path: Path) -> pd.DataFrame:
 
 def _located(frame: pd.DataFrame, path: Path, root: Path) -> pd.DataFrame:
     """Recordings by absolute paths."""
-    places: list[str] = []
+    located: list[str] = []
     wrong: dict[int, InputError] = {}
     for row, audio in zip(frame["row"].tolist(), frame["audio"].to_numpy().tolist(), strict=True):
         try:
-            places.append(locate(root, audio))
+            located.append(locate(root, audio))
         except InputError as error:
             wrong[row] = error
     if wrong:
         raise InputError(f"{path}: {told_rows(wrong)}: {next(iter(wrong.values()))}")
-    return frame.assign(audio=places)
+    return frame.assign(audio=located)
 
 
 def write_manifest(frame: pd.DataFrame, path: Path) -> None:

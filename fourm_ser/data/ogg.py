@@ -11,7 +11,7 @@ from fourm_ser.errors import InputError
 
 HEADER = 27  # bytes of a page's header before its table of lengths (RFC 3533, section 6)
 FIRST = 2  # the flag of a stream's first page
-PADDING = b"\0 \t\r\n"
+PADDING = b"\0 \t\r\n"  # what programs fill files up with behind the sound
 
 
 def ogg_links(path: Path) -> list[tuple[int, int]]:

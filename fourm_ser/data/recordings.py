@@ -15,8 +15,8 @@ from fourm_ser.data.levels import is_silent, silence
 from fourm_ser.errors import InputError, printable
 from fourm_ser.files import whole
 
-ENDS = 4096
-LONG = 2000
+ENDS = 4096  # bytes at each end of a file: a header, tags and sound, which differ between recordings
+LONG = 2000  # recordings: checking more takes so long that progress is shown
 SILENT = "nothing is heard"
 
 
@@ -24,15 +24,17 @@ class Recording(NamedTuple):
     """A recording that was decoded to its end.
 
     Attributes:
-        path: absolute path.
-        size: size in bytes,
-        modified: time of modification in nanoseconds, and
-        ends: hash of the first and the last bytes: while all stay, the recording is not decoded again.
-        source: hash of all its bytes.
+        path: the recording's absolute path.
+        size: the size in bytes; while it, `modified` and `ends` stay, the recording is not decoded again.
+        modified: the time of modification in nanoseconds.
+        ends: the hash of the first and the last bytes.
+        source: the hash of all bytes.
         file: what to read: the recording itself, or the FLAC that it was decoded to.
-        digest: hash of that file's bytes.
-        seconds: length.
-        peak, clipped, quiet: how loud it is, see `fourm_ser.data.levels.Levels`.
+        digest: the hash of the bytes of `file`.
+        seconds: the length.
+        peak: the largest sample, up or down, of the mean of the channels.
+        clipped: the number of samples at the end of the scale, behind two others there.
+        quiet: the parts where nothing is heard, in seconds: `0-0.5 2.25-3`.
     """
 
     path: str
@@ -58,8 +60,8 @@ def scan_recordings(
     """Decode recordings once, and remember their hashes, lengths and levels.
 
     Args:
-        paths: absolute paths.
-        source: the corpus's folder or table: the name of the remembered table.
+        paths: the recordings' absolute paths.
+        source: the corpus's folder or table, by which its table of recordings is remembered.
         cache: the folder for what is made once.
         verify: what is looked at of recordings that are remembered: `quick`, size, time and the first and last bytes,
             or `full`, all bytes.
@@ -93,8 +95,8 @@ def find_silent(frame: pd.DataFrame) -> list[tuple[str, str, str]]:
     """Utterances in which nothing is heard.
 
     Args:
-        frame: with `id`, `where`, `audio` (its path), `start` (NaN for the beginning), `duration` and `seconds` (the
-            part of it that is used), and `quiet`, see `fourm_ser.data.levels.Levels`.
+        frame: a table of `id`, `where`, `audio` (its path), `start` (NaN for the beginning), `duration` and `seconds`
+            (the part of it that is used), and `quiet` (as `fourm_ser.data.levels.Levels` has it).
 
     Returns:
         For each, its id, the reason why it is left out, and where it stands.

@@ -9,7 +9,7 @@ from typing import NamedTuple, TypeVar
 import pandas as pd
 
 from fourm_ser.data.manifest import OPTIONAL, REQUIRED
-from fourm_ser.errors import InputError
+from fourm_ser.errors import InputError, listed
 
 NO_LABEL = "recording without a label"
 NO_TRANSCRIPT = "recording without a transcript"
@@ -61,7 +61,7 @@ class Release(NamedTuple):
 
     Attributes:
         frame: one row an utterance: a manifest's columns, `audio` an absolute path, and `where`.
-        left_out: what is not in it.
+        left_out: what the release holds and `frame` does not.
         root: the folder that a written manifest's `audio` is relative to.
         source: the release or table, for errors.
     """
@@ -72,7 +72,7 @@ class Release(NamedTuple):
     source: Path
 
 
-class Reader:
+class ReleaseBuilder:
     """What a reader keeps and leaves out while it goes through a release.
 
     Args:
@@ -136,9 +136,9 @@ class Reader:
 
         Args:
             recordings: path by id.
-            labels: (emotion, where) by id; None where it was left out already.
-            texts: transcript by id; None where it was left out already.
-            make: (id, audio, text, emotion, where) -> utterance.
+            labels: the emotion and where it stands, by id; None where the utterance was left out already.
+            texts: the transcript by id; None where the utterance was left out already.
+            make: the function that makes an utterance of its id, audio, text, emotion and where it stands.
         """
         dropped = {key for source in (labels, texts) for key, value in source.items() if value is None}
         dropped |= {item.id for item in self.left_out if item.reason == CONFLICT}
@@ -169,8 +169,8 @@ def find_root(corpus: str, root: Path, holds: Callable[[Path], bool], looked_for
     Args:
         corpus: the corpus's name, for errors.
         root: what the user gave as data.root.
-        holds: whether a folder is the release's.
-        looked_for: what it looks for, in words.
+        holds: the function that says whether a folder is the release's.
+        looked_for: what `holds` looks for, in words.
 
     Raises:
         InputError: there is no such folder, or there are several.
@@ -188,9 +188,8 @@ def find_root(corpus: str, root: Path, holds: Callable[[Path], bool], looked_for
             raise InputError(f"data.root={root}: holds the {corpus} release several times ({named}). Choose one.")
         level = [below for folder in level for below in folders_in(folder) if _readable(below)]
     names = sorted(name for name in os.listdir(root) if not name.startswith("."))
-    found = ", ".join(names[:8]) + (f" and {len(names) - 8} more" if len(names) > 8 else "") if names else "nothing"
     raise InputError(
-        f"data.root={root}: not the {corpus} release. Looked for {looked_for}; found {found}. "
+        f"data.root={root}: not the {corpus} release. Looked for {looked_for}; found {listed(names, 8) or 'nothing'}. "
         "Is data.root the folder that the release was unpacked to?"
     )
 
@@ -221,7 +220,7 @@ def _listed(folder: Path, fits: Callable[[os.DirEntry[str]], bool]) -> list[Path
     return [folder / name for name in sorted(names)]
 
 
-def decode(data: bytes, fallback: str) -> str | None:
+def decode_text(data: bytes, fallback: str) -> str | None:
     """Text in UTF-8, UTF-16 (with a byte order mark or without) or `fallback`; None where it is in none of them."""
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         encodings = ["utf-16"]

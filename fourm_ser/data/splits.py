@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from fourm_ser.checks import check_number, check_switch, check_word
-from fourm_ser.data.cells import clean_columns, natural
+from fourm_ser.data.names import clean_columns, natural
 from fourm_ser.data.table import need_columns, read_table
 from fourm_ser.errors import InputError
 from fourm_ser.files import whole
@@ -22,15 +22,15 @@ OFFICIAL = {"train": "train", "val": "val", "dev": "val", "valid": "val", "valid
 
 
 class Protocol(NamedTuple):
-    """How a corpus is split; see the keys of the same names in the config.
+    """How a corpus is split, by the keys of the same names in the config.
 
     Attributes:
         split: `random`, `speaker`, `session` or `official`.
-        fold: which speaker or session is tested, counted from 0 in the order of names, numbers in them as numbers.
+        fold: the speaker or session that is tested, counted from 0 in the order of names, numbers in them as numbers.
         fractions: shares of train, validation and test in a random split.
         stratify: keep the emotions' shares equal on all sides of what is drawn at random.
         validation: what the validation side is made of where the split gives none: `speakers`, `session`, `random`.
-        validation_fraction: share of the speakers, or of the utterances, that are not tested.
+        validation_fraction: share that validates of the speakers, or of the utterances, that are not tested.
         seed: seed of what is drawn at random.
     """
 
@@ -51,7 +51,7 @@ def check_protocol(protocol: Protocol, splits: Iterable[str] = SPLITS) -> None:
         splits: the splits that there are.
 
     Raises:
-        InputError: the key.
+        InputError: a value out of range, by its key.
     """
     check_word("data.split", protocol.split, splits)
     check_number("data.fold", protocol.fold, "a fold, a whole number from 0", whole=True)
@@ -74,11 +74,14 @@ class Split(NamedTuple):
     val: np.ndarray
     test: np.ndarray
 
+    def shared_speakers(self, frame: pd.DataFrame) -> set[str]:
+        """The speakers of the test side who speak on another, too."""
+        speakers = frame["speaker"].to_numpy()
+        return set(speakers[self.test]) & (set(speakers[self.train]) | set(speakers[self.val]))
+
     def speaker_independent(self, frame: pd.DataFrame) -> bool:
         """Whether no speaker of the test side speaks on another."""
-        speakers = frame["speaker"].to_numpy()
-        others = set(speakers[self.train]) | set(speakers[self.val])
-        return others.isdisjoint(speakers[self.test])
+        return not self.shared_speakers(frame)
 
 
 def split_manifest(frame: pd.DataFrame, protocol: Protocol) -> Split:
@@ -94,15 +97,10 @@ def split_manifest(frame: pd.DataFrame, protocol: Protocol) -> Split:
         Train, validation and test side; together each row once.
 
     Raises:
-        InputError: see `check_protocol`; a fold that does not exist, a column that the protocol needs and the corpus
-            lacks, an empty side, or speakers on two sides of a split that promises otherwise.
+        InputError: what `check_protocol` refuses; a fold that does not exist, a column that the protocol needs and the
+            corpus lacks, an empty side, or speakers on two sides of a split that promises otherwise.
     """
-    makers: dict[str, Callable[[pd.DataFrame, Protocol], np.ndarray]] = {
-        "random": _random,
-        "speaker": lambda frame, protocol: _fold(frame, protocol, "speaker"),
-        "session": lambda frame, protocol: _fold(frame, protocol, "session"),
-        "official": _official,
-    }
+    makers = {"random": _random, "speaker": _fold, "session": _fold, "official": _official}
     check_protocol(protocol)
     if not len(frame):
         raise InputError("data: no utterances are left to split. Do data.emotions and data.min_seconds fit the corpus?")
@@ -115,9 +113,8 @@ def split_manifest(frame: pd.DataFrame, protocol: Protocol) -> Split:
                 f"data.split={protocol.split}: the {side} side is empty ({len(frame)} utterances in all). "
                 "Are there enough utterances, and does the split fit the corpus?"
             )
-    if protocol.split in ("speaker", "session") and not split.speaker_independent(frame):
-        speakers = frame["speaker"].to_numpy()
-        shared = set(speakers[split.test]) & (set(speakers[split.train]) | set(speakers[split.val]))
+    shared = split.shared_speakers(frame)
+    if protocol.split in ("speaker", "session") and shared:
         raise InputError(
             f"data.split={protocol.split} data.fold={protocol.fold}: {', '.join(sorted(shared)[:5])} would speak in "
             "the test side and outside it. Use data.split=speaker, or mend the manifest's speakers and sessions."
@@ -140,8 +137,9 @@ def _random(frame: pd.DataFrame, protocol: Protocol) -> np.ndarray:
     return sides
 
 
-def _fold(frame: pd.DataFrame, protocol: Protocol, column: str) -> np.ndarray:
+def _fold(frame: pd.DataFrame, protocol: Protocol) -> np.ndarray:
     """Leave one speaker, or one session, out."""
+    column = protocol.split
     values = sorted(set(frame[column]), key=natural)
     if "" in values:
         raise InputError(

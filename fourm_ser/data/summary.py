@@ -11,15 +11,15 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from fourm_ser.data.cells import Double, natural
+from fourm_ser.data.names import Double, natural
 from fourm_ser.data.release import LeftOut
 from fourm_ser.data.splits import SIDES, Split
 from fourm_ser.terminal import make_table
 
 GROUPS = ("session", "split", "speaker", "language")
 PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
-ROWS = 24
-SHOWN = 3
+ROWS = 24  # of a table: about as many as a terminal shows
+SHOWN = 3  # examples of a fault; left_out.csv has all
 
 
 def summarise(frame: pd.DataFrame, emotions: Sequence[str], left_out: Sequence[LeftOut]) -> dict[str, Any]:
@@ -27,8 +27,8 @@ def summarise(frame: pd.DataFrame, emotions: Sequence[str], left_out: Sequence[L
 
     Args:
         frame: a loaded corpus's utterances.
-        emotions: its classes in order.
-        left_out: what is not among the utterances.
+        emotions: the corpus's classes in order.
+        left_out: what the corpus holds and is not among the utterances.
 
     Returns:
         Numbers of utterances in all, by emotion, and by session, official split, speaker and language (those it has)
@@ -167,7 +167,7 @@ def _counts(frame: pd.DataFrame, column: str, emotions: Sequence[str]) -> dict[s
     """Utterances by a column's values, and by emotion in each."""
     table = pd.crosstab(frame[column], frame["emotion"]).reindex(columns=list(emotions), fill_value=0)
     rows = {str(value): {str(emotion): int(n) for emotion, n in row.items()} for value, row in table.iterrows()}
-    order = {side: place for place, side in enumerate(SIDES)}
+    order = {side: index for index, side in enumerate(SIDES)}
     return dict(sorted(rows.items(), key=lambda item: (order.get(item[0], 0), natural(item[0]))))
 
 

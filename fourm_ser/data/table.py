@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pandas as pd
 
-from fourm_ser.data.cells import clean_cell
+from fourm_ser.data.names import clean_cell
 from fourm_ser.errors import InputError, listed
 
 DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t"}
@@ -34,7 +34,7 @@ def read_table(path: Path, called: str, delimiter: str | None = None) -> pd.Data
 
     Args:
         path: the file.
-        called: what errors call it.
+        called: what errors call the file.
         delimiter: `comma`, `semicolon`, `tab`, or the sign itself; None recognises one of the three by the header.
 
     Raises:
@@ -86,8 +86,8 @@ def refuse_shifted(frame: pd.DataFrame, columns: Iterable[str], called: str) -> 
 
     Args:
         frame: a table, the row at index n being row n + 2 of its file, its columns in the file's order.
-        columns: those of its columns that hold names, many rows the same.
-        called: what errors call it.
+        columns: the columns that hold names, many rows the same.
+        called: what errors call the table.
 
     Raises:
         InputError: the rows.
@@ -142,8 +142,8 @@ def _records(text: str, sign: str, called: str) -> list[list[str]]:
 
 
 def _names(header: list[str], called: str) -> list[str]:
-    """The names of columns; one without a name is called by its place."""
-    names = [clean_cell(name) or f"(column {place})" for place, name in enumerate(header, 1)]
+    """The names of columns; one without a name is called by its number."""
+    names = [clean_cell(name) or f"(column {number})" for number, name in enumerate(header, 1)]
     often = Counter(name.casefold() for name in names)
     twice = [name for name in names if often[name.casefold()] > 1]
     if twice:

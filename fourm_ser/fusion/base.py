@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from fourm_ser.checks import check_number, check_word
 from fourm_ser.encoders.base import Features
 from fourm_ser.errors import InputError
 from fourm_ser.kernels.attention import attend
@@ -23,7 +24,7 @@ class FusionOutput(NamedTuple):
     Attributes:
         embedding: (batch, dim), the fused vector that heads and feature losses act on.
         text: the text features as the fusion normalises them; None where it reads no text.
-        audio: the same of the audio.
+        audio: the audio features as the fusion normalises them; None where it reads no audio.
         attention: maps by name, (batch, heads, queries, keys), when they were asked for; else empty. A row sums to 1
             over the utterance's own keys and is 0 on padding; the rows of padded queries are 0. While training, the
             attention's dropout is on them.
@@ -35,12 +36,12 @@ class FusionOutput(NamedTuple):
     attention: Mapping[str, Tensor]
 
 
-class Span(NamedTuple):
+class MapAxes(NamedTuple):
     """What an attention map's two axes are.
 
     Attributes:
         queries: the modalities whose frames ask, one after the other in time, each with its padding where it was.
-        keys: those whose frames are asked, in the same way.
+        keys: the modalities whose frames are asked, one after the other in time, each with its padding where it was.
     """
 
     queries: tuple[str, ...]
@@ -51,16 +52,16 @@ class Fusion(nn.Module, ABC):
     """From the encoders' sequences to one embedding an utterance.
 
     Attributes:
-        modalities: the modalities it reads; encoders of others are not built.
+        modalities: the modalities that the fusion reads; encoders of others are not built.
         dim: width of the embedding.
-        widths: width of each sequence that it returns beside the embedding, by modality: `text`, `audio`.
-        maps: what the axes of each of its attention maps are, by the map's name; empty where it has no attention.
+        widths: width of each sequence that is returned beside the embedding, by modality: `text`, `audio`.
+        maps: what the axes of each attention map are, by the map's name; empty where the fusion has no attention.
     """
 
     modalities: tuple[str, ...]
     dim: int
     widths: dict[str, int]
-    maps: Mapping[str, Span] = MappingProxyType({})
+    maps: Mapping[str, MapAxes] = MappingProxyType({})
 
     @abstractmethod
     def forward(self, text: Features | None, audio: Features | None, return_attention: bool = False) -> FusionOutput:
@@ -76,7 +77,7 @@ def pool(sequence: Features, how: str) -> Tensor:
     """Pool (batch, time, dim) over each row's own frames into (batch, dim).
 
     Args:
-        sequence: features and mask.
+        sequence: (batch, time, dim) features and their mask.
         how: `first` (the text's [CLS] where text comes first), `mean`, `max`, `min` or `sum`.
     """
     features, mask = sequence.features, sequence.mask[..., None]
@@ -108,7 +109,7 @@ class Attention(nn.Module):
         dropout: dropout on the attention weights.
     """
 
-    def __init__(self, queries: int, keys: int, heads: int, dropout: float) -> None:
+    def __init__(self, *, queries: int, keys: int, heads: int, dropout: float) -> None:
         super().__init__()
         self.attention = nn.MultiheadAttention(queries, heads, dropout, kdim=keys, vdim=keys, batch_first=True)
 
@@ -118,8 +119,8 @@ class Attention(nn.Module):
         """Attend.
 
         Args:
-            queries: (batch, queries, width), and
-            keys: (batch, keys, width of theirs), the same utterances; both with zeros where padding stands.
+            queries: (batch, queries, width) features that ask, with zeros where padding stands.
+            keys: (batch, keys, width of theirs) features of the same utterances, with zeros where padding stands.
             linear: the layer that the result goes through.
             return_attention: whether the maps are wanted: without them they are never held in memory.
 
@@ -161,9 +162,9 @@ def in_turn(first: nn.Linear, second: nn.Linear, features: Tensor) -> Tensor:
     fewer operations. In evaluation an utterance's result would feel, in bf16, how many others there are.
 
     Args:
-        first: applied first.
-        second: applied to its result.
-        features: (batch, time, width).
+        first: the layer that is applied first.
+        second: the layer that is applied to the first one's result.
+        features: (batch, time, width) input of the first layer.
     """
     if not first.training or features.shape[:-1].numel() <= second.out_features:
         return second(first(features))
@@ -172,11 +173,7 @@ def in_turn(first: nn.Linear, second: nn.Linear, features: Tensor) -> Tensor:
 
 
 def check_modalities(modalities: Sequence[str], count: int) -> tuple[str, ...]:
-    """The modalities, if they are so many different ones.
-
-    Raises:
-        InputError: they are not.
-    """
+    """`modalities`, where they are so many different ones; else an error that names the config's key."""
     if len(modalities) != count or len(set(modalities)) != count:
         expected = "one modality" if count == 1 else "[text, audio]"
         raise InputError(f"fusion.modalities={list(modalities)}: expected {expected}.")
@@ -184,35 +181,20 @@ def check_modalities(modalities: Sequence[str], count: int) -> tuple[str, ...]:
 
 
 def check_pool(how: str, key: str) -> str:
-    """`how`, if it is a way to pool.
-
-    Raises:
-        InputError: it is not; `key` is the config key to name.
-    """
-    if how not in POOLS:
-        raise InputError(f"{key}={how}: expected one of {', '.join(POOLS)}.")
+    """`how`, where it is a way to pool; else an error that names the config's key."""
+    check_word(key, how, POOLS)
     return how
 
 
 def check_width(width: int, key: str) -> int:
-    """`width`, if it can be a layer's width.
-
-    Raises:
-        InputError: it cannot; `key` is the config key to name.
-    """
-    if isinstance(width, bool) or not isinstance(width, int) or width < 1:
-        raise InputError(f"{key}={width}: expected a whole number from 1.")
+    """`width`, where a layer can be so wide; else an error that names the config's key."""
+    check_number(key, width, "a whole number from 1", least=1, whole=True)
     return width
 
 
 def check_dropout(dropout: float, key: str) -> float:
-    """`dropout`, if it can be the share that is dropped.
-
-    Raises:
-        InputError: it cannot; `key` is the config key to name.
-    """
-    if isinstance(dropout, bool) or not isinstance(dropout, int | float) or not 0 <= dropout < 1:
-        raise InputError(f"{key}={dropout}: expected a number from 0 to less than 1.")
+    """`dropout`, where it is a share that can be dropped; else an error that names the config's key."""
+    check_number(key, dropout, "a number from 0 to less than 1", most=math.nextafter(1, 0))
     return dropout
 
 

@@ -28,6 +28,7 @@ class ConcatFusion(Fusion):
 
     def __init__(
         self,
+        *,
         dims: Mapping[str, int],
         modalities: Sequence[str],
         project: Mapping[str, int | None],

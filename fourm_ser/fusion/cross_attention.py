@@ -10,7 +10,7 @@ from fourm_ser.fusion.base import (
     Attention,
     Fusion,
     FusionOutput,
-    Span,
+    MapAxes,
     check_dropout,
     check_heads,
     check_modalities,
@@ -46,11 +46,11 @@ class CrossAttentionFusion(Fusion):
     """
 
     maps = MappingProxyType(
-        {"text": Span(queries=("audio",), keys=("text",)), "audio": Span(queries=("text",), keys=("audio",))}
+        {"text": MapAxes(queries=("audio",), keys=("text",)), "audio": MapAxes(queries=("text",), keys=("audio",))}
     )
 
     def __init__(
-        self, dims: Mapping[str, int], modalities: Sequence[str], dim: int, heads: int, dropout: float, pool: str
+        self, *, dims: Mapping[str, int], modalities: Sequence[str], dim: int, heads: int, dropout: float, pool: str
     ) -> None:
         super().__init__()
         self.modalities = check_modalities(modalities, 2)
@@ -59,10 +59,10 @@ class CrossAttentionFusion(Fusion):
         self.pool = check_pool(pool, "fusion.pool")
         check_heads(heads, dims)
         check_dropout(dropout, "fusion.dropout")
-        self.text_attention = Attention(dims["audio"], dims["text"], heads, dropout)
+        self.text_attention = Attention(queries=dims["audio"], keys=dims["text"], heads=heads, dropout=dropout)
         self.text_linear = nn.Linear(dims["audio"], dim)
         self.text_layer_norm = nn.LayerNorm(dim)
-        self.audio_attention = Attention(dims["text"], dims["audio"], heads, dropout)
+        self.audio_attention = Attention(queries=dims["text"], keys=dims["audio"], heads=heads, dropout=dropout)
         self.audio_linear = nn.Linear(dims["text"], dim)
         self.audio_layer_norm = nn.LayerNorm(dim)
         self.dropout = nn.Dropout(dropout)

@@ -11,7 +11,7 @@ from fourm_ser.fusion.base import (
     Attention,
     Fusion,
     FusionOutput,
-    Span,
+    MapAxes,
     check_dropout,
     check_heads,
     check_modalities,
@@ -45,11 +45,12 @@ class SelfAttentionFusion(Fusion):
     """
 
     maps = MappingProxyType(
-        {"text": Span(("text",), ("text",)), "fusion": Span(queries=("text", "audio"), keys=("text", "audio"))}
+        {"text": MapAxes(("text",), ("text",)), "fusion": MapAxes(queries=("text", "audio"), keys=("text", "audio"))}
     )
 
     def __init__(
         self,
+        *,
         dims: Mapping[str, int],
         modalities: Sequence[str],
         dim: int | None,
@@ -69,11 +70,11 @@ class SelfAttentionFusion(Fusion):
         self.audio_norm = audio_norm
         check_heads(heads, dims)
         check_dropout(dropout, "fusion.dropout")
-        self.text_attention = Attention(dims["text"], dims["text"], heads, dropout)
+        self.text_attention = Attention(queries=dims["text"], keys=dims["text"], heads=heads, dropout=dropout)
         self.text_linear = nn.Linear(dims["text"], width)
         self.text_layer_norm = nn.LayerNorm(width)
         self.audio_layer_norm = nn.LayerNorm(width) if audio_norm == "layer_norm" else nn.Identity()
-        self.fusion_attention = Attention(width, width, heads, dropout)
+        self.fusion_attention = Attention(queries=width, keys=width, heads=heads, dropout=dropout)
         self.fusion_linear = nn.Linear(width, self.dim)
         self.fusion_layer_norm = nn.LayerNorm(self.dim)
 

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from fourm_ser.distributed import gather_rows
 from fourm_ser.encoders.base import Features
 from fourm_ser.errors import InputError
-from fourm_ser.fusion.base import Fusion, FusionOutput
+from fourm_ser.fusion.base import Fusion, FusionOutput, check_modalities
 
 FLOOR = 1e-4  # below a root: its slope at nothing is endless
 LEAST = 1e-3  # weight of an utterance's frames, together
-MEMORY = 0.05  # share of a batch in the running statistics, once there were twenty
+MEMORY = 0.05  # share of a batch in the running statistics, once there were twenty: about the last twenty count
 
 
 class RunningScale(nn.Module):
@@ -22,7 +22,7 @@ class RunningScale(nn.Module):
     hold it alone, and no gradient runs through the statistics. They are a part of the state.
 
     Args:
-        dim: components.
+        dim: the number of components.
     """
 
     mean: Tensor
@@ -67,9 +67,7 @@ class StatisticsFusion(Fusion):
 
     def __init__(self, dims: Mapping[str, int], modalities: Sequence[str], weight: int | None) -> None:
         super().__init__()
-        if len(modalities) != 1:
-            raise InputError(f"fusion.modalities={list(modalities)}: expected one modality.")
-        self.modalities = tuple(modalities)
+        self.modalities = check_modalities(modalities, 1)
         width = dims[self.modalities[0]]
         self.widths = {self.modalities[0]: width}
         if weight is not None and not -width <= weight < width:

@@ -9,7 +9,7 @@ from fourm_ser.fusion.base import (
     Attention,
     Fusion,
     FusionOutput,
-    Span,
+    MapAxes,
     check_dropout,
     check_heads,
     check_modalities,
@@ -29,26 +29,26 @@ class UnimodalFusion(Fusion):
         dim: width of the embedding.
         heads: attention heads; divide the features' width.
         dropout: dropout on the attention weights.
-        pool: see `fourm_ser.fusion.base.pool`.
+        pool: `first`, `mean`, `max`, `min` or `sum`; see `fourm_ser.fusion.base.pool`.
 
     Raises:
         InputError: not one modality, heads that do not divide the width, an unknown pooling, a number out of range.
     """
 
     def __init__(
-        self, dims: Mapping[str, int], modalities: Sequence[str], dim: int, heads: int, dropout: float, pool: str
+        self, *, dims: Mapping[str, int], modalities: Sequence[str], dim: int, heads: int, dropout: float, pool: str
     ) -> None:
         super().__init__()
         self.modalities = check_modalities(modalities, 1)
         (modality,) = self.modalities
-        self.maps = {modality: Span((modality,), (modality,))}
+        self.maps = {modality: MapAxes((modality,), (modality,))}
         self.dim = check_width(dim, "fusion.dim")
         self.widths = {modality: dim}
         self.pool = check_pool(pool, "fusion.pool")
         width = dims[modality]
         check_heads(heads, {modality: width})
         check_dropout(dropout, "fusion.dropout")
-        self.attention = Attention(width, width, heads, dropout)
+        self.attention = Attention(queries=width, keys=width, heads=heads, dropout=dropout)
         self.linear = nn.Linear(width, dim)
         self.layer_norm = nn.LayerNorm(dim)
 

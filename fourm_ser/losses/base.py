@@ -20,10 +20,10 @@ class Loss(nn.Module, ABC):
     classes and the widths are known. A loss sees the whole batch, of all processes, and computes in float32 at least.
 
     Attributes:
-        name: what its value is called beside `total`.
-        on: the features it acts on, any of `FEATURES`; none where it takes the logits alone.
-        learning_rate: of the loss's own parameters; None where it has none.
-        uses_head: whether it trains the head's logits.
+        name: what the loss's value is called beside `total`.
+        on: the features that the loss acts on, any of `FEATURES`; none where it takes the logits alone.
+        learning_rate: the learning rate of the loss's own parameters; None where it has none.
+        uses_head: whether the loss trains the head's logits.
     """
 
     name: str
@@ -37,7 +37,7 @@ class Loss(nn.Module, ABC):
 
         Args:
             classes: number of classes.
-            dims: widths by name of the features that there are.
+            dims: width of each feature that there is, by its name.
             counts: training utterances of each class.
 
         Raises:
@@ -49,10 +49,10 @@ class Loss(nn.Module, ABC):
         """A batch -> `total`, and one scalar a term by its name.
 
         Args:
-            logits: (batch, classes), of the head.
-            features: those it acts `on`: `embedding`, the fused vector, `text` and `audio`, pooled; each (batch, dim of
-                its own).
-            labels: (batch,), indices of classes.
+            logits: (batch, classes) logits of the head.
+            features: (batch, dim of its own) of each feature that the loss acts `on`, by its name: `embedding`, the
+                fused vector, `text` and `audio`, pooled.
+            labels: (batch,) indices of classes.
         """
 
     def classifier(self) -> nn.Module | None:
@@ -81,8 +81,8 @@ class FeatureLoss(Loss):
     """A loss on features, with class vectors of its own for each feature it acts on; its value is the sum over them.
 
     Args:
-        on: the features it acts on, any of `FEATURES`.
-        learning_rate: of the class vectors.
+        on: the features that the loss acts on, any of `FEATURES`.
+        learning_rate: the learning rate of the class vectors.
 
     Raises:
         InputError: an unknown feature, one given twice, none, or a learning rate that is not positive.
@@ -130,7 +130,7 @@ def check_number(key: str, value: Any, accepted: Callable[[float], bool], expect
     Args:
         key: the key below `loss` to name.
         value: what was given.
-        accepted: whether a number is in the range.
+        accepted: the function that says whether a number is in the range.
         expected: the range in words.
 
     Raises:
@@ -152,10 +152,6 @@ def check_not_negative(key: str, value: Any) -> None:
 
 
 def check_choice(key: str, value: str, choices: Sequence[str]) -> None:
-    """Refuse what is not one of `choices`.
-
-    Raises:
-        InputError: it is none; `key` is the key below `loss` to name.
-    """
+    """Refuse what is not one of `choices`, by an error that names the key below `loss`."""
     if value not in choices:
         raise InputError(f"loss.{key}={value}: expected one of {', '.join(choices)}.")

@@ -23,8 +23,8 @@ class CenterLoss(FeatureLoss):
 
     Args:
         form: `published` or `4m_ser`.
-        on: the features it acts on: any of embedding, text, audio.
-        learning_rate: of the centres.
+        on: the features that the loss acts on: any of embedding, text, audio.
+        learning_rate: the learning rate of the centres.
 
     Raises:
         InputError: an unknown form or feature, or a learning rate that is not positive.

@@ -1,14 +1,42 @@
 """Weights of classes, as cross-entropy and focal loss take them."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Self
 
 import torch
 from torch import Tensor
 
 from fourm_ser.errors import InputError
-from fourm_ser.losses.base import check_positive
+from fourm_ser.losses.base import Loss, check_positive
 
 ClassWeights = Sequence[float] | str | None
+
+
+class WeightedLoss(Loss):
+    """A loss of the head's logits in which each class has a weight.
+
+    Args:
+        class_weights: a weight for each class; `balanced` for those of `class_weights`; None for 1.
+
+    Attributes:
+        weights: (classes,) weights, once `setup` was called; None where all weigh the same.
+
+    Raises:
+        InputError: weights that are not positive numbers.
+    """
+
+    uses_head = True
+    weights: Tensor | None
+
+    def __init__(self, class_weights: ClassWeights) -> None:
+        super().__init__()
+        check_class_weights(class_weights)
+        self.class_weights = class_weights
+        self.register_buffer("weights", None, persistent=False)
+
+    def setup(self, classes: int, dims: Mapping[str, int], counts: Sequence[int]) -> Self:
+        self.weights = class_weights(self.class_weights, classes, counts)
+        return self
 
 
 def check_class_weights(weights: ClassWeights) -> None:

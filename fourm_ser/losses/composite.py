@@ -28,7 +28,7 @@ class SumLoss(Loss):
         weighting: `sum`, `convex` or `learned`.
         weights: the weight of each term by its name, for `sum`.
         alpha: the first term's share, for `convex`.
-        learning_rate: of s, for `learned`.
+        learning_rate: the learning rate of s, for `learned`.
 
     Raises:
         InputError: weights that do not fit the terms, numbers out of range, other than two terms in a convex sum.
@@ -36,6 +36,7 @@ class SumLoss(Loss):
 
     def __init__(
         self,
+        *,
         terms: Mapping[str, Loss],
         weighting: str,
         weights: Mapping[str, float],

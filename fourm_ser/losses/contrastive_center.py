@@ -1,15 +1,14 @@
 """Contrastive-center loss (Qi and Su 2017)."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
-import torch
 from torch import Tensor, nn
 
-from fourm_ser.losses.base import FeatureLoss, check_choice, check_positive
-from fourm_ser.losses.center import FORMS
+from fourm_ser.losses.base import check_positive
+from fourm_ser.losses.center import CenterLoss
 
 
-class ContrastiveCenterLoss(FeatureLoss):
+class ContrastiveCenterLoss(CenterLoss):
     """1/2 ||x - c_y||^2 / (sum over j != y of ||x - c_j||^2 + delta), averaged over the batch.
 
     Features are drawn to their class's centre and away from the others'. Qi, Su: "Contrastive-center loss for deep
@@ -22,8 +21,8 @@ class ContrastiveCenterLoss(FeatureLoss):
     Args:
         form: `published` or `4m_ser`.
         delta: keeps the published denominator from 0.
-        on: the features it acts on: any of embedding, text, audio.
-        learning_rate: of the centres.
+        on: the features that the loss acts on: any of embedding, text, audio.
+        learning_rate: the learning rate of the centres.
 
     Raises:
         InputError: an unknown form or feature, a delta or a learning rate that is not positive.
@@ -31,16 +30,10 @@ class ContrastiveCenterLoss(FeatureLoss):
 
     name = "contrastive_center"
 
-    def __init__(self, form: str, delta: float, on: Sequence[str], learning_rate: float) -> None:
-        super().__init__(on, learning_rate)
-        check_choice("form", form, FORMS)
+    def __init__(self, *, form: str, delta: float, on: Sequence[str], learning_rate: float) -> None:
+        super().__init__(form, on, learning_rate)
         check_positive("delta", delta)
-        self.form = form
         self.delta = delta
-        self.centers = nn.ParameterDict()
-
-    def make(self, shapes: Mapping[str, tuple[int, int]]) -> None:
-        self.centers = nn.ParameterDict({where: nn.Parameter(torch.randn(shape)) for where, shape in shapes.items()})
 
     def term(self, where: str, features: Tensor, labels: Tensor) -> Tensor:
         distances = (features[:, None] - self.centers[where]).square().sum(2)  # (batch, classes)

@@ -1,16 +1,15 @@
 """Focal loss (Lin et al. 2017)."""
 
-from collections.abc import Mapping, Sequence
-from typing import Self
+from collections.abc import Mapping
 
 import torch
 from torch import Tensor, nn
 
-from fourm_ser.losses.base import Loss, at_least_float32, check_not_negative
-from fourm_ser.losses.class_weights import ClassWeights, check_class_weights, class_weights
+from fourm_ser.losses.base import at_least_float32, check_not_negative
+from fourm_ser.losses.class_weights import ClassWeights, WeightedLoss
 
 
-class FocalLoss(Loss):
+class FocalLoss(WeightedLoss):
     """-a (1 - p)^gamma log p of the label's probability p, averaged over the batch: easy utterances count less.
 
     Lin, Goyal, Girshick, He, Dollar: "Focal Loss for Dense Object Detection", ICCV 2017, eq. 5, with the softmax in
@@ -19,28 +18,19 @@ class FocalLoss(Loss):
     factor (1 - p)^gamma constant.
 
     Args:
-        gamma: how much less easy utterances count.
-        class_weights: a for each class; `balanced`, see `fourm_ser.losses.class_weights`; None for 1.
+        gamma: the exponent that says how much less easy utterances count.
+        class_weights: the weight a of each class; `balanced` for those of `fourm_ser.losses.class_weights`; None for 1.
 
     Raises:
         InputError: a negative gamma, or weights that are not positive numbers.
     """
 
     name = "focal"
-    uses_head = True
-    weights: Tensor | None
 
     def __init__(self, gamma: float, class_weights: ClassWeights) -> None:
-        super().__init__()
+        super().__init__(class_weights)
         check_not_negative("gamma", gamma)
-        check_class_weights(class_weights)
         self.gamma = gamma
-        self.class_weights = class_weights
-        self.register_buffer("weights", None, persistent=False)
-
-    def setup(self, classes: int, dims: Mapping[str, int], counts: Sequence[int]) -> Self:
-        self.weights = class_weights(self.class_weights, classes, counts)
-        return self
 
     def forward(self, logits: Tensor, features: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
         log_p = nn.functional.log_softmax(at_least_float32(logits), dim=1).gather(1, labels[:, None])[:, 0]  # (batch,)

@@ -59,12 +59,12 @@ class MarginLoss(FeatureLoss):
     and its gradient 0. CosFace needs no angle and no such bound.
 
     Args:
-        m1: factor on the angle: 1 for none.
-        m2: added to the angle, in radians: 0 for none.
-        m3: taken from the cosine: 0 for none.
-        scale: s.
-        on: the features it acts on: any of embedding, text, audio.
-        learning_rate: of the class vectors.
+        m1: the factor on the angle; 1 for none.
+        m2: the margin that is added to the angle, in radians; 0 for none.
+        m3: the margin that is taken from the cosine; 0 for none.
+        scale: the factor s on the cosines.
+        on: the features that the loss acts on: any of embedding, text, audio.
+        learning_rate: the learning rate of the class vectors.
 
     Raises:
         InputError: a number out of range, or an unknown feature.
@@ -72,7 +72,9 @@ class MarginLoss(FeatureLoss):
 
     name = "margin"
 
-    def __init__(self, m1: float, m2: float, m3: float, scale: float, on: Sequence[str], learning_rate: float) -> None:
+    def __init__(
+        self, *, m1: float, m2: float, m3: float, scale: float, on: Sequence[str], learning_rate: float
+    ) -> None:
         super().__init__(on, learning_rate)
         check_positive("m1", m1)
         check_not_negative("m2", m2)

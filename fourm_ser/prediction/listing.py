@@ -11,7 +11,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from fourm_ser.data.audio import SOUNDS
-from fourm_ser.data.cells import clean_cell, clean_columns, clean_path, decimal_hint
+from fourm_ser.data.names import clean_cell, clean_columns, clean_path, decimal_hint
 from fourm_ser.data.paths import locate
 from fourm_ser.data.table import need_columns, read_table
 from fourm_ser.errors import InputError, listed, printable

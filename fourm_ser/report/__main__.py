@@ -31,8 +31,8 @@ def report(folders: list[Path], output: Path, metric: str = "ua") -> list[str]:
 
     Args:
         folders: sweeps, runs, or folders of them.
-        output: where to write.
-        metric: which test metric makes the best cell.
+        output: the folder to write to.
+        metric: the test metric that makes the best cell.
 
     Returns:
         What there is to say about it, a line each.

@@ -35,7 +35,7 @@ class Cell:
     """One choice on every axis.
 
     Attributes:
-        values: the choice by axis.
+        values: the cell's choice on each axis.
         runs: the finished runs, one for each seed and fold.
         others: the runs that did not finish.
     """
@@ -65,7 +65,7 @@ class Section:
         protocol: `corpus`, `split`, `validation`, `classes`; then what tells the section from others alike.
         axes: the values of each axis in their order.
         constants: options in which the runs agree.
-        cells: in the order of their values.
+        cells: the cells in the order of their values.
         repeat: what a repeat is: `fold`, `split` (drawn anew by data.split_seed), or `seed`.
         table: one row a finished run: `cell` (number), `seed`, `fold`, `repeat`, and the numbers of metrics.json.
         notes: what a reader must know, in sentences.
@@ -88,7 +88,7 @@ class Section:
         """A test metric by cell (rows) and repeat (columns), seeds averaged within a fold; NaN where there is no run.
 
         Args:
-            metric: as in metrics.json, without `test/`.
+            metric: the metric's name in metrics.json, without `test/`.
         """
         named = f"test/{metric}"
         if named not in self.table:
@@ -123,7 +123,7 @@ def make_sections(runs: Iterable[Run]) -> tuple[list[Section], list[str]]:
     """Part runs by protocol, and the runs of each into cells.
 
     Args:
-        runs: finished or not; those without a config are left out.
+        runs: the runs, finished or not; those without a config are left out.
 
     Returns:
         The sections, those with finished runs first, and what was set aside, in sentences.
@@ -141,7 +141,7 @@ def make_sections(runs: Iterable[Run]) -> tuple[list[Section], list[str]]:
         else:
             key = of_config.get(asked, asked)
         parts.setdefault(key, []).append(run)
-    order = {run.path: place for place, run in enumerate(known)}
+    order = {run.path: index for index, run in enumerate(known)}
     problems: list[str] = []
     sections = []
     for part in parts.values():
@@ -181,8 +181,8 @@ def _make_section(runs: list[Run], corpora: Corpora, problems: list[str]) -> Sec
         (cell.runs if run.state == "finished" else cell.others).append(run)
     for cell in cells.values():
         cell.runs = _without_doubles(cell, problems)
-    place = {name: {value: number for number, value in enumerate(values)} for name, values in axes.items()}
-    ordered = sorted(cells.values(), key=lambda cell: [place[name][value] for name, value in cell.values.items()])
+    position = {name: {value: number for number, value in enumerate(values)} for name, values in axes.items()}
+    ordered = sorted(cells.values(), key=lambda cell: [position[name][value] for name, value in cell.values.items()])
     repeat, table = _tabulate(ordered)
     section = Section(_state(runs), axes, constants, ordered, repeat, table, corpora.differences(runs))
     _note(section)

@@ -3,6 +3,7 @@
 import shlex
 from itertools import product
 
+from fourm_ser.data.names import natural
 from fourm_ser.report.axes import REPEATS
 from fourm_ser.report.cells import repeat_of
 from fourm_ser.report.collect import Run
@@ -29,10 +30,10 @@ def cell_commands(runs: list[Run]) -> list[str]:
     """What repeats all runs of a cell: one multirun where their seeds and folds are a full grid, else a line each."""
     if len(runs) > 1 and all(run.recorded for run in runs):
         common = {tuple(word for word in run.overrides if _key(word) not in REPEATS) for run in runs}
-        places = [repeat_of(run) for run in runs]
-        values = [sorted(set(column), key=_natural) for column in zip(*places, strict=True)]
+        combinations = [repeat_of(run) for run in runs]
+        values = [sorted(set(column), key=natural) for column in zip(*combinations, strict=True)]
         same_call = len({(run.module, *run.folders) for run in runs}) == 1
-        if len(common) == 1 and same_call and set(product(*values)) == set(places):
+        if len(common) == 1 and same_call and set(product(*values)) == set(combinations):
             named = {_key(word) for run in runs for word in run.overrides}
             repeats = [
                 f"{name}={','.join(column)}"
@@ -56,10 +57,3 @@ def _from_record(run: Run) -> str:
 
 def _key(word: str) -> str:
     return word.lstrip("+~").partition("=")[0]
-
-
-def _natural(text: str) -> tuple[bool, float, str]:
-    try:
-        return False, float(text), text
-    except ValueError:
-        return True, 0.0, text

@@ -8,7 +8,7 @@ import pandas as pd
 
 from fourm_ser.report.cells import Cell, Section, in_words
 from fourm_ser.report.effects import Effects, marginal_effects
-from fourm_ser.report.svg import Figure, Grid, bars, curves, heat_map, intervals
+from fourm_ser.report.svg import Chart, Grid, bars, curves, heat_map, interval_plot
 from fourm_ser.report.tables import cell_seconds, percent
 
 METRICS = {"ua": "UA", "wa": "WA"}
@@ -16,7 +16,7 @@ FACETS = 6  # heat maps beside each other; with more settings of the other axes,
 PANELS = 24  # training curves of so many cells
 
 
-def heat_maps(section: Section, metric: str) -> list[Figure]:
+def heat_maps(section: Section, metric: str) -> list[Chart]:
     """UA and WA by encoder and loss, a map for each setting of the other axes while these are few."""
     rows, columns = _two_axes(section)
     others = [name for name in section.axes if name not in (rows, columns)]
@@ -37,22 +37,25 @@ def heat_maps(section: Section, metric: str) -> list[Figure]:
             if setting is None:
                 where = f", mean over {', '.join(others)}"
             best = section.best(name) if setting is not None else -1
-            figure = _heat_map(section, chosen, rows, columns, means, stds, span, best)
+            grid = _cells_grid(section, chosen, rows, columns, means, stds, span, best)
             alt = (
                 f"Heat map of test {shown}{where}: rows {rows}, columns {columns}. "
                 f"From {100 * span[0]:.2f} to {100 * span[1]:.2f} percent over all cells"
                 + (f"; the best is {section.cells[best].name}." if best in chosen else ".")
             )
-            header = [f"{rows} \\ {columns}", *figure.columns]
-            table = [
-                [label, *(" ".join(lines) for lines in texts)]
-                for label, texts in zip(figure.rows, figure.texts, strict=True)
-            ]
-            figures.append(Figure(f"Test {shown}{where}", alt, heat_map(figure, alt), header, table))
+            figures.append(_grid_chart(f"Test {shown}{where}", alt, grid, f"{rows} \\ {columns}"))
     return figures
 
 
-def _heat_map(
+def _grid_chart(title: str, alt: str, grid: Grid, corner: str, between: str = " ") -> Chart:
+    """A heat map and its table, whose cells have the map's lines in one."""
+    table = [
+        [name, *(between.join(lines) for lines in texts)] for name, texts in zip(grid.rows, grid.texts, strict=True)
+    ]
+    return Chart(title, alt, heat_map(grid, alt), [corner, *grid.columns], table)
+
+
+def _cells_grid(
     section: Section,
     chosen: dict[int, Cell],
     rows: str,
@@ -66,21 +69,21 @@ def _heat_map(
     shade = np.full((len(names[rows]), len(names[columns])), math.nan)
     texts: list[list[list[str]]] = [[["-"] for _ in names[columns]] for _ in names[rows]]
     marked = set()
-    places: dict[tuple[int, int], list[int]] = {}
+    positions: dict[tuple[int, int], list[int]] = {}
     for number, cell in chosen.items():
-        place = tuple(names[axis].index(cell.values[axis]) if axis in cell.values else 0 for axis in (rows, columns))
-        places.setdefault((place[0], place[1]), []).append(number)
-    for place, numbers in places.items():
+        position = tuple(names[axis].index(cell.values[axis]) if axis in cell.values else 0 for axis in (rows, columns))
+        positions.setdefault((position[0], position[1]), []).append(number)
+    for position, numbers in positions.items():
         mean = float(means.loc[numbers].mean())
-        shade[place] = (mean - span[0]) / (span[1] - span[0]) if span[1] > span[0] else 1.0
+        shade[position] = (mean - span[0]) / (span[1] - span[0]) if span[1] > span[0] else 1.0
         mark = "†" if any(chosen[number].random_weights for number in numbers) else ""
         star = "" if all(number in section.complete for number in numbers) else "*"
         lines = [f"{100 * mean:.2f}{mark}{star}"]
         if len(numbers) == 1 and not math.isnan(stds[numbers[0]]):
             lines.append(f"± {100 * stds[numbers[0]]:.2f}")
-        texts[place[0]][place[1]] = lines
+        texts[position[0]][position[1]] = lines
         if best in numbers:
-            marked.add(place)
+            marked.add(position)
     return Grid(names[rows], names[columns], shade, texts, marked)
 
 
@@ -101,7 +104,7 @@ def _two_axes(section: Section) -> tuple[str, str]:
     return rows, columns
 
 
-def effects_figure(section: Section) -> tuple[list[Figure], str]:
+def effects_figure(section: Section) -> tuple[list[Chart], str]:
     """Marginal effect of each axis on UA and WA, and what its intervals are."""
     varied = [name for name, values in section.axes.items() if len(values) > 1]
     figures = []
@@ -127,8 +130,8 @@ def effects_figure(section: Section) -> tuple[list[Figure], str]:
             for value, mean, low, high in rows
         ]
         header = ["axis", "value", "effect (points)", "95% interval"]
-        image = intervals(groups, f"effect on {shown}, percentage points", alt)
-        figures.append(Figure(f"Effect on {shown}", alt, image, header, table))
+        image = interval_plot(groups, f"effect on {shown}, percentage points", alt)
+        figures.append(Chart(f"Effect on {shown}", alt, image, header, table))
     return figures, words
 
 
@@ -147,7 +150,7 @@ def _effects_words(drawn: list[Effects], left_out: list[str]) -> str:
     return words if drawn or left_out else "Nothing varies between the cells."
 
 
-def recalls(section: Section, metric: str) -> list[Figure]:
+def recall_map(section: Section, metric: str) -> list[Chart]:
     """Recall of each class, a row a cell."""
     means = section.summary(metric)["mean"].dropna().sort_values(ascending=False, kind="stable")
     by_class = {emotion: section.summary(f"recall/{emotion}") for emotion in section.classes}
@@ -161,12 +164,10 @@ def recalls(section: Section, metric: str) -> list[Figure]:
     grid = Grid(rows, section.classes, shade, texts, set())
     weakest = section.classes[int(np.nanargmin(np.nanmean(shade, axis=0)))] if np.isfinite(shade).any() else "none"
     alt = f"Heat map of the recall of each class by cell, best cell first. On average {weakest} is recognised least."
-    table = [[name, *(" ".join(lines) for lines in row)] for name, row in zip(rows, texts, strict=True)]
-    image = heat_map(grid, alt)
-    return [Figure("Recall of each class, percent", alt, image, ["cell", *section.classes], table)]
+    return [_grid_chart("Recall of each class, percent", alt, grid, "cell")]
 
 
-def confusion(section: Section, best: int, predictions: pd.DataFrame) -> list[Figure]:
+def confusion_map(section: Section, best: int, predictions: pd.DataFrame) -> list[Chart]:
     """The confusion matrix of the best cell, summed over its runs."""
     if predictions.empty:
         return []
@@ -175,9 +176,9 @@ def confusion(section: Section, best: int, predictions: pd.DataFrame) -> list[Fi
         index=classes, columns=classes, fill_value=0
     )
     shares = counts.div(counts.sum(axis=1).clip(lower=1), axis=0).to_numpy()
-    places = range(len(classes))
-    texts = [[[str(counts.iloc[r, c]), f"{100 * shares[r, c]:.0f}%"] for c in places] for r in places]
-    wrong = [(shares[r, c], classes[r], classes[c]) for r, c in product(places, repeat=2) if r != c]
+    indices = range(len(classes))
+    texts = [[[str(counts.iloc[r, c]), f"{100 * shares[r, c]:.0f}%"] for c in indices] for r in indices]
+    wrong = [(shares[r, c], classes[r], classes[c]) for r, c in product(indices, repeat=2) if r != c]
     share, label, taken = max(wrong, default=(0.0, "nothing", "nothing"))
     cell = section.cells[best]
     runs = predictions.groupby(level=["seed", "fold", "drawn"]).ngroups
@@ -185,10 +186,9 @@ def confusion(section: Section, best: int, predictions: pd.DataFrame) -> list[Fi
         f"Confusion matrix of {cell.name}, summed over {runs} runs: rows are the labels, columns the predictions. "
         f"The most frequent mistake is {label} taken for {taken}, {100 * share:.0f} percent of {label}."
     )
-    header = ["label \\ predicted", *classes]
-    table = [[label, *(" · ".join(lines) for lines in row)] for label, row in zip(classes, texts, strict=True)]
-    image = heat_map(Grid(classes, classes, shares, texts, set()), alt)
-    return [Figure(f"{cell.name}, summed over {_runs_words(section, cell)}", alt, image, header, table)]
+    grid = Grid(classes, classes, shares, texts, set())
+    title = f"{cell.name}, summed over {_runs_words(section, cell)}"
+    return [_grid_chart(title, alt, grid, "label \\ predicted", " · ")]
 
 
 def _runs_words(section: Section, cell: Cell) -> str:
@@ -198,7 +198,7 @@ def _runs_words(section: Section, cell: Cell) -> str:
     return " and ".join(words) or "one run"
 
 
-def training_curves(section: Section, best: int, metric: str) -> tuple[list[Figure], str]:
+def training_curves(section: Section, best: int, metric: str) -> tuple[list[Chart], str]:
     """Losses of the best cell, and validation UA of the best cells, over the epochs; and what is drawn."""
     means = section.summary(metric)["mean"].dropna().sort_values(ascending=False, kind="stable")
     losses = {"train/loss": "training loss", "val/loss": "validation loss"}
@@ -218,7 +218,7 @@ def training_curves(section: Section, best: int, metric: str) -> tuple[list[Figu
         alt = f"Curves of {what} over the epochs, {cell.name}, {len(histories)} runs; last values in the table."
         image = curves(lines, stages, alt, None if keys is losses else (0.0, 1.0))
         header = ["run", "stage", "epochs", "last training loss", "last validation loss", "best validation UA (%)"]
-        figures.append(Figure(f"{cell.name}: {what}", alt, image, header, _ends(histories)))
+        figures.append(Chart(f"{cell.name}: {what}", alt, image, header, _ends(histories)))
     words = "Each run is a thin line, their mean, as far as all of them went, a thick one. "
     if len(means) > PANELS:
         words += f"Drawn are the best {PANELS} of {len(means)} cells; the others' are in their stages/*/metrics.csv."
@@ -262,7 +262,7 @@ def _ends(histories: dict[str, pd.DataFrame]) -> list[list[str]]:
     return rows
 
 
-def time_figure(section: Section) -> list[Figure]:
+def time_figure(section: Section) -> list[Chart]:
     """Seconds of training by cell and stage."""
     rows = [
         (cell.name, {str(stage): float(value) for stage, value in cell_seconds(section, number).items()})
@@ -282,4 +282,4 @@ def time_figure(section: Section) -> list[Figure]:
         [name, *(f"{shares[stage]:.1f}" if stage in shares else "-" for stage in stages), f"{sum(shares.values()):.1f}"]
         for name, shares in rows
     ]
-    return [Figure("Seconds of training", alt, bars(rows, alt), ["cell", *stages, "together"], table)]
+    return [Chart("Seconds of training", alt, bars(rows, alt), ["cell", *stages, "together"], table)]

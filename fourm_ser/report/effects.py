@@ -8,7 +8,7 @@ from scipy import stats
 
 from fourm_ser.report.cells import Section
 
-LEVEL = 0.95
+LEVEL = 0.95  # of every interval in the report
 
 
 class Effect(NamedTuple):
@@ -16,8 +16,9 @@ class Effect(NamedTuple):
 
     Attributes:
         value: the value of the axis.
-        mean: its distance from the mean over the axis's values.
-        low, high: 95% interval of it; NaN where nothing was repeated.
+        mean: the value's distance from the mean over the axis's values.
+        low: the lower end of the 95% interval of `mean`; NaN where nothing was repeated.
+        high: the upper end of the 95% interval of `mean`; NaN where nothing was repeated.
     """
 
     value: str
@@ -30,11 +31,12 @@ class Effects(NamedTuple):
     """The effects of an axis.
 
     Attributes:
-        axis: the axis.
-        effects: one a value; empty where no setting of the other axes was run with every value.
+        axis: the axis's name.
+        effects: an effect a value; empty where no setting of the other axes was run with every value.
         settings: how many settings of the other axes were run with every value.
-        n: over how many the interval is.
-        over: of what: repeats (`folds`, `seeds` ...) or, where nothing was repeated, `settings of the other axes`.
+        n: the number of repeats, or settings, that the interval is over.
+        over: what the interval is over: repeats (`folds`, `seeds` ...) or, where nothing was repeated, `settings of the
+            other axes`.
     """
 
     axis: str

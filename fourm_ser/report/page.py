@@ -14,7 +14,7 @@ from fourm_ser.report import significance as tests
 from fourm_ser.report.cells import SHOWN, Section, repeat_of
 from fourm_ser.report.collect import Collection, Run
 from fourm_ser.report.commands import cell_commands, resume_command, waiting_command
-from fourm_ser.report.drawings import confusion, effects_figure, heat_maps, recalls, time_figure, training_curves
+from fourm_ser.report.drawings import confusion_map, effects_figure, heat_maps, recall_map, time_figure, training_curves
 from fourm_ser.report.significance import Comparison
 from fourm_ser.report.tables import best_of, percent, title
 from fourm_ser.runs.intervals import FEWEST
@@ -22,7 +22,7 @@ from fourm_ser.runs.intervals import FEWEST
 NAMES = {"ua": "UA", "wa": "WA", "f1_macro": "macro F1", "f1_weighted": "weighted F1", "ece": "ECE"}
 
 
-class Row(NamedTuple):
+class ResultRow(NamedTuple):
     """A cell in the table of results: choices, then text and whether it is the best, by metric."""
 
     choices: list[str]
@@ -39,10 +39,10 @@ def write_page(
 
     Args:
         sections: what `make_sections` made of the runs.
-        collection: the runs and what is missing.
-        problems: what else was found, in sentences.
-        folder: where to write.
-        metric: which one makes the best cell.
+        collection: the runs that were found, and the jobs that have not begun.
+        problems: what was found wrong, in sentences.
+        folder: the folder to write to.
+        metric: the test metric that makes the best cell.
 
     Returns:
         All problems, with those that came up while predictions were read.
@@ -105,11 +105,15 @@ def _view(section: Section, metric: str, problems: list[str]) -> dict[str, Any]:
     view["groups"] = [
         ("Every cell", _heat_words(section), heat_maps(section, metric)),
         ("What each axis does", effects_words, effects),
-        ("Recall of each class", "Mean over the repeats, of the cells in the table's order.", recalls(section, metric)),
+        (
+            "Recall of each class",
+            "Mean over the repeats, of the cells in the table's order.",
+            recall_map(section, metric),
+        ),
         (
             "What the best cell mistakes for what",
             "Counts of test utterances; a row's shares add up to 100%.",
-            confusion(section, best, predictions[best]),
+            confusion_map(section, best, predictions[best]),
         ),
         ("Training", training_words, training),
         ("Time", "Seconds of training, mean over a cell's runs. Encoding is not counted.", time_figure(section)),
@@ -118,7 +122,7 @@ def _view(section: Section, metric: str, problems: list[str]) -> dict[str, Any]:
     return view
 
 
-def _rows(section: Section, metric: str) -> list[Row]:
+def _rows(section: Section, metric: str) -> list[ResultRow]:
     summaries = {name: section.summary(name) for name in SHOWN}
     best = {name: best_of(section, name) for name in SHOWN if name != "ece"}
     order = summaries[metric]["mean"].dropna().sort_values(ascending=False, kind="stable").index
@@ -131,7 +135,7 @@ def _rows(section: Section, metric: str) -> list[Row]:
         ]
         n = int(summaries[metric]["n"][number])
         complete = number in section.complete
-        rows.append(Row(list(cell.values.values()), numbers, n, cell.random_weights, complete))
+        rows.append(ResultRow(list(cell.values.values()), numbers, n, cell.random_weights, complete))
     return rows
 
 

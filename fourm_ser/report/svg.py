@@ -8,16 +8,16 @@ import numpy as np
 from markupsafe import Markup, escape
 
 LETTER = 6.4  # width of a letter at font size 11, in pixels, on the wide side
-ROW = 30
+ROW = 30  # pixels: a name, and the bar below it
 WIDTH = 330  # of figures that fit a phone
 
 
-class Figure(NamedTuple):
-    """A figure and the table that says the same.
+class Chart(NamedTuple):
+    """A chart of the report, and the table that says the same.
 
     Attributes:
-        title: what it shows.
-        alt: what one sees in it, in sentences.
+        title: what the chart shows.
+        alt: what one sees in the chart, in sentences.
         image: the SVG element.
         header: the table's column names.
         rows: the table's rows.
@@ -34,10 +34,11 @@ class Grid(NamedTuple):
     """Cells of a heat map.
 
     Attributes:
-        rows, columns: names.
-        shade: (rows, columns) from 0 to 1; NaN for an empty place.
-        texts: what stands in each, a line an entry.
-        marked: places with a frame.
+        rows: the names of the rows.
+        columns: the names of the columns.
+        shade: (rows, columns) shade of each cell, from 0 to 1; NaN for an empty one.
+        texts: the lines of text in each cell, by row and column.
+        marked: the rows and columns of cells with a frame.
     """
 
     rows: list[str]
@@ -75,9 +76,9 @@ def heat_map(grid: Grid, alt: str) -> Markup:
                 continue
             parts.append(_box(x, y, width, height, f'class="heat" fill-opacity="{0.05 + 0.6 * shade:.3f}"'))
             lines = grid.texts[row][column]
-            for place, line in enumerate(lines):
-                offset = y + height / 2 + 4 + 13 * (place - (len(lines) - 1) / 2)
-                bold = "value" if place == 0 else "small"
+            for number, line in enumerate(lines):
+                offset = y + height / 2 + 4 + 13 * (number - (len(lines) - 1) / 2)
+                bold = "value" if number == 0 else "small"
                 parts.append(_text(x + width / 2, offset, line, "middle", bold))
             if (row, column) in grid.marked:
                 parts.append(_box(x + 1, y + 1, width - 2, height - 2, 'class="mark"'))
@@ -86,13 +87,13 @@ def heat_map(grid: Grid, alt: str) -> Markup:
     return _svg(max(right + 6, right - width / 2 + last), top + len(grid.rows) * (height + gap) + 6, parts, alt)
 
 
-def intervals(groups: Mapping[str, list[tuple[str, float, float, float]]], unit: str, alt: str) -> Markup:
+def interval_plot(groups: Mapping[str, list[tuple[str, float, float, float]]], unit: str, alt: str) -> Markup:
     """Points with intervals about zero: a group of rows an axis, the name above its row.
 
     Args:
-        groups: by title: name, value, low, high (NaN without an interval).
-        unit: of the numbers.
-        alt: what one sees.
+        groups: rows of name, value, low and high (NaN without an interval), by the group's title.
+        unit: the unit of the numbers.
+        alt: what one sees, in sentences.
     """
     numbers = [abs(x) for rows in groups.values() for row in rows for x in row[1:] if not math.isnan(x)]
     reach = _nice(max(numbers, default=1.0))
@@ -116,8 +117,8 @@ def intervals(groups: Mapping[str, list[tuple[str, float, float, float]]], unit:
             parts.append(f'<circle class="point" cx="{x:.1f}" cy="{y:.1f}" r="4.5"/>')
         y += 12
     y += 10
-    for place in (-reach, 0.0, reach):
-        parts.append(_text(middle + place * scale, y, f"{place:+g}" if place else "0", "middle", "small"))
+    for tick in (-reach, 0.0, reach):
+        parts.append(_text(middle + tick * scale, y, f"{tick:+g}" if tick else "0", "middle", "small"))
     parts.append(_text(middle, y + 15, unit, "middle", "small"))
     return _svg(WIDTH, y + 22, parts, alt)
 
@@ -127,8 +128,8 @@ def bars(rows: Sequence[tuple[str, Mapping[str, float]]], alt: str) -> Markup:
     names = list(dict.fromkeys(name for _, shares in rows for name in shares))
     most = max((sum(shares.values()) for _, shares in rows), default=0.0) or 1.0
     parts, x = [], 4.0
-    for place, name in enumerate(names):
-        parts.append(_box(x, 6, 10, 10, f'class="bar{place % 3}"'))
+    for number, name in enumerate(names):
+        parts.append(_box(x, 6, 10, 10, f'class="bar{number % 3}"'))
         parts.append(_text(x + 14, 15, name))
         x += 26 + LETTER * len(name)
     y = 24.0
@@ -153,10 +154,11 @@ def curves(
     """Curves over the epochs, stages one after the other.
 
     Args:
-        lines: by name: one curve a run, its epochs and values. Several runs are drawn thin, with their mean.
-        stages: where each stage begins, by name.
-        alt: what one sees.
-        limits: of the values; from the data if not given.
+        lines: each line's name, and its curves: the epochs and values of each run. Several runs are drawn thin, with
+            their mean.
+        stages: each stage's name, and the epoch that it begins with.
+        alt: what one sees, in sentences.
+        limits: the least and the largest value on the axis; None for those of the data.
     """
     points = [(x, y) for _, several in lines for xs, ys in several for x, y in zip(xs, ys, strict=True)]
     points = [(x, y) for x, y in points if math.isfinite(y)]
@@ -166,7 +168,7 @@ def curves(
     last = max((x for x, _ in points), default=1.0)
     left, right, top, bottom = 38.0, WIDTH - 8.0, 24.0, 150.0
 
-    def place(x: float, y: float) -> str:
+    def point(x: float, y: float) -> str:
         across = (x - 1) / max(last - 1, 1.0)
         return f"{left + across * (right - left):.1f},{bottom - (y - low) / (high - low) * (bottom - top):.1f}"
 
@@ -176,7 +178,7 @@ def curves(
         parts.append(f'<line class="grid" x1="{left}" x2="{right}" y1="{y:.1f}" y2="{y:.1f}"/>')
         parts.append(_text(left - 5, y + 4, f"{low + share * (high - low):.2f}", "end", "small"))
     for name, start in stages:
-        x, _, _ = place(start, low).partition(",")
+        x, _, _ = point(start, low).partition(",")
         if len(stages) > 1:
             parts.append(f'<line class="axis" x1="{x}" x2="{x}" y1="{top}" y2="{bottom}"/>')
         parts.append(_text(float(x) + 3, bottom + 14, name, kind="small"))
@@ -188,14 +190,14 @@ def curves(
         parts.append(_text(legend + 20, 14, name))
         legend += 32 + LETTER * len(name)
         for xs, ys in several:
-            drawn = " ".join(place(x, y) for x, y in zip(xs, ys, strict=True) if math.isfinite(y))
+            drawn = " ".join(point(x, y) for x, y in zip(xs, ys, strict=True) if math.isfinite(y))
             thin = " thin" if len(several) > 1 else ""
             parts.append(f'<polyline class="{style}{thin}" points="{drawn}"/>')
             if len(xs) == 1 and drawn:
                 x, _, y_text = drawn.partition(",")
                 parts.append(f'<circle class="point" cx="{x}" cy="{y_text}" r="3"/>')
         if len(several) > 1:
-            drawn = " ".join(place(x, y) for x, y in _mean_curve(several))
+            drawn = " ".join(point(x, y) for x, y in _mean_curve(several))
             parts.append(f'<polyline class="{style}" points="{drawn}"/>')
     return _svg(WIDTH, bottom + 33, parts, alt)
 

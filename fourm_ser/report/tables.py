@@ -95,8 +95,8 @@ def rows_of(section: Section, bold: str, plus_minus: str) -> list[list[str]]:
 
     Args:
         section: the section.
-        bold: a pattern for the best, such as `**{}**`.
-        plus_minus: between mean and deviation.
+        bold: the pattern for the best, such as `**{}**`.
+        plus_minus: the text between mean and deviation.
     """
     summaries = {metric: section.summary(metric) for metric in COLUMNS}
     best = {metric: best_of(section, metric) for metric in COLUMNS}

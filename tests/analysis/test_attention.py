@@ -18,7 +18,7 @@ from fourm_ser.analysis.attention_shares import read_shares
 from fourm_ser.analysis.examples import Example, choose_examples
 from fourm_ser.analysis.findings import UnsuitedError, write_finding
 from fourm_ser.analysis.words import Words
-from fourm_ser.fusion.base import Fusion, Span
+from fourm_ser.fusion.base import Fusion, MapAxes
 from fourm_ser.fusion.concat import ConcatFusion
 from fourm_ser.fusion.cross_attention import CrossAttentionFusion
 from fourm_ser.fusion.unimodal import UnimodalFusion
@@ -77,7 +77,7 @@ def test_maps_are_those_of_the_utterance_alone(opened: OpenRun, examples: list[E
         words = found["fusion", "text", "audio"].queries.words
         assert words is not None
         for number in range(len(words.names)):
-            own = np.flatnonzero(words.places == number)
+            own = np.flatnonzero(words.indices == number)
             asking = found["fusion", "text", "audio"].weights.mean(0)[number]
             assert asking == pytest.approx(both[own, tokens:].mean(0), abs=1e-4)
             asked = found["fusion", "audio", "text"].weights.mean(0)[:, number]
@@ -218,7 +218,7 @@ def test_a_cell_of_a_map_has_the_colour_of_its_query_and_key(query: str, key: st
     even = columns.sizes / columns.sizes.sum()
     figure = Figure(figsize=(9.5, 5.0), layout="constrained")
     axes, bar = figure.subplots(1, 2, width_ratios=[1, 0.03])
-    _heat_map(axes, bar, attention_maps.Block("self", rows, columns, weights, even), 1.5)
+    _heat_map(axes, bar, attention_maps.MapBlock("self", rows, columns, weights, even), 1.5)
     drawn = Drawn(figure)
     # Frames lie along the seconds wherever words can be the rows.
     across, down = (rows, columns) if (query, key) == ("audio", "text") else (columns, rows)
@@ -254,8 +254,8 @@ def test_the_first_token_s_words_are_the_lighter_the_more_they_are_attended_to()
     example = Example(0, "u1", "very good", 1.5, "anger", "anger", 0.9, "the surest anger")
     text = attention_maps.Axis("text", WORDS, None)
     given = np.array([[0.1, 0.5, 0.3, 0.1], [0.7, 0.1, 0.1, 0.1], [0.1, 0.1, 0.1, 0.7], [0.2, 0.2, 0.2, 0.4]])
-    block = attention_maps.Block("self", text, text, given[None], text.sizes / 5)
-    figure = _first_token([example], {0: [block]}, {"self": Span(("text",), ("text",))}).figure
+    block = attention_maps.MapBlock("self", text, text, given[None], text.sizes / 5)
+    figure = _first_token([example], {0: [block]}, {"self": MapAxes(("text",), ("text",))}).figure
     assert figure is not None
     drawn = Drawn(figure)
     (axes,) = figure.axes

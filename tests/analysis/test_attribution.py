@@ -153,7 +153,7 @@ def test_one_modality_is_explained_alone(two_stage_run: Path, examples: list[Exa
     network, other = opened.network, "audio" if modality == "text" else "text"
     del network.encoders[other]
     dims = {modality: network.by_modality[modality].dim}
-    network.fusion = UnimodalFusion(dims, [modality], 128, 4, 0.0, "mean").eval()
+    network.fusion = UnimodalFusion(dims=dims, modalities=[modality], dim=128, heads=4, dropout=0.0, pool="mean").eval()
     finding, summary = attribution(opened, examples[:1], "test", 64, 0.02, 1024)
     assert set(finding.table["modality"]) == {modality}
     assert other not in summary.table

@@ -208,7 +208,9 @@ def test_one_modality_is_removed_and_shuffled_alone(run_dir: Path, modality: str
     del network.encoders["audio" if modality == "text" else "text"]
     torch.manual_seed(0)
     dims = {modality: network.by_modality[modality].dim}
-    network.fusion = UnimodalFusion(dims, [modality], network.fusion.dim, 4, 0.0, "mean").eval()
+    network.fusion = UnimodalFusion(
+        dims=dims, modalities=[modality], dim=network.fusion.dim, heads=4, dropout=0.0, pool="mean"
+    ).eval()
     accuracy, pairs = contribution(single, "test", seed=0, shuffles=2)
     assert accuracy.table["condition"].tolist() == ["intact", f"{name} removed", f"{name} shuffled"]
     assert pairs.table.columns.tolist() == ["first", "second", "intact", f"{name} shuffled"]

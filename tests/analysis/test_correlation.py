@@ -178,7 +178,9 @@ def test_a_variate_that_is_length_correlates_with_length() -> None:
 def test_a_fusion_whose_sequences_read_each_other_is_told(opened: OpenRun, monkeypatch: pytest.MonkeyPatch) -> None:
     assert readers_of_both(opened, "test") == []
     dims = {modality: encoder.dim for modality, encoder in opened.network.by_modality.items()}
-    crossing = CrossAttentionFusion(dims, ["text", "audio"], dim=8, heads=4, dropout=0.0, pool="mean").eval()
+    crossing = CrossAttentionFusion(
+        dims=dims, modalities=["text", "audio"], dim=8, heads=4, dropout=0.0, pool="mean"
+    ).eval()
     monkeypatch.setattr(opened.network, "fusion", crossing)
     assert readers_of_both(opened, "test") == ["text", "audio"]
 

@@ -47,7 +47,7 @@ def encoder(composed: Compose, tmp_path_factory: pytest.TempPathFactory) -> Call
 
 def network_of(encoder: Encoder) -> EmotionNetwork:
     torch.manual_seed(0)
-    fusion = UnimodalFusion({"audio": encoder.dim}, ["audio"], 8, 1, 0.0, "mean")
+    fusion = UnimodalFusion(dims={"audio": encoder.dim}, modalities=["audio"], dim=8, heads=1, dropout=0.0, pool="mean")
     return EmotionNetwork({"audio": encoder}, fusion, Head(8, 4, [], 0.0, "relu", 0.0)).eval()
 
 

@@ -10,7 +10,7 @@ from matplotlib.patches import Rectangle
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 from transformers import PreTrainedTokenizerFast
 
-from fourm_ser.analysis.word_cells import count_lines, draw_words, lay_out, prepare_axes
+from fourm_ser.analysis.word_cells import count_lines, draw_words, prepare_axes, word_positions
 from fourm_ser.analysis.words import read_words
 from fourm_ser.encoders.tokens import Tokens
 from tests.drawn import Drawn, distance
@@ -47,10 +47,10 @@ def test_pieces_and_punctuation_belong_to_their_word(tokenizer: PreTrainedTokeni
     assert words.names[1:-1] == text.split()
     assert words.special.tolist() == [True, *[False] * len(text.split()), True]
     ids = Tokens(tokenizer, 128)(text)["ids"]
-    assert len(words.places) == len(ids)
+    assert len(words.indices) == len(ids)
     # Decoding a word's own pieces gives the word, but for spaces.
     for number, name in enumerate(words.names[1:-1], start=1):
-        decoded = tokenizer.decode(ids[words.places == number])
+        decoded = tokenizer.decode(ids[words.indices == number])
         assert isinstance(decoded, str)
         assert decoded.replace(" ", "").replace("##", "") == name
 
@@ -77,7 +77,7 @@ def test_characters_of_scripts_without_spaces_are_words() -> None:
 
 def test_cells_hold_every_word_once_within_the_line() -> None:
     names = [f"word{number}" for number in range(40)]
-    places = lay_out(names, 60)
+    places = word_positions(names, 60)
     assert count_lines(names, 60) == places[-1][0] + 1 > 1
     assert all(column + len(name) <= 60 for name, (_, column) in zip(names, places, strict=True))
     axes = Figure().subplots()
@@ -99,7 +99,7 @@ def test_words_are_read_from_left_to_right_and_lines_from_the_top() -> None:
     draw_words(axes, names, list(range(40)), lambda value: (value / 40, 0.0, 0.0, 1.0))
     drawn = Drawn(figure)
     places = np.array([text.get_transform().transform(text.get_position()) for text in axes.texts])
-    lines = [line for line, _ in lay_out(names)]
+    lines = [line for line, _ in word_positions(names)]
     for number, (before, after) in enumerate(pairwise(places)):
         if lines[number] == lines[number + 1]:
             assert after[0] > before[0]

@@ -14,7 +14,7 @@ from tests.losses.test_center import squared
 
 
 def built(case: Case, form: str, delta: float) -> ContrastiveCenterLoss:
-    loss = ContrastiveCenterLoss(form, delta, ["embedding"], 0.5)
+    loss = ContrastiveCenterLoss(form=form, delta=delta, on=["embedding"], learning_rate=0.5)
     return loss.setup(case.classes, {"embedding": case.dim}, [1] * case.classes)
 
 
@@ -63,12 +63,11 @@ def test_one_utterance_in_the_4m_ser_form_is_ten_times_the_published_one() -> No
     assert values[1] == pytest.approx(10 * values[0], rel=1e-5)
 
 
-@pytest.mark.parametrize("delta", [0.0, -1.0, None])
-def test_a_delta_that_is_not_positive_is_refused(delta: Any) -> None:
-    with pytest.raises(InputError, match=r"loss\.delta=.*expected a number greater than 0"):
-        ContrastiveCenterLoss("published", delta, ["embedding"], 0.5)
+def test_a_delta_that_is_not_positive_and_an_unknown_form_are_refused() -> None:
+    def refused(form: str, delta: Any, message: str) -> None:
+        with pytest.raises(InputError, match=message):
+            ContrastiveCenterLoss(form=form, delta=delta, on=["embedding"], learning_rate=0.5)
 
-
-def test_an_unknown_form_is_refused() -> None:
-    with pytest.raises(InputError, match=r"loss\.form=other"):
-        ContrastiveCenterLoss("other", 1.0, ["embedding"], 0.5)
+    for delta in (0.0, -1.0, None):
+        refused("published", delta, rf"loss\.delta={delta}.*expected a number greater than 0")
+    refused("other", 1.0, r"loss\.form=other")

@@ -11,7 +11,7 @@ import pytest
 
 from fourm_ser.report.cells import Section, make_sections
 from fourm_ser.report.collect import collect
-from fourm_ser.report.drawings import confusion, effects_figure, heat_maps, recalls, time_figure, training_curves
+from fourm_ser.report.drawings import confusion_map, effects_figure, heat_maps, recall_map, time_figure, training_curves
 from fourm_ser.report.significance import read_predictions
 from tests.report.drawn import Heat, read_bars, read_curves, read_heat_map, read_points
 from tests.report.runs import EMOTIONS, write_sweep
@@ -82,7 +82,7 @@ def test_effects_are_distances_from_the_mean(section: Section, numbers: pd.DataF
 
 
 def test_recalls_are_those_of_each_cell_and_class(section: Section, numbers: pd.DataFrame) -> None:
-    (figure,) = recalls(section, "ua")
+    (figure,) = recall_map(section, "ua")
     order = numbers.sort_values("test/ua", ascending=False).index
     names = [row[0] for row in figure.rows]
     cells = read_heat_map(figure.image, names, EMOTIONS)
@@ -100,7 +100,7 @@ def test_recalls_are_those_of_each_cell_and_class(section: Section, numbers: pd.
 def test_the_confusion_matrix_has_labels_as_rows(section: Section, sweep: Path, numbers: pd.DataFrame) -> None:
     best = section.best("ua")
     encoder, loss = max(numbers.index, key=numbers["test/ua"].__getitem__)
-    (figure,) = confusion(section, best, read_predictions(section.cells[best].runs)[0])
+    (figure,) = confusion_map(section, best, read_predictions(section.cells[best].runs)[0])
     tables = [pd.read_csv(sweep / f"{encoder}-{loss}-0-{fold}/predictions.csv") for fold in range(FOLDS)]
     cells = read_heat_map(figure.image, EMOTIONS, EMOTIONS)
     shares = []

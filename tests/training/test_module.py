@@ -58,7 +58,7 @@ def build_module(node: dict[str, Any]) -> EmotionModule:
     torch.manual_seed(0)
     dims = {"text": 8, "audio": 8}
     fusion = SelfAttentionFusion(
-        dims, ["text", "audio"], dim=6, heads=2, dropout=0.0, pool="mean", audio_norm="layer_norm"
+        dims=dims, modalities=["text", "audio"], dim=6, heads=2, dropout=0.0, pool="mean", audio_norm="layer_norm"
     )
     head: nn.Module = Head(6, len(EMOTIONS), [5], 0.0, "relu", 0.0)
     network = EmotionNetwork({modality: Stored(modality, dim) for modality, dim in dims.items()}, fusion, head)

@@ -24,7 +24,7 @@ class CrossCorpus(Corpus):
     Args:
         train: the config node of the corpus that is trained on.
         test: the config node of the corpus that is tested.
-        **use: see `Corpus`; what the two nodes do not say themselves they take from here.
+        **use: the arguments of every `Corpus`; what the two nodes do not say themselves they take from here.
     """
 
     name = "cross_corpus"

@@ -20,6 +20,7 @@ import soxr
 from filelock import FileLock
 
 from fourm_ser.checks import check_number
+from fourm_ser.data.audio import SAMPLE_RATE
 from fourm_ser.data.corpus import Corpus
 from fourm_ser.data.manifest import read_manifest, write_manifest
 from fourm_ser.data.release import Release
@@ -30,9 +31,8 @@ log = logging.getLogger(__name__)
 VERSION = 1
 """Part of the cache key: raised whenever the same arguments would give other bytes."""
 
-RATE = 16000
-LEAST = 40
-MOST = 10_000
+LEAST = 40  # utterances: ten speakers in four emotions each
+MOST = 10_000  # utterances: as many as IEMOCAP has
 
 # Emotion -> (aroused, negative).
 AFFECT = {"anger": (True, True), "happiness": (True, False), "sadness": (False, True), "neutral": (False, False)}
@@ -59,6 +59,7 @@ CUES = {
     "pitch": (48.0, 14.0, 3.0, 9.0),
     "range": (50.0, 24.0, 4.0, 15.0),
 }
+# Draws beyond these would clip, or are none of espeak's.
 LIMITS = {"level": (-24.0, 0.0), "rate": (125.0, 240.0), "pitch": (5.0, 95.0), "range": (5.0, 95.0)}
 
 # The part of the labels that is exchanged with another emotion's, the part of the sentences with a mild word only, how
@@ -152,9 +153,9 @@ class DemoCorpus(Corpus):
     """The demo corpus, made once into the cache.
 
     Args:
-        utterances: how many, see `synthesise`.
+        utterances: the number of utterances, from 40 to 10,000.
         corpus_seed: the corpus's seed, apart from the run's.
-        **use: see `Corpus`.
+        **use: the arguments of every `Corpus`.
     """
 
     name = "demo"
@@ -185,9 +186,9 @@ def synthesise(folder: Path, utterances: int = 1600, seed: int = 0) -> None:
     The same arguments give the same bytes. The manifest is written last, so that a folder with one is complete.
 
     Args:
-        folder: where to; made where missing.
-        utterances: how many, shared out evenly over ten speakers and four emotions.
-        seed: of the sentences, the speakers and the noise.
+        folder: the folder to write to; made where missing.
+        utterances: the number of utterances, shared out evenly over ten speakers and four emotions.
+        seed: the seed of the sentences, the speakers and the noise.
 
     Raises:
         InputError: `utterances` is out of bounds, or espeak-ng, its data or one of its voices is not available.
@@ -207,11 +208,12 @@ def synthesise(folder: Path, utterances: int = 1600, seed: int = 0) -> None:
                 value = middle + (half if aroused else -half) + habits[speaker][cue] + rng.normal(0, within)
                 cues[cue] = float(np.clip(value, *LIMITS[cue]))
             samples = espeak.say(VOICES[speaker], text, round(cues["rate"]), round(cues["pitch"]), round(cues["range"]))
-            audio = soxr.resample(samples * np.float32(10 ** (cues["level"] / 20)), espeak.rate, RATE)
+            audio = soxr.resample(samples * np.float32(10 ** (cues["level"] / 20)), espeak.rate, SAMPLE_RATE)
             counts[speaker] += 1
             name = f"{speaker}_{counts[speaker]:04d}"
-            soundfile.write(folder / "wav" / f"{name}.wav", audio, RATE, subtype="PCM_16")
-            rows.append((name, f"wav/{name}.wav", text, emotion, speaker, speaker[:5], "en", len(audio) / RATE))
+            soundfile.write(folder / "wav" / f"{name}.wav", audio, SAMPLE_RATE, subtype="PCM_16")
+            seconds = len(audio) / SAMPLE_RATE
+            rows.append((name, f"wav/{name}.wav", text, emotion, speaker, speaker[:5], "en", seconds))
         espeak.close()
     columns = ["id", "audio", "text", "emotion", "speaker", "session", "language", "duration"]
     write_manifest(pd.DataFrame(rows, columns=columns), folder / "manifest.csv")
@@ -236,7 +238,7 @@ def _script(utterances: int, seed: int) -> list[_Utterance]:
         # Labels are exchanged rather than replaced: the noise leaves the balance as it is.
         for _ in range(int(count * NOISE / 2 + rng.random())):
             one = rng.integers(count)
-            other = rng.choice([place for place in range(count) if labels[place] != labels[one]])
+            other = rng.choice([index for index in range(count) if labels[index] != labels[one]])
             labels[one], labels[other] = labels[other], labels[one]
         for emotion, label in zip(played, labels, strict=True):
             aroused, negative = AFFECT[emotion]

@@ -9,10 +9,10 @@ from fourm_ser.data.corpus import Corpus
 from fourm_ser.data.release import (
     MISSING_PART,
     UNREADABLE_TEXT,
-    Reader,
     Release,
+    ReleaseBuilder,
     Utterance,
-    decode,
+    decode_text,
     files_in,
     find_root,
     folders_in,
@@ -42,7 +42,7 @@ EMOTIONS = {
     "惊讶": "surprise",
 }
 SIDES = {"train": "train", "evaluation": "val", "test": "test"}
-SENTENCES = 350
+SENTENCES = 350  # of a speaker in each emotion, numbered one emotion after the other
 OTHER_LANGUAGE = "speaker of another language than data.language"
 CONTRADICTED = "label that contradicts its folder"
 IDENTITY = re.compile(r"([0-9]{4})_([0-9]{6})")
@@ -54,7 +54,7 @@ class EsdCorpus(Corpus):
 
     Args:
         root: the folder that holds 0001 ... 0020, or one above it.
-        **use: see `Corpus`; `language` chooses the English (en) or the Mandarin (zh) half.
+        **use: the arguments of every `Corpus`; `language` chooses the English (en) or the Mandarin (zh) half.
     """
 
     name = "esd"
@@ -69,7 +69,7 @@ class EsdCorpus(Corpus):
             lambda folder: any(below.name in SPEAKERS for below in folders_in(folder)),
             "the speakers' folders 0001 ... 0020",
         )
-        reader = Reader(root)
+        builder = ReleaseBuilder(root)
         rows: list[tuple[str, tuple[str, str], str]] = []
         told: dict[Path, str | None] = {}  # each recording's emotion by its folder
         unread: dict[str, None] = {}
@@ -77,10 +77,10 @@ class EsdCorpus(Corpus):
             folder = root / speaker
             if self.language not in (None, language):
                 if folder.is_dir():
-                    reader.leave_out(speaker, OTHER_LANGUAGE, f"{speaker}: {language}", fault=False)
+                    builder.leave_out(speaker, OTHER_LANGUAGE, f"{speaker}: {language}", fault=False)
                 continue
             if not folder.is_dir():
-                reader.leave_out(speaker, MISSING_PART, f"{speaker}: no such folder")
+                builder.leave_out(speaker, MISSING_PART, f"{speaker}: no such folder")
                 continue
             spoken = {
                 path: EMOTIONS.get(emotion.name.lower())
@@ -90,27 +90,27 @@ class EsdCorpus(Corpus):
             told |= spoken
             path = folder / f"{speaker}.txt"
             if not path.is_file():
-                reader.leave_out(speaker, MISSING_PART, f"{speaker}/{path.name}: no such file")
+                builder.leave_out(speaker, MISSING_PART, f"{speaker}/{path.name}: no such file")
                 continue
             data = path.read_bytes()
             # Chinese characters are pairs of high bytes, an apostrophe of Windows-1252 is one by itself.
-            text = decode(data, "gb18030" if NOT_WINDOWS.search(data) else "cp1252")
+            text = decode_text(data, "gb18030" if NOT_WINDOWS.search(data) else "cp1252")
             if text is None:
                 unread |= dict.fromkeys(recording.stem for recording in spoken)
                 for recording in spoken:
-                    reader.leave_out(recording.stem, UNREADABLE_TEXT, reader.name(path))
+                    builder.leave_out(recording.stem, UNREADABLE_TEXT, builder.name(path))
             else:
-                rows += parse_rows(text, reader.name(path))
-        found = reader.unique(rows)
-        paths = reader.by_id(told)
+                rows += parse_rows(text, builder.name(path))
+        found = builder.unique(rows)
+        paths = builder.by_id(told)
         for key, row in found.items():
             if row is not None and key in paths and told[paths[key]] not in (None, row[0][1]):
-                reader.leave_out(key, CONTRADICTED, f"{row[1]}: {row[0][1]}, but {reader.name(paths[key])}")
+                builder.leave_out(key, CONTRADICTED, f"{row[1]}: {row[0][1]}, but {builder.name(paths[key])}")
                 found[key] = None
         labels = {key: row and (row[0][1], row[1]) for key, row in found.items()}
         texts = {key: row and row[0][0] for key, row in found.items()}
-        reader.join(paths, labels | unread, texts | unread, _utterance)
-        return reader.release()
+        builder.join(paths, labels | unread, texts | unread, _utterance)
+        return builder.release()
 
 
 def parse_rows(text: str, path: str) -> list[tuple[str, tuple[str, str], str]]:
@@ -118,7 +118,7 @@ def parse_rows(text: str, path: str) -> list[tuple[str, tuple[str, str], str]]:
 
     Args:
         text: the file's text.
-        path: its name, for errors.
+        path: the file's name, for errors.
 
     Returns:
         (utterance's id, (transcript, emotion), where the row stands), in the file's order.
@@ -145,8 +145,8 @@ def parse_rows(text: str, path: str) -> list[tuple[str, tuple[str, str], str]]:
 
 def official_side(number: int) -> str:
     """The official side of an utterance by the number in its id: blocks of 350, of which 20 validate, 30 are tested."""
-    place = (number - 1) % SENTENCES
-    return "val" if place < 20 else "test" if place < 50 else "train"
+    position = (number - 1) % SENTENCES
+    return "val" if position < 20 else "test" if position < 50 else "train"
 
 
 def _recordings(emotion: Path) -> list[Path]:

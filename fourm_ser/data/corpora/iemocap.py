@@ -8,10 +8,10 @@ from fourm_ser.data.corpus import Corpus
 from fourm_ser.data.release import (
     MISSING_PART,
     UNREADABLE_TEXT,
-    Reader,
     Release,
+    ReleaseBuilder,
     Utterance,
-    decode,
+    decode_text,
     files_in,
     find_root,
     folders_in,
@@ -36,7 +36,9 @@ DISAGREED = "xxx"
 NOT_AGREED = "the annotators agreed on no emotion (xxx)"
 # Ses01F_impro01_M003: session, the actor who wears the markers, dialog, the actor who speaks, number.
 IDENTITY = re.compile(r"(Ses\d\d)[FM]_\w+_([FM])\d+", re.ASCII)
+# [6.2901 - 8.2357]  Ses01F_impro01_F000  neu  [2.5000, 2.5000, 2.5000]
 LABEL = re.compile(r"\[\s*[\d.]+\s*-\s*[\d.]+\s*\]\s+(\S+)\s+(\S+)\s+\[[^\]]*\]")
+# Ses01F_impro01_F000 [006.2901-008.2357]: Excuse me.
 TURN = re.compile(r"([^\s\[]+)\s*\[[^\]]*\]\s*:?\s*(.*)")
 
 
@@ -45,7 +47,7 @@ class IemocapCorpus(Corpus):
 
     Args:
         root: the folder that holds Session1 ... Session5, or one above it.
-        **use: see `Corpus`.
+        **use: the arguments of every `Corpus`.
     """
 
     name = "iemocap"
@@ -60,7 +62,7 @@ class IemocapCorpus(Corpus):
             lambda folder: any((folder / session / "dialog" / "EmoEvaluation").is_dir() for session in SESSIONS),
             "Session1 ... Session5, each with sentences/wav, dialog/transcriptions and dialog/EmoEvaluation",
         )
-        reader = Reader(root)
+        builder = ReleaseBuilder(root)
         recordings: list[Path] = []
         labels: list[tuple[str, str, str]] = []
         turns: list[tuple[str, str, str]] = []
@@ -68,7 +70,7 @@ class IemocapCorpus(Corpus):
         for session in SESSIONS:
             folder = root / session
             if not folder.is_dir():
-                reader.leave_out(session, MISSING_PART, f"{session}: no such folder")
+                builder.leave_out(session, MISSING_PART, f"{session}: no such folder")
                 continue
             for dialog in folders_in(folder / "sentences" / "wav"):
                 recordings += files_in(dialog, ".wav")
@@ -77,23 +79,23 @@ class IemocapCorpus(Corpus):
                 (parse_turns, "transcriptions", turns),
             ):
                 for path in files_in(folder / "dialog" / below, ".txt"):
-                    text = decode(path.read_bytes(), "cp1252")
+                    text = decode_text(path.read_bytes(), "cp1252")
                     if text is not None:
-                        found += parse(text, reader.name(path))
+                        found += parse(text, builder.name(path))
                         continue
                     spoken = [recording.stem for recording in recordings if recording.parent.name == path.stem]
                     for key in spoken or [path.stem]:
                         if key not in unread:
-                            reader.leave_out(key, UNREADABLE_TEXT, reader.name(path))
+                            builder.leave_out(key, UNREADABLE_TEXT, builder.name(path))
                             unread[key] = None
-        texts = {key: found and found[0] for key, found in reader.unique(turns).items()}
-        agreed = reader.unique(labels)
+        texts = {key: found and found[0] for key, found in builder.unique(turns).items()}
+        agreed = builder.unique(labels)
         for key, label in agreed.items():
             if label is not None and label[0] == DISAGREED:
-                reader.leave_out(key, NOT_AGREED, label[1], fault=False)
+                builder.leave_out(key, NOT_AGREED, label[1], fault=False)
                 agreed[key] = None
-        reader.join(reader.by_id(recordings), agreed | unread, texts, _utterance)
-        return reader.release()
+        builder.join(builder.by_id(recordings), agreed | unread, texts, _utterance)
+        return builder.release()
 
 
 def parse_labels(text: str, path: str) -> list[tuple[str, str, str]]:
@@ -101,7 +103,7 @@ def parse_labels(text: str, path: str) -> list[tuple[str, str, str]]:
 
     Args:
         text: the file's text.
-        path: its name, for errors.
+        path: the file's name, for errors.
 
     Returns:
         (utterance's id, emotion or xxx, where the line stands), in the file's order.

@@ -14,10 +14,10 @@ class ManifestCorpus(Corpus):
     """A manifest that the user brings.
 
     Args:
-        manifest: path of the CSV, see `fourm_ser.data.manifest.read_manifest`.
-        audio_root: the folder that its column `audio` is relative to; the manifest's own by default.
-        delimiter: what parts its cells, see `fourm_ser.data.table.read_table`; None recognises it.
-        **use: see `Corpus`.
+        manifest: the path of the CSV, as `fourm_ser.data.manifest.read_manifest` describes it.
+        audio_root: the folder that the column `audio` is relative to; None for the manifest's own.
+        delimiter: what parts cells: `comma`, `semicolon`, `tab`, or the sign itself; None recognises it.
+        **use: the arguments of every `Corpus`.
     """
 
     name = "manifest"

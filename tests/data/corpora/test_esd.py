@@ -18,7 +18,7 @@ from fourm_ser.data.release import (
     NO_ROW,
     REPEATED,
     UNREADABLE_TEXT,
-    decode,
+    decode_text,
 )
 from fourm_ser.data.splits import split_manifest
 from fourm_ser.errors import InputError
@@ -345,7 +345,7 @@ def test_rows_come_back_from_every_encoding_and_line_end(
 ) -> None:
     data = "".join(line + end for line in lines_of(rows)).encode(encoding)
     assume(not ambiguous(data, encoding))
-    text = decode(data, "gb18030")
+    text = decode_text(data, "gb18030")
     assert text is not None
     each = 2 if end == "\n\n" else 1
     assert parse_rows(text, "0011.txt") == [

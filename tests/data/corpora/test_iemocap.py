@@ -23,7 +23,7 @@ from fourm_ser.data.release import (
     NO_TRANSCRIPT,
     REPEATED,
     UNREADABLE_TEXT,
-    decode,
+    decode_text,
 )
 from fourm_ser.data.splits import split_manifest
 from fourm_ser.errors import InputError
@@ -427,7 +427,7 @@ def test_labels_come_back_from_every_encoding_and_line_end(
     rows: list[tuple[str, str]], encoding: str, end: str, draw: random.Random
 ) -> None:
     lines = label_lines(rows, draw)
-    text = decode("".join(line + end for line in lines).encode(encoding), "cp1252")
+    text = decode_text("".join(line + end for line in lines).encode(encoding), "cp1252")
     assert text is not None
     numbers = [number for number, line in enumerate(lines) if line.startswith("[")]
     each = 2 if end == "\n\n" else 1
@@ -451,7 +451,7 @@ def test_transcripts_come_back_from_every_encoding_and_line_end(
         rows = [(key, text.encode("cp1252", "ignore").decode("cp1252").strip()) for key, text in rows]
     data = "".join(line + end for line in turn_lines(rows, draw)).encode(encoding)
     assume(not ambiguous(data, encoding))
-    text = decode(data, "cp1252")
+    text = decode_text(data, "cp1252")
     assert text is not None
     assert [(key, said) for key, said, _ in parse_turns(text, "f.txt")] == rows
 

@@ -18,7 +18,7 @@ import soundfile
 from hypothesis import assume, given, settings
 
 from fourm_ser.data.corpora.meld import BAD_CLIP, COLUMNS, EMOTIONS, OTHER_NAME, TABLES, parse_table
-from fourm_ser.data.release import CONFLICT, NO_RECORDING, NO_ROW, REPEATED, decode
+from fourm_ser.data.release import CONFLICT, NO_RECORDING, NO_ROW, REPEATED, decode_text
 from fourm_ser.errors import InputError
 from tests import releases
 from tests.data.corpora.conftest import (
@@ -299,7 +299,7 @@ def test_rows_come_back_from_every_encoding_and_line_end(
     text, ends = written(rows, end)
     data = text.encode(encoding)
     assume(not ambiguous(data, encoding))
-    read = decode(data, "cp1252")
+    read = decode_text(data, "cp1252")
     assert read is not None
     assert parse_table(read, "t.csv", "val") == [
         (f"val_dia{dialog}_utt{number}", (said, EMOTIONS[word.lower()], speaker), f"t.csv:{line}")

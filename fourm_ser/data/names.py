@@ -14,7 +14,7 @@ from fourm_ser.errors import InputError
 
 log = logging.getLogger(__name__)
 
-SHOWN = 3
+SHOWN = 3  # doubles in an error, which is one line
 
 CLEANED = ("id", "speaker", "session", "emotion", "split", "language")
 """Columns whose cells are names; those of `text` are cleaned as transcripts, those of `audio` are paths."""
@@ -32,9 +32,9 @@ class Double(NamedTuple):
     """Values of a column that are probably one.
 
     Attributes:
-        column: the column.
-        values: each value, and how many rows have it.
-        first: the id of the first row of each.
+        column: the column's name.
+        values: each value with the number of rows that have it.
+        first: the id of the first row of each value.
     """
 
     column: str
@@ -79,8 +79,8 @@ def natural(text: str) -> tuple[list[tuple[int, str]], str]:
     parts = DIGITS.split(text)
     # Every other part is a number, the longer one of which is larger without zeros in front. Names that are equal so
     # far (1, 01) keep their own order.
-    bare = [part.lstrip("0") if place % 2 else part for place, part in enumerate(parts)]
-    return [(len(part) if place % 2 else 0, part) for place, part in enumerate(bare)], text
+    bare = [part.lstrip("0") if index % 2 else part for index, part in enumerate(parts)]
+    return [(len(part) if index % 2 else 0, part) for index, part in enumerate(bare)], text
 
 
 def likeness(text: str) -> str:
@@ -97,7 +97,7 @@ def find_doubles(frame: pd.DataFrame, columns: Iterable[str]) -> list[Double]:
 
     Args:
         frame: a table with a column `id`.
-        columns: where to look; empty cells are no names.
+        columns: the columns that are searched; empty cells are no names.
     """
     found = []
     for column in columns:
@@ -117,7 +117,7 @@ def tell_doubles(doubles: Sequence[Double], source: Path, strict: bool) -> None:
     """Name what is probably one name in several spellings, which would be two classes, or on two sides of a split.
 
     Args:
-        doubles: see `find_doubles`.
+        doubles: the values that are probably one name.
         source: the release or table.
         strict: make it an error instead of a warning.
 
