@@ -96,9 +96,9 @@ def plan_shards(keys: Sequence[str], lengths: np.ndarray, batch_length: float) -
     in every pass over the same manifest, so that an interrupted pass goes on with the bits it would have made.
 
     Args:
-        keys: key of each utterance; of those that share one, the first is encoded.
-        lengths: length of each utterance.
-        batch_length: total length of a batch, padding included; a longer utterance is a batch of its own. A batch in
+        keys: The key of each utterance. Of those that share one, the first is encoded.
+        lengths: The length of each utterance.
+        batch_length: The length of a batch, padding included. A longer utterance is a batch of its own, and a batch in
             which more than 5% would be padding is closed before it is full.
     """
     first: dict[str, int] = {}
