@@ -351,15 +351,12 @@ def _items(audio: Any, text: Any, rate: float) -> Item | list[Item]:
     """What a call was given, as one item or several."""
     if not isinstance(audio, list | tuple) and not isinstance(text, list | tuple):
         return Item(audio, text, rate)
-    audios = audio if isinstance(audio, list | tuple) else None
-    texts = text if isinstance(text, list | tuple) else None
-    fits = audios is None or texts is None or len(audios) == len(texts)
-    if not fits or (audios is None and audio is not None) or (texts is None and text is not None):
+    audios = [None] * len(text) if audio is None else audio
+    texts = [None] * len(audio) if text is None else text
+    if not isinstance(audios, list | tuple) or not isinstance(texts, list | tuple) or len(audios) != len(texts):
         given = [
             f"{len(one)} {name}s" if isinstance(one, list | tuple) else f"one {name}"
             for name, one in (("recording", audio), ("text", text))
         ]
         raise InputError(f"audio and text: expected a text, or None, for each recording. Got {' and '.join(given)}.")
-    count = len(audios if audios is not None else texts or ())
-    pairs = zip(audios or [None] * count, texts or [None] * count, strict=True)
-    return [Item(one, said, rate) for one, said in pairs]
+    return [Item(one, said, rate) for one, said in zip(audios, texts, strict=True)]
