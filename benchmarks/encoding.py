@@ -188,8 +188,9 @@ def take_turns(
         for precision in precisions:
             store = stores[precision] = FeatureStore(folder, encoder.name, f"{precision}-{turn}", {})
             how = Encoding(folder, precision, budget, budget, device)
-            given = {"keys": keys, "lengths": lengths, "encoding": how, "workers": workers}
-            fill = partial(fill_store, store, encoder, source, **given)
+            fill = partial(
+                fill_store, store, encoder, source, keys=keys, lengths=lengths, encoding=how, workers=workers
+            )
             took, memory[precision] = peak_memory(partial(timed, fill), device)
             seconds[precision].append(took)
     return Turns({way: statistics.median(times) for way, times in seconds.items()}, memory, stores)

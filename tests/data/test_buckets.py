@@ -310,7 +310,7 @@ def test_a_batch_ends_before_it_is_too_long_too_padded_or_of_too_many() -> None:
         return [lengths[places] for places in cut_by_length(lengths, **limits)]
 
     assert cut([1, 2, 2, 3, 9], total=6) == [[1, 2, 2], [3], [9]]  # 3 x 2 fit, 4 x 3 do not; 9 never does
-    assert cut([2, 3, 3, 4], padding=0.15) == [[2], [3, 3, 4]]  # 1 of 6 is padding, then 2 of 12
+    assert cut([2, 3, 3, 4], padding=0.15) == [[2], [3, 3], [4]]  # 1 of 6 would be padding, then 2 of 12
     assert cut([2, 3, 3, 4], padding=0.17) == [[2, 3, 3], [4]]  # 1 of 9 is; 4 of 16 would be
     assert cut([1, 1, 1], count=2) == [[1, 1], [1]]
     assert cut([]) == []
