@@ -33,7 +33,7 @@ from fourm_ser.encoders.base import Encoder, Resources
 from fourm_ser.encoders.speech import SpeechEncoder
 from fourm_ser.encoders.store import FeatureStore
 from fourm_ser.encoders.text import TextEncoder
-from fourm_ser.models.features import fill_store, plan_shards
+from fourm_ser.models.features import Encoding, fill_store, plan_shards
 
 RATE = 16_000
 WORDS = [
@@ -187,8 +187,11 @@ def take_turns(
         seconds["plain"].append(took)
         for precision in precisions:
             store = stores[precision] = FeatureStore(folder, encoder.name, f"{precision}-{turn}", {})
-            fill = partial(fill_store, store, encoder, source, keys, lengths, budget, workers, device)
-            took, memory[precision] = peak_memory(partial(timed, partial(fill, precision)), device)
+            how = Encoding(folder, precision, budget, budget, device)
+            fill = partial(
+                fill_store, store, encoder, source, keys=keys, lengths=lengths, encoding=how, workers=workers
+            )
+            took, memory[precision] = peak_memory(partial(timed, fill), device)
             seconds[precision].append(took)
     return Turns({way: statistics.median(times) for way, times in seconds.items()}, memory, stores)
 
@@ -234,7 +237,7 @@ def main() -> None:
                 took = take_turns(encoder, corpus, precisions, options.turns, budget, workers, Path(scratch), device)
                 lengths, operations = corpus.lengths[modality], work(encoder, corpus)
                 shards = plan_shards([str(place) for place in range(len(lengths))], lengths, budget)
-                padded = sum(len(batch) * lengths[batch].max() for shard in shards for batch in shard.batches)
+                padded = sum(len(batch) * lengths[batch].max() for shard in shards for batch in shard)
                 for precision, store in took.stores.items():
                     cosine = min(
                         _cosine(store, took.stores[precisions[0]], key)

@@ -42,7 +42,7 @@ def make_predictor(encoder: str, texts: list[str], cache: Path, device: torch.de
         command = compose("predict")
     network = build_network(config, len(EMOTIONS), Resources(cache, texts)).eval()
     model = Model(network, EMOTIONS, Conditions([], "32", "32-true", MAX_SECONDS))
-    return Predictor(model, device, None, command.batch_size, command.batch_seconds)
+    return Predictor(model, device, batch_size=command.batch_size, batch_seconds=command.batch_seconds)
 
 
 def write_folder(folder: Path, corpus: Corpus) -> list[Item]:

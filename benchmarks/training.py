@@ -84,7 +84,7 @@ class Setup:
         for modality, encoder in self.network.by_modality.items():
             if raw and modality == "audio":
                 waves = [rng.normal(0, 0.1, round(length * RATE)).astype(np.float32) for length in self.seconds]
-                self.sources[modality] = Raw(lambda index, waves=waves: waves[index], encoder.frontend)
+                self.sources[modality] = Raw(waves.__getitem__, encoder.frontend)
                 continue
             store = FeatureStore(folder, encoder.name, "benchmark", {})
             sizes = np.ceil(lengths[modality]).astype(int)

@@ -24,7 +24,7 @@ from fourm_ser.devices import (
     tf32,
 )
 from fourm_ser.errors import InputError
-from fourm_ser.models.sources import Encoding
+from fourm_ser.models.features import Encoding
 from fourm_ser.training import sweeps
 from fourm_ser.training.experiment import run
 from fourm_ser.training.stages import trainer_arguments

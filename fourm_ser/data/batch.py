@@ -1,7 +1,7 @@
 """From utterances to padded batches."""
 
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
@@ -21,11 +21,12 @@ class Batch(NamedTuple):
     """A batch of utterances.
 
     Attributes:
-        rows: (batch,) positions in the manifest.
-        labels: (batch,) class indices.
-        text: the text encoder's raw inputs, or the features of its stem from the store, which are packed until the
+        rows: (batch,) Positions in the manifest.
+        labels: (batch,) Class indices.
+        text: The text encoder's raw inputs, or the features of its stem from the store, which are packed until the
             batch is on its device; None where nothing reads text.
-        audio: the same of the audio encoder.
+        audio: The audio encoder's raw inputs, or the features of its stem, like those of the text; None where nothing
+            reads audio.
     """
 
     rows: Tensor
@@ -55,11 +56,11 @@ class Raw:
     """Raw utterances through an encoder's front end.
 
     Args:
-        read: position in the manifest -> what the front end reads.
-        frontend: the encoder's front end.
+        read: Position in the manifest -> what the front end reads; picklable.
+        frontend: The encoder's front end.
     """
 
-    def __init__(self, read: "Reader", frontend: Frontend) -> None:
+    def __init__(self, read: Callable[[int], Any], frontend: Frontend) -> None:
         self.read = read
         self.frontend = frontend
 
@@ -70,18 +71,12 @@ class Raw:
         return self.frontend.collate(items)
 
 
-class Reader(Protocol):
-    """Reads an utterance's raw content by its position in the manifest; picklable."""
-
-    def __call__(self, index: int) -> Any: ...
-
-
 class Stored:
     """Features from the store.
 
     Args:
-        store: the store.
-        keys: the key of each utterance, by its position in the manifest.
+        store: The encoder's store.
+        keys: The key of each utterance, by its position in the manifest.
     """
 
     def __init__(self, store: FeatureStore, keys: Sequence[str]) -> None:
@@ -99,8 +94,8 @@ class Utterances(Dataset[tuple[int, dict[str, Any]]]):
     """Utterances of a manifest, each modality from its source.
 
     Args:
-        labels: class index of each utterance.
-        sources: a source by modality.
+        labels: The class index of each utterance.
+        sources: Where each modality comes from.
     """
 
     def __init__(self, labels: np.ndarray, sources: Mapping[str, Source]) -> None:
@@ -150,10 +145,10 @@ def loader(dataset: Utterances, sampler: Iterable[list[int]], workers: int, pin_
     """A DataLoader over a dataset of utterances whose workers stay alive between epochs.
 
     Args:
-        dataset: the utterances.
-        sampler: which of them are a batch.
-        workers: processes that read ahead; 0 reads in this one, for a GPU in a thread of it.
-        pin_memory: page-locked batches, for a GPU.
+        dataset: The utterances.
+        sampler: Which of them are a batch.
+        workers: Processes that read ahead; 0 reads in this one, for a GPU in a thread of it.
+        pin_memory: Whether batches lie in page-locked memory, for a GPU.
     """
     kind = AheadLoader if pin_memory and not workers else DataLoader
     return kind(

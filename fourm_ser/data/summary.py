@@ -14,6 +14,7 @@ from rich.table import Table
 from fourm_ser.data.names import Double, natural
 from fourm_ser.data.release import LeftOut
 from fourm_ser.data.splits import SIDES, Split
+from fourm_ser.terminal import make_table
 
 GROUPS = ("session", "split", "speaker", "language")
 PERCENTILES = (0, 5, 25, 50, 75, 95, 100)
@@ -136,9 +137,8 @@ def print_summary(summary: dict[str, Any]) -> None:
     for double in summary["doubles"]:
         console.print(escape(f"probably the same name in several spellings: {Double(**double).told()}"))
     if summary["left_out"]:
-        table = Table(title="left out", title_justify="left", box=SIMPLE_HEAD)
-        for name in ("count", "reason", "first"):
-            table.add_column(name, justify="right" if name == "count" else "left", overflow="fold")
+        columns = ["count", "reason", "first"]
+        table = make_table("left out", columns, ["count"], overflow="fold", box=SIMPLE_HEAD)
         for reason, entry in summary["left_out"].items():
             table.add_row(
                 str(entry["count"]), f"{'fault: ' if entry['fault'] else ''}{escape(reason)}", escape(entry["first"][0])
@@ -173,10 +173,9 @@ def _counts(frame: pd.DataFrame, column: str, emotions: Sequence[str]) -> dict[s
 
 def _table(title: str, names: Sequence[str], emotions: Sequence[str], *more: str) -> Table:
     """A table of counts by emotion, for rows of these names."""
-    table = Table(title=title, title_justify="left", box=SIMPLE_HEAD, padding=(0, 0))
-    table.add_column("", min_width=min(16, max(map(len, names))))
-    for name in (*emotions, "all"):
-        table.add_column(name, justify="right", overflow="fold")
-    for name in more:
-        table.add_column(name, overflow="fold", min_width=len(name))
+    counts = [*emotions, "all"]
+    table = make_table(title, ["", *counts, *more], counts, overflow="fold", box=SIMPLE_HEAD, padding=(0, 0))
+    table.columns[0].overflow, table.columns[0].min_width = "ellipsis", min(16, max(map(len, names)))
+    for column in table.columns[1 + len(counts) :]:
+        column.min_width = len(str(column.header))
     return table

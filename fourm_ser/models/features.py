@@ -8,17 +8,20 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 import torch
+from omegaconf import DictConfig
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColumn, Task, TextColumn, TimeRemainingColumn
 from rich.text import Text
 from torch import Tensor
 
 from fourm_ser.data.batch import AHEAD, Raw, Utterances, loader
 from fourm_ser.data.buckets import cut_by_length
-from fourm_ser.devices import HALVES, HostCopy, copies_ahead, free_memory, ran_out_of_memory
+from fourm_ser.devices import HALVES, HostCopy, copies_ahead, find_device, free_memory, ran_out_of_memory
 from fourm_ser.devices import tf32 as allow_tf32
 from fourm_ser.distributed import agreed, barrier, rank, world
 from fourm_ser.encoders.base import Encoder, Features, Inputs, moved
@@ -28,8 +31,8 @@ from fourm_ser.kernels.bf16 import in_half
 
 log = logging.getLogger(__name__)
 
-SHARD = 256
-PADDING = 0.05
+SHARD = 256  # utterances, about: what a pass that is killed encodes again
+PADDING = 0.05  # of a batch, at most
 
 
 class Speed(ProgressColumn):
@@ -39,10 +42,51 @@ class Speed(ProgressColumn):
         return Text(f"{task.speed or 0.0:.0f}/s")
 
 
-class Shard(NamedTuple):
-    """What is encoded and written together: batches of positions in the manifest."""
+Shard = list[list[int]]
+"""What is encoded and written together: batches of positions in the manifest."""
 
-    batches: list[list[int]]
+
+class Encoding(NamedTuple):
+    """How frozen stems are run, and where their features are kept.
+
+    Attributes:
+        cache: The folder whose `embeddings` are the stores.
+        precision: `32`; or `bf16` or `16`: the stem runs in it and features are stored as float16.
+        max_seconds: Seconds of audio in a batch, padding included.
+        max_tokens: Tokens of text in a batch, padding included.
+        device: Where stems run.
+        tf32: Whether an NVIDIA GPU may round what float32 layers multiply to TF32.
+    """
+
+    cache: Path
+    precision: str
+    max_seconds: float
+    max_tokens: float
+    device: torch.device
+    tf32: bool = False
+
+    @classmethod
+    def of(cls, config: DictConfig) -> Self:
+        """That of a run, by its resolved config."""
+        encode = config.encode
+        return cls(
+            Path(config.cache).expanduser(),
+            encode.precision,
+            encode.max_seconds,
+            encode.max_tokens,
+            find_device(config.trainer.accelerator, "trainer.accelerator"),
+            encode.get("tf32", False),  # records of before have none
+        )
+
+    @property
+    def changes(self) -> str:
+        """What stands behind the fingerprint of a store whose features are rounded in another way than fp32's."""
+        rounded = self.tf32 and self.precision == "32" and self.device.type == "cuda"
+        return f"-{'tf32' if rounded else self.precision}" if rounded or self.precision != "32" else ""
+
+    def budget(self, modality: str) -> float:
+        """The length of a modality's batch, padding included."""
+        return self.max_tokens if modality == "text" else self.max_seconds
 
 
 def plan_shards(keys: Sequence[str], lengths: np.ndarray, batch_length: float) -> list[Shard]:
@@ -52,9 +96,9 @@ def plan_shards(keys: Sequence[str], lengths: np.ndarray, batch_length: float) -
     in every pass over the same manifest, so that an interrupted pass goes on with the bits it would have made.
 
     Args:
-        keys: key of each utterance; of those that share one, the first is encoded.
-        lengths: length of each utterance.
-        batch_length: total length of a batch, padding included; a longer utterance is a batch of its own. A batch in
+        keys: The key of each utterance. Of those that share one, the first is encoded.
+        lengths: The length of each utterance.
+        batch_length: The length of a batch, padding included. A longer utterance is a batch of its own, and a batch in
             which more than 5% would be padding is closed before it is full.
     """
     first: dict[str, int] = {}
@@ -62,40 +106,37 @@ def plan_shards(keys: Sequence[str], lengths: np.ndarray, batch_length: float) -
         first.setdefault(key, position)
     order = sorted(first.values(), key=lambda position: (lengths[position], keys[position]))
     shards: list[Shard] = []
-    batches: list[list[int]] = []
+    shard: Shard = []
     for places in cut_by_length(lengths[order], total=batch_length, padding=PADDING):
-        if sum(map(len, batches)) >= SHARD:
-            shards.append(Shard(batches))
-            batches = []
-        batches.append(order[places])
-    return [*shards, Shard(batches)]
+        if sum(map(len, shard)) >= SHARD:
+            shards.append(shard)
+            shard = []
+        shard.append(order[places])
+    return [*shards, shard]
 
 
 def fill_store(
     store: FeatureStore,
     encoder: Encoder,
     source: Raw,
+    *,
     keys: Sequence[str],
     lengths: np.ndarray,
-    batch_length: float,
+    encoding: Encoding,
     workers: int,
-    device: torch.device,
-    precision: str = "32",
     rows: np.ndarray | None = None,
-    tf32: bool = False,
 ) -> int:
     """Encode what the store lacks of a manifest; processes that do a run together share the pass.
 
     Args:
-        store: the encoder's store.
-        encoder: a frozen encoder; its stem is run in evaluation mode.
-        source: raw utterances through the encoder's front end.
-        keys, lengths, batch_length: see `plan_shards`.
-        workers: processes that read and prepare ahead.
-        device: where the stem runs; afterwards the encoder is where it was.
-        precision: `32`; or `bf16` or `16`: the stem runs in it and features are stored as float16.
-        rows: positions of the utterances to encode, which are planned by themselves; None for all.
-        tf32: let an NVIDIA GPU round what float32 layers multiply to TF32.
+        store: The encoder's store.
+        encoder: A frozen encoder. Its stem is run in evaluation mode; afterwards it is on the device where it was.
+        source: Raw utterances through the encoder's front end.
+        keys: The key of each utterance of the manifest, see `plan_shards`.
+        lengths: The length of each utterance of the manifest.
+        encoding: How and where the stem is run, in batches of what length.
+        workers: Processes that read and prepare ahead.
+        rows: Positions of the utterances to encode, which are planned by themselves; None for all.
 
     Returns:
         How many distinct utterances were encoded, by all processes.
@@ -111,14 +152,15 @@ def fill_store(
         """Encode every so manyth shard of those that lack something; how many utterances lacked in all."""
         store.refresh()  # another process may have encoded them while this one waited
         missing = set(agreed(store.missing(wanted)) if turns > 1 else store.missing(wanted))
+        planned = plan_shards(wanted, lengths[positions], encoding.budget(encoder.modality)) if missing else []
         shards = [
-            Shard([[positions[place] for place in batch] for batch in shard.batches])
-            for shard in (plan_shards(wanted, lengths[positions], batch_length) if missing else [])
-            if any(wanted[place] in missing for batch in shard.batches for place in batch)
+            [[positions[place] for place in batch] for batch in shard]
+            for shard in planned
+            if any(wanted[place] in missing for batch in shard for place in batch)
         ]
         if shards[turn::turns]:
-            work = _Pass(store, encoder, source, keys, lengths, workers, device, precision)
-            with _moved_there(encoder, device), allow_tf32(tf32):
+            work = _Pass(store, encoder, source, keys, lengths, encoding, workers)
+            with _moved_there(encoder, encoding.device), allow_tf32(encoding.tf32):
                 work.run(shards[turn::turns], missing)
         return len(missing)
 
@@ -146,37 +188,37 @@ def _moved_there(encoder: Encoder, device: torch.device) -> Iterator[None]:
         encoder.to(home).train(was_training)
 
 
+@dataclass
 class _Pass:
     """A pass: this process computes, while batches are read ahead and a thread brings features home and writes them.
 
     Nothing waits for the device but that thread.
 
-    Args: see `fill_store`.
+    Attributes:
+        largest: The length of a batch, padding included, that the device had memory for.
+        shard: Features of the shard that is not yet whole, by their keys.
+        failed: Whether a task of the writing thread failed, or one is under way.
     """
 
-    def __init__(
-        self,
-        store: FeatureStore,
-        encoder: Encoder,
-        source: Raw,
-        keys: Sequence[str],
-        lengths: np.ndarray,
-        workers: int,
-        device: torch.device,
-        precision: str,
-    ) -> None:
-        self.store, self.encoder, self.source, self.keys, self.lengths = store, encoder, source, keys, lengths
-        self.workers, self.device, self.precision = workers, device, precision
-        self.half = HALVES.get(precision)
-        self.largest = math.inf  # length of a batch, padding included, that the device had memory for
-        self.shard: dict[str, np.ndarray] = {}
-        self.failed = False  # a task of the writing thread; or one is under way
+    store: FeatureStore
+    encoder: Encoder
+    source: Raw
+    keys: Sequence[str]
+    lengths: np.ndarray
+    encoding: Encoding
+    workers: int
+    largest: float = math.inf
+    shard: dict[str, np.ndarray] = field(default_factory=dict)
+    failed: bool = False
+
+    def __post_init__(self) -> None:
+        self.device, self.half = self.encoding.device, HALVES.get(self.encoding.precision)
 
     @torch.no_grad()  # not in inference mode: what is moved to a device in it could never train
     def run(self, shards: list[Shard], missing: set[str]) -> None:
         """Encode shards and write what is missing of each."""
         encoder, started = self.encoder, time.monotonic()
-        plan = [batch for shard in shards for batch in shard.batches]
+        plan = [batch for shard in shards for batch in shard]
         dataset = Utterances(np.zeros(len(self.keys), dtype=np.int64), {encoder.modality: self.source})
         batches = iter(loader(dataset, plan, self.workers, pin_memory=copies_ahead(self.device)))
         whole = float(sum(self.lengths[batch].sum() + len(batch) for batch in plan))
@@ -190,7 +232,7 @@ class _Pass:
             pending: deque[Future[None]] = deque()
             try:
                 for shard in shards:
-                    for batch in shard.batches:
+                    for batch in shard:
                         inputs = getattr(next(batches), encoder.modality)
                         for part, encoded in self._encode(batch, inputs, pending):
                             # The share of the whole pass by which the first batch tells how much room it takes.
@@ -270,7 +312,7 @@ class _Pass:
                 if not np.isfinite(row).all():
                     raise InputError(
                         f"encoding {self.encoder.modality} with {self.encoder.name}: features of an utterance (number "
-                        f"{position + 1} of the manifest) are not finite in precision {self.precision}. "
+                        f"{position + 1} of the manifest) are not finite in precision {self.encoding.precision}. "
                         + ("Are the weights damaged?" if self.half is None else "Use encode.precision=32.")
                     )
             self.shard[self.keys[position]] = row

@@ -3,63 +3,18 @@
 import logging
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
-from typing import NamedTuple, Self
-
-import torch
-from omegaconf import DictConfig
 
 from fourm_ser.data.batch import Raw, Source, Stored
 from fourm_ser.data.corpus import Corpus
 from fourm_ser.data.datamodule import EmotionDataModule
 from fourm_ser.data.transcripts import told_rule
-from fourm_ser.devices import find_device
 from fourm_ser.encoders.store import FeatureStore
 from fourm_ser.encoders.tokens import Known, Tokens, refuse_unknown, told_encoder
 from fourm_ser.models.directory import Model
-from fourm_ser.models.features import fill_store
+from fourm_ser.models.features import Encoding, fill_store
 from fourm_ser.models.network import EmotionNetwork
 
 log = logging.getLogger(__name__)
-
-
-class Encoding(NamedTuple):
-    """How frozen stems are run, and where their features are kept.
-
-    Attributes:
-        cache: the folder whose `embeddings` are the stores.
-        precision: see `fill_store`.
-        max_seconds: of audio in a batch, padding included.
-        max_tokens: of text in a batch, likewise.
-        device: where stems run.
-        tf32: see `fill_store`.
-    """
-
-    cache: Path
-    precision: str
-    max_seconds: float
-    max_tokens: float
-    device: torch.device
-    tf32: bool = False
-
-    @classmethod
-    def of(cls, config: DictConfig) -> Self:
-        """That of a run, by its resolved config."""
-        encode = config.encode
-        return cls(
-            Path(config.cache).expanduser(),
-            encode.precision,
-            encode.max_seconds,
-            encode.max_tokens,
-            find_device(config.trainer.accelerator, "trainer.accelerator"),
-            encode.get("tf32", False),  # records of before have none
-        )
-
-    @property
-    def changes(self) -> str:
-        """What stands behind the fingerprint of a store whose features are rounded in another way than fp32's."""
-        rounded = self.tf32 and self.precision == "32" and self.device.type == "cuda"
-        return f"-{'tf32' if rounded else self.precision}" if rounded or self.precision != "32" else ""
 
 
 def compare_languages(network: EmotionNetwork, corpus: Corpus) -> None:
@@ -129,7 +84,6 @@ def make_sources(
     sources: dict[str, Source] = {}
     encoded = dict.fromkeys(network.by_modality, 0)
     readers, keys, lengths = data.readers(), data.keys(), data.lengths()
-    budget = {"text": encoding.max_tokens, "audio": encoding.max_seconds}
     for modality, encoder in network.by_modality.items():
         raw = Raw(readers[modality], encoder.frontend)
         if not encoder.frozen:
@@ -147,14 +101,11 @@ def make_sources(
                 store,
                 encoder,
                 raw,
-                keys[modality],
-                length,
-                budget[modality],
-                data.workers,
-                encoding.device,
-                encoding.precision,
-                part,
-                encoding.tf32,
+                keys=keys[modality],
+                lengths=length,
+                encoding=encoding,
+                workers=data.workers,
+                rows=part,
             )
         sources[modality] = Stored(store, keys[modality])
     return sources, encoded

@@ -3,6 +3,7 @@
 import logging
 import math
 from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
 from itertools import chain, islice
 from pathlib import Path
 
@@ -19,10 +20,11 @@ HELD = 4096.0  # seconds of arrays among them: a quarter of a gigabyte
 PADDING = 0.1  # of a batch, at most
 
 
+@dataclass(frozen=True, kw_only=True)
 class Planner:
     """Makes batches of similar length out of any number of items, of which it holds a few hundred.
 
-    Args:
+    Attributes:
         modalities: What the model reads: `text`, `audio` or both.
         transcribes: Whether a recogniser gives the texts that are missing.
         max_seconds: The seconds that longer recordings are cropped to; None for any length.
@@ -33,20 +35,17 @@ class Planner:
         InputError: numbers out of range.
     """
 
-    def __init__(
-        self,
-        *,
-        modalities: Collection[str],
-        transcribes: bool,
-        max_seconds: float | None,
-        batch_size: int,
-        batch_seconds: float,
-    ) -> None:
-        for name, value in (("batch_size", batch_size), ("batch_seconds", batch_seconds)):
+    modalities: Collection[str]
+    transcribes: bool
+    max_seconds: float | None
+    batch_size: int
+    batch_seconds: float
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "batch_seconds"):
+            value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value < math.inf:
                 raise InputError(f"{name}={value}: expected a number of at least 1.")
-        self.modalities, self.transcribes, self.max_seconds = modalities, transcribes, max_seconds
-        self.batch_size, self.batch_seconds = batch_size, batch_seconds
 
     def batches(
         self, items: Iterable[Item], planned: dict[int, list[Window] | InputError], cutting: Cutting, scratch: Path

@@ -22,11 +22,12 @@ class Item(NamedTuple):
     """One thing to predict the emotion of.
 
     Attributes:
-        audio: the recording; None where nothing reads any.
-        text: what is said; "" where it is known that there are no words, None where it is not known.
-        rate: samples a second, where `audio` is an array.
-        start, end: the segment that counts, in seconds; NaN for the recording's beginning and end.
-        called: what errors call it; "" for the file's own name.
+        audio: The recording; None where nothing reads any.
+        text: What is said; "" where it is known that there are no words, None where it is not known.
+        rate: Samples a second, where `audio` is an array.
+        start: Where the segment that counts begins, in seconds; NaN for the recording's beginning.
+        end: Where the segment that counts ends, in seconds; NaN for the recording's end.
+        called: What errors call it; "" for the file's own name.
     """
 
     audio: Audio | None = None
@@ -104,7 +105,7 @@ def decoded(item: Item, target: Path) -> Item:
     """An item in whose audio any sample is found: an MP3 or a video is decoded to `target`, a FLAC.
 
     Raises:
-        InputError: see `fourm_ser.data.audio.readable`.
+        InputError: the recording is missing, damaged or of no known format.
     """
     if not isinstance(item.audio, str | os.PathLike):
         return item
@@ -116,7 +117,7 @@ def seconds(item: Item) -> float:
     """Length of the segment, in seconds: a file's by its header, which is not decoded.
 
     Args:
-        item: see `checked`; its audio is not None.
+        item: An item that was checked, with audio.
 
     Raises:
         InputError: there is no such recording, it cannot be decoded, or the segment is outside it.
@@ -133,8 +134,8 @@ def read(item: Item, expected: float) -> np.ndarray:
     """The segment's samples.
 
     Args:
-        item: see `checked`; its audio is not None.
-        expected: how many seconds it has, see `seconds`.
+        item: An item that was checked, with audio.
+        expected: The seconds that it should have.
 
     Returns:
         [samples] at 16 kHz, float32.
@@ -162,9 +163,9 @@ class Cutting(NamedTuple):
     """How long recordings are cut into windows.
 
     Attributes:
-        longest: seconds; what is not longer stays whole.
-        window: length of a window, in seconds.
-        hop: from one window's start to the next one's, in seconds.
+        longest: Seconds of what stays whole, at most.
+        window: Length of a window, in seconds.
+        hop: Seconds from one window's start to the next one's.
     """
 
     longest: float
@@ -217,8 +218,8 @@ class Cutting(NamedTuple):
         """An item in windows, the last of which ends where the item does; the item itself where it is not cut.
 
         Args:
-            item: the item.
-            length: its length in seconds.
+            item: What is cut.
+            length: Its length in seconds.
         """
         if length <= max(self.longest, self.window):
             return [item]

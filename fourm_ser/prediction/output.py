@@ -58,13 +58,13 @@ def predict_one(
         with explained(table), csv_table(table, predictor.emotions) as write:
             for record in records:
                 write(record)
-    if table is not None and is_cut:
-        from fourm_ser.figures import save_figure
-        from fourm_ser.prediction.timeline import timeline_figure
+        if is_cut:
+            from fourm_ser.figures import save_figure  # and with it Matplotlib, a second that others do not need
+            from fourm_ser.prediction.timeline import timeline_figure
 
-        written.append(table.with_suffix(".png"))
-        with explained(table):
-            save_figure(timeline_figure(moments, predictor.emotions), written[1])
+            written.append(table.with_suffix(".png"))
+            with explained(table):
+                save_figure(timeline_figure(moments, predictor.emotions), written[1])
     if json:
         print(as_json(records if is_cut else records[0], indent=2))
     elif is_cut:

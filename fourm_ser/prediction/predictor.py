@@ -27,9 +27,9 @@ class Prediction(NamedTuple):
     """What a model says of one utterance.
 
     Attributes:
-        emotion: the likeliest class.
-        probabilities: of every class, in the model's order.
-        text: the transcript that was used; None where the model reads none.
+        emotion: The likeliest class.
+        probabilities: The probability of every class, in the model's order.
+        text: The transcript that was used; None where the model reads none.
     """
 
     emotion: str
@@ -41,9 +41,10 @@ class Moment(NamedTuple):
     """What a model says of one window of a recording, or of the whole.
 
     Attributes:
-        start, end: in seconds from the recording's beginning; NaN where there is no recording.
-        prediction: None where there is none.
-        error: why not; None where there is one.
+        start: Seconds from the recording's beginning; NaN where there is no recording.
+        end: Seconds from the recording's beginning; NaN where there is no recording.
+        prediction: What was found; None where there was an error.
+        error: Why there is no prediction; None where there is one.
     """
 
     start: float
@@ -56,18 +57,18 @@ class Predictor:
     """A trained model, ready for new recordings.
 
     Args:
-        model: the model.
-        device: where it runs.
-        asr: hub id or folder of a speech recogniser for recordings that come without text; None for none.
-        batch_size: utterances in a batch, at most.
-        batch_seconds: of audio in a batch, padding included; a longer utterance is a batch of its own.
-        workers: processes that read ahead where there are many recordings; 0 reads in this one. While they do, a small
+        model: The model.
+        device: Where it runs.
+        asr: Hub id or folder of a speech recogniser for recordings that come without text; None for none.
+        batch_size: Utterances in a batch, at most.
+        batch_seconds: Seconds of audio in a batch, padding included. A longer utterance is a batch of its own.
+        workers: Processes that read ahead where there are many recordings; 0 reads in this one. While they do, a small
             network on a CPU leaves them as many of PyTorch's threads.
 
     Attributes:
-        emotions: the classes in their order.
-        modalities: what the model reads: `text`, `audio` or both.
-        max_seconds: what longer utterances were cropped to in training; None for any length.
+        emotions: The classes in their order.
+        modalities: What the model reads: `text`, `audio` or both.
+        max_seconds: The seconds that longer utterances were cropped to in training; None for any length.
 
     Raises:
         InputError: a recogniser that cannot be had, or that nothing needs; numbers out of range.
@@ -77,6 +78,7 @@ class Predictor:
         self,
         model: Model,
         device: torch.device,
+        *,
         asr: str | None = None,
         batch_size: int = 32,
         batch_seconds: float = 128.0,
@@ -110,6 +112,7 @@ class Predictor:
     def load(
         cls,
         folder: str | os.PathLike[str],
+        *,
         device: str = "auto",
         asr: str | None = None,
         cache: str | os.PathLike[str] = "~/.cache/fourm_ser",
@@ -118,11 +121,11 @@ class Predictor:
         """Read a model directory.
 
         Args:
-            folder: a run's `model`, a copy of it, or the run's own directory.
+            folder: A run's `model`, a copy of it, or the run's own directory.
             device: `auto` (a GPU where there is one), `cpu` or `gpu`.
-            asr: see `Predictor`.
-            cache: the folder for what is made once.
-            **options: `batch_size`, `batch_seconds`, `workers`: see `Predictor`.
+            asr: Hub id or folder of a speech recogniser for recordings that come without text; None for none.
+            cache: The folder for what is made once.
+            **options: `batch_size`, `batch_seconds` and `workers` of a `Predictor`.
 
         Raises:
             InputError: no model directory, weights that cannot be had or are other ones, no such device.
@@ -138,7 +141,7 @@ class Predictor:
                 f"{error} For a trained model these keys stand in {found / 'config.yaml'}, and other weights than its "
                 "own are refused. A run with export.include_encoders=true writes all weights into its model."
             ) from error
-        return cls(model, where, asr, **options)
+        return cls(model, where, asr=asr, **options)
 
     def __call__(
         self,
@@ -152,10 +155,10 @@ class Predictor:
         all of it.
 
         Args:
-            audio: a path, an array [samples] of floats with full scale at 1, or a list of these.
-            text: what is said, or a list of it; "" where it is known that there are no words. None where it is not
+            audio: A path, an array [samples] of floats with full scale at 1, or a list of these.
+            text: What is said, or a list of it; "" where it is known that there are no words. None where it is not
                 known: with `asr` it is transcribed, else a model that reads text refuses it.
-            rate: samples a second of arrays.
+            rate: Samples a second of arrays.
 
         Returns:
             One prediction, or a list of them where a list was given.
@@ -182,12 +185,12 @@ class Predictor:
         Items are taken a few hundred ahead; memory does not grow with their number.
 
         Args:
-            items: recordings with their texts.
+            items: Recordings with their texts.
 
         Yields:
             For each item in order its prediction, or why there is none.
         """
-        yield from self._predictions(items, self.workers)
+        return self._predictions(items, self.workers)
 
     def over_time(
         self, audio: Audio, rate: float = SAMPLE_RATE, window: float = 10.0, hop: float | None = None
@@ -195,10 +198,10 @@ class Predictor:
         """Predict the emotion along a recording.
 
         Args:
-            audio: a path, or an array [samples].
-            rate: samples a second of an array.
-            window: length of a window, in seconds; the last one ends where the recording does.
-            hop: from one window's start to the next one's, in seconds; None for half the window.
+            audio: A path, or an array [samples].
+            rate: Samples a second of an array.
+            window: Length of a window, in seconds; the last one ends where the recording does.
+            hop: Seconds from one window's start to the next one's; None for half the window.
 
         Returns:
             A moment for each window, or one for all of a recording that is not longer than a window.
@@ -222,8 +225,8 @@ class Predictor:
         """Predict the emotion of any number of recordings, along those that are long.
 
         Args:
-            items: recordings; long ones without text, for one cannot be divided over windows.
-            cutting: which are cut, and how.
+            items: Recordings. Long ones have no text, for one cannot be divided over windows.
+            cutting: Which are cut, and how.
 
         Yields:
             For each item in order its moments, one where it was not cut; or why there are none.
@@ -328,15 +331,12 @@ def _items(audio: Any, text: Any, rate: float) -> Item | list[Item]:
     """What a call was given, as one item or several."""
     if not isinstance(audio, list | tuple) and not isinstance(text, list | tuple):
         return Item(audio, text, rate)
-    audios = audio if isinstance(audio, list | tuple) else None
-    texts = text if isinstance(text, list | tuple) else None
-    fits = audios is None or texts is None or len(audios) == len(texts)
-    if not fits or (audios is None and audio is not None) or (texts is None and text is not None):
+    audios = [None] * len(text) if audio is None else audio
+    texts = [None] * len(audio) if text is None else text
+    if not isinstance(audios, list | tuple) or not isinstance(texts, list | tuple) or len(audios) != len(texts):
         given = [
             f"{len(one)} {name}s" if isinstance(one, list | tuple) else f"one {name}"
             for name, one in (("recording", audio), ("text", text))
         ]
         raise InputError(f"audio and text: expected a text, or None, for each recording. Got {' and '.join(given)}.")
-    count = len(audios if audios is not None else texts or ())
-    pairs = zip(audios or [None] * count, texts or [None] * count, strict=True)
-    return [Item(one, said, rate) for one, said in pairs]
+    return [Item(one, said, rate) for one, said in zip(audios, texts, strict=True)]

@@ -25,15 +25,17 @@ from fourm_ser.figures import confusion_figure, reliability_figure, save_figure
 from fourm_ser.files import write_json, write_table
 from fourm_ser.losses.base import Loss
 from fourm_ser.models.directory import Model, load_model
+from fourm_ser.models.features import Encoding
 from fourm_ser.models.inference import Inference, Outputs, Step, compute_outputs
 from fourm_ser.models.metrics import BINS
 from fourm_ser.models.network import NetworkOutput
-from fourm_ser.models.sources import Encoding, check_transcripts, compare_cleaning, compare_languages, make_sources
+from fourm_ser.models.sources import check_transcripts, compare_cleaning, compare_languages, make_sources
 from fourm_ser.runs.claims import claim, folder_name, read_training, refuse_changed
 from fourm_ser.runs.directory import RunDirectory, is_model
 from fourm_ser.runs.intervals import bootstrap
 from fourm_ser.runs.resampling import FEWEST, unit_of
 from fourm_ser.runs.results import confusion_counts, predictions_frame, undefined
+from fourm_ser.terminal import make_table
 
 log = logging.getLogger(__name__)
 
@@ -318,9 +320,7 @@ def show(
     """Print the metrics with their intervals, the speakers, and the worst confusions."""
     console, side = Console(), config.side
     title = f"{len(outputs.rows)} utterances of {corpus.name}, side {side}"
-    table = Table(title=title, title_justify="left")
-    for name in ("metric", "value", "95% interval"):
-        table.add_column(name, justify="left" if name == "metric" else "right")
+    table = make_table(title, ["metric", "value", "95% interval"], ["value", "95% interval"])
     for name in outputs.metrics:
         value, low, high = (metrics.get(f"{side}/{name}{end}") for end in ("", "/low", "/high"))
         interval = "" if low is None or high is None else f"{low:.4f} to {high:.4f}"
@@ -342,10 +342,8 @@ def show(
 
 
 def _plain(frame: pd.DataFrame, title: str) -> Table:
-    table = Table(title=title, title_justify="left")
-    for name in frame.columns:
-        numeric = pd.api.types.is_numeric_dtype(frame[name])
-        table.add_column(name, justify="right" if numeric else "left", overflow="fold")
+    numbers = [name for name in frame.columns if pd.api.types.is_numeric_dtype(frame[name])]
+    table = make_table(title, frame.columns, numbers, overflow="fold")
     for row in frame.itertuples(index=False):
         table.add_row(*("" if pd.isna(v) else f"{v:.3f}" if isinstance(v, float) else str(v) for v in row))
     return table

@@ -19,9 +19,10 @@ from fourm_ser.errors import InputError
 from fourm_ser.losses.base import Loss
 from fourm_ser.losses.composite import SumLoss
 from fourm_ser.models.directory import load_model
+from fourm_ser.models.features import Encoding
 from fourm_ser.models.inference import Outputs, compute_outputs
 from fourm_ser.models.network import EmotionNetwork, build_network
-from fourm_ser.models.sources import Encoding, make_sources
+from fourm_ser.models.sources import make_sources
 from fourm_ser.runs.claims import record_content
 from fourm_ser.runs.directory import RunDirectory
 

@@ -9,12 +9,12 @@ from typing import Any, NamedTuple
 import numpy as np
 import pandas as pd
 from rich.console import Console
-from rich.table import Table
 
 from fourm_ser.data.corpus import Corpus
 from fourm_ser.figures import confusion_figure, curves_figure, save_figure
 from fourm_ser.files import finite, write_json, write_table
 from fourm_ser.runs.directory import PREDICTED, RunDirectory
+from fourm_ser.terminal import make_table
 
 log = logging.getLogger(__name__)
 
@@ -120,9 +120,7 @@ def undefined(metrics: Mapping[str, Any]) -> list[str]:
 
 def print_results(metrics: Mapping[str, Any], run_dir: Path) -> None:
     """The closing table of the validation and test metrics."""
-    table = Table(title=f"results in {run_dir}", title_justify="left")
-    for name in ("metric", "validation", "test"):
-        table.add_column(name, justify="left" if name == "metric" else "right")
+    table = make_table(f"results in {run_dir}", ["metric", "validation", "test"], ["validation", "test"])
     for name in [key.removeprefix("test/") for key in metrics if key.startswith("test/")]:
         values = (metrics.get(f"val/{name}"), metrics[f"test/{name}"])
         table.add_row(name, *("-" if value is None else f"{value:.4f}" for value in values))

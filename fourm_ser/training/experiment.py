@@ -34,9 +34,10 @@ from fourm_ser.errors import InputError, OtherRunError
 from fourm_ser.kernels.memory import keep_freed_memory
 from fourm_ser.losses.base import Loss
 from fourm_ser.models.directory import Conditions, Model, save_model
+from fourm_ser.models.features import Encoding
 from fourm_ser.models.inference import Outputs, compute_outputs
 from fourm_ser.models.network import EmotionNetwork, build_network, known_widths
-from fourm_ser.models.sources import Encoding, check_transcripts, compare_languages, make_sources
+from fourm_ser.models.sources import check_transcripts, compare_languages, make_sources
 from fourm_ser.runs.claims import changes_since, record_content
 from fourm_ser.runs.directory import RunDirectory
 from fourm_ser.runs.results import print_results, write_results

@@ -376,11 +376,10 @@ def _write_table(path: Path, varied: list[str], jobs: list[Job], runs: list[Run]
 
 def _print_table(folder: Path, varied: list[str], jobs: list[Job], runs: list[Run]) -> None:
     from rich.console import Console
-    from rich.table import Table
 
-    table = Table(title=f"sweep in {folder}", title_justify="left")
-    for name in ["job", *varied, "state", *SHOWN]:
-        table.add_column(name, justify="right" if name in SHOWN else "left", overflow="fold")
+    from fourm_ser.terminal import make_table
+
+    table = make_table(f"sweep in {folder}", ["job", *varied, "state", *SHOWN], SHOWN, overflow="fold")
     for job, row, run in zip(jobs, _rows(varied, jobs), runs, strict=True):
         metrics = [run.metrics.get(name) for name in SHOWN]
         shown = ["" if value is None else f"{value:.4f}" for value in metrics]

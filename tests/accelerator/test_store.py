@@ -17,7 +17,7 @@ from fourm_ser.encoders.base import Encoder, moved
 from fourm_ser.encoders.store import FeatureStore
 from fourm_ser.losses.base import Loss
 from fourm_ser.models.directory import Conditions, Model
-from fourm_ser.models.features import fill_store
+from fourm_ser.models.features import Encoding, fill_store
 from fourm_ser.models.inference import Inference
 from tests.accelerator.device import Pretend
 from tests.accelerator.networks import (
@@ -43,7 +43,8 @@ def filled(folder: Path, encoder: Encoder, where: torch.device, precision: str) 
     raws = RAW[encoder.modality]
     lengths = np.array([len(raw) + 1.0 for raw in raws])
     source = Raw(lambda index: raws[index], encoder.frontend)
-    assert fill_store(store, encoder, source, KEYS, lengths, 1e9, 0, where, precision) == len(KEYS)
+    how = Encoding(folder, precision, 1e9, 1e9, where)
+    assert fill_store(store, encoder, source, keys=KEYS, lengths=lengths, encoding=how, workers=0) == len(KEYS)
     return Stored(store, KEYS)
 
 

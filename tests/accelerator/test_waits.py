@@ -16,7 +16,7 @@ import fourm_ser
 from fourm_ser.data.batch import Raw
 from fourm_ser.devices import HostCopy
 from fourm_ser.encoders.store import FeatureStore
-from fourm_ser.models.features import fill_store
+from fourm_ser.models.features import Encoding, fill_store
 from fourm_ser.training import experiment
 from fourm_ser.training.stages import build_trainer
 from tests.accelerator.device import Pretend, Seen, Wait
@@ -129,8 +129,9 @@ def test_an_encoding_pass_waits_for_nothing_between_its_batches(
     keys, lengths = [str(place) for place in range(len(raws))], np.full(len(raws), float(len(raws[0])))
     store = FeatureStore(tmp_path, encoder.name, precision, {})
     source = Raw(lambda index: raws[index], encoder.frontend)
+    how = Encoding(tmp_path, precision, 2.5 * lengths[0], 2.5 * lengths[0], device)
     with pretend.watched() as seen:
-        fill_store(store, encoder, source, keys, lengths, 2.5 * lengths[0], 0, device, precision)
+        fill_store(store, encoder, source, keys=keys, lengths=lengths, encoding=how, workers=0)
     assert network.state_dict()
     assert all(tensor.device == CPU for tensor in network.state_dict().values())
     between = [wait for wait in seen.waits if any(call.function == "stem" for call in wait.calls)]

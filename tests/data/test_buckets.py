@@ -11,7 +11,7 @@ from pytorch_lightning import LightningModule, Trainer
 from torch.utils.data import DataLoader
 
 from fourm_ser.data.batch import Utterances
-from fourm_ser.data.buckets import BucketBatchSampler
+from fourm_ser.data.buckets import BucketBatchSampler, cut_by_length
 from tests.data.test_batch import Numbers
 
 GENERATOR = np.random.default_rng(0)
@@ -302,3 +302,15 @@ def test_ranks_share_balanced_batches(count: int, world: int) -> None:
         if not 0 < count % 8 < world:  # else those left over join the batch before
             together = [sorted(row for part in parts for row in part) for parts in zip(*shares, strict=True)]
             assert together == [sorted(batch) for batch in alone]
+
+
+def test_a_batch_ends_before_it_is_too_long_too_padded_or_of_too_many() -> None:
+    def cut(lengths: list[int], **limits: float) -> list[list[int]]:
+        limits = {"total": 100, "padding": 1.0, **limits}
+        return [lengths[places] for places in cut_by_length(lengths, **limits)]
+
+    assert cut([1, 2, 2, 3, 9], total=6) == [[1, 2, 2], [3], [9]]  # 3 x 2 fit, 4 x 3 do not; 9 never does
+    assert cut([2, 3, 3, 4], padding=0.15) == [[2], [3, 3], [4]]  # 1 of 6 would be padding, then 2 of 12
+    assert cut([2, 3, 3, 4], padding=0.17) == [[2, 3, 3], [4]]  # 1 of 9 is; 4 of 16 would be
+    assert cut([1, 1, 1], count=2) == [[1, 1], [1]]
+    assert cut([]) == []

@@ -31,7 +31,7 @@ from fourm_ser.encoders.store import FeatureStore
 from fourm_ser.encoders.text import TextEncoder
 from fourm_ser.errors import InputError
 from fourm_ser.models import features as encoding
-from fourm_ser.models.features import fill_store, plan_shards
+from fourm_ser.models.features import Encoding, fill_store, plan_shards
 
 CPU = torch.device("cpu")
 
@@ -141,8 +141,9 @@ class Work:
     ) -> int:
         encoder = encoder or self.encoder
         source = Raw(partial(getitem, self.raws), encoder.frontend)
+        how = Encoding(Path(), precision, self.batch_length, self.batch_length, CPU, tf32)
         return fill_store(
-            into, encoder, source, self.keys, self.lengths, self.batch_length, workers, CPU, precision, rows, tf32
+            into, encoder, source, keys=self.keys, lengths=self.lengths, encoding=how, workers=workers, rows=rows
         )
 
     def part(self, rows: np.ndarray) -> "Work":
@@ -338,7 +339,7 @@ def test_the_plan_covers_every_key_once_and_keeps_to_the_batch_length(monkeypatc
     lengths[7] = 500.0
     keys = [f"key-{number % 180:03d}" for number in range(200)]
     shards = plan_shards(keys, lengths, 100.0)
-    batches = [batch for shard in shards for batch in shard.batches]
+    batches = [batch for shard in shards for batch in shard]
     assert sorted(position for batch in batches for position in batch) == list(range(180))
     for batch in batches:
         padded = len(batch) * lengths[batch].max()
@@ -346,7 +347,7 @@ def test_the_plan_covers_every_key_once_and_keeps_to_the_batch_length(monkeypatc
         assert padded - lengths[batch].sum() <= 0.05 * padded
     assert max(map(len, batches)) > 3
     assert [7] in batches
-    sizes = [sum(map(len, shard.batches)) for shard in shards]
+    sizes = [sum(map(len, shard)) for shard in shards]
     assert all(size >= 20 for size in sizes[:-1])
     assert max(sizes) < 2 * 100
     ends = [float(lengths[batch].max()) for batch in batches]
@@ -360,7 +361,7 @@ def test_the_plan_does_not_depend_on_the_order_of_the_manifest() -> None:
 
     def planned(keys: list[str], lengths: np.ndarray) -> list[list[list[str]]]:
         shards = plan_shards(keys, lengths, 40.0)
-        return [[[keys[position] for position in batch] for batch in shard.batches] for shard in shards]
+        return [[[keys[position] for position in batch] for batch in shard] for shard in shards]
 
     assert planned([keys[place] for place in order], lengths[order]) == planned(keys, lengths)
 
