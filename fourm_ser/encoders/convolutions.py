@@ -1,7 +1,7 @@
 """The convolutions of the self-supervised speech models, exact under padding."""
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import nullcontext
 from functools import partial
 from typing import Any, TypeVar
@@ -10,9 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fourm_ser.encoders.base import length_mask, pad
-
-PIECE = 32_000  # samples of an utterance that are taken at a time
-TAPS = 8  # parts that the convolution over positions is taken in
+from fourm_ser.kernels.convolutions import in_pieces
 
 Count = TypeVar("Count", int, Tensor)
 """How many there are, or of each row of a batch."""
@@ -43,16 +41,10 @@ class OwnConvolutions(nn.Module):
         return self.one_by_one(samples) if samples.device.type == "cpu" else self.at_once(samples)
 
     def one_by_one(self, samples: Tensor) -> Tensor:
-        """Each utterance by itself, for a processor: padding costs no time.
-
-        Without gradients it is taken a piece at a time: the extractor's largest tensors, a hundred times the features,
-        then stay near a processor's caches.
-        """
-        rows = []
-        for row, count in zip(samples, self.lengths.tolist(), strict=True):
-            own = row[None, None, :count]  # (1, 1, samples)
-            hidden = _run(self.conv_layers, own) if torch.is_grad_enabled() else self._by_pieces(own)
-            rows.append(hidden[0].T)
+        """Each utterance by itself, for a processor: padding costs no time. Without gradients, in pieces."""
+        run = partial(_run, self.conv_layers) if torch.is_grad_enabled() else self._in_pieces
+        # (1, 1, samples) -> (1, channels, frames) -> (frames, channels)
+        rows = [run(row[None, None, :count])[0].T for row, count in zip(samples, self.lengths.tolist(), strict=True)]
         return pad(rows).transpose(1, 2)
 
     def at_once(self, samples: Tensor) -> Tensor:
@@ -76,71 +68,24 @@ class OwnConvolutions(nn.Module):
         own = length_mask(count_frames(self.lengths, self.kernels, self.strides), hidden.shape[2])
         return hidden.masked_fill(~own[:, None], 0)
 
-    def _by_pieces(self, samples: Tensor) -> Tensor:
+    def _in_pieces(self, samples: Tensor) -> Tensor:
         """(1, 1, samples) -> (1, channels, frames)."""
-        first, *others = self._layers()
-        if isinstance(getattr(first, "layer_norm", None), nn.GroupNorm):  # over all of the time: folded
-            whole = samples[0].unfold(1, self.kernels[0], self.strides[0])
-            weight, bias = _with_group_norm(first.conv, first.layer_norm, whole, whole.new_ones(whole.shape[:2]).bool())
+        begin, *others = self._layers()
+        if isinstance(getattr(begin, "layer_norm", None), nn.GroupNorm):  # over all of the time: folded
+            seen = samples[0].unfold(1, self.kernels[0], self.strides[0])  # (1, frames, kernel)
+            own = seen.new_ones(seen.shape[:2], dtype=torch.bool)
+            weight, bias = _with_group_norm(begin.conv, begin.layer_norm, seen, own)
+            begin = partial(self._first, weight[0], bias[0])
+        hop, field = math.prod(self.strides), receptive_field(self.kernels, self.strides)
+        return in_pieces(partial(_run, [begin, *others]), samples, hop, field)
 
-            def begin(part: Tensor) -> Tensor:
-                if not torch.is_autocast_enabled("cpu"):
-                    return first.activation(nn.functional.conv1d(part, weight[0][:, None], bias[0], self.strides[0]))
-                # (1, frames, kernel): of one channel a convolution is a linear layer, in bf16 the faster of both
-                seen = part.unfold(2, self.kernels[0], self.strides[0])[:, 0]
-                return first.activation(nn.functional.linear(seen, weight[0], bias[0])).transpose(1, 2)
-        else:
-            begin = first
-        frames = max(1, PIECE // math.prod(self.strides))
-        return torch.cat(
-            [_run(others, begin(part)) for part in _pieces(samples, self.kernels, self.strides, frames)], dim=2
-        )
+    def _first(self, weight: Tensor, bias: Tensor, samples: Tensor) -> Tensor:
+        """The first layer, its norm folded: of one channel a convolution is a linear layer."""
+        seen = samples[:, 0].unfold(1, self.kernels[0], self.strides[0])  # (1, frames, kernel)
+        return self._layers()[0].activation(nn.functional.linear(seen, weight, bias)).transpose(1, 2)
 
     def _layers(self) -> list[Any]:
         return list(self.conv_layers)
-
-
-class Positions(nn.Module):
-    """The convolution over 128 frames by which the self-supervised models tell positions.
-
-    Without gradients on a processor it is the sum of convolutions over some of the taps each, which takes half the
-    time.
-
-    Args:
-        original: the model's own module, whose parts it takes over.
-    """
-
-    def __init__(self, original: Any) -> None:
-        super().__init__()
-        self.conv: nn.Conv1d = original.conv
-        self.padding: nn.Module = original.padding
-        self.activation: nn.Module = original.activation
-        self.batch_norm: nn.Module | None = getattr(original, "batch_norm", None)
-
-    def forward(self, features: Tensor) -> Tensor:
-        """(batch, frames, width) -> the same."""
-        hidden = features.transpose(1, 2)
-        fast = hidden.device.type == "cpu" and not torch.is_grad_enabled()
-        if self.batch_norm is not None:
-            hidden = self.batch_norm(hidden)
-        hidden = self._by_taps(hidden) if fast else self.conv(hidden)
-        return self.activation(self.padding(hidden)).transpose(1, 2)
-
-    def _by_taps(self, hidden: Tensor) -> Tensor:
-        conv = self.conv
-        margin = int(conv.padding[0])
-        padded = nn.functional.pad(hidden, (margin, margin))
-        weight, groups = conv.weight, conv.groups
-        frames = padded.shape[2] - weight.shape[2] + 1
-        total, first = None, 0
-        for taps in weight.chunk(TAPS, dim=2):
-            seen = padded[:, :, first : first + frames + taps.shape[2] - 1]
-            bias = conv.bias if total is None else None
-            part = nn.functional.conv1d(seen, taps, bias, groups=groups)
-            total = part if total is None else total.add_(part)
-            first += taps.shape[2]
-        assert total is not None
-        return total
 
 
 def count_frames(samples: Count, kernels: Sequence[int], strides: Sequence[int]) -> Count:
@@ -150,19 +95,10 @@ def count_frames(samples: Count, kernels: Sequence[int], strides: Sequence[int])
     return samples
 
 
-def _run(layers: Iterable[nn.Module], hidden: Tensor) -> Tensor:
+def _run(layers: Iterable[Callable[[Tensor], Tensor]], hidden: Tensor) -> Tensor:
     for layer in layers:
         hidden = layer(hidden)
     return hidden
-
-
-def _pieces(samples: Tensor, kernels: Sequence[int], strides: Sequence[int], frames: int) -> Iterator[Tensor]:
-    """What each run of so many frames of a stack of convolutions sees of samples (1, 1, time)."""
-    hop, field = math.prod(strides), receptive_field(kernels, strides)
-    count = (samples.shape[2] - field) // hop + 1
-    for start in range(0, count, frames):
-        end = min(count, start + frames)
-        yield samples[:, :, start * hop : (end - 1) * hop + field]
 
 
 def _convolve_and_norm(layer: Any, seen: Tensor, own: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from typing import Any, ClassVar
 from torch import Tensor, nn
 
 from fourm_ser.encoders.base import Encoder, Features, Inputs, Resources, Unfreeze, length_mask
-from fourm_ser.encoders.convolutions import Count, OwnConvolutions, Positions, count_frames, receptive_field
+from fourm_ser.encoders.convolutions import Count, OwnConvolutions, count_frames, receptive_field
 from fourm_ser.encoders.frontends import Waveform
 from fourm_ser.encoders.hub import checkpoint_folder, describe_config, hidden_size, load_model, read_preprocessor
 from fourm_ser.encoders.layers import LayerChoice
@@ -92,7 +92,6 @@ class SpeechEncoder(Encoder):
             )
         self.kernels, self.strides = list(config.conv_kernel), list(config.conv_stride)
         self.model.feature_extractor = OwnConvolutions(self.model.feature_extractor.conv_layers)
-        self.model.encoder.pos_conv_embed = Positions(self.model.encoder.pos_conv_embed)
         replace_attention(self.model)
         self.model._get_feature_vector_attention_mask = _as_given
         self.model._mask_hidden_states = partial(mask_hidden_states, self.model)

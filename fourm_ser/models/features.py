@@ -27,7 +27,7 @@ from fourm_ser.distributed import agreed, barrier, rank, world
 from fourm_ser.encoders.base import Encoder, Features, Inputs, moved
 from fourm_ser.encoders.store import FeatureStore
 from fourm_ser.errors import InputError
-from fourm_ser.kernels.bf16 import in_half
+from fourm_ser.kernels.bf16 import in_half_precision
 
 log = logging.getLogger(__name__)
 
@@ -225,7 +225,7 @@ class _Pass:
         columns = (BarColumn(), MofNCompleteColumn(), Speed(), TimeRemainingColumn())
         with (
             Progress(TextColumn("{task.description}"), *columns, disable=rank() != 0) as progress,
-            in_half(encoder, self.device, self.half) if self.half else nullcontext(),
+            in_half_precision(encoder, self.device, self.half) if self.half else nullcontext(),
             ThreadPoolExecutor(1, "writing") as writer,
         ):
             task = progress.add_task(f"encoding {encoder.modality} with {encoder.name}", total=sum(map(len, plan)))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fourm_ser.encoders.speech import SpeechEncoder
-from fourm_ser.kernels.bf16 import GELU, LAYOUTS, LaidOut, LaidOutConvolution, LaidOutLinear, gelu_after, in_half, runs
+from fourm_ser.kernels.bf16 import LAYOUTS, LaidOutConvolution, LaidOutLinear, in_half_precision, runs
 from tests.missing_kernels import refuse_kernels
 
 CPU = torch.device("cpu")
@@ -27,7 +27,7 @@ def test_features_are_near_the_exact_ones_and_the_stem_is_restored(
     fingerprint, modules = encoder.fingerprint(), list(encoder.modules())
     with torch.no_grad():
         exact = encoder.stem(inputs)
-        with in_half(encoder, CPU, torch.bfloat16):
+        with in_half_precision(encoder, CPU, torch.bfloat16):
             rough = encoder.stem(inputs)
         again = encoder.stem(inputs)
     assert rough.features.dtype == torch.bfloat16
@@ -44,8 +44,8 @@ def test_kernels_that_raise_or_compute_something_else_are_not_used(
     monkeypatch: pytest.MonkeyPatch, speech_encoder: Callable[..., SpeechEncoder]
 ) -> None:
     def laid_out(encoder: SpeechEncoder) -> int:
-        with in_half(encoder, CPU, torch.bfloat16):
-            return sum(isinstance(module, LaidOut) for module in encoder.modules())
+        with in_half_precision(encoder, CPU, torch.bfloat16):
+            return sum(isinstance(module, LAYOUTS) for module in encoder.modules())
 
     encoder = speech_encoder().eval()
     encoder.unfreeze("none")
@@ -64,15 +64,12 @@ def test_kernels_that_compute_what_the_layers_do_are_used(
 ) -> None:
     """By kernels made of plain operators, whatever this processor has."""
 
-    def finish(found: Tensor, then: str) -> Tensor:
-        return nn.functional.gelu(found) if then == "gelu" else found
-
-    def linear(features: Tensor, weight: Tensor, bias: Tensor, then: str, *_: Any) -> Tensor:
-        return finish(nn.functional.linear(features, weight, bias), then)
+    def linear(features: Tensor, weight: Tensor, bias: Tensor, *_: Any) -> Tensor:
+        return nn.functional.linear(features, weight, bias)
 
     def convolve(image: Tensor, weight: Tensor, bias: Tensor, *others: Any) -> Tensor:
-        padding, stride, dilation, groups, then, *_ = others
-        return finish(nn.functional.conv2d(image, weight, bias, stride, padding, dilation, groups), then)
+        padding, stride, dilation, groups, *_ = others
+        return nn.functional.conv2d(image, weight, bias, stride, padding, dilation, groups)
 
     monkeypatch.setattr(torch.Tensor, "to_mkldnn", lambda self: self)
     monkeypatch.setattr(torch.ops.mkldnn, "_reorder_linear_weight", lambda weight, rows: weight)
@@ -85,7 +82,7 @@ def test_kernels_that_compute_what_the_layers_do_are_used(
     inputs = encoder.collate([encoder.frontend(waveform) for waveform in waveforms])
     with torch.no_grad():
         exact = encoder.stem(inputs)
-        with in_half(encoder, CPU, torch.bfloat16):
+        with in_half_precision(encoder, CPU, torch.bfloat16):
             kinds = {type(module) for module in encoder.modules()}
             rough = encoder.stem(inputs)
     assert set(LAYOUTS) <= kinds
@@ -97,14 +94,14 @@ def test_kernels_that_compute_what_the_layers_do_are_used(
 def test_a_pass_that_fails_restores_the_stem(speech_encoder: Callable[..., SpeechEncoder]) -> None:
     encoder = speech_encoder()
     before = encoder.fingerprint()
-    with pytest.raises(KeyError), in_half(encoder, CPU, torch.bfloat16):
+    with pytest.raises(KeyError), in_half_precision(encoder, CPU, torch.bfloat16):
         raise KeyError("a batch")
     assert encoder.fingerprint() == before
-    assert not any(isinstance(module, LaidOutLinear | LaidOutConvolution) for module in encoder.modules())
+    assert not any(isinstance(module, LAYOUTS) for module in encoder.modules())
 
 
 @needs_layouts
-@pytest.mark.parametrize("shape", [(40, 24), (3, 7, 24), (1, 24)])
+@pytest.mark.parametrize("shape", [(3, 7, 24), (1, 24)])
 def test_a_laid_out_linear_layer_is_the_layer(shape: tuple[int, ...]) -> None:
     torch.manual_seed(0)
     layer, features = nn.Linear(24, 40).bfloat16(), torch.randn(shape)
@@ -117,7 +114,7 @@ def test_a_laid_out_linear_layer_is_the_layer(shape: tuple[int, ...]) -> None:
 
 
 @needs_layouts
-@pytest.mark.parametrize(("padding", "stride", "groups", "bias"), [(0, 2, 1, False), (1, 1, 2, True), (2, 3, 1, True)])
+@pytest.mark.parametrize(("padding", "stride", "groups", "bias"), [(0, 2, 1, False), (2, 3, 2, True)])
 def test_a_laid_out_convolution_is_the_layer(padding: int, stride: int, groups: int, bias: bool) -> None:
     torch.manual_seed(0)
     layer = nn.Conv1d(16, 32, 3, stride, padding, groups=groups, bias=bias).bfloat16()
@@ -127,45 +124,3 @@ def test_a_laid_out_convolution_is_the_layer(padding: int, stride: int, groups: 
         found = LaidOutConvolution(layer.bfloat16())(features)
     assert found.shape == expected.shape
     torch.testing.assert_close(found.double(), expected, rtol=0.01, atol=0.02)
-
-
-@needs_layouts
-def test_a_gelu_behind_a_layer_is_part_of_its_kernel(
-    speech_encoder: Callable[..., SpeechEncoder], waveforms: list[np.ndarray]
-) -> None:
-    torch.manual_seed(0)
-    layer, features = nn.Linear(24, 40).bfloat16(), torch.randn(9, 24)
-    laid_out = LaidOutLinear(layer)
-    with torch.no_grad():
-        plain = laid_out(features).float()
-        laid_out.then = GELU
-        torch.testing.assert_close(laid_out(features).float(), nn.functional.gelu(plain), rtol=0.01, atol=0.01)
-
-    encoder = speech_encoder().eval()
-    encoder.unfreeze("none")
-    before = list(encoder.modules())
-    with in_half(encoder, CPU, torch.bfloat16):
-        fused = [
-            name for name, module in encoder.named_modules() if isinstance(module, LaidOut) and module.then == GELU
-        ]
-    # Of the convolutions the first is normalised before its GELU.
-    model = encoder.model
-    convolutions = [
-        f"model.feature_extractor.conv_layers.{place}.conv" for place in range(1, len(model.config.conv_dim))
-    ]
-    blocks = [
-        f"model.encoder.layers.{place}.feed_forward.intermediate_dense" for place in range(len(model.encoder.layers))
-    ]
-    assert fused == convolutions + blocks
-    assert all(one is other for one, other in zip(encoder.modules(), before, strict=True))
-
-
-def test_only_an_exact_gelu_right_behind_a_layer_is() -> None:
-    layer, gelu, tanh = nn.Conv1d(2, 2, 1), nn.GELU(), nn.GELU(approximate="tanh")
-    assert gelu_after("conv", {"conv": layer, "activation": gelu}) == "activation"
-    assert gelu_after("conv", {"conv": layer, "activation": tanh}) is None
-    assert gelu_after("conv", {"conv": layer, "activation": nn.ReLU()}) is None
-    assert gelu_after("conv", {"conv": layer, "activation": gelu, "layer_norm": nn.LayerNorm(2)}) is None
-    assert gelu_after("dense", {"dense": layer, "intermediate_act_fn": gelu}) == "intermediate_act_fn"
-    assert gelu_after("dense", {"dense": layer, "activation": gelu, "dropout": nn.Dropout()}) is None
-    assert gelu_after("layer", {"layer": layer}) is None
