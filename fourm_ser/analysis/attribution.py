@@ -91,7 +91,9 @@ def attribution(
     for number, example in enumerate(examples, start=1):
         target = run.emotions.index(example.predicted)
         own = features[example.row]
-        result = attribute(run.network, own, average, target, steps, tolerance, most_steps)
+        result = attribute(
+            run.network, own, average, target=target, steps=steps, tolerance=tolerance, most_steps=most_steps
+        )
         found.append(result)
         findings.append(_draw(run, number, example, result, tolerance))
     return [*findings, _draw_modalities(run.emotions, examples, found, tolerance)]
@@ -133,6 +135,7 @@ def attribute(
     network: EmotionNetwork,
     features: Mapping[str, Tensor],
     average: Mapping[str, Tensor],
+    *,
     target: int,
     steps: int,
     tolerance: float,

@@ -119,7 +119,7 @@ def projection(runs: "list[OpenRun]", side: str, seed: int) -> "list[Finding]":
     return findings
 
 
-def make_panel(name: str, embeddings: Embeddings, plain: bool = False, dims: int = 2) -> Panel:
+def make_panel(name: str, embeddings: Embeddings, *, plain: bool = False, dims: int = 2) -> Panel:
     """A run's embeddings along their first principal components.
 
     Args:
@@ -306,14 +306,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.output.suffix.lower() not in FORMATS:
         parser.error(f"--output {given.output}: expected a file that ends in {', '.join(FORMATS)}")
     try:
-        draw(given.folders, given.output, given.plain, given.by, given.cache)
+        draw(given.folders, given.output, plain=given.plain, by=given.by, cache=given.cache)
     except (InputError, OSError) as error:
         sys.exit(f"error: {error}")
     print(given.output)
 
 
 def draw(
-    folders: Sequence[Path], output: Path, plain: bool = False, by: str = "loss", cache: Path | None = None
+    folders: Sequence[Path], output: Path, *, plain: bool = False, by: str = "loss", cache: Path | None = None
 ) -> None:
     """Write the figure of finished runs.
 
@@ -341,7 +341,7 @@ def draw(
     for run in collection.runs:
         opened = OpenRun(run.path, cache)
         name = run.options.get(by, run.path.resolve().name)
-        panels.append(make_panel(name, read_embeddings(opened), plain))
+        panels.append(make_panel(name, read_embeddings(opened), plain=plain))
     save_figure(projection_figure(panels), output)
 
 

@@ -117,10 +117,7 @@ def _read_table(table: Path) -> dict[str, Recording]:
     if not table.is_file():
         return {}
     rows = pd.read_csv(
-        table,
-        dtype=dict.fromkeys(TEXTS, object),
-        keep_default_na=False,
-        encoding_errors="surrogateescape",
+        table, dtype=dict.fromkeys(TEXTS, object), keep_default_na=False, encoding_errors="surrogateescape"
     )
     if tuple(rows.columns) != COLUMNS:  # of an older version
         return {}
