@@ -72,7 +72,7 @@ class Release(NamedTuple):
     source: Path
 
 
-class ReleaseBuilder:
+class ReleaseReader:
     """What a reader keeps and leaves out while it goes through a release.
 
     Args:

@@ -19,8 +19,8 @@ import soundfile
 import soxr
 from filelock import FileLock
 
+from fourm_ser import SAMPLE_RATE
 from fourm_ser.checks import check_number
-from fourm_ser.data.audio import SAMPLE_RATE
 from fourm_ser.data.corpus import Corpus
 from fourm_ser.data.manifest import read_manifest, write_manifest
 from fourm_ser.data.release import Release
