@@ -13,13 +13,13 @@ from matplotlib.colors import CenteredNorm
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from fourm_ser import SAMPLE_RATE
 from fourm_ser.analysis.attention_shares import MODALITY_COLOURS
-from fourm_ser.analysis.clock import frame_edges
 from fourm_ser.analysis.examples import Example, draw_waveform, file_name, read_waveform
 from fourm_ser.analysis.findings import Finding
+from fourm_ser.analysis.spectrogram import frame_edges
 from fourm_ser.analysis.word_cells import INCHES, count_lines, draw_words, prepare_axes
 from fourm_ser.analysis.words import Words, read_words
-from fourm_ser.data.audio import SAMPLE_RATE
 from fourm_ser.encoders.base import Features
 from fourm_ser.models.network import EmotionNetwork
 from fourm_ser.runs.finished import OpenRun
@@ -195,7 +195,7 @@ def _draw(run: OpenRun, number: int, example: Example, found: Attribution, toler
         tables.append(pd.DataFrame({"modality": "text", "word": words.names, "attribution": own}))
     if samples is not None:
         values = found.values["audio"]
-        edges = frame_edges(run.network.by_modality["audio"].frontend, samples, len(values))
+        edges = frame_edges(run.network.by_modality["audio"], samples, len(values))
         times = {"start": edges[:-1].round(3), "end": edges[1:].round(3)}
         tables.append(pd.DataFrame({"modality": "audio", **times, "attribution": values}))
     for part in tables:

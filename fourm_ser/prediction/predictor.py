@@ -19,6 +19,7 @@ from fourm_ser.models.inference import Inference
 from fourm_ser.prediction.batches import Job, Planner
 from fourm_ser.prediction.items import WHOLE, Audio, Cutting, Item
 from fourm_ser.prediction.loading import Key, Loaded, Planned, Reading, Row, packed, unpacked
+from fourm_ser.runs.directory import model_folder
 
 SMALL = 5e6  # parameters of a network that computes no faster with a second thread
 
@@ -85,13 +86,13 @@ class Predictor:
         if isinstance(workers, bool) or not isinstance(workers, int) or workers < 0:
             raise InputError(f"workers={workers}: expected a number of processes, or 0.")
         self.inference = Inference(model, device)
-        self.emotions, self.max_seconds = model.emotions, model.use.max_seconds
+        self.emotions, self.max_seconds = model.emotions, model.conditions.max_seconds
         encoders = model.network.by_modality
         self.modalities = tuple(encoders)
         self.workers = workers
         self.parameters = sum(parameter.numel() for parameter in model.network.parameters())
         self.planner = Planner(self.modalities, asr is not None, self.max_seconds, batch_size, batch_seconds)
-        self.reading = Reading(encoders, self.max_seconds, model.use.clean)
+        self.reading = Reading(encoders, self.max_seconds, model.conditions.clean)
         self.transcriber = None
         if asr is not None:
             if "text" not in encoders:
@@ -306,27 +307,6 @@ class Predictor:
         assert self.transcriber is not None
         text = self.reading.cleaning(self.transcriber(row.samples))
         return row._replace(text=text, inputs={**row.inputs, "text": self.reading.tokens(text)})
-
-
-def model_folder(folder: Path) -> Path:
-    """The model directory that `folder` is, or holds as `model`.
-
-    Raises:
-        InputError: it is neither, or of a run that has not finished.
-    """
-    if (folder / "model.safetensors").is_file():
-        lacking = [name for name in ("config.yaml", "labels.json") if not (folder / name).is_file()]
-        if lacking:
-            raise InputError(f"{folder}: no {lacking[0]} there. Expected the whole folder `model` of a finished run.")
-        return folder
-    if (folder / "stages").is_dir() and not (folder / "metrics.json").is_file():
-        raise InputError(
-            f"{folder}: this run has not finished. Go on with it: python -m fourm_ser.train resume={folder}"
-        )
-    if (folder / "model" / "model.safetensors").is_file():
-        return model_folder(folder / "model")
-    what = "neither a model directory nor a finished run" if folder.is_dir() else "no such folder"
-    raise InputError(f"{folder}: {what}. Expected the folder `model` of a finished run, or the run's own.")
 
 
 def _moments(job: Job) -> list[Moment]:

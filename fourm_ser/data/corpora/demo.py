@@ -221,7 +221,7 @@ def synthesise(folder: Path, utterances: int = 1600, seed: int = 0) -> None:
 
 def _check_count(utterances: int) -> None:
     expected = f"{LEAST} (ten speakers in four emotions each) to {MOST}"
-    check_number("data.utterances", utterances, expected, LEAST, MOST, whole=True)
+    check_number("data.utterances", utterances, expected, least=LEAST, most=MOST, whole=True)
 
 
 def _script(utterances: int, seed: int) -> list[_Utterance]:
