@@ -52,9 +52,14 @@ def changed(base: DictConfig) -> Changed:
     return change
 
 
-@pytest.mark.parametrize(
-    ("key", "nearest"),
-    [
+def refusal(config: DictConfig) -> str:
+    with pytest.raises(InputError) as caught:
+        check_config("train", config)
+    return str(caught.value)
+
+
+def test_a_key_that_nothing_reads_is_refused_with_the_nearest_name(changed: Changed) -> None:
+    for key, nearest in (
         ("lose", "loss"),
         ("sed", "seed"),
         ("encode.max_second", "encode.max_seconds"),
@@ -76,17 +81,16 @@ def changed(base: DictConfig) -> Changed:
         ("data.max_second", "data.max_seconds"),
         ("trainer.max_step", "trainer.max_steps"),
         ("trainer.tf23", "trainer.tf32"),
-    ],
-)
-def test_a_key_that_nothing_reads_is_refused_with_the_nearest_name(changed: Changed, key: str, nearest: str) -> None:
-    with pytest.raises(InputError) as caught:
-        check_config("train", changed(key))
-    assert str(caught.value) == f"{key}: no such key. Did you mean {nearest}?"
+    ):
+        assert refusal(changed(key)) == f"{key}: no such key. Did you mean {nearest}?"
 
 
-@pytest.mark.parametrize(
-    "key",
-    [
+def test_what_the_package_passes_itself_is_no_key(changed: Changed) -> None:
+    def refused(key: str) -> None:
+        with pytest.raises(InputError, match=f"^{key}: is not for the config"):
+            check_config("train", changed(key))
+
+    for key in (
         "fusion.dims",
         "head.classes",
         "optimizer.params",
@@ -96,16 +100,12 @@ def test_a_key_that_nothing_reads_is_refused_with_the_nearest_name(changed: Chan
         "trainer.max_epochs",
         "trainer.enable_progress_bar",
         "trainer.logger",
-    ],
-)
-def test_what_the_package_passes_itself_is_no_key(changed: Changed, key: str) -> None:
-    with pytest.raises(InputError, match=f"^{key}: is not for the config"):
-        check_config("train", changed(key))
+    ):
+        refused(key)
 
 
-@pytest.mark.parametrize(
-    ("key", "value"),
-    [
+def test_keys_that_are_read_pass(changed: Changed) -> None:
+    right: list[tuple[str, Any]] = [
         ("trainer.limit_train_batches", 2),
         ("encoder.text.architecture.hidden_dropout_prob", 0.0),
         ("encoder.text.languages", ["en"]),
@@ -115,10 +115,9 @@ def test_what_the_package_passes_itself_is_no_key(changed: Changed, key: str) ->
         ("fusion", {"_target_": f"{__name__}.Derived", "height": 1, "width": 2, "depth": 3}),
         ("fusion", {"_target_": f"{__name__}.Anything", "whatever": 1}),
         ("fusion", {"_target_": "nowhere.Fusion", "whatever": 1}),  # building it says what is wrong
-    ],
-)
-def test_keys_that_are_read_pass(changed: Changed, key: str, value: Any) -> None:
-    check_config("train", changed(key, value))
+    ]
+    for key, value in right:
+        check_config("train", changed(key, value))
 
 
 def test_a_value_of_one_s_own_that_others_are_made_of_is_read(changed: Changed) -> None:

@@ -14,19 +14,22 @@ from fourm_ser.errors import InputError
 Reader = Callable[[Path], object]
 
 FORMATS = [
-    # suffix, subtype, how far an amplitude may be off
-    ("wav", "PCM_U8", 0.01),
-    ("wav", "PCM_16", 0.002),
-    ("wav", "PCM_24", 0.002),
-    ("wav", "PCM_32", 0.002),
-    ("wav", "FLOAT", 0.002),
-    ("wav", "DOUBLE", 0.002),
-    ("wav", "ULAW", 0.01),
-    ("flac", "PCM_16", 0.002),
-    ("flac", "PCM_24", 0.002),
-    ("ogg", "VORBIS", 0.02),
-    ("aiff", "PCM_16", 0.002),
-    ("mp3", "MPEG_LAYER_III", 0.02),
+    # suffix, subtype, rate, how far an amplitude may be off
+    ("wav", "PCM_U8", 8_000, 0.01),
+    ("wav", "PCM_16", 16_000, 0.002),
+    ("wav", "PCM_16", 22_050, 0.002),
+    ("wav", "PCM_24", 44_100, 0.002),
+    ("wav", "PCM_32", 48_000, 0.002),
+    ("wav", "FLOAT", 44_100, 0.002),
+    ("wav", "DOUBLE", 16_000, 0.002),
+    ("wav", "ULAW", 8_000, 0.01),
+    ("flac", "PCM_16", 22_050, 0.002),
+    ("flac", "PCM_24", 48_000, 0.002),
+    ("ogg", "VORBIS", 16_000, 0.02),
+    ("ogg", "VORBIS", 44_100, 0.02),
+    ("aiff", "PCM_16", 48_000, 0.002),
+    ("mp3", "MPEG_LAYER_III", 16_000, 0.02),
+    ("mp3", "MPEG_LAYER_III", 44_100, 0.02),
 ]
 
 
@@ -55,10 +58,9 @@ def tone(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("rate", [8_000, 16_000, 22_050, 44_100, 48_000])
-@pytest.mark.parametrize(("suffix", "subtype", "tolerance"), FORMATS)
+@pytest.mark.parametrize(("suffix", "subtype", "rate", "tolerance"), FORMATS)
 def test_a_sine_keeps_its_frequency_and_amplitude(
-    tmp_path: Path, suffix: str, subtype: str, tolerance: float, rate: int
+    tmp_path: Path, suffix: str, subtype: str, rate: int, tolerance: float
 ) -> None:
     path = tmp_path / f"sine.{suffix}"
     soundfile.write(path, sine(rate, 1.0, hertz=1000.0, amplitude=0.5), rate, subtype=subtype)
@@ -106,19 +108,18 @@ def test_at_16_khz_samples_are_those_of_the_file(tone: Path) -> None:
     np.testing.assert_array_equal(read_audio(str(tone)), soundfile.read(tone, dtype="float32")[0])
 
 
-@pytest.mark.parametrize(
-    ("start", "end", "first", "last"),
-    [
+def test_a_segment_is_a_slice_of_the_whole(tone: Path) -> None:
+    whole = read_audio(tone)
+    for start, end, first, last in (
         (0.25, 0.75, 4000, 12_000),
         (math.nan, 0.5, 0, 8000),
         (0.5, math.nan, 8000, 16_000),
         (0.0, 1.0, 0, 16_000),
         (0.9, 5.0, 14_400, 16_000),
         (0.5, 0.5 + 1 / 16_000, 8000, 8001),
-    ],
-)
-def test_a_segment_is_a_slice_of_the_whole(tone: Path, start: float, end: float, first: int, last: int) -> None:
-    np.testing.assert_array_equal(read_audio(tone, start, end), read_audio(tone)[first:last])
+    ):
+        part = read_audio(tone, start, end)
+        np.testing.assert_array_equal(part, whole[first:last], err_msg=f"{start} s to {end} s")
 
 
 @pytest.mark.parametrize("suffix", ["wav", "flac", "ogg"])
@@ -131,10 +132,13 @@ def test_a_segment_of_another_rate_and_format_is_a_slice_of_the_whole(tmp_path: 
     np.testing.assert_allclose(part[500:-500], whole[500:-500], atol=2e-3)  # the filter rings at a segment's ends
 
 
-@pytest.mark.parametrize(("start", "end"), [(1.0, 2.0), (3.0, math.nan), (1.0, math.nan), (0.5, 0.5), (0.5, 0.500001)])
-def test_a_segment_without_samples_is_refused(tone: Path, start: float, end: float) -> None:
-    with pytest.raises(InputError, match=r"tone\.wav: no samples from .* in a recording of 1\.000 s"):
-        read_audio(tone, start, end)
+def test_a_segment_without_samples_is_refused(tone: Path) -> None:
+    def refused(start: float, end: float) -> None:
+        with pytest.raises(InputError, match=r"tone\.wav: no samples from .* in a recording of 1\.000 s"):
+            read_audio(tone, start, end)
+
+    for start, end in ((1.0, 2.0), (3.0, math.nan), (1.0, math.nan), (0.5, 0.5), (0.5, 0.500001)):
+        refused(start, end)
 
 
 def test_a_segment_too_short_for_a_sample_at_16_khz_is_refused(tmp_path: Path) -> None:
@@ -144,8 +148,7 @@ def test_a_segment_too_short_for_a_sample_at_16_khz_is_refused(tmp_path: Path) -
         read_audio(path, 0.5, 0.5 + 1 / 48_000)
 
 
-@pytest.mark.parametrize("rate", [8_000, 16_000, 44_100])
-@pytest.mark.parametrize("suffix", ["wav", "flac", "ogg"])
+@pytest.mark.parametrize(("suffix", "rate"), [("wav", 8_000), ("flac", 44_100), ("ogg", 16_000), ("ogg", 44_100)])
 def test_a_recording_is_as_long_as_it_is(tmp_path: Path, suffix: str, rate: int) -> None:
     path = tmp_path / f"long.{suffix}"
     soundfile.write(path, np.full((round(1.5 * rate), 2), 0.1), rate)
@@ -170,23 +173,20 @@ class TestFaults:
 
     def test_a_missing_recording(self, tmp_path: Path, reader: Reader) -> None:
         assert "no such recording" in self.refusal(reader, tmp_path / "nowhere.wav")
-
-    def test_a_folder(self, tmp_path: Path, reader: Reader) -> None:
         assert "no such recording" in self.refusal(reader, tmp_path)
 
     @pytest.mark.parametrize("content", [b"", b"RIFF", b"not audio at all\n" * 100], ids=["empty", "torn", "text"])
-    @pytest.mark.parametrize("name", ["a.wav", "a.flac", "a.ogg", "a.txt", "a.raw"])
-    def test_what_is_not_audio(self, tmp_path: Path, reader: Reader, name: str, content: bytes) -> None:
-        (tmp_path / name).write_bytes(content)
-        assert "cannot be decoded" in self.refusal(reader, tmp_path / name)
+    def test_what_is_not_audio(self, tmp_path: Path, reader: Reader, content: bytes) -> None:
+        for name in ("a.wav", "a.flac", "a.ogg", "a.txt", "a.raw"):
+            (tmp_path / name).write_bytes(content)
+            assert "cannot be decoded" in self.refusal(reader, tmp_path / name)
 
-    @pytest.mark.parametrize("name", ["a.wav", "a.flac"])
-    def test_no_samples(self, tmp_path: Path, reader: Reader, name: str) -> None:
-        soundfile.write(tmp_path / name, np.zeros(0), SAMPLE_RATE)
-        self.refusal(reader, tmp_path / name)
+    def test_no_samples(self, tmp_path: Path, reader: Reader) -> None:
+        for name in ("a.wav", "a.flac"):
+            soundfile.write(tmp_path / name, np.zeros(0), SAMPLE_RATE)
+            self.refusal(reader, tmp_path / name)
 
-    @pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
-    @pytest.mark.parametrize("place", [0, 300_000])
+    @pytest.mark.parametrize(("value", "place"), [(math.nan, 0), (math.inf, 300_000), (-math.inf, 0)])
     def test_samples_that_are_not_numbers(self, tmp_path: Path, reader: Reader, value: float, place: int) -> None:
         samples = np.zeros((300_001, 2), dtype=np.float32)
         samples[place, 1] = value
@@ -197,16 +197,16 @@ class TestFaults:
 NOISE = np.random.default_rng(0).uniform(-0.5, 0.5, 2 * SAMPLE_RATE)
 
 
-@pytest.mark.parametrize("share", [0.3, 0.9])
 @pytest.mark.parametrize("suffix", ["wav", "aiff", "flac", "mp3", "ogg"])
-def test_a_truncated_recording_is_refused(tmp_path: Path, suffix: str, share: float) -> None:
+def test_a_truncated_recording_is_refused(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a.{suffix}"
     soundfile.write(path, NOISE, SAMPLE_RATE)
     assert check_recording(path).seconds == pytest.approx(2.0)
     content = path.read_bytes()
-    path.write_bytes(content[: int(len(content) * share)])
-    with pytest.raises(InputError, match=rf"a\.{suffix}"):
-        check_recording(path)
+    for share in (0.3, 0.9):
+        path.write_bytes(content[: int(len(content) * share)])
+        with pytest.raises(InputError, match=rf"a\.{suffix}"):
+            check_recording(path)
 
 
 def test_a_truncated_wav_is_said_to_be_truncated(tmp_path: Path) -> None:

@@ -34,9 +34,8 @@ def order(seed: int = 0, epoch: int = 0, shuffle: bool = True, size: int = 8) ->
 
 
 @pytest.mark.parametrize("shuffle", [True, False])
-@pytest.mark.parametrize("size", [1, 2, 8, 32, 737, 5000])
-def test_every_row_comes_exactly_once(shuffle: bool, size: int) -> None:
-    for epoch in range(3):
+def test_every_row_comes_exactly_once(shuffle: bool) -> None:
+    for epoch, size in itertools.product(range(3), (1, 2, 8, 32, 737, 5000)):
         batches = order(epoch=epoch, shuffle=shuffle, size=size)
         assert sorted(row for batch in batches for row in batch) == ROWS.tolist()
         assert max(map(len, batches)) <= size
@@ -130,9 +129,8 @@ def test_lengths_are_those_of_the_manifests_rows() -> None:
     assert list(sampler) == [[4], [5], [3]]
 
 
-@pytest.mark.parametrize("shuffle", [True, False])
-@pytest.mark.parametrize("world", [2, 3, 4])
-@pytest.mark.parametrize("count", [16, 17, 18, 19, 20, 33])
+@pytest.mark.parametrize(("world", "shuffle"), [(2, True), (3, False), (4, True)])
+@pytest.mark.parametrize("count", [16, 17, 19, 33])  # none, one and three beside whole batches
 def test_ranks_share_the_batches_of_a_single_process(count: int, world: int, shuffle: bool) -> None:
     rows, size = ROWS[:count], 8
     alone = BucketBatchSampler(rows, LENGTHS, size, shuffle, seed=3)
@@ -317,8 +315,7 @@ def drawn(sampler: BucketBatchSampler) -> list[int]:
     return [row for batch in sampler for row in batch]
 
 
-@pytest.mark.parametrize("count", [737, 736, 100, 11])
-@pytest.mark.parametrize("size", [1, 8, 5000])
+@pytest.mark.parametrize(("count", "size"), [(737, 8), (736, 8), (100, 1), (11, 5000)])
 def test_balanced_epochs_have_every_class_equally_often(count: int, size: int) -> None:
     rows = ROWS[:count]
     for epoch in range(4):
@@ -389,8 +386,7 @@ def test_padding_is_the_share_of_a_batch_that_no_utterance_fills() -> None:
     assert BucketBatchSampler(np.arange(5), lengths, 5).padding() == pytest.approx(1 - 22 / 40)
 
 
-@pytest.mark.parametrize("world", [2, 3])
-@pytest.mark.parametrize("count", [737, 33, 18])
+@pytest.mark.parametrize(("count", "world"), [(737, 2), (33, 3), (18, 3)])
 def test_ranks_share_balanced_batches(count: int, world: int) -> None:
     rows = ROWS[:count]
     ranks = [

@@ -164,12 +164,6 @@ def test_label_map_exchanges_two_emotions(make: Make, recorded: pd.DataFrame) ->
     assert [corpus.emotions[label] for label in corpus.label] == [changed[emotion] for emotion in recorded["emotion"]]
 
 
-@pytest.mark.parametrize("emotions", [["anger"], [], ["anger", "neutral", "anger"]])
-def test_a_choice_of_emotions_that_is_none_is_refused(make: Make, emotions: list[str]) -> None:
-    with pytest.raises(InputError, match=r"data\.emotions="):
-        make(emotions=emotions, drop_other=True)
-
-
 def test_counts_are_those_of_the_training_side(make: Make, recorded: pd.DataFrame) -> None:
     for fold in range(3):
         corpus = make(fold=fold)
@@ -195,10 +189,9 @@ def test_shorter_utterances_than_min_seconds_are_left_out(make: Make, recorded: 
     assert sorted(np.concatenate(corpus.split).tolist()) == list(range(36))
 
 
-@pytest.mark.parametrize("split", ["random", "speaker", "session", "official"])
-def test_min_seconds_that_leaves_nothing_is_refused(make: Make, split: str) -> None:
-    with pytest.raises(InputError):
-        make(min_seconds=60.0, split=split)
+def test_min_seconds_that_leaves_nothing_is_refused(make: Make) -> None:
+    with pytest.raises(InputError, match=r"no utterance of anger is left of the 12 .*shorter than"):
+        make(min_seconds=60.0)
 
 
 def test_longer_utterances_are_refused_where_that_is_asked_for(make: Make) -> None:
@@ -208,11 +201,6 @@ def test_longer_utterances_are_refused_where_that_is_asked_for(make: Make) -> No
     assert "7 utterances are longer than data.max_seconds=0.5" in str(caught.value)
     assert "u41 (row 42, 0.51 s)" in str(caught.value)
     assert len(make(max_seconds=0.58, too_long="refuse").frame) == 47
-
-
-def test_a_too_long_that_is_not_known_is_refused(make: Make) -> None:
-    with pytest.raises(InputError, match=r"data\.too_long=drop: expected crop or refuse"):
-        make(too_long="drop")
 
 
 def test_a_segment_outside_its_recording_is_named_with_its_row(make: Make, recorded: pd.DataFrame) -> None:
@@ -237,17 +225,6 @@ def test_bad_recordings_are_refused(make: Make, recorded: pd.DataFrame) -> None:
     named = r"2 x recording that cannot be used, the first is u01 \(row 3: .*nowhere\.wav"
     with pytest.raises(InputError, match=named):
         make(changed)
-
-
-def test_fractions_other_than_three_are_refused(make: Make) -> None:
-    for fractions in ([0.8, 0.2], [0.8, 0.1, 0.1, 0.0]):
-        with pytest.raises(InputError, match=r"data\.fractions"):
-            make(split="random", fractions=fractions)
-
-
-def test_a_sampler_that_is_not_known_is_refused(make: Make) -> None:
-    with pytest.raises(InputError, match=r"data\.sampler=weighted: expected shuffle or balanced"):
-        make(sampler="weighted")
 
 
 def test_a_second_setup_does_nothing(make: Make) -> None:
@@ -400,8 +377,6 @@ def test_unusual_levels_are_counted_and_used(
 
 def test_how_thoroughly_recordings_are_verified_is_a_choice(make: Make) -> None:
     assert make(verify="full").frame["digest"].tolist() == make().frame["digest"].tolist()
-    with pytest.raises(InputError, match=r"data\.verify=often: expected quick or full"):
-        make(verify="often")
 
 
 def test_an_emotion_whose_recordings_are_all_bad_is_refused(make: Make, recorded: pd.DataFrame) -> None:
@@ -861,49 +836,40 @@ def test_a_folder_whose_name_is_no_utf_8_is_as_good_as_another(tmp_path: Path) -
 # Keys
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"emotions": "anger"},
-        {"emotions": [True, "anger"]},
-        {"label_map": "anger"},
-        {"drop_other": "yes"},
-        {"language": False},
-        {"language": ""},
-        {"split": "sentence"},
-        {"split_file": 3},
-        {"fold": -1},
-        {"fractions": [1, 2, 3]},
-        {"stratify": "no"},
-        {"validation": "none"},
-        {"validation_fraction": 2},
-        {"split_seed": "abc"},
-        {"min_seconds": "abc"},
-        {"min_seconds": -0.1},
-        {"min_seconds": float("nan")},
-        {"max_seconds": -1},
-        {"max_seconds": 0},
-        {"max_seconds": float("inf")},
-        {"max_seconds": [30]},
-        {"too_long": "drop"},
-        {"strict": "false"},
-        {"sampler": "weighted"},
-        {"workers": -1},
-        {"workers": "all"},
-        {"workers": 1.5},
-        {"clean": "tag"},
-        {"clean": ["("]},
-        {"audio_root": 3},
-        {"delimiter": "colon"},
-    ],
-)
-def test_a_value_that_a_key_cannot_have_is_refused_before_anything_is_read(
-    tmp_path: Path, change: dict[str, Any]
-) -> None:
-    with pytest.raises(InputError) as caught:
-        manifest_corpus(tmp_path / "nowhere.csv", tmp_path / "cache", **change)
-    assert str(caught.value).startswith(f"data.{next(iter(change))}")
-    assert "\n" not in str(caught.value)
+def test_a_value_that_a_key_cannot_have_is_refused_before_anything_is_read(tmp_path: Path) -> None:
+    def refused(key: str, value: Any) -> None:
+        with pytest.raises(InputError) as caught:
+            manifest_corpus(tmp_path / "nowhere.csv", tmp_path / "cache", **{key: value})
+        assert str(caught.value).startswith(f"data.{key}")
+        assert "\n" not in str(caught.value)
+
+    wrong: dict[str, list[Any]] = {
+        "emotions": ["anger", [True, "anger"], ["anger"], [], ["anger", "neutral", "anger"]],
+        "label_map": ["anger"],
+        "drop_other": ["yes"],
+        "language": [False, ""],
+        "split": ["sentence"],
+        "split_file": [3],
+        "fold": [-1],
+        "fractions": [[1, 2, 3]],
+        "stratify": ["no"],
+        "validation": ["none"],
+        "validation_fraction": [2],
+        "split_seed": ["abc"],
+        "min_seconds": ["abc", -0.1, float("nan")],
+        "max_seconds": [-1, 0, float("inf"), [30]],
+        "too_long": ["drop"],
+        "strict": ["false"],
+        "sampler": ["weighted"],
+        "verify": ["often"],
+        "workers": [-1, "all", 1.5],
+        "clean": ["tag", ["("]],
+        "audio_root": [3],
+        "delimiter": ["colon"],
+    }
+    for key, values in wrong.items():
+        for value in values:
+            refused(key, value)
 
 
 # Names in several spellings, and transcripts

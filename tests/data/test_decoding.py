@@ -52,8 +52,9 @@ def decode_by_hand(path: Path) -> np.ndarray:
     return soxr.resample(sound.mean(axis=0), frames[0].sample_rate, SAMPLE_RATE)
 
 
-@pytest.mark.parametrize(("rate", "channels"), [(48_000, 2), (44_100, 1), (16_000, 1), (22_050, 2)])
-@pytest.mark.parametrize("suffix", ["mp4", "mkv"])
+@pytest.mark.parametrize(
+    ("suffix", "rate", "channels"), [("mp4", 48_000, 2), ("mkv", 44_100, 1), ("mp4", 16_000, 1), ("mkv", 22_050, 2)]
+)
 def test_a_videos_sound_is_decoded_averaged_and_resampled(
     tmp_path: Path, suffix: str, rate: int, channels: int
 ) -> None:
@@ -295,16 +296,20 @@ def test_what_was_written_into_a_pipe_is_read_to_its_end(
     assert check_recording(tmp_path / "any name").seconds == len(heard) / SAMPLE_RATE
 
 
-@pytest.mark.parametrize("second", [(16_000, 1), (44_100, 1), (16_000, 2), (22_050, 2)], ids=str)
 @pytest.mark.parametrize(
-    ("kind", "subtype", "between"),
-    [("MP3", None, 0.15), ("OGG", "VORBIS", 0.0), ("OGG", "OPUS", 0.0)],
-    ids=["mp3", "vorbis", "opus"],
+    ("kind", "subtype", "between", "rate", "channels"),
+    [
+        ("MP3", None, 0.15, 16_000, 1),
+        ("MP3", None, 0.15, 22_050, 2),
+        ("OGG", "VORBIS", 0.0, 44_100, 1),
+        ("OGG", "VORBIS", 0.0, 16_000, 2),
+        ("OGG", "OPUS", 0.0, 16_000, 1),
+        ("OGG", "OPUS", 0.0, 48_000, 2),
+    ],
 )
 def test_what_was_joined_is_as_long_as_its_parts(
-    tmp_path: Path, kind: str, subtype: str | None, between: float, second: tuple[int, int]
+    tmp_path: Path, kind: str, subtype: str | None, between: float, rate: int, channels: int
 ) -> None:
-    rate, channels = (48_000, second[1]) if subtype == "OPUS" and second[0] != 16_000 else second
     behind = tune(1.5, rate, 1)
     one = encoded(tune(1.0, 16_000), 16_000, kind, subtype)
     two = encoded(np.stack([behind] * channels, axis=1), rate, kind, subtype)
@@ -358,14 +363,14 @@ class TestDamage:
             assert "\n" not in str(caught.value)
         return str(caught.value)
 
-    @pytest.mark.parametrize("share", [0.3, 0.6, 0.85])
     @pytest.mark.parametrize(
         ("kind", "subtype"), [("MP3", None), ("OGG", "VORBIS"), ("OGG", "OPUS"), ("WAV", "GSM610")]
     )
-    def test_what_is_cut_off_is_said_to_be(self, tmp_path: Path, kind: str, subtype: str | None, share: float) -> None:
+    def test_what_is_cut_off_is_said_to_be(self, tmp_path: Path, kind: str, subtype: str | None) -> None:
         content = encoded(tune(2.0, 8000), 8000, kind, subtype)
-        (tmp_path / "a").write_bytes(content[: round(len(content) * share)])
-        assert "truncated" in self.refusal(tmp_path / "a")
+        for share in (0.3, 0.6, 0.85):
+            (tmp_path / "a").write_bytes(content[: round(len(content) * share)])
+            assert "truncated" in self.refusal(tmp_path / "a"), share
 
     def test_noise_in_the_middle_of_an_mp3_is_no_tag(self, tmp_path: Path) -> None:
         content = encoded(tune(2.0, 16_000), 16_000, "MP3")

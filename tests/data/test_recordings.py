@@ -128,9 +128,21 @@ def test_a_file_that_did_not_change_is_not_decoded_again(tmp_path: Path, decoded
 PLACES = {"the first byte of sound": 44, "the middle": 30_044, "the last byte": -1}
 
 
-@pytest.mark.parametrize("verify", ["quick", "full"])
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("kind", ["wav", "mp3", "its flac"])
+@pytest.mark.parametrize(
+    ("kind", "place", "verify"),
+    [
+        ("wav", "the first byte of sound", "quick"),
+        ("wav", "the middle", "quick"),
+        ("wav", "the middle", "full"),
+        ("wav", "the last byte", "quick"),
+        ("mp3", "the first byte of sound", "quick"),
+        ("mp3", "the middle", "full"),
+        ("mp3", "the last byte", "quick"),
+        ("its flac", "the first byte of sound", "quick"),
+        ("its flac", "the middle", "full"),
+        ("its flac", "the last byte", "quick"),
+    ],
+)
 def test_a_file_that_is_replaced_with_size_and_time_kept_is_noticed(
     tmp_path: Path, kind: str, place: str, verify: str
 ) -> None:

@@ -12,7 +12,6 @@ import pytest
 from fourm_ser.data.splits import (
     Protocol,
     Split,
-    check_protocol,
     draw_validation,
     gives_validation,
     read_split,
@@ -21,7 +20,7 @@ from fourm_ser.data.splits import (
 )
 from fourm_ser.errors import InputError
 
-SEEDS = range(6)
+SEEDS = range(3)  # corpora of one, two and three speakers a session
 SPLIT = re.compile(r"([0-9]+)").split
 
 
@@ -78,9 +77,17 @@ def refusal(frame: pd.DataFrame, how: Protocol) -> str:
     return str(caught.value)
 
 
-@pytest.mark.parametrize("stratify", [True, False])
-@pytest.mark.parametrize("fractions", [(0.8, 0.1, 0.1), (0.5, 0.2, 0.3), (0.34, 0.33, 0.33), (0.1, 0.1, 0.8)])
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(
+    ("seed", "fractions", "stratify"),
+    [
+        (0, (0.8, 0.1, 0.1), True),
+        (1, (0.5, 0.2, 0.3), False),
+        (2, (0.34, 0.33, 0.33), True),
+        (3, (0.34, 0.33, 0.33), False),
+        (4, (0.1, 0.1, 0.8), True),
+        (5, (0.8, 0.1, 0.1), False),
+    ],
+)
 def test_a_random_split_has_the_fractions(seed: int, fractions: tuple[float, float, float], stratify: bool) -> None:
     frame = manifest(seed)
     split = split_manifest(frame, protocol("random", fractions=fractions, stratify=stratify))
@@ -142,8 +149,7 @@ def test_over_all_folds_each_utterance_is_tested_once(seed: int, validation: str
 
 
 @pytest.mark.parametrize("column", ["speaker", "session"])
-@pytest.mark.parametrize("fraction", [0.2, 0.4, 0.01])
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(("seed", "fraction"), [(0, 0.2), (1, 0.01), (2, 0.4), (5, 0.2)])
 def test_validation_speakers_are_not_trained_on(seed: int, fraction: float, column: str) -> None:
     frame = manifest(seed)
     validated: list[str] = []
@@ -187,8 +193,7 @@ def test_validation_on_a_session_works_with_one_tested_speaker(seed: int) -> Non
     assert len(validated) > 1  # it goes with the fold
 
 
-@pytest.mark.parametrize("column", ["speaker", "session"])
-@pytest.mark.parametrize("fraction", [0.1, 0.25])
+@pytest.mark.parametrize(("column", "fraction"), [("speaker", 0.25), ("session", 0.1)])
 def test_validation_at_random_has_its_share_of_what_is_not_tested(column: str, fraction: float) -> None:
     frame = manifest(2)
     split = split_manifest(frame, protocol(column, validation="random", validation_fraction=fraction))
@@ -204,11 +209,10 @@ def test_validation_at_random_has_its_share_of_what_is_not_tested(column: str, f
         protocol("random"),
         protocol("random", stratify=False, seed=3),
         protocol("official"),
-        *(
-            protocol(column, fold=1, validation=validation)
-            for column in ("speaker", "session")
-            for validation in ("speakers", "session", "random")
-        ),
+        protocol("speaker", fold=1, validation="speakers"),
+        protocol("speaker", fold=1, validation="random"),
+        protocol("session", fold=1, validation="speakers"),
+        protocol("session", fold=1, validation="session"),
     ],
 )
 def test_a_split_does_not_depend_on_the_order_of_rows(how: Protocol) -> None:
@@ -247,8 +251,7 @@ def test_an_empty_side_is_named(absent: str) -> None:
     assert f"the {absent} side is empty" in refusal(frame, protocol("official"))
 
 
-@pytest.mark.parametrize("fraction", [0.2, 0.4, 0.01])
-@pytest.mark.parametrize("seed", SEEDS)
+@pytest.mark.parametrize(("seed", "fraction"), [(0, 0.2), (1, 0.01), (2, 0.4), (5, 0.2)])
 def test_an_official_split_without_validation_draws_it_by_speakers(seed: int, fraction: float) -> None:
     frame = manifest(seed)
     frame["split"] = frame["split"].replace("dev", "train")
@@ -271,47 +274,36 @@ def test_an_official_split_with_validation_draws_none() -> None:
 
 
 @pytest.mark.parametrize("validation", ["speakers", "session"])
-@pytest.mark.parametrize("count", [1, 2])
-def test_too_few_sessions_leave_a_side_empty(count: int, validation: str) -> None:
+def test_too_few_sessions_leave_a_side_empty(validation: str) -> None:
     frame = manifest(0)  # of one speaker a session
-    chosen = in_order(frame["session"])[:count]
-    frame = frame[frame["session"].isin(chosen)].reset_index(drop=True)
-    assert "the train side is empty" in refusal(frame, protocol("session", validation=validation))
+    for count in (1, 2):
+        few = frame[frame["session"].isin(in_order(frame["session"])[:count])].reset_index(drop=True)
+        assert "the train side is empty" in refusal(few, protocol("session", validation=validation))
 
 
-@pytest.mark.parametrize("split", ["random", "speaker", "session", "official"])
-def test_a_corpus_without_utterances_is_refused(split: str) -> None:
-    refusal(manifest(0).iloc[:0], protocol(split))
+def test_a_corpus_without_utterances_is_refused() -> None:
+    for split in ("random", "speaker", "session", "official"):
+        assert "no utterances are left" in refusal(manifest(0).iloc[:0], protocol(split))
 
 
 @pytest.mark.parametrize("column", ["speaker", "session"])
-@pytest.mark.parametrize("fold", [70, 99])
-def test_a_fold_that_is_not_there_names_the_folds_there_are(column: str, fold: int) -> None:
+def test_a_fold_that_is_not_there_names_the_folds_there_are(column: str) -> None:
     frame = manifest(3)
     values = in_order(frame[column])
-    message = refusal(frame, protocol(column, fold=fold))
-    assert f"data.fold={fold}" in message
-    assert f"0 to {len(values) - 1} ({', '.join(values[:12])}" in message
+    for fold in (len(values), 99):
+        message = refusal(frame, protocol(column, fold=fold))
+        assert f"data.fold={fold}" in message
+        assert f"0 to {len(values) - 1} ({', '.join(values[:12])}" in message
 
 
-@pytest.mark.parametrize("split", ["random", "official"])
-def test_a_split_without_folds_refuses_one(split: str) -> None:
-    assert "data.fold=1" in refusal(manifest(0), protocol(split, fold=1))
+def test_a_split_without_folds_refuses_one() -> None:
+    for split in ("random", "official"):
+        assert "data.fold=1" in refusal(manifest(0), protocol(split, fold=1))
 
 
-@pytest.mark.parametrize(
-    "fractions",
-    [(0.8, 0.1, 0.2), (1.2, -0.1, -0.1), (0.0, 0.0, 0.0), (80, 10, 10), (0.8, 0.2), (float("nan"), 0.5, 0.5)],
-)
-def test_fractions_that_do_not_sum_to_one_are_refused(fractions: Any) -> None:
-    assert "data.fractions" in refusal(manifest(0), protocol("random", fractions=fractions))
-
-
-@pytest.mark.parametrize(
-    "fractions", [(1.0, 0.0, 0.0), (0.9, 0.1, 0.0), (0.9, 0.0, 0.1), (0.0, 0.5, 0.5), (0.0, 0.0, 1.0)]
-)
-def test_fractions_that_leave_a_side_empty_are_refused(fractions: tuple[float, float, float]) -> None:
-    refusal(manifest(0), protocol("random", fractions=fractions))
+def test_fractions_that_leave_a_side_empty_are_refused() -> None:
+    for fractions in ((1.0, 0.0, 0.0), (0.9, 0.1, 0.0), (0.9, 0.0, 0.1), (0.0, 0.5, 0.5), (0.0, 0.0, 1.0)):
+        refusal(manifest(0), protocol("random", fractions=fractions))
 
 
 def test_an_emotion_too_rare_to_be_on_every_side_is_refused() -> None:
@@ -321,32 +313,12 @@ def test_an_emotion_too_rare_to_be_on_every_side_is_refused() -> None:
     assert_each_row_once(split_manifest(frame, protocol("random", stratify=False)), frame)
 
 
-@pytest.mark.parametrize("column", ["speaker", "session"])
-@pytest.mark.parametrize("fraction", [0.0, 1.0, -0.2, 3.0])
-def test_a_bad_validation_fraction_is_refused(column: str, fraction: float) -> None:
-    for validation in ("speakers", "random"):
-        how = protocol(column, validation=validation, validation_fraction=fraction)
-        assert f"data.validation_fraction={fraction}" in refusal(manifest(0), how)
-
-
 def test_missing_sessions_are_counted() -> None:
     frame = manifest(0, utterances=200)
     frame.loc[[3, 77, 130], "session"] = ""
     assert "3 of 200 utterances have no session" in refusal(frame, protocol("session"))
     assert "no session" in refusal(frame, protocol("speaker", validation="session"))
     assert_each_row_once(split_manifest(frame, protocol("speaker")), frame)
-
-
-def test_a_split_that_is_not_known_names_those_that_are() -> None:
-    message = refusal(manifest(0), protocol("kfold"))
-    assert "data.split=kfold" in message
-    assert "random, speaker, session, official" in message
-
-
-def test_a_validation_that_is_not_known_names_those_that_are() -> None:
-    message = refusal(manifest(0), protocol("session", validation="speaker"))
-    assert "data.validation=speaker:" in message
-    assert "random, speakers, session" in message
 
 
 def test_a_speaker_of_two_sessions_is_named_under_the_session_split() -> None:
@@ -427,11 +399,11 @@ def test_a_split_file_may_say_dev_and_hold_more_columns(tmp_path: Path) -> None:
     assert read_split(path).to_dict() == sides
 
 
-@pytest.mark.parametrize("word", ["eval", "Train", "", "te st", "nan"])
-def test_a_side_that_is_not_known_is_named_with_its_row(tmp_path: Path, word: str) -> None:
-    message = split_refusal(tmp_path / "split.csv", f"id,split\nu1,train\nu2,{word}\nu3,test\n")
-    assert f"row 3 holds the split {word!r}" in message
-    assert "train, val, dev" in message
+def test_a_side_that_is_not_known_is_named_with_its_row(tmp_path: Path) -> None:
+    for word in ("eval", "Train", "", "te st", "nan"):
+        message = split_refusal(tmp_path / "split.csv", f"id,split\nu1,train\nu2,{word}\nu3,test\n")
+        assert f"row 3 holds the split {word!r}" in message
+        assert "train, val, dev" in message
 
 
 def test_a_repeated_id_is_named_with_its_row(tmp_path: Path) -> None:
@@ -468,8 +440,9 @@ def test_a_split_file_is_read_as_a_manifest_is(tmp_path: Path) -> None:
 # The order of folds
 
 
-@pytest.mark.parametrize("column", ["speaker", "session"])
-@pytest.mark.parametrize("name", ["{}", "s{}", "s {} b", "{}.0"])
+@pytest.mark.parametrize(
+    ("column", "name"), [("speaker", "{}"), ("session", "s{}"), ("speaker", "s {} b"), ("session", "{}.0")]
+)
 def test_folds_and_those_who_validate_follow_the_order_of_numbers(column: str, name: str) -> None:
     numbers = np.random.default_rng(0).permutation(np.repeat(np.arange(1, 13), 4))
     names = [name.format(number) for number in numbers]
@@ -491,39 +464,26 @@ def test_folds_and_those_who_validate_follow_the_order_of_numbers(column: str, n
     assert "(" + ", ".join(name.format(number) for number in range(1, 13)) in refusal(frame, protocol(column, fold=12))
 
 
-@pytest.mark.parametrize(
-    "change",
-    [
-        {"split": "kfold"},
-        {"split": 3},
-        {"fold": -1},
-        {"fold": "abc"},
-        {"fold": True},
-        {"fold": 1.0},
-        {"stratify": "no"},
-        {"stratify": 1},
-        {"validation": "speaker"},
-        {"validation": None},
-        {"validation_fraction": 0},
-        {"validation_fraction": 1.0},
-        {"validation_fraction": -0.2},
-        {"validation_fraction": "half"},
-        {"validation_fraction": float("nan")},
-        {"split_seed": -1},
-        {"split_seed": "abc"},
-        {"split_seed": 2**32},
-        {"fractions": 0.8},
-        {"fractions": "abc"},
-        {"fractions": [0.8, 0.2]},
-        {"fractions": [0.8, 0.1, "0.1"]},
-        {"fractions": [0.8, 0.3, -0.1]},
-        {"fractions": [0.8, 0.1, float("nan")]},
-    ],
-)
-def test_a_value_that_no_corpus_can_be_split_by_is_refused_by_its_key(change: dict[str, Any]) -> None:
-    ((key, value),) = change.items()
-    field = {"split_seed": "seed"}.get(key, key)
-    with pytest.raises(InputError) as caught:
-        check_protocol(protocol("speaker")._replace(**{field: value}))
-    assert str(caught.value).startswith(f"data.{key}={value}: expected ")
-    assert "\n" not in str(caught.value)
+def test_a_value_that_no_corpus_can_be_split_by_is_refused_by_its_key() -> None:
+    def refused(key: str, value: Any) -> None:
+        field = "seed" if key == "split_seed" else key
+        message = refusal(manifest(0), protocol("speaker")._replace(**{field: value}))
+        assert message.startswith(f"data.{key}={value}: expected ")
+        assert "\n" not in message
+
+    wrong: dict[str, list[Any]] = {
+        "split": ["kfold", 3],
+        "fold": [-1, "abc", True, 1.0],
+        "stratify": ["no", 1],
+        "validation": ["speaker", None],
+        "validation_fraction": [0, 0.0, 1.0, -0.2, 3.0, "half", float("nan")],
+        "split_seed": [-1, "abc", 2**32],
+        "fractions": [
+            *(0.8, "abc", [0.8, 0.2], [0.8, 0.1, 0.2], [0.8, 0.1, "0.1"], [0.8, 0.3, -0.1], [0.0, 0.0, 0.0]),
+            *([80, 10, 10], [0.8, 0.1, float("nan")]),
+        ],
+    }
+    for key, values in wrong.items():
+        for value in values:
+            refused(key, value)
+    assert "expected one of random, speaker, session, official" in refusal(manifest(0), protocol("kfold"))

@@ -54,13 +54,11 @@ def test_words_that_look_like_something_else_stay_words(tmp_path: Path) -> None:
     assert read_table(tmp_path / "m.csv", "m")["word"].tolist() == words
 
 
-@pytest.mark.parametrize(
-    "header", ["id,emotion,emotion", "id,emotion, emotion\u00a0", "id,emotion,Emotion", "é,id,e\u0301"]
-)
-def test_a_name_that_stands_twice_in_the_header_is_named(tmp_path: Path, header: str) -> None:
-    message = refusal(tmp_path / "m.csv", f"{header}\nu1,anger,sadness\n")
-    assert "the header names a column twice: " in message
-    assert ("emotion" in message) or ("é" in message)
+def test_a_name_that_stands_twice_in_the_header_is_named(tmp_path: Path) -> None:
+    for header in ("id,emotion,emotion", "id,emotion, emotion\u00a0", "id,emotion,Emotion", "é,id,e\u0301"):
+        message = refusal(tmp_path / "m.csv", f"{header}\nu1,anger,sadness\n")
+        assert "the header names a column twice: " in message
+        assert ("emotion" in message) or ("é" in message)
 
 
 def test_columns_without_a_name_are_called_by_their_place_where_one_is_missed(tmp_path: Path) -> None:
@@ -72,9 +70,11 @@ def test_columns_without_a_name_are_called_by_their_place_where_one_is_missed(tm
     assert "no column emotion. Required: id, emotion; found: (column 1), id, (column 3)." in str(caught.value)
 
 
-@pytest.mark.parametrize("sign", [",", ";", "\t"])
-@pytest.mark.parametrize(("row", "cells"), [("u3,anger", 2), ("u3,anger,anna,", 4), ("u3,anger,anna,b", 4), ("u3", 1)])
-def test_a_row_of_more_or_fewer_cells_is_named_by_its_number(tmp_path: Path, sign: str, row: str, cells: int) -> None:
+@pytest.mark.parametrize(
+    ("row", "cells", "sign"),
+    [("u3,anger", 2, ","), ("u3,anger,anna,", 4, ";"), ("u3,anger,anna,b", 4, ","), ("u3", 1, "\t")],
+)
+def test_a_row_of_more_or_fewer_cells_is_named_by_its_number(tmp_path: Path, row: str, cells: int, sign: str) -> None:
     lines = ["id,emotion,speaker", 'u1,"two\nlines",ben', "", row, "u4,anger,ben"]
     message = refusal(tmp_path / "m.csv", "\n".join(lines).replace(",", sign))
     assert f"row 4 has another number of cells than the header, the first {cells} instead of 3" in message
@@ -84,19 +84,12 @@ def test_of_many_rows_the_first_five_are_named(tmp_path: Path) -> None:
     assert "rows 2, 3, 4, 5, 6 and 4 more have another" in refusal(tmp_path / "m.csv", "id,a\n" + "u\n" * 9)
 
 
-@pytest.mark.parametrize(
-    ("line", "row"),
-    [
-        ('u2,"never closed,anna', 4),
-        ('u2,"closed" too early,anna', 4),
-        ('u2,"not "doubled", no",anna', 4),
-    ],
-)
-def test_a_quote_that_does_not_fit_is_named_by_its_row(tmp_path: Path, line: str, row: int) -> None:
-    content = "\n".join(["id,text,speaker", 'u0,"two\nlines",ben', "u1,well,ben", line, "u3,well,ben", "u4,well,ben"])
-    message = refusal(tmp_path / "m.csv", content)
-    assert f"not a readable CSV: row {row}: " in message
-    assert "quote" in message
+def test_a_quote_that_does_not_fit_is_named_by_its_row(tmp_path: Path) -> None:
+    for line in ('u2,"never closed,anna', 'u2,"closed" too early,anna', 'u2,"not "doubled", no",anna'):
+        lines = ["id,text,speaker", 'u0,"two\nlines",ben', "u1,well,ben", line, "u3,well,ben", "u4,well,ben"]
+        message = refusal(tmp_path / "m.csv", "\n".join(lines))
+        assert "not a readable CSV: row 4: " in message
+        assert "quote" in message
 
 
 def test_quotes_within_a_word_are_its_own(tmp_path: Path) -> None:
@@ -104,14 +97,14 @@ def test_quotes_within_a_word_are_its_own(tmp_path: Path) -> None:
     assert read_table(tmp_path / "m.csv", "m")["text"].tolist() == ['a 5" disk', 'say "no"']
 
 
-@pytest.mark.parametrize("encoding", ["latin-1", "utf-16"])
-def test_what_is_not_utf_8_is_refused(tmp_path: Path, encoding: str) -> None:
-    assert "not UTF-8" in refusal(tmp_path / "m.csv", "id,text\nu1,où\n".encode(encoding))
+def test_what_is_not_utf_8_is_refused(tmp_path: Path) -> None:
+    for encoding in ("latin-1", "utf-16"):
+        assert "not UTF-8" in refusal(tmp_path / "m.csv", "id,text\nu1,où\n".encode(encoding))
 
 
-@pytest.mark.parametrize("content", ["", "\n", "  \nid,text\n", ",,\nid,text,a\n"])
-def test_what_has_no_header_is_refused(tmp_path: Path, content: str) -> None:
-    assert "row 1 names no columns" in refusal(tmp_path / "m.csv", content)
+def test_what_has_no_header_is_refused(tmp_path: Path) -> None:
+    for content in ("", "\n", "  \nid,text\n", ",,\nid,text,a\n"):
+        assert "row 1 names no columns" in refusal(tmp_path / "m.csv", content)
 
 
 def test_a_table_with_another_sign_says_what_may_stand_between_cells(tmp_path: Path) -> None:
@@ -121,15 +114,15 @@ def test_a_table_with_another_sign_says_what_may_stand_between_cells(tmp_path: P
     assert read_table(tmp_path / "m.csv", "m", "|")["text"].tolist() == ["a"]
 
 
-@pytest.mark.parametrize("value", ["a", "1", '"', " ", "", "\n", "||", "colon", 3, True, ["comma"]])
-def test_what_cannot_part_cells_is_refused(value: object) -> None:
-    with pytest.raises(InputError, match=r"data\.delimiter="):
-        check_delimiter("data.delimiter", value)
+def test_what_cannot_part_cells_is_refused() -> None:
+    def refused(value: object) -> None:
+        with pytest.raises(InputError, match=r"data\.delimiter="):
+            check_delimiter("data.delimiter", value)
 
-
-@pytest.mark.parametrize("value", [None, "comma", "semicolon", "tab", ",", ";", "\t", "|"])
-def test_what_can_part_cells_is_taken(value: object) -> None:
-    check_delimiter("data.delimiter", value)
+    for value in ("a", "1", '"', " ", "", "\n", "||", "colon", 3, True, ["comma"]):
+        refused(value)
+    for right in (None, "comma", "semicolon", "tab", ",", ";", "\t", "|"):
+        check_delimiter("data.delimiter", right)
 
 
 # Shifted rows
@@ -142,8 +135,7 @@ def sound() -> pd.DataFrame:
     return frame.assign(text=[f"words {place}" for place in range(len(frame))])[["text", *NAMES]]
 
 
-@pytest.mark.parametrize("row", [0, 7, 23])
-@pytest.mark.parametrize("direction", ["right", "left"])
+@pytest.mark.parametrize(("row", "direction"), [(0, "right"), (7, "left"), (23, "right")])
 def test_a_shifted_row_is_named_by_its_number(row: int, direction: str) -> None:
     frame = sound()
     refuse_shifted(frame, NAMES, "m.csv")

@@ -38,9 +38,8 @@ PIECES = st.lists(
 ).map("".join)
 
 
-@pytest.mark.parametrize(
-    ("raw", "clean", "taken"),
-    [
+def test_annotators_tags_are_taken_out_and_told() -> None:
+    for raw, clean, taken in (
         ("[LAUGHTER] Oh, stop.", "Oh, stop.", ["[LAUGHTER]"]),
         ("Oh, <LAUGHTER> stop.", "Oh, stop.", ["<LAUGHTER>"]),
         ("Oh,[BREATHING]stop. [LAUGHTER]", "Oh, stop.", ["[BREATHING]", "[LAUGHTER]"]),
@@ -51,17 +50,14 @@ PIECES = st.lists(
             ["[LIP-SMACK]", "[MN]", "[TURN 2/B]", "[GERÄUSCH]"],
         ),
         ("a [vocalized-noise] b <unk> c <sil>", "a b c", ["[vocalized-noise]", "<unk>", "<sil>"]),
-    ],
-)
-def test_annotators_tags_are_taken_out_and_told(raw: str, clean: str, taken: list[str]) -> None:
-    left, found = TAGS.apart(raw)
-    assert (left, sorted(found)) == (clean, sorted(taken))
-    assert TAGS(raw) == clean
+    ):
+        left, found = TAGS.apart(raw)
+        assert (left, sorted(found)) == (clean, sorted(taken))
+        assert TAGS(raw) == clean
 
 
-@pytest.mark.parametrize(
-    "raw",
-    [
+def test_what_is_no_tag_stays() -> None:
+    for raw in (
         *(
             "Is 3 < 4?",
             "a > b",
@@ -80,15 +76,13 @@ def test_annotators_tags_are_taken_out_and_told(raw: str, clean: str, taken: lis
             "[laughter-yeah]",
         ),
         *("noise", "the music of silence", "laughter", "[]", "<>", "[42]", "<b>bold</b>", "a[0] <- b[1]"),
-    ],
-)
-def test_what_is_no_tag_stays(raw: str) -> None:
-    assert TAGS.apart(raw) == (raw, [])
+    ):
+        assert TAGS.apart(raw) == (raw, [])
 
 
-@pytest.mark.parametrize("raw", ["", "   ", "\n\t", "[LAUGHTER]", " <SIGH> [GARBAGE]\n"])
-def test_a_transcript_without_words_is_empty(raw: str) -> None:
-    assert TAGS(raw) == ""
+def test_a_transcript_without_words_is_empty() -> None:
+    for raw in ("", "   ", "\n\t", "[LAUGHTER]", " <SIGH> [GARBAGE]\n"):
+        assert TAGS(raw) == ""
 
 
 @settings(max_examples=60)
@@ -108,8 +102,7 @@ def test_without_a_rule_nothing_is_taken_out(raw: str) -> None:
     assert Cleaning("none").apart(raw) == (tidy(raw), [])
 
 
-@pytest.mark.parametrize("pattern", [r"\b", r"(?=b)", r"x*y", r"(a)(b)\2?", r"\{[^{}]*\}"])
-@given(raw=st.text("ab {}xy", max_size=12))
+@given(st.sampled_from([r"\b", r"(?=b)", r"x*y", r"(a)(b)\2?", r"\{[^{}]*\}"]), st.text("ab {}xy", max_size=12))
 def test_any_pattern_comes_to_an_end(pattern: str, raw: str) -> None:
     cleaning = Cleaning([pattern])
     assert cleaning.apart(cleaning(raw))[0] == cleaning(raw)
@@ -128,9 +121,13 @@ def test_the_rule_of_before_takes_out_whatever_stands_in_brackets() -> None:
     assert Cleaning(BEFORE)("we <3 it, and 7 > 6 [so] they say [LAUGHTER]") == "we 6 they say"
 
 
-@pytest.mark.parametrize(
-    ("clean", "named"),
-    [
+def test_what_is_no_rule_is_refused() -> None:
+    def refusal(clean: object) -> str:
+        with pytest.raises(InputError) as caught:
+            Cleaning(clean)  # type: ignore[arg-type]
+        return str(caught.value)
+
+    for clean, named in (
         ("tag", "data.clean=tag: expected tags, none"),
         (None, "data.clean=None"),
         (3, "data.clean=3"),
@@ -138,13 +135,9 @@ def test_the_rule_of_before_takes_out_whatever_stands_in_brackets() -> None:
         (["[A-Z"], "'[A-Z' is no regular expression"),
         (["a*"], "'a*' matches where nothing stands"),
         ([""], "matches where nothing stands"),
-    ],
-)
-def test_what_is_no_rule_is_refused(clean: object, named: str) -> None:
-    with pytest.raises(InputError) as caught:
-        Cleaning(clean)  # type: ignore[arg-type]
-    assert named in str(caught.value)
-    assert "\n" not in str(caught.value)
+    ):
+        assert named in refusal(clean)
+        assert "\n" not in refusal(clean)
 
 
 def test_unicode_is_composed() -> None:

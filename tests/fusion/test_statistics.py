@@ -29,9 +29,10 @@ def by_numpy(own: np.ndarray, weight: int | None) -> np.ndarray:
     return np.concatenate(parts)
 
 
-@pytest.mark.parametrize("modality", ["text", "audio"])
-@pytest.mark.parametrize("weight", [None, -1, 0])
-@pytest.mark.parametrize("padding", [1e6, float("inf"), float("nan")])
+@pytest.mark.parametrize(
+    ("modality", "weight", "padding"),
+    [("text", None, 1e6), ("audio", -1, float("inf")), ("audio", 0, float("nan"))],
+)
 def test_statistics_of_each_row_s_own_frames(modality: str, weight: int | None, padding: float) -> None:
     sequence = build_sequence(DIMS[modality], padding)
     fusion = StatisticsFusion(DIMS, [modality], weight).eval()

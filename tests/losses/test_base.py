@@ -17,6 +17,7 @@ from fourm_ser.losses.center import CenterLoss
 from tests.conftest import CONF
 
 OPTIONS = sorted(path.stem for path in Path(CONF, "loss").glob("*.yaml"))
+HEAD_LOSSES = ["ce", "ce_smooth", "focal"]
 FEATURE_LOSSES = ["center", "contrastive_center", "arcface", "cosface", "sphereface"]
 DIMS = {"embedding": 8, "text": 6, "audio": 4}
 COUNTS = [10, 30, 0, 60]
@@ -44,7 +45,7 @@ def built(option: str, *overrides: str) -> Loss:
 
 def test_the_options_are_those_of_the_study_and_their_sums() -> None:
     sums = [f"ce_{name}" for name in FEATURE_LOSSES] + ["focal_center", "focal_contrastive_center"]
-    assert set(OPTIONS) == {"ce", "ce_smooth", "focal", *FEATURE_LOSSES, *sums}
+    assert set(OPTIONS) == {*HEAD_LOSSES, *FEATURE_LOSSES, *sums}
 
 
 @pytest.mark.parametrize("option", OPTIONS)
@@ -56,7 +57,7 @@ def test_every_option_is_built_and_trains(option: str) -> None:
     assert all(value.shape == () and value.isfinite() for value in terms.values())
     torch.autograd.backward(terms["total"])
     moved = [tensor.grad is not None and bool(tensor.grad.any()) for tensor in inputs]
-    assert moved == [loss.uses_head, option not in ("ce", "ce_smooth", "focal")]
+    assert moved == [loss.uses_head, option not in HEAD_LOSSES]
     for parameter in loss.parameters():
         assert parameter.grad is not None
         assert parameter.grad.isfinite().all()
@@ -68,25 +69,27 @@ def test_every_option_is_built_and_trains(option: str) -> None:
         assert (loss.classifier() is None) == loss.uses_head
 
 
-@pytest.mark.parametrize("option", OPTIONS)
-def test_own_parameters_have_an_own_learning_rate_and_no_decay(option: str) -> None:
-    loss = built(option)
-    groups = loss.groups()
-    grouped = [id(parameter) for group in groups for parameter in group["params"]]
-    assert grouped == [id(parameter) for parameter in loss.parameters()]
-    assert bool(groups) == (option not in ("ce", "ce_smooth", "focal"))
-    for group in groups:
-        assert group["lr"] == (0.05 if "contrastive_center" in option else 0.001)
-        assert group["weight_decay"] == 0
+def test_own_parameters_have_an_own_learning_rate_and_no_decay() -> None:
+    for option in OPTIONS:
+        loss = built(option)
+        groups = loss.groups()
+        grouped = [id(parameter) for group in groups for parameter in group["params"]]
+        assert grouped == [id(parameter) for parameter in loss.parameters()], option
+        assert bool(groups) == (option not in HEAD_LOSSES), option
+        rate = 0.05 if "contrastive_center" in option else 0.001
+        assert all((group["lr"], group["weight_decay"]) == (rate, 0) for group in groups), option
 
 
+# What a batch means is each loss's own affair; of the sums, whose terms are these, one of two feature losses will do.
 FORMS = {
     "ce balanced": ["ce", "loss.class_weights=balanced", "loss.label_smoothing=0.1"],
-    "focal balanced": ["focal", "loss.class_weights=balanced"],
     "center 4m_ser": ["center", "loss.form=4m_ser"],
     "contrastive_center 4m_ser": ["contrastive_center", "loss.form=4m_ser"],
+}
+MEANS = {
+    "focal balanced": ["focal", "loss.class_weights=balanced"],
     "learned": ["ce_arcface", "loss.weighting=learned"],
-    **{option: [option] for option in OPTIONS},
+    **{option: [option] for option in (*HEAD_LOSSES, *FEATURE_LOSSES, "focal_contrastive_center")},
 }
 
 
@@ -100,7 +103,7 @@ def test_the_order_of_a_batch_changes_nothing(overrides: list[str]) -> None:
         torch.testing.assert_close(moved[name], value)
 
 
-@pytest.mark.parametrize("overrides", [["focal", "loss.class_weights=balanced"], *([option] for option in OPTIONS)])
+@pytest.mark.parametrize("overrides", MEANS.values(), ids=MEANS)
 def test_a_batch_is_the_mean_of_its_utterances(overrides: list[str]) -> None:
     loss = built(*overrides)
     logits, features = batch()
@@ -112,7 +115,7 @@ def test_a_batch_is_the_mean_of_its_utterances(overrides: list[str]) -> None:
         torch.testing.assert_close(torch.stack([terms[name] for terms in alone]).mean(), value)
 
 
-@pytest.mark.parametrize("overrides", FORMS.values(), ids=FORMS)
+@pytest.mark.parametrize("overrides", [*FORMS.values(), *MEANS.values()], ids=[*FORMS, *MEANS])
 def test_half_precision_is_widened(overrides: list[str]) -> None:
     loss = built(*overrides)
     logits, features = batch(torch.bfloat16)
@@ -124,14 +127,13 @@ def test_half_precision_is_widened(overrides: list[str]) -> None:
         assert value.item() == expected[name].item()
 
 
-@pytest.mark.parametrize("option", OPTIONS)
-def test_a_loss_is_content_with_the_features_it_acts_on(option: str) -> None:
-    loss = built(option)
+def test_a_loss_is_content_with_the_features_it_acts_on() -> None:
     logits, features = batch()
-    assert set(loss.on) == (set() if option in ("ce", "ce_smooth", "focal") else {"embedding"})
-    alone = loss(logits, {name: features[name] for name in loss.on}, LABELS)
-    for name, value in loss(logits, features, LABELS).items():
-        assert torch.equal(alone[name], value)
+    for option in OPTIONS:
+        loss = built(option)
+        assert set(loss.on) == (set() if option in HEAD_LOSSES else {"embedding"}), option
+        alone = loss(logits, {name: features[name] for name in loss.on}, LABELS)
+        assert all(torch.equal(alone[name], value) for name, value in loss(logits, features, LABELS).items()), option
 
 
 @pytest.mark.parametrize("option", FEATURE_LOSSES)
@@ -165,16 +167,15 @@ def test_a_feature_that_the_fusion_does_not_give_is_refused() -> None:
         loss.setup(4, {"embedding": 8, "text": 6}, COUNTS)
 
 
-@pytest.mark.parametrize("on", [[], ["video"], ["text", "text"], ["text", "video"], "text", [1]])
-def test_features_that_nothing_gives_are_refused(on: Any) -> None:
-    with pytest.raises(InputError, match=r"loss\.on=\[.*\]: expected a list of any of embedding, text, audio"):
-        CenterLoss("published", on, 0.5)
+def test_features_that_nothing_gives_and_rates_that_train_nothing_are_refused() -> None:
+    def refused(message: str, on: Any = ("embedding",), rate: Any = 0.5) -> None:
+        with pytest.raises(InputError, match=message):
+            CenterLoss("published", on, rate)
 
-
-@pytest.mark.parametrize("rate", [0.0, -1.0, float("nan"), "fast", None])
-def test_a_learning_rate_that_is_not_positive_is_refused(rate: Any) -> None:
-    with pytest.raises(InputError, match=rf"loss\.learning_rate={rate}: expected a number greater than 0"):
-        CenterLoss("published", ["embedding"], rate)
+    for on in ([], ["video"], ["text", "text"], ["text", "video"], "text", [1]):
+        refused(r"loss\.on=\[.*\]: expected a list of any of embedding, text, audio", on=on)
+    for rate in (0.0, -1.0, float("nan"), "fast", None):
+        refused(rf"loss\.learning_rate={rate}: expected a number greater than 0", rate=rate)
 
 
 @pytest.mark.parametrize(

@@ -63,12 +63,11 @@ def test_one_utterance_in_the_4m_ser_form_is_ten_times_the_published_one() -> No
     assert values[1] == pytest.approx(10 * values[0], rel=1e-5)
 
 
-@pytest.mark.parametrize("delta", [0.0, -1.0, None])
-def test_a_delta_that_is_not_positive_is_refused(delta: Any) -> None:
-    with pytest.raises(InputError, match=r"loss\.delta=.*expected a number greater than 0"):
-        ContrastiveCenterLoss(form="published", delta=delta, on=["embedding"], learning_rate=0.5)
+def test_a_delta_that_is_not_positive_and_an_unknown_form_are_refused() -> None:
+    def refused(form: str, delta: Any, message: str) -> None:
+        with pytest.raises(InputError, match=message):
+            ContrastiveCenterLoss(form=form, delta=delta, on=["embedding"], learning_rate=0.5)
 
-
-def test_an_unknown_form_is_refused() -> None:
-    with pytest.raises(InputError, match=r"loss\.form=other"):
-        ContrastiveCenterLoss(form="other", delta=1.0, on=["embedding"], learning_rate=0.5)
+    for delta in (0.0, -1.0, None):
+        refused("published", delta, rf"loss\.delta={delta}.*expected a number greater than 0")
+    refused("other", 1.0, r"loss\.form=other")

@@ -52,19 +52,14 @@ def test_a_balanced_batch_of_a_class_that_training_lacks_is_a_number() -> None:
     assert found == pytest.approx((0.9 + 0.1 * spread) * math.log(4), rel=1e-6)
 
 
-@pytest.mark.parametrize("smoothing", [-0.1, 1.0, 2.0, float("nan"), "little", None])
-def test_smoothing_out_of_bounds_is_refused(smoothing: Any) -> None:
-    with pytest.raises(InputError, match=r"loss\.label_smoothing=.*from 0 to below 1"):
-        CrossEntropyLoss(smoothing, None)
+def test_what_cannot_smooth_or_weigh_is_refused() -> None:
+    def refused(message: str, smoothing: Any = 0.0, weights: Any = None) -> None:
+        with pytest.raises(InputError, match=message):
+            CrossEntropyLoss(smoothing, weights).setup(4, {}, COUNTS)
 
-
-@pytest.mark.parametrize("weights", ["even", "", [], 2.0, [1.0, 0.0], [1.0, -1.0], [float("nan")], ["one"]])
-def test_weights_that_are_not_positive_numbers_are_refused(weights: Any) -> None:
-    with pytest.raises(InputError, match=r"loss\.class_weights.*expected .*(greater than 0|positive number)"):
-        CrossEntropyLoss(0.0, weights)
-
-
-@pytest.mark.parametrize("count", [1, 3, 5])
-def test_weights_that_do_not_fit_the_classes_are_refused(count: int) -> None:
-    with pytest.raises(InputError, match=r"loss\.class_weights=.*expected 4 numbers"):
-        CrossEntropyLoss(0.0, [1.0] * count).setup(4, {}, COUNTS)
+    for smoothing in (-0.1, 1.0, 2.0, float("nan"), "little", None):
+        refused(r"loss\.label_smoothing=.*from 0 to below 1", smoothing=smoothing)
+    for weights in ("even", "", [], 2.0, [1.0, 0.0], [1.0, -1.0], [float("nan")], ["one"]):
+        refused(r"loss\.class_weights.*expected .*(greater than 0|positive number)", weights=weights)
+    for count in (1, 3, 5):
+        refused(r"loss\.class_weights=.*expected 4 numbers", weights=[1.0] * count)
