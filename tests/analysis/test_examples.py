@@ -6,10 +6,10 @@ import numpy as np
 import pandas as pd
 import pytest
 import soundfile
+from fourm_ser.analysis.clock import frame_edges, read_span
 from matplotlib.figure import Figure
 
-from fourm_ser.analysis.clock import frame_edges, read_span
-from fourm_ser.analysis.examples import choose_examples, draw_waveform, file_name, read_waveform
+from fourm_ser.analysis.examples import choose_examples, draw_waveform, file_stem, read_waveform
 from fourm_ser.encoders.mel_lstm import LogMel
 from fourm_ser.encoders.prosody import ProsodyFrames
 from fourm_ser.encoders.vggish import Examples
@@ -80,7 +80,7 @@ def test_the_waveform_is_drawn_with_its_peaks_and_its_seconds(opened: OpenRun) -
 
 def test_a_file_s_name_holds_no_folder(opened: OpenRun) -> None:
     example = choose_examples(opened, "test", [], 1, 0)[0]._replace(id="Ses01/F 003:é")
-    assert file_name(3, example) == "3-Ses01_F_003_é"
+    assert file_stem(3, example) == "3-Ses01_F_003_é"
 
 
 def test_frames_share_the_utterance_but_vggish_s_last_096_seconds() -> None:
