@@ -31,8 +31,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.encoding import RATE, matmul_peak, peak_memory, synchronize
 from fourm_ser.config import CONF, build
-from fourm_ser.data.batch import BucketBatchSampler, Raw, Source, Stored, Utterances
-from fourm_ser.data.datamodule import loader
+from fourm_ser.data.batch import Raw, Source, Stored, Utterances, loader
+from fourm_ser.data.buckets import BucketBatchSampler
 from fourm_ser.devices import MIXED, copies_ahead, device_name, find_device, resolve_trainer_precision
 from fourm_ser.encoders.base import Resources
 from fourm_ser.encoders.store import FeatureStore

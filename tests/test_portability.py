@@ -18,8 +18,7 @@ import soundfile
 import torch
 
 from fourm_ser.data.audio import SAMPLE_RATE
-from fourm_ser.data.batch import Batch, Raw, Source, Stored, Utterances
-from fourm_ser.data.datamodule import loader
+from fourm_ser.data.batch import Batch, Raw, Source, Stored, Utterances, loader
 from fourm_ser.data.readers import AudioReader, TextReader
 from fourm_ser.devices import (
     accelerator,
@@ -41,8 +40,8 @@ from fourm_ser.encoders.store import FeatureStore
 from fourm_ser.errors import InputError
 from fourm_ser.kernels.bf16 import LAYOUTS, runs
 from fourm_ser.kernels.memory import M_MMAP_THRESHOLD, M_TRIM_THRESHOLD, keep_freed_memory
-from fourm_ser.prediction.items import Item
-from fourm_ser.prediction.loading import Planned, Reading, packed, unpacked
+from fourm_ser.prediction.items import Item, Window
+from fourm_ser.prediction.loading import WindowDataset, with_arrays, with_tensors
 from tests.accelerator.networks import RAW, TEXTS, WAVES, alone, build
 from tests.conftest import Compose
 from tests.test_devices import see
@@ -266,14 +265,14 @@ def test_a_loader_s_process_may_start_afresh(sources: dict[str, Source]) -> None
 def test_what_reads_to_predict_and_what_it_gives_and_lacks_can_be_pickled(
     encoders: dict[str, Encoder], files: list[str]
 ) -> None:
-    reading = Reading(encoders, 1.0, [])
+    reading = WindowDataset(encoders, 1.0, [])
     nothing = np.zeros(1_600, np.float32)
     items = [Item(files[2], TEXTS[2]), Item(WAVES[3], TEXTS[3]), Item(f"{files[0]}.gone", ""), Item(nothing, "calm")]
-    plan: list[Planned] = [(1.0, (place, 0), item) for place, item in enumerate(items)]
-    there = pickle.loads(pickle.dumps(packed(pickle.loads(pickle.dumps(reading)).__getitems__(plan))))
-    found, expected = unpacked(there), reading.__getitems__(plan)
-    assert found.rows == expected.rows
-    assert [row.key for row in found.rows] == [(0, 0), (1, 0)]
+    plan = [Window(1.0, (place, 0), item) for place, item in enumerate(items)]
+    there = pickle.loads(pickle.dumps(with_arrays(pickle.loads(pickle.dumps(reading)).__getitems__(plan))))
+    found, expected = with_tensors(there), reading.__getitems__(plan)
+    assert found.windows == expected.windows
+    assert [window.key for window in found.windows] == [(0, 0), (1, 0)]
     torch.testing.assert_close(found.inputs, expected.inputs, rtol=0, atol=0)
     faults = [{key: (type(error), str(error)) for key, error in loaded.failed.items()} for loaded in (found, expected)]
     assert faults[0] == faults[1]

@@ -21,8 +21,9 @@ from omegaconf import OmegaConf
 
 from fourm_ser.commandline import quoted
 from fourm_ser.errors import InputError
-from fourm_ser.predict import LITERAL, output, run
+from fourm_ser.predict import LITERAL, run
 from fourm_ser.prediction.predictor import Prediction, Predictor
+from fourm_ser.prediction.table_file import table_path
 from tests.conftest import CONF, Compose
 from tests.data.test_decoding import film
 from tests.prediction.predictors import EMOTIONS, RATE, ctc, model, noise, recording
@@ -482,7 +483,9 @@ class TestRefusals:
         for name in ("takes", "v1.2"):
             (tmp_path / "work" / name).mkdir(parents=True)
         monkeypatch.chdir(tmp_path / "work")
-        found = output(composed_predict(*given))
+        config = composed_predict(*given)
+        is_cut = config.manifest is not None or config.window is not None
+        found = table_path(config.output, config.manifest or config.audio, is_cut)
         if expected is None:
             assert found is None
         else:
@@ -516,7 +519,7 @@ class TestRefusals:
         def refuse(**_: object) -> None:
             raise PermissionError(13, "Permission denied")
 
-        monkeypatch.setattr("fourm_ser.predict.tempfile.TemporaryFile", refuse)
+        monkeypatch.setattr("fourm_ser.prediction.table_file.tempfile.TemporaryFile", refuse)
         monkeypatch.setattr("fourm_ser.files.os.replace", lambda *_: refuse())
         recording(tmp_path / "takes" / "a.wav", noise(3.0))
         assert command(f"model={models['audio']}", f"audio={tmp_path / 'takes' / 'a.wav'}") == 0

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from fourm_ser.encoders.text import Tokens
+from fourm_ser.encoders.tokens import Tokens
 
 # Chinese, Japanese and Korean are written without spaces: each character counts as a word.
 WORD = re.compile(r"[\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]|[^\s\u3040-\u30ff\u3400-\u9fff\uac00-\ud7af]+")

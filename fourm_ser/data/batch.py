@@ -1,21 +1,20 @@
-"""From utterances to padded batches of similar length."""
+"""From utterances to padded batches."""
 
 from collections import deque
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, NamedTuple, Protocol, Self, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset
 
 from fourm_ser.devices import sent
 from fourm_ser.encoders.base import Features, Frontend, Inputs, Packed, moved
 from fourm_ser.encoders.store import FeatureStore
 
 AHEAD = 2  # batches that are got ready while another is computed on
-SPREAD = 8.0  # of what is added to the logarithm of a length, times the number of batches
 
 
 class Batch(NamedTuple):
@@ -147,96 +146,23 @@ class AheadLoader(DataLoader[Batch]):
         return ahead(super().__iter__())
 
 
-class BucketBatchSampler(Sampler[list[int]]):
-    """Batches of utterances of similar length.
-
-    With `shuffle`, utterances are shuffled, sorted by the logarithm of their length plus what grows with their place in
-    the shuffled order, from 0 to 8 / number of batches, cut into batches, and the batches shuffled. That order depends
-    on seed and epoch alone, and gives an utterance other company in each epoch. The fewer the batches, the more they
-    mix lengths: in a small corpus whose emotions differ in length they would else be of one emotion. Without, they are
-    sorted by length.
-
-    With `classes`, an epoch has as many utterances as without, and every class equally often: of a large class some are
-    drawn anew for each epoch, those of a small one come several times.
-
-    With several processes all make the same batches and each takes its share of every batch: what is averaged over a
-    batch means the same whatever the number of processes, and no utterance is read twice.
+def loader(dataset: Utterances, sampler: Iterable[list[int]], workers: int, pin_memory: bool) -> DataLoader[Batch]:
+    """A DataLoader over a dataset of utterances whose workers stay alive between epochs.
 
     Args:
-        rows: positions in the manifest.
-        lengths: length of each utterance of the manifest, in any unit, more than 0.
-        batch_size: utterances in a batch, over all processes.
-        shuffle: see above.
-        seed: seed of the order.
-        rank: this process, of
-        world: so many processes.
-        classes: class index of each utterance of the manifest, to balance; None for every utterance once.
+        dataset: the utterances.
+        sampler: which of them are a batch.
+        workers: processes that read ahead; 0 reads in this one, for a GPU in a thread of it.
+        pin_memory: page-locked batches, for a GPU.
     """
-
-    def __init__(
-        self,
-        rows: np.ndarray,
-        lengths: np.ndarray,
-        batch_size: int,
-        shuffle: bool = False,
-        seed: int = 0,
-        rank: int = 0,
-        world: int = 1,
-        classes: np.ndarray | None = None,
-    ) -> None:
-        if batch_size < world or len(rows) < world:
-            raise ValueError(f"batches of {batch_size} out of {len(rows)} utterances cannot feed {world} processes")
-        self.rows, self.lengths = np.asarray(rows), np.asarray(lengths, dtype=float)
-        self.batch_size, self.shuffle, self.seed = batch_size, shuffle, seed
-        self.rank, self.world, self.classes = rank, world, classes
-        self.epoch = 0
-        # Lightning tells the epoch to a batch sampler's `sampler` alone; without it every epoch has the same order.
-        self.sampler = self
-
-    def set_epoch(self, epoch: int) -> None:
-        """Choose the epoch whose order comes next."""
-        self.epoch = epoch
-
-    def batches(self) -> list[np.ndarray]:
-        """The epoch's batches, over all processes."""
-        if not self.shuffle:
-            order = self.rows[np.argsort(self.lengths[self.rows], kind="stable")]
-            return self._cut(order)
-        generator = np.random.default_rng([self.seed, self.epoch])
-        order = generator.permutation(self.rows if self.classes is None else self._balanced(generator))
-        added = np.linspace(0.0, SPREAD / len(self), len(order))
-        order = order[np.argsort(np.log(self.lengths[order]) + added, kind="stable")]
-        batches = self._cut(order)
-        return [batches[place] for place in generator.permutation(len(batches))]
-
-    def _balanced(self, generator: np.random.Generator) -> np.ndarray:
-        """As many rows as there are, of each class the same number (give or take one), drawn in whole rounds."""
-        assert self.classes is not None
-        members = [self.rows[self.classes[self.rows] == label] for label in np.unique(self.classes[self.rows])]
-        share, more = divmod(len(self.rows), len(members))
-        extra = set(generator.permutation(len(members))[:more].tolist())
-        drawn = []
-        for place, rows in enumerate(members):
-            count = share + (place in extra)
-            rounds = [generator.permutation(rows) for _ in range(-(-count // len(rows)))]
-            drawn.append(np.concatenate(rounds)[:count])
-        return np.concatenate(drawn)
-
-    def _cut(self, order: np.ndarray) -> list[np.ndarray]:
-        starts = list(range(0, len(order), self.batch_size))
-        if len(order) - starts[-1] < self.world:
-            starts.pop()  # too few for a row on every process: they join the batch before
-        return [order[start:end] for start, end in zip(starts, [*starts[1:], len(order)], strict=True)]
-
-    def padding(self) -> float:
-        """The share of a batch's length that is padding, over the epoch."""
-        batches = self.batches()
-        longest = sum(len(batch) * self.lengths[batch].max() for batch in batches)
-        return 1.0 - float(sum(self.lengths[batch].sum() for batch in batches) / longest)
-
-    def __iter__(self) -> Iterator[list[int]]:
-        for batch in self.batches():
-            yield batch[self.rank :: self.world].tolist()
-
-    def __len__(self) -> int:
-        return len(self._cut(self.rows))
+    kind = AheadLoader if pin_memory and not workers else DataLoader
+    return kind(
+        dataset,  # type: ignore[arg-type]
+        batch_sampler=sampler,
+        num_workers=workers,
+        persistent_workers=workers > 0,
+        pin_memory=pin_memory,
+        collate_fn=dataset.collate,
+        # A generator of its own: each pass draws a seed for the workers, which would move the global one along.
+        generator=torch.Generator(),
+    )

@@ -5,11 +5,11 @@ import logging
 from collections.abc import Mapping
 
 import numpy as np
-import torch
 from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
-from fourm_ser.data.batch import AheadLoader, Batch, BucketBatchSampler, Raw, Source, Utterances
+from fourm_ser.data.batch import Batch, Raw, Source, Utterances, loader
+from fourm_ser.data.buckets import BucketBatchSampler
 from fourm_ser.data.corpus import Corpus
 from fourm_ser.data.readers import AudioReader, TextReader
 from fourm_ser.devices import resolve_workers
@@ -106,30 +106,6 @@ class EmotionDataModule(LightningDataModule):
     def _loader(self, sampler: BucketBatchSampler) -> DataLoader[Batch]:
         workers = self.workers if any(isinstance(source, Raw) for source in self.sources.values()) else 0
         return loader(Utterances(self.corpus.label, self.sources), sampler, workers, self.pin_memory)
-
-
-def loader(
-    dataset: Utterances, sampler: BucketBatchSampler | list[list[int]], workers: int, pin_memory: bool
-) -> DataLoader[Batch]:
-    """A DataLoader over a dataset of utterances whose workers stay alive between epochs.
-
-    Args:
-        dataset: the utterances.
-        sampler: which of them are a batch.
-        workers: processes that read ahead; 0 reads in this one, for a GPU in a thread of it.
-        pin_memory: page-locked batches, for a GPU.
-    """
-    kind = AheadLoader if pin_memory and not workers else DataLoader
-    return kind(
-        dataset,  # type: ignore[arg-type]
-        batch_sampler=sampler,
-        num_workers=workers,
-        persistent_workers=workers > 0,
-        pin_memory=pin_memory,
-        collate_fn=dataset.collate,
-        # A generator of its own: each pass draws a seed for the workers, which would move the global one along.
-        generator=torch.Generator(),
-    )
 
 
 def _hash(content: str) -> str:

@@ -72,7 +72,7 @@ class Release(NamedTuple):
     source: Path
 
 
-class ReleaseReader:
+class ReleaseBuilder:
     """What a reader keeps and leaves out while it goes through a release.
 
     Args:

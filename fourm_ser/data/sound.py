@@ -13,7 +13,7 @@ import soundfile
 
 from fourm_ser.errors import InputError
 
-BLOCK = 1 << 18  # samples that are read at a time: a minute or so needs a few MB
+BLOCK = 1 << 18  # samples of each channel held at once: 1 MB, whatever the length
 UNKNOWN = 0x7FFF0000  # at least so many bytes promises a WAV that was written into a pipe
 ENDLESS = 1 << 40  # at least so many samples says libsndfile of a FLAC that was written into a pipe
 ESTIMATED = ("MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III", "VORBIS", "OPUS")  # whose length libsndfile estimates
@@ -32,7 +32,7 @@ def open_sound(path: Path | str, part: BinaryIO | None = None) -> Iterator[sound
 
     Args:
         path: the file.
-        part: what to read of it; None for all.
+        part: the part of the file that is read; None for all.
 
     Raises:
         InputError: there is no such file, or it cannot be decoded, now or later.

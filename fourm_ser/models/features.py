@@ -16,8 +16,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, ProgressColum
 from rich.text import Text
 from torch import Tensor
 
-from fourm_ser.data.batch import AHEAD, Raw, Utterances
-from fourm_ser.data.datamodule import loader
+from fourm_ser.data.batch import AHEAD, Raw, Utterances, loader
+from fourm_ser.data.buckets import cut_by_length
 from fourm_ser.devices import HALVES, HostCopy, copies_ahead, free_memory, ran_out_of_memory
 from fourm_ser.devices import tf32 as allow_tf32
 from fourm_ser.distributed import agreed, barrier, rank, world
@@ -61,19 +61,14 @@ def plan_shards(keys: Sequence[str], lengths: np.ndarray, batch_length: float) -
     for position, key in enumerate(keys):
         first.setdefault(key, position)
     order = sorted(first.values(), key=lambda position: (lengths[position], keys[position]))
-    shards, batches, batch = [], [], list[int]()
-    own = 0.0  # length of the batch's utterances without padding
-    for position in order:
-        size = (len(batch) + 1) * lengths[position]  # the order is that of lengths: it is the longest
-        if batch and (size > batch_length or size - own - lengths[position] > PADDING * size):
-            batches.append(batch)
-            batch, own = [], 0.0
-            if sum(map(len, batches)) >= SHARD:
-                shards.append(Shard(batches))
-                batches = []
-        batch.append(position)
-        own += lengths[position]
-    return [*shards, Shard([*batches, batch])]
+    shards: list[Shard] = []
+    batches: list[list[int]] = []
+    for places in cut_by_length(lengths[order], total=batch_length, padding=PADDING):
+        if sum(map(len, batches)) >= SHARD:
+            shards.append(Shard(batches))
+            batches = []
+        batches.append(order[places])
+    return [*shards, Shard(batches)]
 
 
 def fill_store(

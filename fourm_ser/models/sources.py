@@ -15,7 +15,7 @@ from fourm_ser.data.datamodule import EmotionDataModule
 from fourm_ser.data.transcripts import told_rule
 from fourm_ser.devices import find_device
 from fourm_ser.encoders.store import FeatureStore
-from fourm_ser.encoders.text import Known, Tokens, refuse_unknown, told_encoder
+from fourm_ser.encoders.tokens import Known, Tokens, refuse_unknown, told_encoder
 from fourm_ser.models.directory import Model
 from fourm_ser.models.features import fill_store
 from fourm_ser.models.network import EmotionNetwork

@@ -2,16 +2,15 @@
 
 import logging
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
+from fourm_ser.data.buckets import cut_by_length
 from fourm_ser.errors import InputError
-from fourm_ser.prediction.items import Cutting, Item, checked, decoded, seconds
-from fourm_ser.prediction.loading import Planned
+from fourm_ser.prediction.items import Cutting, Item, Window, checked, decoded, seconds
 
 log = logging.getLogger(__name__)
 
@@ -20,39 +19,15 @@ HELD = 4096.0  # seconds of arrays among them: a quarter of a gigabyte
 PADDING = 0.1  # of a batch, at most
 
 
-class Job:
-    """An item on its way.
-
-    Args:
-        parts: the item, or its windows.
-        length: of the item: seconds, or characters where there is no recording.
-        extracted: the file that it was decoded to; None for none.
-
-    Attributes:
-        lengths: those of the parts.
-        found: what was found of each part so far, by its place.
-    """
-
-    def __init__(self, parts: list[Item], length: float, extracted: Path | None) -> None:
-        self.parts, self.extracted = parts, extracted
-        self.lengths = [length] if len(parts) == 1 else [part.end - part.start for part in parts]
-        self.found: dict[int, Any] = {}
-
-    @property
-    def done(self) -> bool:
-        """Whether all parts were found out about."""
-        return len(self.found) == len(self.parts)
-
-
 class Planner:
     """Makes batches of similar length out of any number of items, of which it holds a few hundred.
 
     Args:
-        modalities: what the model reads.
-        transcribes: whether a recogniser gives the texts that are missing.
-        max_seconds: what longer recordings are cropped to; None for any length.
-        batch_size: items in a batch, at most.
-        batch_seconds: of audio in a batch, padding included; a longer item is a batch of its own.
+        modalities: What the model reads: `text`, `audio` or both.
+        transcribes: Whether a recogniser gives the texts that are missing.
+        max_seconds: The seconds that longer recordings are cropped to; None for any length.
+        batch_size: Windows in a batch, at most.
+        batch_seconds: Seconds of audio in a batch, padding included. A longer window is a batch of its own.
 
     Raises:
         InputError: numbers out of range.
@@ -60,7 +35,8 @@ class Planner:
 
     def __init__(
         self,
-        modalities: Sequence[str],
+        *,
+        modalities: Collection[str],
         transcribes: bool,
         max_seconds: float | None,
         batch_size: int,
@@ -73,33 +49,30 @@ class Planner:
         self.batch_size, self.batch_seconds = batch_size, batch_seconds
 
     def batches(
-        self, items: Iterable[Item], jobs: dict[int, Job | InputError], cutting: Cutting, scratch: Path
-    ) -> Iterator[list[Planned]]:
+        self, items: Iterable[Item], planned: dict[int, list[Window] | InputError], cutting: Cutting, scratch: Path
+    ) -> Iterator[list[Window]]:
         """Batches of similar length.
 
         Args:
-            items: what to predict on.
-            jobs: gets the job of each item as it is planned, by its position, or why there is none.
-            cutting: which recordings are cut into windows, and how.
-            scratch: where MP3s, videos and their like are decoded to.
+            items: What to predict on.
+            planned: Gets the windows of each item as it is planned, by its number, or why there are none.
+            cutting: Which recordings are cut into windows, and how.
+            scratch: Where MP3s, videos and their like are decoded to, see `decoded_file`.
         """
         source = enumerate(items)
         cropped = 0
         for first in source:
-            ready: list[Planned] = []
+            ready: list[Window] = []
             held = 0.0
-            for position, item in chain([first], islice(source, AHEAD - 1)):
+            for number, item in chain([first], islice(source, AHEAD - 1)):
                 try:
-                    job = jobs[position] = self.prepare(item, cutting, scratch / f"{position}.flac")
+                    windows = planned[number] = self.windows(number, item, cutting, decoded_file(scratch, number))
                 except InputError as error:
-                    jobs[position] = error
+                    planned[number] = error
                     continue
-                cropped += "audio" in self.modalities and job.lengths[0] > (self.max_seconds or math.inf)
-                ready += [
-                    (length, (position, place), part)
-                    for place, (length, part) in enumerate(zip(job.lengths, job.parts, strict=True))
-                ]
-                held += sum(job.lengths) if isinstance(job.parts[0].audio, np.ndarray) else 0.0
+                cropped += "audio" in self.modalities and windows[0].length > (self.max_seconds or math.inf)
+                ready += windows
+                held += sum(window.length for window in windows if isinstance(window.item.audio, np.ndarray))
                 if held > HELD:
                     break
             yield from self._cut(ready)
@@ -107,42 +80,36 @@ class Planner:
             what = "1 recording is" if cropped == 1 else f"{cropped} recordings are"
             log.warning("%s longer than %g s: only so much was heard, as in training", what, self.max_seconds)
 
-    def prepare(self, item: Item, cutting: Cutting, target: Path) -> Job:
+    def windows(self, number: int, item: Item, cutting: Cutting, target: Path) -> list[Window]:
         """An item checked, decoded to `target` where that is needed, and cut.
 
         Raises:
             InputError: it does not fit the model, cannot be read, or its text cannot be divided over windows.
         """
         self.refuse_unfit(item)
-        readable = decoded(checked(item), target)
-        extracted = target if readable.audio is target else None
+        item = decoded(checked(item), target)
         if item.audio is None:
-            return Job([readable], float(len(item.text or "")), extracted)
-        length = seconds(readable)
-        parts = cutting.parts(readable, length)
-        if len(parts) > 1 and item.text is not None:
+            return [Window(float(len(item.text or "")), (number, 0), item)]
+        length = seconds(item)
+        parts = cutting.parts(item, length)
+        if len(parts) == 1:
+            return [Window(length, (number, 0), item)]
+        if item.text is not None:
             raise InputError(
                 f"{item.name}: its text cannot be divided over {len(parts)} windows. Leave the text out and let "
                 "asr=... transcribe each of them, cut the recording into utterances, or predict on its first part "
                 "alone (window=null)."
             )
-        return Job(parts, length, extracted)
+        return [Window(part.end - part.start, (number, place), part) for place, part in enumerate(parts)]
 
-    def _cut(self, ready: list[Planned]) -> Iterator[list[Planned]]:
-        ready.sort(key=lambda planned: planned[:2])
-        batch: list[Planned] = []
-        own = 0.0
-        for planned in ready:
-            length, _, item = planned
-            size = (len(batch) + 1) * length  # the order is that of lengths: it is the longest
-            full = len(batch) >= self.batch_size or (item.audio is not None and size > self.batch_seconds)
-            if batch and (full or size - own - length > PADDING * size):
-                yield batch
-                batch, own = [], 0.0
-            batch.append(planned)
-            own += length
-        if batch:
-            yield batch
+    def _cut(self, ready: list[Window]) -> Iterator[list[Window]]:
+        ready.sort(key=lambda window: (window.length, window.key))
+        for is_sound in (True, False):  # seconds and characters do not compare
+            windows = [window for window in ready if (window.item.audio is not None) == is_sound]
+            lengths = [window.length for window in windows]
+            total = self.batch_seconds if is_sound else math.inf
+            for places in cut_by_length(lengths, total=total, padding=PADDING, count=self.batch_size):
+                yield windows[places]
 
     def refuse_unfit(self, item: Item) -> None:
         """Refuse what the model does not read, and what it reads and is not given.
@@ -166,3 +133,8 @@ class Planner:
                 f"{item.name}: this model reads text, and none is given. Give what is said (an empty text where it is "
                 "known that there are no words), or asr=<hub id or folder of a speech recogniser> to transcribe it."
             )
+
+
+def decoded_file(scratch: Path, number: int) -> Path:
+    """Where the item of a number is decoded to, if it has to be."""
+    return scratch / f"{number}.flac"

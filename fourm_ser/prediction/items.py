@@ -3,7 +3,7 @@
 import math
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 from torch import Tensor
@@ -44,6 +44,20 @@ class Item(NamedTuple):
         if self.audio is None:
             return "the text"
         return printable(os.fspath(self.audio)) if isinstance(self.audio, str | os.PathLike) else "the array"
+
+
+class Window(NamedTuple):
+    """An item on its way through a model: the whole of it, or one window.
+
+    Attributes:
+        length: Its seconds, or characters where there is no recording.
+        key: The number of the item among all, and of the window in it.
+        item: What is heard and said in it.
+    """
+
+    length: float
+    key: tuple[int, int]
+    item: Item
 
 
 def checked(item: Item) -> Item:
@@ -156,6 +170,30 @@ class Cutting(NamedTuple):
     longest: float
     window: float
     hop: float
+
+    @classmethod
+    def of(cls, window: float | str | None, hop: float | None, auto_window: float, max_seconds: float | None) -> Self:
+        """What the keys `window`, `hop` and `auto_window` of the command say.
+
+        Args:
+            window: Seconds; `auto` for windows where an item is longer than in training; None for none.
+            hop: Seconds; None for half the window.
+            auto_window: The seconds of a window that is `auto`, at most.
+            max_seconds: What the model was trained on, at most; None for any length.
+
+        Raises:
+            InputError: a hop has no windows.
+        """
+        if window is None and hop is not None:
+            raise InputError(f"hop={hop}: with window=null there are no windows. Leave hop out.")
+        if window is None or (isinstance(window, str) and max_seconds is None):
+            return cls(*WHOLE)
+        longest = max_seconds or math.inf
+        if isinstance(window, str):
+            window = min(auto_window, longest)
+        else:
+            longest = window
+        return cls(longest, window, window / 2 if hop is None else hop)
 
     def refuse_impossible(self, max_seconds: float | None) -> None:
         """Refuse numbers that make no windows, or windows longer than what a model was trained on.

@@ -1,6 +1,6 @@
 """From recordings and texts to a network's inputs, as far as that needs no network."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -11,30 +11,24 @@ from fourm_ser.data.audio import SAMPLE_RATE
 from fourm_ser.data.levels import refuse_silence
 from fourm_ser.data.transcripts import Cleaning
 from fourm_ser.encoders.base import Encoder, Frontend, Inputs
-from fourm_ser.encoders.text import Tokens, refuse_unknown, told_encoder
+from fourm_ser.encoders.tokens import Tokens, refuse_unknown, told_encoder
 from fourm_ser.errors import InputError
-from fourm_ser.prediction.items import Item, read
+from fourm_ser.prediction.items import Window, read
 
-Key = tuple[int, int]
-"""Which item, and which window of it."""
-
-Planned = tuple[float, Key, Item]
-"""An item of a batch, behind its length: seconds, or characters where there is no recording."""
-
-SHOWN = 40
+SHOWN = 40  # characters of a text in an error
 
 
-class Row(NamedTuple):
-    """An item as the front ends left it.
+class Prepared(NamedTuple):
+    """A window as the front ends left it.
 
     Attributes:
-        key: which one it is.
-        inputs: by modality; empty once the batch is collated.
-        text: what was given, cleaned.
+        key: Which window it is.
+        inputs: What its encoders read, by modality; empty once the batch is collated.
+        text: The text that was given, cleaned.
         samples: [samples] at 16 kHz where they are still to be transcribed, else None.
     """
 
-    key: Key
+    key: tuple[int, int]
     inputs: dict[str, Inputs]
     text: str | None
     samples: np.ndarray | None
@@ -44,23 +38,23 @@ class Loaded(NamedTuple):
     """A batch as it was read.
 
     Attributes:
-        rows: what could be read.
-        inputs: their collated inputs by modality; None while a text is missing.
-        failed: why the others could not be.
+        windows: What could be read.
+        inputs: Their collated inputs by modality; None while a text is missing.
+        failed: By the key of what could not be read, why.
     """
 
-    rows: list[Row]
+    windows: list[Prepared]
     inputs: dict[str, Inputs] | None
-    failed: dict[Key, InputError]
+    failed: dict[tuple[int, int], InputError]
 
 
-class Reading(Dataset[Loaded]):
-    """Reads batches of items; picklable and without weights, for it runs in loader workers.
+class WindowDataset(Dataset[Loaded]):
+    """Reads batches of windows; picklable and without weights, for it runs in loader workers.
 
     Args:
-        encoders: the model's encoders by modality, whose front ends are used.
-        max_seconds: what longer recordings are cropped to; None for any length.
-        clean: what is taken out of texts, see `Cleaning`.
+        encoders: The model's encoders by modality, whose front ends are used.
+        max_seconds: The seconds that longer recordings are cropped to; None for any length.
+        clean: Patterns of what is taken out of texts, see `Cleaning`.
     """
 
     def __init__(self, encoders: Mapping[str, Encoder], max_seconds: float | None, clean: Sequence[str]) -> None:
@@ -69,39 +63,40 @@ class Reading(Dataset[Loaded]):
         self.cleaning = Cleaning(clean)
         self.about = told_encoder(encoders["text"]) if "text" in encoders else ""
 
-    def __getitems__(self, batch: list[Planned]) -> Loaded:
-        rows: list[Row] = []
-        failed: dict[Key, InputError] = {}
-        for length, key, item in batch:
+    def __getitems__(self, batch: list[Window]) -> Loaded:
+        windows: list[Prepared] = []
+        failed: dict[tuple[int, int], InputError] = {}
+        for window in batch:
             try:
-                rows.append(self.row(key, item, length))
+                windows.append(self.prepare(window))
             except InputError as error:
-                failed[key] = error
-        if not rows or any(row.samples is not None for row in rows):
-            return Loaded(rows, None, failed)
-        return Loaded([row._replace(inputs={}) for row in rows], self.collate(rows), failed)
+                failed[window.key] = error
+        if not windows or any(window.samples is not None for window in windows):
+            return Loaded(windows, None, failed)
+        return Loaded([window._replace(inputs={}) for window in windows], self.collate(windows), failed)
 
-    def row(self, key: Key, item: Item, length: float) -> Row:
-        """One item through the front ends.
+    def prepare(self, window: Window) -> Prepared:
+        """One window through the front ends.
 
         Raises:
             InputError: its recording cannot be read, nothing is heard, or its text is not known to the tokenizer.
         """
+        item = window.item
         inputs: dict[str, Inputs] = {}
         samples = None
         if item.audio is not None:
-            samples = read(item, length)
+            samples = read(item, window.length)
             if "audio" in self.frontends:
                 samples = samples[: self.samples]
             refuse_silence(samples, item.name, item.start, item.end)
             if "audio" in self.frontends:
                 inputs["audio"] = self.frontends["audio"](samples)
         if "text" not in self.frontends:
-            return Row(key, inputs, None, None)
+            return Prepared(window.key, inputs, None, None)
         if item.text is None:
-            return Row(key, inputs, None, samples)
+            return Prepared(window.key, inputs, None, samples)
         text = self.cleaning(item.text)
-        return Row(key, {**inputs, "text": self.tokens(text)}, text, None)
+        return Prepared(window.key, {**inputs, "text": self.tokens(text)}, text, None)
 
     def tokens(self, text: str) -> Inputs:
         """A cleaned transcript through the front end.
@@ -116,30 +111,28 @@ class Reading(Dataset[Loaded]):
             refuse_unknown(f"text {shown!r}", frontend.known(inputs["ids"].tolist()), self.about)
         return inputs
 
-    def collate(self, rows: Sequence[Row]) -> dict[str, Inputs]:
-        """Rows with all their inputs as one padded batch."""
+    def collate(self, windows: Sequence[Prepared]) -> dict[str, Inputs]:
+        """Windows with all their inputs as one padded batch."""
         return {
-            modality: frontend.collate([row.inputs[modality] for row in rows])
+            modality: frontend.collate([window.inputs[modality] for window in windows])
             for modality, frontend in self.frontends.items()
         }
 
 
-def packed(loaded: Any) -> Any:
+def with_arrays(loaded: Any) -> Any:
     """A batch as it goes from a worker to the process that asked for it: a tensor would take a socket of its own."""
-    inputs = loaded.inputs or {}
-    return loaded._replace(inputs=loaded.inputs and {name: _as_arrays(part) for name, part in inputs.items()})
+    return _converted(loaded, lambda tensor: tensor if tensor.dtype == torch.bfloat16 else tensor.numpy())
 
 
-def unpacked(loaded: Any) -> Loaded:
-    """What `packed` was given."""
-    inputs = loaded.inputs or {}
-    return loaded._replace(inputs=loaded.inputs and {name: _as_tensors(part) for name, part in inputs.items()})
+def with_tensors(loaded: Any) -> Loaded:
+    """What `with_arrays` was given."""
+    return _converted(loaded, torch.as_tensor)
 
 
-def _as_arrays(inputs: Inputs) -> dict[str, Any]:
-    """Tensors as arrays, but for those of the type that NumPy does not have."""
-    return {name: tensor if tensor.dtype == torch.bfloat16 else tensor.numpy() for name, tensor in inputs.items()}
-
-
-def _as_tensors(arrays: Mapping[str, Any]) -> Inputs:
-    return {name: torch.from_numpy(a) if isinstance(a, np.ndarray) else a for name, a in arrays.items()}
+def _converted(loaded: Loaded, convert: Callable[[Any], Any]) -> Loaded:
+    if loaded.inputs is None:
+        return loaded
+    parts = loaded.inputs.items()
+    return loaded._replace(
+        inputs={modality: {name: convert(value) for name, value in part.items()} for modality, part in parts}
+    )

@@ -1,35 +1,138 @@
-"""Predictions as a table, as JSON, and on the terminal."""
+"""Predicting for someone: the files that are written, and what is printed, as tables or as JSON."""
 
-import csv
+import logging
+import math
+import sys
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from typing import Any, TextIO
+from typing import TextIO
 
 from rich.box import SIMPLE_HEAD
 from rich.console import Console
 from rich.markup import escape
-from rich.table import Table
+from rich.progress import track
 
+from fourm_ser.data.levels import SilentError
 from fourm_ser.errors import InputError, printable
-from fourm_ser.files import as_json, whole
-from fourm_ser.prediction.predictor import Moment
+from fourm_ser.files import as_json
+from fourm_ser.prediction.items import Cutting, Item
+from fourm_ser.prediction.listing import Entry
+from fourm_ser.prediction.predictor import Moment, Predictor
+from fourm_ser.prediction.table_file import Record, csv_table, explained
+from fourm_ser.terminal import make_table
 
-BAR = 24
-Record = dict[str, Any]
-"""id, start, end, emotion, probabilities, text, error: what is not there is None."""
+log = logging.getLogger(__name__)
+
+BAR = 24  # letters of a probability of 1
 
 
-def as_record(name: str, found: Moment | InputError) -> Record:
+def predict_one(
+    predictor: Predictor, item: Item, cutting: Cutting, *, name: str, table: Path | None, even_whole: bool, json: bool
+) -> None:
+    """Predict on a single recording or text, print what was found, and write it where that is asked for.
+
+    Args:
+        predictor: The model.
+        item: What to predict on.
+        cutting: Whether it is cut into windows, and how.
+        name: What it is called in the table.
+        table: Where the table of its windows goes, and beside it their figure; None for nowhere.
+        even_whole: Whether what is not cut is written, too.
+        json: Print JSON and nothing else.
+
+    Raises:
+        InputError: why it cannot be predicted on.
+    """
+    (moments,) = predictor.along([item], cutting)
+    if isinstance(moments, InputError):
+        raise moments
+    errors = [moment.error for moment in moments if moment.error is not None]
+    if len(errors) == len(moments):
+        raise errors[0]
+    records = [as_record(name, moment) for moment in moments]
+    is_cut = len(records) > 1
+    written: list[Path] = []
+    if table is not None and (is_cut or even_whole):
+        written.append(table)
+        with explained(table), csv_table(table, predictor.emotions) as write:
+            for record in records:
+                write(record)
+    if table is not None and is_cut:
+        from fourm_ser.figures import save_figure
+        from fourm_ser.prediction.timeline import timeline_figure
+
+        written.append(table.with_suffix(".png"))
+        with explained(table):
+            save_figure(timeline_figure(moments, predictor.emotions), written[1])
+    if json:
+        print(as_json(records if is_cut else records[0], indent=2))
+    elif is_cut:
+        print_windows(records, predictor.emotions)
+    else:
+        print_prediction(records[0])
+    for path in written:
+        _say(f"written: {path}", json)
+
+
+def predict_many(predictor: Predictor, entries: list[Entry], cutting: Cutting, *, table: Path, json: bool) -> int:
+    """Predict on many recordings, write the table, and print what is in it.
+
+    Args:
+        predictor: The model.
+        entries: What to predict on, or why that cannot be.
+        cutting: Which recordings are cut into windows, and how.
+        table: Where the table goes.
+        json: Print the table's rows as JSON, and nothing else.
+
+    Returns:
+        How many recordings could not be predicted on.
+
+    Raises:
+        InputError: the model reads text, and there is none at all.
+    """
+    reads_text = "text" in predictor.modalities
+    if reads_text and predictor.transcriber is None and all(entry.item.text is None for entry in entries):
+        raise InputError(
+            "text: this model reads text, and no recording comes with any. Give a manifest with a column text, or "
+            "asr=<hub id or folder of a speech recogniser> to transcribe them."
+        )
+    counts = dict.fromkeys(predictor.emotions, 0)
+    failed, rows = 0, 0
+    results = predictor.along((entry.item for entry in entries if entry.error is None), cutting)
+    with ExitStack() as stack:
+        writers = [stack.enter_context(csv_table(table, predictor.emotions))]
+        if json:
+            writers.append(stack.enter_context(json_list(sys.stdout)))
+        for entry in track(entries, "predicting", console=Console(stderr=True), transient=True):
+            found = next(results) if entry.error is None else entry.error
+            moments = [Moment(math.nan, math.nan, None, found)] if isinstance(found, InputError) else found
+            errors = [moment.error for moment in moments]
+            # A window in which nothing is heard is no failure as long as there are others.
+            failed += None not in errors or any(not isinstance(error, SilentError | None) for error in errors)
+            rows += len(moments)
+            for moment in moments:
+                for write in writers:
+                    write(as_record(entry.id, moment))
+                if moment.prediction is not None:
+                    counts[moment.prediction.emotion] += 1
+    if not json:
+        print_counts(counts, len(entries), rows)
+    _say(f"written: {table}", json)
+    if failed:
+        log.warning("%d of %d recordings could not be predicted on: see the column error", failed, len(entries))
+    return failed
+
+
+def as_record(name: str, moment: Moment) -> Record:
     """What was found of one recording, or of one window of it.
 
     Args:
-        name: the recording's id; what is no UTF-8 in it is escaped.
-        found: a moment, or why there is none.
+        name: The recording's id; what is no UTF-8 in it is escaped.
+        moment: What was found.
     """
-    moment = Moment(float("nan"), float("nan"), None, found) if isinstance(found, InputError) else found
     prediction = moment.prediction
-    start, end = (None if value != value else round(value, 6) for value in (moment.start, moment.end))  # NaN is not NaN
+    start, end = (None if math.isnan(value) else round(value, 6) for value in (moment.start, moment.end))
     return {
         "id": printable(name),
         "start": start,
@@ -39,22 +142,6 @@ def as_record(name: str, found: Moment | InputError) -> Record:
         "text": prediction and prediction.text,
         "error": None if moment.error is None else str(moment.error),
     }
-
-
-@contextmanager
-def csv_table(path: Path, emotions: Sequence[str]) -> Iterator[Callable[[Record], None]]:
-    """A table that is written a row at a time and appears whole: yields what writes a row."""
-    with whole(path) as temporary, temporary.open("w", encoding="utf-8", newline="") as stream:
-        writer = csv.writer(stream, lineterminator="\n")
-        writer.writerow(["id", "start", "end", "emotion", *emotions, "text", "error"])
-
-        def write(record: Record) -> None:
-            shares = record["probabilities"] or {}
-            cells = [record[key] for key in ("id", "start", "end", "emotion")]
-            shown = [f"{shares[emotion]:.7g}" if shares else None for emotion in emotions]
-            writer.writerow([*cells, *shown, record["text"], record["error"]])
-
-        yield write
 
 
 @contextmanager
@@ -73,10 +160,9 @@ def json_list(stream: TextIO) -> Iterator[Callable[[Record], None]]:
 
 def print_prediction(record: Record) -> None:
     """Show one prediction: each emotion with its probability, the likeliest marked."""
-    table = Table(title=escape(record["id"]) or None, title_justify="left", box=SIMPLE_HEAD)
-    table.add_column("emotion")
-    table.add_column("probability", justify="right")
-    table.add_column("", min_width=BAR)
+    title = escape(record["id"]) or None
+    table = make_table(title, ["emotion", "probability", ""], ["probability"], box=SIMPLE_HEAD)
+    table.columns[2].min_width = BAR
     for emotion, share in record["probabilities"].items():
         style = "bold" if emotion == record["emotion"] else ""
         table.add_row(escape(emotion), f"{share:.4f}", "█" * round(BAR * share), style=style)
@@ -89,19 +175,17 @@ def print_prediction(record: Record) -> None:
 
 def print_windows(records: Sequence[Record], emotions: Sequence[str]) -> None:
     """Show the windows of one recording."""
-    table = Table(title=escape(records[0]["id"]) or None, title_justify="left", box=SIMPLE_HEAD)
-    for name in ("start", "end"):
-        table.add_column(name, justify="right")
-    table.add_column("emotion")
-    for emotion in emotions:
-        table.add_column(escape(emotion), justify="right")
-    if any(record["text"] is not None for record in records):
+    shown = [escape(emotion) for emotion in emotions]
+    columns = ["start", "end", "emotion", *shown]
+    table = make_table(escape(records[0]["id"]) or None, columns, ["start", "end", *shown], box=SIMPLE_HEAD)
+    has_text = any(record["text"] is not None for record in records)
+    if has_text:
         table.add_column("text", overflow="fold")
     for record in records:
         shares: Mapping[str, float] = record["probabilities"] or {}
         cells = [f"{shares[emotion]:.2f}" if shares else "" for emotion in emotions]
         felt = "-" if record["emotion"] is None else record["emotion"]
-        words = [escape(record["text"] or "")] if len(table.columns) > 3 + len(emotions) else []
+        words = [escape(record["text"] or "")] if has_text else []
         table.add_row(f"{record['start']:.1f}", f"{record['end']:.1f}", escape(felt), *cells, *words)
     console = Console(emoji=False)
     console.print(table)
@@ -111,12 +195,19 @@ def print_windows(records: Sequence[Record], emotions: Sequence[str]) -> None:
 
 def print_counts(counts: Mapping[str, int], recordings: int, rows: int) -> None:
     """Show how often each emotion was found among many recordings."""
-    table = Table(box=SIMPLE_HEAD)
-    table.add_column("emotion")
-    table.add_column("recordings" if rows == recordings else "windows", justify="right")
+    counted = "recordings" if rows == recordings else "windows"
+    table = make_table(None, ["emotion", counted], [counted], box=SIMPLE_HEAD)
     for emotion, count in counts.items():
         table.add_row(escape(emotion), str(count))
     console = Console(emoji=False)
     console.print(table)
     cut = "" if rows == recordings else f", in {rows} rows: long ones are cut into windows"
     console.print(f"{recordings} recordings{cut}")
+
+
+def _say(words: str, json: bool) -> None:
+    """Tell the person at the terminal; beside JSON, in the log."""
+    if json:
+        log.info(printable(words))
+    else:
+        print(printable(words))

@@ -4,7 +4,6 @@ import math
 import os
 import tempfile
 from collections.abc import Iterable, Iterator, Sequence
-from itertools import chain
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -16,9 +15,9 @@ from fourm_ser.devices import find_device
 from fourm_ser.errors import InputError
 from fourm_ser.models.directory import Model, load_model
 from fourm_ser.models.inference import Inference
-from fourm_ser.prediction.batches import Job, Planner
-from fourm_ser.prediction.items import WHOLE, Audio, Cutting, Item
-from fourm_ser.prediction.loading import Key, Loaded, Planned, Reading, Row, packed, unpacked
+from fourm_ser.prediction.batches import Planner, decoded_file
+from fourm_ser.prediction.items import WHOLE, Audio, Cutting, Item, Window
+from fourm_ser.prediction.loading import Loaded, Prepared, WindowDataset, with_arrays, with_tensors
 from fourm_ser.runs.directory import model_folder
 
 SMALL = 5e6  # parameters of a network that computes no faster with a second thread
@@ -91,8 +90,14 @@ class Predictor:
         self.modalities = tuple(encoders)
         self.workers = workers
         self.parameters = sum(parameter.numel() for parameter in model.network.parameters())
-        self.planner = Planner(self.modalities, asr is not None, self.max_seconds, batch_size, batch_seconds)
-        self.reading = Reading(encoders, self.max_seconds, model.conditions.clean)
+        self.planner = Planner(
+            modalities=self.modalities,
+            transcribes=asr is not None,
+            max_seconds=self.max_seconds,
+            batch_size=batch_size,
+            batch_seconds=batch_seconds,
+        )
+        self.dataset = WindowDataset(encoders, self.max_seconds, model.conditions.clean)
         self.transcriber = None
         if asr is not None:
             if "text" not in encoders:
@@ -241,82 +246,82 @@ class Predictor:
                 yield result
 
     def _run(self, items: Iterable[Item], workers: int, cutting: Cutting) -> Iterator[list[Moment] | InputError]:
-        jobs: dict[int, Job | InputError] = {}
-        following = 0
+        planned: dict[int, list[Window] | InputError] = {}
+        found: dict[tuple[int, int], Prediction | InputError] = {}
+        with tempfile.TemporaryDirectory() as folder:
+            scratch = Path(folder)
+            for loaded in self._read(self.planner.batches(items, planned, cutting, scratch), workers):
+                found.update(loaded.failed)
+                found.update(self._compute(loaded))
+                yield from _finished(planned, found, scratch)
+            yield from _finished(planned, found, scratch)  # those that could not even be planned
 
-        def finished() -> Iterator[list[Moment] | InputError]:
-            nonlocal following
-            while (job := jobs.get(following)) is not None:
-                if isinstance(job, Job):
-                    if not job.done:
-                        return
-                    if job.extracted is not None:
-                        job.extracted.unlink()
-                del jobs[following]
-                following += 1
-                yield job if isinstance(job, InputError) else _moments(job)
-
-        with tempfile.TemporaryDirectory() as scratch:
-            for loaded in self._read(self.planner.batches(items, jobs, cutting, Path(scratch)), workers):
-                for (position, part), result in chain(loaded.failed.items(), self._compute(loaded)):
-                    job = jobs[position]
-                    assert isinstance(job, Job)
-                    job.found[part] = result
-                yield from finished()
-            yield from finished()
-
-    def _read(self, plan: Iterable[list[Planned]], workers: int) -> Iterator[Loaded]:
+    def _read(self, plan: Iterable[list[Window]], workers: int) -> Iterator[Loaded]:
         if workers == 0:
-            yield from map(self.reading.__getitems__, plan)
+            yield from map(self.dataset.__getitems__, plan)
             return
         threads = torch.get_num_threads()
         if self.inference.device.type == "cpu" and self.parameters < SMALL:
             torch.set_num_threads(max(1, threads - workers))  # each process a core of its own
         try:
             batches: DataLoader[Any] = DataLoader(
-                self.reading,
+                self.dataset,
                 batch_sampler=plan,
                 num_workers=workers,
-                collate_fn=packed,
+                collate_fn=with_arrays,
                 generator=torch.Generator(),  # the global one stays where it is
             )
-            yield from map(unpacked, batches)
+            yield from map(with_tensors, batches)
         finally:
             torch.set_num_threads(threads)
 
-    def _compute(self, loaded: Loaded) -> Iterator[tuple[Key, Prediction | InputError]]:
-        rows, inputs = loaded.rows, loaded.inputs
-        if rows and inputs is None:
-            complete = []
-            for row in rows:
-                try:
-                    complete.append(self._transcribed(row))
-                except InputError as error:
-                    yield row.key, error
-            rows, inputs = complete, self.reading.collate(complete) if complete else None
+    def _compute(self, loaded: Loaded) -> Iterator[tuple[tuple[int, int], Prediction | InputError]]:
+        windows, inputs = loaded.windows, loaded.inputs
         if inputs is None:
-            return
+            complete = []
+            for window in windows:
+                try:
+                    complete.append(self._transcribed(window))
+                except InputError as error:
+                    yield window.key, error
+            if not complete:
+                return
+            windows, inputs = complete, self.dataset.collate(complete)
         logits = self.inference(inputs.get("text"), inputs.get("audio")).logits
-        for row, shares in zip(rows, logits.float().softmax(1).tolist(), strict=True):
+        for window, shares in zip(windows, logits.float().softmax(1).tolist(), strict=True):
             emotion = self.emotions[max(range(len(shares)), key=shares.__getitem__)]
-            yield row.key, Prediction(emotion, dict(zip(self.emotions, shares, strict=True)), row.text)
+            yield window.key, Prediction(emotion, dict(zip(self.emotions, shares, strict=True)), window.text)
 
-    def _transcribed(self, row: Row) -> Row:
-        if row.samples is None:
-            return row
+    def _transcribed(self, window: Prepared) -> Prepared:
+        if window.samples is None:
+            return window
         assert self.transcriber is not None
-        text = self.reading.cleaning(self.transcriber(row.samples))
-        return row._replace(text=text, inputs={**row.inputs, "text": self.reading.tokens(text)})
+        text = self.dataset.cleaning(self.transcriber(window.samples))
+        return window._replace(text=text, inputs={**window.inputs, "text": self.dataset.tokens(text)})
 
 
-def _moments(job: Job) -> list[Moment]:
-    moments = []
-    for place, (part, length) in enumerate(zip(job.parts, job.lengths, strict=True)):
-        result = job.found[place]
-        start = math.nan if part.audio is None else 0.0 if math.isnan(part.start) else part.start
-        failed = isinstance(result, InputError)
-        moments.append(Moment(start, start + length, None if failed else result, result if failed else None))
-    return moments
+def _finished(
+    planned: dict[int, list[Window] | InputError], found: dict[tuple[int, int], Prediction | InputError], scratch: Path
+) -> Iterator[list[Moment] | InputError]:
+    """The items that come next in order, as far as all of each is found; they are forgotten, and what they decoded."""
+    while planned:
+        number, windows = next(iter(planned.items()))
+        if isinstance(windows, InputError):
+            result: list[Moment] | InputError = windows
+        elif all(window.key in found for window in windows):
+            result = [_moment(window, found.pop(window.key)) for window in windows]
+            decoded_file(scratch, number).unlink(missing_ok=True)
+        else:
+            return
+        del planned[number]
+        yield result
+
+
+def _moment(window: Window, result: Prediction | InputError) -> Moment:
+    item = window.item
+    start = math.nan if item.audio is None else 0.0 if math.isnan(item.start) else item.start
+    prediction, error = (None, result) if isinstance(result, InputError) else (result, None)
+    return Moment(start, start + window.length, prediction, error)
 
 
 def _items(audio: Any, text: Any, rate: float) -> Item | list[Item]:

@@ -8,7 +8,7 @@ import pandas as pd
 
 from fourm_ser.report.cells import Cell, Section, in_words
 from fourm_ser.report.effects import Effects, marginal_effects
-from fourm_ser.report.svg import Chart, Grid, bars, curves, forest_plot, heat_map
+from fourm_ser.report.svg import Chart, Grid, bars, curves, heat_map, interval_plot
 from fourm_ser.report.tables import cell_seconds, percent
 
 METRICS = {"ua": "UA", "wa": "WA"}
@@ -130,7 +130,7 @@ def effects_figure(section: Section) -> tuple[list[Chart], str]:
             for value, mean, low, high in rows
         ]
         header = ["axis", "value", "effect (points)", "95% interval"]
-        image = forest_plot(groups, f"effect on {shown}, percentage points", alt)
+        image = interval_plot(groups, f"effect on {shown}, percentage points", alt)
         figures.append(Chart(f"Effect on {shown}", alt, image, header, table))
     return figures, words
 

@@ -87,7 +87,7 @@ def heat_map(grid: Grid, alt: str) -> Markup:
     return _svg(max(right + 6, right - width / 2 + last), top + len(grid.rows) * (height + gap) + 6, parts, alt)
 
 
-def forest_plot(groups: Mapping[str, list[tuple[str, float, float, float]]], unit: str, alt: str) -> Markup:
+def interval_plot(groups: Mapping[str, list[tuple[str, float, float, float]]], unit: str, alt: str) -> Markup:
     """Points with intervals about zero: a group of rows an axis, the name above its row.
 
     Args:

@@ -15,6 +15,7 @@ from fourm_ser.config import build
 from fourm_ser.data.content import changes, digest_of, seen
 from fourm_ser.data.corpus import Corpus
 from fourm_ser.errors import InputError, listed
+from fourm_ser.files import write_table
 from fourm_ser.runs.directory import RunDirectory
 
 # Keys of `data` that say who is on which side, and those that change nothing of what a corpus holds.
@@ -45,7 +46,7 @@ def record_content(now: pd.DataFrame, origin: str, directory: RunDirectory, writ
                 "or begin another run: a result is that of one corpus."
             )
     elif write:
-        directory.write_corpus(now)
+        write_table(directory.corpus, now)
 
 
 def changes_since(

@@ -14,37 +14,35 @@ from omegaconf import DictConfig, OmegaConf
 
 from fourm_ser.config import upgrade
 from fourm_ser.errors import BusyError, InputError
-from fourm_ser.files import write_json, write_table, write_text
+from fourm_ser.files import write_json
 
 if TYPE_CHECKING:
     import pandas as pd
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C one reads a hundred runs in a second
 PREDICTED = ["id", "speaker", "emotion", "predicted"]  # columns of predictions.csv before the probabilities
+MARKS = (
+    "config.yaml",
+    "metrics.json",
+    "finished.json",
+)  # where one of these lies, a run, model, stage or evaluation does
 SWEEP = "multirun.yaml"  # Hydra's record of a sweep, in the folder above its runs
 
 
 class StageDirectory:
-    """What a stage of a run leaves.
+    """What a stage of a run leaves, in the run directory's `stages/<number>-<name>`.
 
     Args:
-        path: the stage's folder, `stages/<number>-<name>` in the run directory.
-
-    Attributes:
-        name: the stage's name.
-        best: the checkpoint of the epoch with the best validation UA.
-        last: the checkpoint that an interrupted stage goes on from.
-        epochs: the table of the metrics of each epoch.
-        finished: says that the stage has finished, and how long it took.
+        path: the stage's folder.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.name = path.name.partition("-")[2]
-        self.best = path / "checkpoints" / "best.ckpt"
-        self.last = path / "checkpoints" / "last.ckpt"
-        self.epochs = path / "metrics.csv"
-        self.finished = path / "finished.json"
+        self.best = path / "checkpoints" / "best.ckpt"  # of the epoch with the best validation UA
+        self.last = path / "checkpoints" / "last.ckpt"  # what an interrupted stage goes on from
+        self.epochs = path / "metrics.csv"  # a row an epoch
+        self.finished = path / "finished.json"  # how long it took: without it the stage has not finished
 
     def read_best(self) -> dict[str, Any]:
         """The best checkpoint: `epoch`, and `state_dict` with `network.` or `loss.` before the names.
@@ -52,12 +50,9 @@ class StageDirectory:
         Raises:
             InputError: the checkpoint is not there.
         """
-        import torch
-
         if not self.best.is_file():
             raise InputError(f"{self.best}: no such file. What a stage learned is read from its best checkpoint.")
-        checkpoint: dict[str, Any] = torch.load(self.best, map_location="cpu", weights_only=True)
-        return checkpoint
+        return _read_checkpoint(self.best)
 
     def check_place(self) -> None:
         """Refuse a run that was moved: Lightning's checkpoints name their folder, and best weights would be lost.
@@ -65,15 +60,11 @@ class StageDirectory:
         Raises:
             InputError: where the run was made.
         """
-        import torch
-
-        callbacks = torch.load(self.last, map_location="cpu", weights_only=True)["callbacks"]
+        callbacks = _read_checkpoint(self.last)["callbacks"]
         places = {state["dirpath"] for state in callbacks.values() if "dirpath" in state}
         if places != {str(self.last.parent)}:
-            raise InputError(
-                f"{self.last}: the run was made in {', '.join(sorted(places))} and moved since. Move it back to resume "
-                "it."
-            )
+            made = ", ".join(sorted(places))
+            raise InputError(f"{self.last}: the run was made in {made} and moved since. Move it back to resume it.")
 
     def read_seconds(self) -> float:
         """How long the finished stage took."""
@@ -89,42 +80,25 @@ class RunDirectory:
 
     Args:
         path: the directory.
-
-    Attributes:
-        record: the resolved config of the run.
-        corpus: what the run saw of its corpus, by content.
-        log: the run's log.
-        output: what a job of a sweep printed that ran beside others.
-        metrics: the results, written last: with it the run has finished.
-        failure: why the run ended before its results.
-        predictions: the emotion of each test utterance, as labelled and as predicted.
-        confusion_matrix: the figure of the confusion matrix.
-        training_curves: the figure of the stages' epochs.
-        reliability: the figure of an evaluation's calibration.
-        model: the model directory.
-        evaluations: the folder of the run's evaluations.
-        tensorboard: the folder of TensorBoard's events.
-        wandb: the name of the run at W&B, under which a resumed run goes on.
-        hydra: what Hydra recorded of the command line.
     """
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.record = path / "config.yaml"
-        self.corpus = path / "corpus.csv"
+        self.record = path / "config.yaml"  # the resolved config
+        self.corpus = path / "corpus.csv"  # what the run saw of its corpus, by content
         self.log = path / "train.log"
-        self.output = path / "output.log"
-        self.metrics = path / "metrics.json"
-        self.failure = path / "failure.json"
+        self.output = path / "output.log"  # what a job of a sweep printed that ran beside others
+        self.metrics = path / "metrics.json"  # written last: with it the run has finished
+        self.failure = path / "failure.json"  # why the run ended before its results
         self.predictions = path / "predictions.csv"
         self.confusion_matrix = path / "confusion_matrix.png"
         self.training_curves = path / "training_curves.png"
-        self.reliability = path / "reliability.png"
-        self.model = path / "model"
+        self.reliability = path / "reliability.png"  # of evaluations alone
+        self.model = path / "model"  # see `fourm_ser.models.directory`
         self.evaluations = path / "evaluation"
         self.tensorboard = path / "tensorboard"
-        self.wandb = path / "wandb" / "id"
-        self.hydra = path / ".hydra" / "hydra.yaml"
+        self.wandb = path / "wandb" / "id"  # the run's name there, under which a resumed run goes on
+        self.hydra = path / ".hydra" / "hydra.yaml"  # the command line
         self._stages = path / "stages"
 
     def stage(self, number: int, name: str) -> StageDirectory:
@@ -194,10 +168,6 @@ class RunDirectory:
             hint = " It is a model directory: give the run's own." if is_model(self.path) else ""
             raise InputError(f"{self.path}: no {missing} there. Expected the directory of a finished run.{hint}")
         return self.read_record()
-
-    def write_record(self, config: DictConfig) -> None:
-        """Write a resolved config as the run's."""
-        write_text(self.record, OmegaConf.to_yaml(config))
 
     def read_metrics(self) -> dict[str, Any]:
         """The results.
@@ -270,16 +240,19 @@ class RunDirectory:
             raise InputError(f"{path}: expected the columns {', '.join(COLUMNS)}, found {', '.join(table.columns)}.")
         return table
 
-    def write_corpus(self, content: "pd.DataFrame") -> None:
-        """Record what the run sees of its corpus (see `fourm_ser.data.content`)."""
-        write_table(self.corpus, content)
-
     def forget(self) -> None:
         """Remove a finished run's files, what says that it has finished last of all."""
         if self.metrics.is_file():
             shutil.rmtree(self._stages, ignore_errors=True)
             for path in (self.record, self.corpus, self.failure, self.log, self.output, self.metrics):
                 path.unlink(missing_ok=True)
+
+
+def _read_checkpoint(path: Path) -> dict[str, Any]:
+    import torch
+
+    checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return checkpoint
 
 
 def is_model(folder: Path) -> bool:

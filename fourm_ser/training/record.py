@@ -14,6 +14,7 @@ from fourm_ser.devices import (
     resolve_trainer_precision,
 )
 from fourm_ser.errors import OtherRunError
+from fourm_ser.files import write_text
 from fourm_ser.keys import check_config
 from fourm_ser.runs.directory import RunDirectory
 
@@ -39,7 +40,7 @@ def record(config: DictConfig, directory: RunDirectory) -> DictConfig:
     for key in ("max_seconds", "max_tokens"):
         encode[key] = resolve_budget(key, encode[key], device)
     if is_new:
-        directory.write_record(config)
+        write_text(directory.record, OmegaConf.to_yaml(config))
         return config
     recorded = directory.read_record()
     settle(recorded)

@@ -16,7 +16,7 @@ from fourm_ser.analysis.examples import Example, choose_examples
 from fourm_ser.analysis.findings import write_finding
 from fourm_ser.analysis.words import Words, read_words
 from fourm_ser.encoders.base import Features
-from fourm_ser.encoders.text import Tokens
+from fourm_ser.encoders.tokens import Tokens
 from fourm_ser.fusion.unimodal import UnimodalFusion
 from fourm_ser.models.network import EmotionNetwork
 from fourm_ser.runs.finished import OpenRun

@@ -12,7 +12,7 @@ from transformers import PreTrainedTokenizerFast
 
 from fourm_ser.analysis.word_cells import count_lines, draw_words, prepare_axes, word_positions
 from fourm_ser.analysis.words import read_words
-from fourm_ser.encoders.text import Tokens
+from fourm_ser.encoders.tokens import Tokens
 from tests.drawn import Drawn, distance
 
 TEXT = "Well, I can't say:  the results were disappointing"

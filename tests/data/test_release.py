@@ -18,7 +18,7 @@ from fourm_ser.data.release import (
     NO_ROW,
     NO_TRANSCRIPT,
     REPEATED,
-    ReleaseReader,
+    ReleaseBuilder,
     Utterance,
     decode_text,
     files_in,
@@ -107,15 +107,15 @@ def test_files_and_folders_are_sorted_and_hidden_ones_passed_over(
 
 
 def test_rows_of_one_id_stay_once_or_not_at_all() -> None:
-    reader = ReleaseReader(Path("/"))
+    builder = ReleaseBuilder(Path("/"))
     rows = [
         *[("same", "x", "f:1"), ("other", "x", "f:2"), ("same", "x", "f:3"), ("other", "y", "f:4")],
         *[("alone", "x", "f:5"), ("same", "x", "f:6"), ("other", "x", "f:7")],
     ]
-    assert reader.unique(rows) == {"same": ("x", "f:1"), "other": None, "alone": ("x", "f:5")}
-    noted = [(item.id, item.reason, item.where) for item in reader.left_out]
+    assert builder.unique(rows) == {"same": ("x", "f:1"), "other": None, "alone": ("x", "f:5")}
+    noted = [(item.id, item.reason, item.where) for item in builder.left_out]
     assert noted[:3] == [("same", REPEATED, "f:3"), ("other", CONFLICT, "f:2, f:4"), ("same", REPEATED, "f:6")]
-    assert all(item.fault for item in reader.left_out)
+    assert all(item.fault for item in builder.left_out)
 
 
 def test_copies_of_a_recording_stay_once_or_not_at_all(tmp_path: Path) -> None:
@@ -123,9 +123,9 @@ def test_copies_of_a_recording_stay_once_or_not_at_all(tmp_path: Path) -> None:
     for path in paths:
         path.parent.mkdir(exist_ok=True)
         path.write_bytes(b"sound" if path.stem == "same" or path.parent.name != "b" else b"noise")
-    reader = ReleaseReader(tmp_path)
-    assert reader.by_id(paths) == {"same": tmp_path / "c/same.wav"}
-    assert sorted((item.id, item.reason, item.where) for item in reader.left_out) == [
+    builder = ReleaseBuilder(tmp_path)
+    assert builder.by_id(paths) == {"same": tmp_path / "c/same.wav"}
+    assert sorted((item.id, item.reason, item.where) for item in builder.left_out) == [
         ("other", CONFLICT, "a/other.wav, b/other.wav, c/other.wav"),
         ("same", REPEATED, "a/same.wav"),
         ("same", REPEATED, "b/same.wav"),
@@ -135,7 +135,7 @@ def test_copies_of_a_recording_stay_once_or_not_at_all(tmp_path: Path) -> None:
 @given(st.lists(st.tuples(*[st.sampled_from(["there", "lacking", "left out"])] * 2, st.booleans()), max_size=12))
 @settings(max_examples=60)
 def test_a_join_keeps_what_is_whole_and_names_the_rest_once(entries: list[tuple[str, str, bool]]) -> None:
-    reader = ReleaseReader(Path("/release"))
+    builder = ReleaseBuilder(Path("/release"))
     labels, texts, recordings = {}, {}, {}
     expected: dict[str, str] = {}
     whole = []
@@ -156,10 +156,10 @@ def test_a_join_keeps_what_is_whole_and_names_the_rest_once(entries: list[tuple[
             expected[key] = reasons[label + text]
         elif label == "there":
             expected[key] = NO_RECORDING
-    reader.join(recordings, labels, texts, utterance)
-    assert {item.id: item.reason for item in reader.left_out} == expected
-    assert len(reader.left_out) == len(expected)
-    release = reader.release()
+    builder.join(recordings, labels, texts, utterance)
+    assert {item.id: item.reason for item in builder.left_out} == expected
+    assert len(builder.left_out) == len(expected)
+    release = builder.release()
     assert release.frame["id"].tolist() == whole
     assert all(Path(item.where).suffix == ".wav" for item in release.left_out if item.reason != NO_RECORDING)
 

@@ -13,7 +13,8 @@ from fourm_ser.errors import InputError
 from fourm_ser.models.directory import Conditions, Model
 from fourm_ser.models.network import EmotionNetwork, build_network
 from fourm_ser.models.sources import check_transcripts, compare_cleaning
-from fourm_ser.prediction.loading import Reading
+from fourm_ser.prediction.items import Item, Window
+from fourm_ser.prediction.loading import WindowDataset
 from tests.conftest import Compose
 from tests.prediction.predictors import TEXTS, TINY
 
@@ -41,7 +42,7 @@ def test_mostly_unknown_transcripts_are_refused_in_the_words_of_a_prediction(
     assert message.startswith("data: the transcripts: 9 of ")
     encoders: dict[str, Encoder] = {"text": networks["text"].by_modality["text"]}
     with pytest.raises(InputError) as predicted:
-        Reading(encoders, None, []).tokens(UNKNOWN)
+        WindowDataset(encoders, None, []).tokens(UNKNOWN)
     assert str(predicted.value).partition(" tokens are ")[2] == message.partition(" tokens are ")[2]
     check_transcripts(networks["audio"], [UNKNOWN])  # which nothing reads
 
@@ -89,14 +90,12 @@ def test_a_corpus_cleaned_in_another_way_than_the_model_s_is_warned_of(
 
 
 def test_a_prediction_takes_out_what_training_took_out(networks: Mapping[str, EmotionNetwork], tmp_path: Path) -> None:
-    from fourm_ser.prediction.items import Item
-
     encoders: dict[str, Encoder] = {"text": networks["text"].by_modality["text"]}
     for clean, left in (
         (["calm"], "every happy [SIGH]"),
         ([], "every calm happy [SIGH]"),
         ([r"\[.*?\]"], "every calm happy"),
     ):
-        row = Reading(encoders, None, clean).row((0, 0), Item(None, " every calm  happy [SIGH]"), 1.0)
+        row = WindowDataset(encoders, None, clean).prepare(Window(1.0, (0, 0), Item(None, " every calm  happy [SIGH]")))
         assert row.text == left
         assert row.inputs["text"]["ids"].tolist() == encoders["text"].frontend(left)["ids"].tolist()

@@ -5,7 +5,7 @@ import math
 import numpy as np
 import pytest
 
-from fourm_ser.report.svg import Grid, bars, curves, forest_plot, heat_map
+from fourm_ser.report.svg import Grid, bars, curves, heat_map, interval_plot
 from tests.report.drawn import read_bars, read_curves, read_heat_map, read_points
 
 SHADE = np.array([[0.0, 0.35, 1.0], [0.8, math.nan, 0.1]])
@@ -42,7 +42,7 @@ def test_effects_stand_on_their_side_of_zero() -> None:
         "encoder": [("tiny", -3.2, -4.0, -2.4), ("bert", 3.2, 2.4, 4.0)],
         "loss": [("ce", -0.4, -1.5, 0.7), ("focal", 0.4, math.nan, math.nan)],
     }
-    found = read_points(forest_plot(groups, "points", "alt"), ["tiny", "bert", "ce", "focal"])
+    found = read_points(interval_plot(groups, "points", "alt"), ["tiny", "bert", "ce", "focal"])
     for rows in groups.values():
         for name, *numbers in rows:
             assert found[name] == pytest.approx(numbers, abs=0.03, nan_ok=True)

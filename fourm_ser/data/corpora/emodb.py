@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fourm_ser.data.corpus import Corpus
-from fourm_ser.data.release import Release, ReleaseReader, Utterance, files_in, find_root
+from fourm_ser.data.release import Release, ReleaseBuilder, Utterance, files_in, find_root
 from fourm_ser.errors import InputError
 
 EMOTIONS = {
@@ -55,20 +55,20 @@ class EmoDbCorpus(Corpus):
             lambda folder: any(IDENTITY.fullmatch(path.stem) for path in files_in(folder, ".wav")),
             "recordings with names such as 03a01Fa.wav, in the folder wav",
         )
-        reader = ReleaseReader(root)
-        for path in reader.by_id(files_in(root, ".wav")).values():
+        builder = ReleaseBuilder(root)
+        for path in builder.by_id(files_in(root, ".wav")).values():
             if IDENTITY.fullmatch(path.stem) is None:
-                reader.leave_out(path.stem, OTHER_NAME, path.name)
+                builder.leave_out(path.stem, OTHER_NAME, path.name)
                 continue
             speaker, sentence, emotion = parse_name(path.stem, str(path))
             text = SENTENCES.get(sentence)
             if text is None:
-                reader.leave_out(path.stem, NO_SENTENCE, f"{path.name}: {sentence}")
+                builder.leave_out(path.stem, NO_SENTENCE, f"{path.name}: {sentence}")
                 continue
-            reader.utterances.append(
+            builder.utterances.append(
                 Utterance(path.stem, str(path), text, emotion, speaker, language="de", where=path.name)
             )
-        return reader.release()
+        return builder.release()
 
 
 def parse_name(stem: str, path: str) -> tuple[str, str, str]:

@@ -10,7 +10,7 @@ from fourm_ser.data.release import (
     MISSING_PART,
     UNREADABLE_TEXT,
     Release,
-    ReleaseReader,
+    ReleaseBuilder,
     Utterance,
     decode_text,
     files_in,
@@ -69,7 +69,7 @@ class EsdCorpus(Corpus):
             lambda folder: any(below.name in SPEAKERS for below in folders_in(folder)),
             "the speakers' folders 0001 ... 0020",
         )
-        reader = ReleaseReader(root)
+        builder = ReleaseBuilder(root)
         rows: list[tuple[str, tuple[str, str], str]] = []
         told: dict[Path, str | None] = {}  # each recording's emotion by its folder
         unread: dict[str, None] = {}
@@ -77,10 +77,10 @@ class EsdCorpus(Corpus):
             folder = root / speaker
             if self.language not in (None, language):
                 if folder.is_dir():
-                    reader.leave_out(speaker, OTHER_LANGUAGE, f"{speaker}: {language}", fault=False)
+                    builder.leave_out(speaker, OTHER_LANGUAGE, f"{speaker}: {language}", fault=False)
                 continue
             if not folder.is_dir():
-                reader.leave_out(speaker, MISSING_PART, f"{speaker}: no such folder")
+                builder.leave_out(speaker, MISSING_PART, f"{speaker}: no such folder")
                 continue
             spoken = {
                 path: EMOTIONS.get(emotion.name.lower())
@@ -90,7 +90,7 @@ class EsdCorpus(Corpus):
             told |= spoken
             path = folder / f"{speaker}.txt"
             if not path.is_file():
-                reader.leave_out(speaker, MISSING_PART, f"{speaker}/{path.name}: no such file")
+                builder.leave_out(speaker, MISSING_PART, f"{speaker}/{path.name}: no such file")
                 continue
             data = path.read_bytes()
             # Chinese characters are pairs of high bytes, an apostrophe of Windows-1252 is one by itself.
@@ -98,19 +98,19 @@ class EsdCorpus(Corpus):
             if text is None:
                 unread |= dict.fromkeys(recording.stem for recording in spoken)
                 for recording in spoken:
-                    reader.leave_out(recording.stem, UNREADABLE_TEXT, reader.name(path))
+                    builder.leave_out(recording.stem, UNREADABLE_TEXT, builder.name(path))
             else:
-                rows += parse_rows(text, reader.name(path))
-        found = reader.unique(rows)
-        paths = reader.by_id(told)
+                rows += parse_rows(text, builder.name(path))
+        found = builder.unique(rows)
+        paths = builder.by_id(told)
         for key, row in found.items():
             if row is not None and key in paths and told[paths[key]] not in (None, row[0][1]):
-                reader.leave_out(key, CONTRADICTED, f"{row[1]}: {row[0][1]}, but {reader.name(paths[key])}")
+                builder.leave_out(key, CONTRADICTED, f"{row[1]}: {row[0][1]}, but {builder.name(paths[key])}")
                 found[key] = None
         labels = {key: row and (row[0][1], row[1]) for key, row in found.items()}
         texts = {key: row and row[0][0] for key, row in found.items()}
-        reader.join(paths, labels | unread, texts | unread, _utterance)
-        return reader.release()
+        builder.join(paths, labels | unread, texts | unread, _utterance)
+        return builder.release()
 
 
 def parse_rows(text: str, path: str) -> list[tuple[str, tuple[str, str], str]]:

@@ -9,7 +9,7 @@ from fourm_ser.data.release import (
     MISSING_PART,
     UNREADABLE_TEXT,
     Release,
-    ReleaseReader,
+    ReleaseBuilder,
     Utterance,
     decode_text,
     files_in,
@@ -62,7 +62,7 @@ class IemocapCorpus(Corpus):
             lambda folder: any((folder / session / "dialog" / "EmoEvaluation").is_dir() for session in SESSIONS),
             "Session1 ... Session5, each with sentences/wav, dialog/transcriptions and dialog/EmoEvaluation",
         )
-        reader = ReleaseReader(root)
+        builder = ReleaseBuilder(root)
         recordings: list[Path] = []
         labels: list[tuple[str, str, str]] = []
         turns: list[tuple[str, str, str]] = []
@@ -70,7 +70,7 @@ class IemocapCorpus(Corpus):
         for session in SESSIONS:
             folder = root / session
             if not folder.is_dir():
-                reader.leave_out(session, MISSING_PART, f"{session}: no such folder")
+                builder.leave_out(session, MISSING_PART, f"{session}: no such folder")
                 continue
             for dialog in folders_in(folder / "sentences" / "wav"):
                 recordings += files_in(dialog, ".wav")
@@ -81,21 +81,21 @@ class IemocapCorpus(Corpus):
                 for path in files_in(folder / "dialog" / below, ".txt"):
                     text = decode_text(path.read_bytes(), "cp1252")
                     if text is not None:
-                        found += parse(text, reader.name(path))
+                        found += parse(text, builder.name(path))
                         continue
                     spoken = [recording.stem for recording in recordings if recording.parent.name == path.stem]
                     for key in spoken or [path.stem]:
                         if key not in unread:
-                            reader.leave_out(key, UNREADABLE_TEXT, reader.name(path))
+                            builder.leave_out(key, UNREADABLE_TEXT, builder.name(path))
                             unread[key] = None
-        texts = {key: found and found[0] for key, found in reader.unique(turns).items()}
-        agreed = reader.unique(labels)
+        texts = {key: found and found[0] for key, found in builder.unique(turns).items()}
+        agreed = builder.unique(labels)
         for key, label in agreed.items():
             if label is not None and label[0] == DISAGREED:
-                reader.leave_out(key, NOT_AGREED, label[1], fault=False)
+                builder.leave_out(key, NOT_AGREED, label[1], fault=False)
                 agreed[key] = None
-        reader.join(reader.by_id(recordings), agreed | unread, texts, _utterance)
-        return reader.release()
+        builder.join(builder.by_id(recordings), agreed | unread, texts, _utterance)
+        return builder.release()
 
 
 def parse_labels(text: str, path: str) -> list[tuple[str, str, str]]:

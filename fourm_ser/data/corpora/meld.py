@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from fourm_ser.data.corpus import Corpus
-from fourm_ser.data.release import UNREADABLE_TEXT, Release, ReleaseReader, Utterance, decode_text, files_in, find_root
+from fourm_ser.data.release import UNREADABLE_TEXT, Release, ReleaseBuilder, Utterance, decode_text, files_in, find_root
 from fourm_ser.errors import InputError
 
 TABLES = {"train": "train_sent_emo.csv", "val": "dev_sent_emo.csv", "test": "test_sent_emo.csv"}
@@ -54,7 +54,7 @@ class MeldCorpus(Corpus):
             lambda folder: all(_table(folder, side).is_file() for side in TABLES),
             f"the tables {', '.join(TABLES.values())} beside the clips in {', '.join(FOLDERS.values())}",
         )
-        reader = ReleaseReader(root)
+        builder = ReleaseBuilder(root)
         recordings: list[Path] = []
         rows: list[tuple[str, tuple[str, str, str], str]] = []
         sides: dict[Path, str] = {}
@@ -63,9 +63,9 @@ class MeldCorpus(Corpus):
             films = {path.stem for path in clips if path.suffix.lower() == ".mp4"}
             for path in clips:
                 if CLIP.fullmatch(path.stem) is None:
-                    reader.leave_out(path.stem, OTHER_NAME, reader.name(path), fault=False)
+                    builder.leave_out(path.stem, OTHER_NAME, builder.name(path), fault=False)
                 elif path.stem in films and path.suffix.lower() != ".mp4":
-                    reader.leave_out(path.stem, OTHER_FORMAT, reader.name(path), fault=False)
+                    builder.leave_out(path.stem, OTHER_FORMAT, builder.name(path), fault=False)
                 else:
                     recordings.append(path)
                     sides[path] = side
@@ -75,13 +75,13 @@ class MeldCorpus(Corpus):
                 raise InputError(
                     f"{table}: {UNREADABLE_TEXT}. Expected UTF-8 or Windows-1252: unpack the release again."
                 )
-            rows += parse_table(text, reader.name(table), side)
-        paths = reader.by_id(recordings, lambda path: f"{sides[path]}_{path.stem}")
-        found = reader.unique(rows)
+            rows += parse_table(text, builder.name(table), side)
+        paths = builder.by_id(recordings, lambda path: f"{sides[path]}_{path.stem}")
+        found = builder.unique(rows)
         for key in sorted(BAD & {*paths, *found}):
             row = found.get(key)
-            where = row[1] if row else reader.name(paths[key]) if key in paths else key
-            reader.leave_out(key, BAD_CLIP, where, fault=False)
+            where = row[1] if row else builder.name(paths[key]) if key in paths else key
+            builder.leave_out(key, BAD_CLIP, where, fault=False)
             found[key] = None
         speakers = {key: row[0][2] for key, row in found.items() if row is not None}
 
@@ -90,8 +90,8 @@ class MeldCorpus(Corpus):
 
         labels = {key: row and (row[0][1], row[1]) for key, row in found.items()}
         texts = {key: row and row[0][0] for key, row in found.items()}
-        reader.join(paths, labels, texts, utterance)
-        return reader.release()
+        builder.join(paths, labels, texts, utterance)
+        return builder.release()
 
 
 def parse_table(text: str, path: str, side: str) -> list[tuple[str, tuple[str, str, str], str]]:

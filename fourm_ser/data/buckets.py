@@ -1,0 +1,129 @@
+"""Which utterances make a batch: those of similar length."""
+
+import math
+from collections.abc import Iterator, Sequence
+
+import numpy as np
+from torch.utils.data import Sampler
+
+SPREAD = 8.0  # of what is added to the logarithm of a length, times the number of batches
+
+
+def cut_by_length(
+    lengths: Sequence[float] | np.ndarray, *, total: float, padding: float, count: float = math.inf
+) -> Iterator[slice]:
+    """Cut what is sorted by length into batches, each as large as it may be.
+
+    Args:
+        lengths: The lengths, the shortest first.
+        total: The length of a batch, padding included. What is longer by itself is a batch of its own.
+        padding: The share of a batch that may be padding.
+        count: How many may be in a batch.
+
+    Yields:
+        Which places are a batch, in order.
+    """
+    start, own = 0, 0.0  # of the batch: its first place, and its length without padding
+    for place, length in enumerate(lengths):
+        size = (place - start + 1) * length  # this one is the longest so far
+        if place > start and (place - start >= count or size > total or size - own - length > padding * size):
+            yield slice(start, place)
+            start, own = place, 0.0
+        own += length
+    if len(lengths):
+        yield slice(start, len(lengths))
+
+
+class BucketBatchSampler(Sampler[list[int]]):
+    """Batches of utterances of similar length.
+
+    With `shuffle`, utterances are shuffled, sorted by the logarithm of their length plus what grows with their place in
+    the shuffled order, from 0 to 8 / number of batches, cut into batches, and the batches shuffled. That order depends
+    on seed and epoch alone, and gives an utterance other company in each epoch. The fewer the batches, the more they
+    mix lengths: in a small corpus whose emotions differ in length they would else be of one emotion. Without, they are
+    sorted by length.
+
+    With `classes`, an epoch has as many utterances as without, and every class equally often: of a large class some are
+    drawn anew for each epoch, those of a small one come several times.
+
+    With several processes all make the same batches and each takes its share of every batch: what is averaged over a
+    batch means the same whatever the number of processes, and no utterance is read twice.
+
+    Args:
+        rows: positions in the manifest.
+        lengths: length of each utterance of the manifest, in any unit, more than 0.
+        batch_size: utterances in a batch, over all processes.
+        shuffle: see above.
+        seed: seed of the order.
+        rank: this process, of
+        world: so many processes.
+        classes: class index of each utterance of the manifest, to balance; None for every utterance once.
+    """
+
+    def __init__(
+        self,
+        rows: np.ndarray,
+        lengths: np.ndarray,
+        batch_size: int,
+        shuffle: bool = False,
+        seed: int = 0,
+        rank: int = 0,
+        world: int = 1,
+        classes: np.ndarray | None = None,
+    ) -> None:
+        if batch_size < world or len(rows) < world:
+            raise ValueError(f"batches of {batch_size} out of {len(rows)} utterances cannot feed {world} processes")
+        self.rows, self.lengths = np.asarray(rows), np.asarray(lengths, dtype=float)
+        self.batch_size, self.shuffle, self.seed = batch_size, shuffle, seed
+        self.rank, self.world, self.classes = rank, world, classes
+        self.epoch = 0
+        # Lightning tells the epoch to a batch sampler's `sampler` alone; without it every epoch has the same order.
+        self.sampler = self
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the epoch whose order comes next."""
+        self.epoch = epoch
+
+    def batches(self) -> list[np.ndarray]:
+        """The epoch's batches, over all processes."""
+        if not self.shuffle:
+            order = self.rows[np.argsort(self.lengths[self.rows], kind="stable")]
+            return self._cut(order)
+        generator = np.random.default_rng([self.seed, self.epoch])
+        order = generator.permutation(self.rows if self.classes is None else self._balanced(generator))
+        added = np.linspace(0.0, SPREAD / len(self), len(order))
+        order = order[np.argsort(np.log(self.lengths[order]) + added, kind="stable")]
+        batches = self._cut(order)
+        return [batches[place] for place in generator.permutation(len(batches))]
+
+    def _balanced(self, generator: np.random.Generator) -> np.ndarray:
+        """As many rows as there are, of each class the same number (give or take one), drawn in whole rounds."""
+        assert self.classes is not None
+        members = [self.rows[self.classes[self.rows] == label] for label in np.unique(self.classes[self.rows])]
+        share, more = divmod(len(self.rows), len(members))
+        extra = set(generator.permutation(len(members))[:more].tolist())
+        drawn = []
+        for place, rows in enumerate(members):
+            count = share + (place in extra)
+            rounds = [generator.permutation(rows) for _ in range(-(-count // len(rows)))]
+            drawn.append(np.concatenate(rounds)[:count])
+        return np.concatenate(drawn)
+
+    def _cut(self, order: np.ndarray) -> list[np.ndarray]:
+        starts = list(range(0, len(order), self.batch_size))
+        if len(order) - starts[-1] < self.world:
+            starts.pop()  # too few for a row on every process: they join the batch before
+        return [order[start:end] for start, end in zip(starts, [*starts[1:], len(order)], strict=True)]
+
+    def padding(self) -> float:
+        """The share of a batch's length that is padding, over the epoch."""
+        batches = self.batches()
+        longest = sum(len(batch) * self.lengths[batch].max() for batch in batches)
+        return 1.0 - float(sum(self.lengths[batch].sum() for batch in batches) / longest)
+
+    def __iter__(self) -> Iterator[list[int]]:
+        for batch in self.batches():
+            yield batch[self.rank :: self.world].tolist()
+
+    def __len__(self) -> int:
+        return len(self._cut(self.rows))

@@ -1,0 +1,95 @@
+"""The front end of text: a transcript -> token ids. It needs no weights, and importing it none of Transformers."""
+
+import hashlib
+import json
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from fourm_ser.encoders.base import Encoder, Inputs, pad
+from fourm_ser.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerFast
+
+
+class Known(NamedTuple):
+    """How much of a transcript, or of several, a tokenizer knows.
+
+    Attributes:
+        tokens: how many, without the special ones.
+        unknown: how many of them stand for what it does not know.
+    """
+
+    tokens: int
+    unknown: int
+
+
+class Tokens:
+    """Front end of text: a transcript -> token ids.
+
+    Args:
+        tokenizer: a fast tokenizer with a padding token.
+        max_tokens: tokens kept of a transcript, special tokens included.
+    """
+
+    def __init__(self, tokenizer: "PreTrainedTokenizerFast", max_tokens: int) -> None:
+        self.tokenizer = tokenizer
+        self.max_tokens = max_tokens
+        self.unknown: int | None = tokenizer.unk_token_id
+        self.special = frozenset(tokenizer.all_special_ids) - {self.unknown}
+
+    def __call__(self, raw: str) -> Inputs:
+        """A transcript -> `ids` [tokens]; an empty one is its special tokens alone."""
+        ids = self.tokenizer(raw, truncation=True, max_length=self.max_tokens)["input_ids"]
+        return {"ids": torch.tensor(ids, dtype=torch.long)}
+
+    def ids(self, text: str) -> list[int]:
+        """All token ids of a transcript, however long, special ones included."""
+        backend = self.tokenizer.backend_tokenizer
+        backend.no_truncation()  # each call leaves its own behind
+        backend.no_padding()
+        return backend.encode(text).ids
+
+    def known(self, ids: Sequence[int]) -> Known:
+        """How much of a transcript the tokenizer knows."""
+        tokens = [token for token in ids if token not in self.special]
+        return Known(len(tokens), 0 if self.unknown is None else tokens.count(self.unknown))
+
+    def collate(self, items: Sequence[Inputs]) -> Inputs:
+        """`ids` and `mask` (batch, tokens)."""
+        ids = [item["ids"] for item in items]
+        mask = pad([torch.ones_like(row, dtype=torch.bool) for row in ids], value=False)
+        return {"ids": pad(ids, value=self.tokenizer.pad_token_id), "mask": mask}
+
+    def describe(self) -> dict[str, Any]:
+        """The tokenizer by the hash of its definition."""
+        # Each call leaves its truncation and padding behind, which say nothing of the ids.
+        definition = json.loads(self.tokenizer.backend_tokenizer.to_str())
+        content = json.dumps({**definition, "truncation": None, "padding": None}, sort_keys=True).encode()
+        return {"tokenizer": hashlib.blake2b(content, digest_size=12).hexdigest(), "max_tokens": self.max_tokens}
+
+
+def refuse_unknown(called: str, known: Known, about: str) -> None:
+    """Refuse words most of which a tokenizer does not know.
+
+    Args:
+        called: what they are, for the error.
+        known: how much of them it knows.
+        about: whose tokenizer it is, see `told_encoder`.
+
+    Raises:
+        InputError: more than half of the tokens are unknown.
+    """
+    if known.unknown > known.tokens / 2:
+        raise InputError(
+            f"{called}: {known.unknown} of {known.tokens} tokens are unknown to the tokenizer of {about}. Is it "
+            "another language or script? Use a model whose text encoder knows it, or one that reads audio alone."
+        )
+
+
+def told_encoder(encoder: Encoder) -> str:
+    """A text encoder in words, with the languages that it is made for."""
+    made_for = f" (made for {', '.join(encoder.languages)})" if encoder.languages else ""
+    return f"the text encoder {encoder.name}{made_for}"
