@@ -9,9 +9,6 @@ PACKAGE = Path(__file__).parents[1] / "fourm_ser"
 # Files whose docstrings do not follow yet.
 TODO = {
     "analysis/gradcam.py",
-    "commandline.py",
-    "data/batch.py",
-    "data/content.py",
     "encoders/attention.py",
     "encoders/hub.py",
     "encoders/mel_cnn.py",
@@ -21,20 +18,9 @@ TODO = {
     "encoders/vggish.py",
     "kernels/attention.py",
     "models/features.py",
-    "models/network.py",
     "models/sources.py",
-    "predict.py",
-    "prediction/batches.py",
     "prediction/items.py",
     "prediction/predictor.py",
-    "prepare.py",
-    "report/significance.py",
-    "runs/claims.py",
-    "runs/finished.py",
-    "runs/intervals.py",
-    "runs/results.py",
-    "training/schedules.py",
-    "training/stages.py",
 }
 
 ENTRY = re.compile(r"(\*{0,2}\w+(?:(?:, |/| and )\*{0,2}\w+)*):(?: |$)")

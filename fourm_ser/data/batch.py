@@ -25,7 +25,8 @@ class Batch(NamedTuple):
         labels: (batch,) class indices.
         text: the text encoder's raw inputs, or the features of its stem from the store, which are packed until the
             batch is on its device; None where nothing reads text.
-        audio: the same of the audio encoder.
+        audio: the audio encoder's raw inputs, or the features of its stem from the store, which are packed until the
+            batch is on its device; None where nothing reads audio.
     """
 
     rows: Tensor

@@ -33,7 +33,7 @@ class Stage:
         unfreeze: what trains of each modality's stem: `none`, `all`, or how many of the last blocks.
         optimizer: parameter groups -> optimizer.
         scheduler: optimizer, `steps` and `steps_per_epoch` -> a scheduler that goes on with every step.
-        encoder_learning_rate: of stems that train; None for the optimizer's.
+        encoder_learning_rate: the learning rate of stems that train; None for the optimizer's.
         patience: epochs without a better validation UA before the stage ends; None for never.
         gradient_clip: largest norm of the gradient; None for any.
         accumulate: batches whose mean gradient makes one optimizer step.
@@ -156,7 +156,7 @@ def build_trainer(
     Args:
         stage: the stage.
         directory: the run directory.
-        arguments: of the Trainer, as `trainer_arguments` gives them.
+        arguments: the Trainer's arguments, as `trainer_arguments` gives them.
         loggers: the stage's loggers.
     """
     folder = directory.stage(stage.number, stage.name)
