@@ -11,8 +11,6 @@ import numpy as np
 
 from fourm_ser.analysis.reduction import check_count, check_spread, class_means, perplexity, project, tsne, unit
 from fourm_ser.errors import InputError
-from fourm_ser.figures import COLOURS as COLOURS
-from fourm_ser.figures import class_style
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -246,6 +244,8 @@ def projection_figure(panels: Sequence[Panel]) -> "Figure":
 
 
 def _draw(axes: "Axes", panel: Panel, emotions: Sequence[str]) -> None:
+    from fourm_ser.figures import class_style
+
     dims = panel.points.shape[1]
     axes_3d: Any = axes
     style: dict[str, Any] = {"s": 14, "alpha": 0.55, "linewidths": 0}
@@ -281,6 +281,8 @@ def _draw(axes: "Axes", panel: Panel, emotions: Sequence[str]) -> None:
 
 
 def _draw_centres(axes: "Axes", panel: Panel, centres: np.ndarray, emotions: Sequence[str]) -> None:
+    from fourm_ser.figures import class_style
+
     style: dict[str, Any] = {"s": 90, "linewidths": 1.8, "zorder": 3}
     for label, emotion in enumerate(panel.emotions):
         colour, marker = class_style(emotions.index(emotion))
