@@ -67,7 +67,7 @@ def choose_examples(run: "OpenRun", side: str, ids: Sequence[str], each: int, mi
         mistakes: the number of utterances that are taken for another emotion.
 
     Raises:
-        InputError: there is no such utterance on that side.
+        InputError: There is no such utterance on that side.
     """
     features = run.features(run.trained, side)
     frame = run.corpus.frame.iloc[features.rows]

@@ -24,17 +24,17 @@ from fourm_ser.models.network import EmotionNetwork
 from fourm_ser.runs.finished import OpenRun
 
 OVERLAY = COLOURS[0]
-TICKS = (100, 250, 500, 1000, 2000, 4000, 8000)  # Hz
+TICKS = (100, 250, 500, 1000, 2000, 4000, 8000)  # Hz: evenly spread on a mel axis, about
 
 
 class Activation(NamedTuple):
     """The last convolution's output for one utterance, and what it means for a logit.
 
     Attributes:
-        values: (channels, time, bands); one band where the convolution runs along time alone.
-        gradients: the same, of the logit by each value.
-        logit: the logit.
-        name: of the convolution, in the encoder.
+        values: (channels, time, bands) output; one band where the convolution runs along time alone.
+        gradients: (channels, time, bands) gradient of the logit by each value.
+        logit: The logit of the emotion.
+        name: Name of the convolution in the encoder.
     """
 
     values: np.ndarray
@@ -58,15 +58,15 @@ def gradcam(run: OpenRun, examples: Sequence[Example], side: str) -> list[Findin
     or not. VGGish's examples of 0.96 s are put together along time first: an utterance has one weight for each channel.
 
     Args:
-        run: the run.
-        examples: the utterances.
-        side: whose utterances they are.
+        run: The run.
+        examples: The utterances.
+        side: The side that the utterances are on.
 
     Returns:
         A finding an utterance.
 
     Raises:
-        UnsuitedError: the run reads no audio, or its encoder has no convolution over a spectrogram.
+        UnsuitedError: The run reads no audio, or its encoder has no convolution over a spectrogram.
     """
     encoder = run.network.by_modality.get("audio")
     if encoder is None:
@@ -88,7 +88,7 @@ def refuse_unsuited(encoder: Encoder) -> None:
     """Say why an audio encoder cannot have Grad-CAM.
 
     Raises:
-        UnsuitedError: it cannot.
+        UnsuitedError: It cannot.
     """
     if isinstance(encoder, VggishEncoder) and encoder.whitening is not None:
         raise UnsuitedError(
@@ -122,10 +122,10 @@ def activate(network: EmotionNetwork, text: Features | None, inputs: Inputs, tar
     """The last convolution's output and its gradients, for one utterance.
 
     Args:
-        network: the network, in evaluation mode; its encoders may be frozen.
-        text: the text encoder's stem's features, a batch of one; None where no text is read.
-        inputs: what the audio front end makes of the utterance.
-        target: the class of the logit.
+        network: The network, in evaluation mode; its encoders may be frozen.
+        text: Features of the text encoder's stem, a batch of one; None where no text is read.
+        inputs: What the audio front end makes of the utterance.
+        target: Index of the class whose logit it is.
     """
     encoder = network.by_modality["audio"]
     held: list[tuple[str, Tensor]] = []

@@ -45,7 +45,7 @@ SMALL = {
     "text": {"tiny": TEXT, "bert": TEXT, "roberta": TEXT, "distilbert": [*WORDPIECE, *DISTILBERT]},
     "audio": {
         "tiny": ["encoder.audio.channels=[16,24]", "encoder.audio.hidden=16"],
-        "lstm_mel": ["encoder.audio.hidden=16", "encoder.audio.hop=1600"],
+        "lstm_mel": ["encoder.audio.hidden=16", "encoder.audio.frontend.hop=1600"],
         **{f"{name}{size}": SPEECH for name in ("hubert", "wav2vec", "wavlm") for size in ("", "_large")},
     },
 }

@@ -34,7 +34,7 @@ SMALL = [
     "encoder.text.architecture.hidden_size=32",
     "encoder.text.architecture.intermediate_size=32",
     "encoder.audio.hidden=16",
-    "encoder.audio.hop=1600",
+    "encoder.audio.frontend.hop=1600",
     "loss=ce_center",
     "fusion.heads=4",
     # The CPU draws the dropout of attention in another way.

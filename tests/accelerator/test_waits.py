@@ -91,7 +91,7 @@ def test_a_steady_training_step_waits_for_nothing(
 
     monkeypatch.setattr(experiment, "build_trainer", with_steps)
     short = [f"stage.{stage}.{words}" for stage in ("transfer", "finetune") for words in ("epochs=1", "batch_size=2")]
-    small = ["encoder.text.architecture.hidden_size=32", "encoder.audio.hidden=16", "encoder.audio.hop=1600"]
+    small = ["encoder.text.architecture.hidden_size=32", "encoder.audio.hidden=16", "encoder.audio.frontend.hop=1600"]
     config = composed(
         f"cache={home}", "trainer=gpu", "data.utterances=60", *small, "fusion.heads=4", *short, *STEPS[name]
     )

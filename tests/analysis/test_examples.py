@@ -6,13 +6,9 @@ import numpy as np
 import pandas as pd
 import pytest
 import soundfile
-from fourm_ser.analysis.clock import frame_edges, read_span
 from matplotlib.figure import Figure
 
 from fourm_ser.analysis.examples import choose_examples, draw_waveform, file_stem, read_waveform
-from fourm_ser.encoders.mel_lstm import LogMel
-from fourm_ser.encoders.prosody import ProsodyFrames
-from fourm_ser.encoders.vggish import Examples
 from fourm_ser.errors import InputError
 from fourm_ser.runs.finished import OpenRun
 from tests.drawn import Drawn, distance, pixels
@@ -81,25 +77,6 @@ def test_the_waveform_is_drawn_with_its_peaks_and_its_seconds(opened: OpenRun) -
 def test_a_file_s_name_holds_no_folder(opened: OpenRun) -> None:
     example = choose_examples(opened, "test", [], 1, 0)[0]._replace(id="Ses01/F 003:é")
     assert file_stem(3, example) == "3-Ses01_F_003_é"
-
-
-def test_frames_share_the_utterance_but_vggish_s_last_096_seconds() -> None:
-    samples = np.zeros(32_000, dtype=np.float32)
-    log_mel = LogMel(mels=20, window=400, hop=160, low=50.0, high=8000.0, mean=0.0, std=1.0)
-    assert frame_edges(log_mel, samples, 8) == pytest.approx(np.arange(9) / 4)
-    assert frame_edges(Examples(drop_tail=False), samples, 3) == pytest.approx([0, 0.96, 1.92, 2.0])
-
-
-def test_frames_begin_where_the_front_end_cuts_a_quiet_beginning_off() -> None:
-    frontend = ProsodyFrames(35.0, 20, 400, 1024, 320, 50.0, 8000.0, 60.0, 500.0, 0.0)
-    loud = np.sin(np.arange(16_000) / 5).astype(np.float32)
-    samples = np.concatenate([np.zeros(8_000, dtype=np.float32), loud, np.zeros(4_800, dtype=np.float32)])
-    begin, end = read_span(frontend, samples)
-    # Windows of 32 ms every 10 ms: what is left begins and ends within one window of the sound.
-    assert begin == pytest.approx(0.5, abs=0.033)
-    assert end == pytest.approx(1.5, abs=0.033)
-    edges = frame_edges(frontend, samples, 10)
-    assert (edges[0], edges[-1]) == pytest.approx((begin, end))
 
 
 def test_the_waveform_swings_up_where_it_is_positive_and_at_its_seconds() -> None:

@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from fourm_ser.encoders.base import Encoder, Resources
+from fourm_ser.encoders.frontends import LogMel
 from fourm_ser.encoders.mel_lstm import MelLSTM
 from fourm_ser.encoders.speech import SpeechEncoder
 from fourm_ser.encoders.text import TextEncoder
@@ -105,7 +106,7 @@ def speech_encoder(resources: Resources) -> Callable[..., SpeechEncoder]:
 
 @pytest.fixture(scope="session")
 def mel_lstm(resources: Resources) -> Callable[..., MelLSTM]:
-    """Builds a small `MelLSTM`; arguments change it."""
+    """Builds a small `MelLSTM`; arguments change it, or its front end."""
 
     def build(**arguments: Any) -> MelLSTM:
         settings: dict[str, Any] = {
@@ -115,16 +116,11 @@ def mel_lstm(resources: Resources) -> Callable[..., MelLSTM]:
             "channels": [16, 24],
             "hidden": 12,
             "layers": 2,
-            "mels": 20,
-            "window": 400,
-            "hop": 320,
-            "low": 50.0,
-            "high": 8000.0,
-            "mean": -5.5,
-            "std": 4.5,
             "resources": resources,
         }
-        return MelLSTM(**{**settings, **arguments})
+        numbers = {"mels": 20, "window": 400, "hop": 320, "low": 50.0, "high": 8000.0, "mean": -5.5, "std": 4.5}
+        given = {key: arguments.pop(key) for key in [*arguments] if key in numbers}
+        return MelLSTM(**{**settings, "frontend": LogMel(**{**numbers, **given}), **arguments})
 
     return build
 

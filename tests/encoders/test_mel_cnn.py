@@ -1,6 +1,5 @@
 """The convolutional encoder that is trained from nothing: padding, augmentation, what trains."""
 
-import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -9,9 +8,10 @@ import pytest
 import torch
 
 from fourm_ser.encoders.base import Resources, length_mask
-from fourm_ser.encoders.mel_cnn import LevelledLogMel, MelCnn, SpecAugment
-from fourm_ser.encoders.mel_lstm import LogMel
+from fourm_ser.encoders.frontends import LevelledLogMel
+from fourm_ser.encoders.mel_cnn import MelCnn, SpecAugment
 from fourm_ser.errors import InputError
+from tests.encoders.test_frontends import LOG_MEL
 
 Build = Callable[..., MelCnn]
 
@@ -21,7 +21,7 @@ MASKS = {"time_masks": 2, "time_share": 0.3, "band_masks": 2, "band_width": 4}
 
 @pytest.fixture(scope="module")
 def mel_cnn(resources: Resources) -> Build:
-    """Builds a small `MelCnn`; arguments change it, `augment` key by key."""
+    """Builds a small `MelCnn`; arguments change it or its front end, `augment` key by key."""
 
     def build(augment: dict[str, Any] | None = None, **arguments: Any) -> MelCnn:
         settings: dict[str, Any] = {
@@ -33,17 +33,11 @@ def mel_cnn(resources: Resources) -> Build:
             "kernel": 5,
             "dim": 12,
             "dropout": 0.1,
-            "level": "utterance",
-            "mels": 20,
-            "window": 400,
-            "hop": 160,
-            "low": 50.0,
-            "high": 8000.0,
-            "mean": 0.0,
-            "std": 3.0,
             "resources": resources,
         }
-        return MelCnn(**{**settings, "augment": {**OFF, **(augment or {})}, **arguments})
+        given = {key: arguments.pop(key) for key in [*arguments] if key in ("level", *LOG_MEL)}
+        frontend = LevelledLogMel(**{**LOG_MEL, "level": "utterance", "hop": 160, "std": 3.0, **given})
+        return MelCnn(**{**settings, "frontend": frontend, "augment": {**OFF, **(augment or {})}, **arguments})
 
     return build
 
@@ -80,23 +74,6 @@ def test_what_stands_in_the_padding_does_not_matter(mel_cnn: Build, waveforms: l
     noisy = encoder({**inputs, "frames": inputs["frames"].masked_fill(padding[..., None], 7.0)})
     assert torch.equal(found.mask, noisy.mask)
     torch.testing.assert_close(noisy.features[found.mask], found.features[found.mask], rtol=0, atol=1e-6)
-
-
-def test_the_level_is_the_utterance_s_own() -> None:
-    settings: dict[str, Any] = {"mels": 20, "window": 400, "hop": 160, "low": 50.0, "high": 8000.0}
-    noise = np.random.default_rng(0).normal(0, 0.1, 8_000).astype(np.float32)
-    plain = LogMel(**settings, mean=0.0, std=1.0)(noise)["frames"].numpy()
-    for level, expected in (
-        ("kept", plain / 2),
-        ("utterance", (plain - plain.mean()) / 2),
-        ("band", (plain - plain.mean(axis=0)) / 2),
-    ):
-        frontend = LevelledLogMel(level, **settings, mean=0.0, std=2.0)
-        np.testing.assert_allclose(frontend(noise)["frames"].numpy(), expected, atol=1e-5)
-        copy = pickle.loads(pickle.dumps(frontend))  # it travels to workers
-        assert torch.equal(copy(noise)["frames"], frontend(noise)["frames"])
-    with pytest.raises(InputError, match=r"encoder\.audio\.level=loud.*utterance"):
-        LevelledLogMel("loud", **settings, mean=0.0, std=1.0)
 
 
 def build_augment(**arguments: Any) -> SpecAugment:

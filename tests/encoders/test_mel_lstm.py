@@ -1,6 +1,5 @@
 """The small audio encoder: padding, the two directions, what trains."""
 
-import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -31,30 +30,6 @@ def test_the_stem_alone_and_in_a_padded_batch(mel_lstm: Build, waveforms: list[n
         alone = encoder.stem(encoder.collate([item]))
         assert alone.features.shape[2] == encoder.stem_dim == 24
         torch.testing.assert_close(batch.features[row, batch.mask[row]], alone.features[0], rtol=0, atol=1e-5)
-
-
-def test_frames_are_log_mel_energies_with_their_level_kept(mel_lstm: Build) -> None:
-    frontend = mel_lstm(mean=0.0, std=1.0).frontend
-    noise = np.random.default_rng(0).normal(0, 0.1, 1_600).astype(np.float32)
-    quiet, loud = (frontend(gain * noise)["frames"] for gain in (1.0, 10.0))
-    assert quiet.shape == ((1_600 - 400) // 320 + 1, 20)
-    torch.testing.assert_close(loud - quiet, torch.full_like(quiet, 2 * float(np.log(10))), rtol=0, atol=0.05)
-    scaled = mel_lstm(mean=-2.0, std=4.0).frontend(noise)["frames"]
-    torch.testing.assert_close(scaled, (quiet + 2.0) / 4.0)
-
-
-def test_a_recording_shorter_than_a_window_is_padded(mel_lstm: Build) -> None:
-    frontend = mel_lstm().frontend
-    short = np.full(100, 0.1, dtype=np.float32)
-    padded = np.concatenate([short, np.zeros(300, dtype=np.float32)])
-    assert torch.equal(frontend(short)["frames"], frontend(padded)["frames"])
-    assert frontend(short)["frames"].shape == (1, 20)
-
-
-def test_the_front_end_travels_to_workers(mel_lstm: Build, waveforms: list[np.ndarray]) -> None:
-    frontend = mel_lstm().frontend
-    copy = pickle.loads(pickle.dumps(frontend))
-    assert torch.equal(copy(waveforms[2])["frames"], frontend(waveforms[2])["frames"])
 
 
 def packed(layer: BidirectionalLSTM, features: torch.Tensor, lengths: torch.Tensor) -> torch.Tensor:

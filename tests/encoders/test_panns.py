@@ -2,7 +2,6 @@
 
 import importlib
 import importlib.util
-import pickle
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -157,13 +156,6 @@ def test_frames_are_counted_by_floors(lively: PannsEncoder, count: int, frames: 
     with torch.no_grad():
         assert encoder(inputs).features.shape == (1, frames, 24)
     assert (1 + count // 160) // 32 == frames
-
-
-def test_the_front_end_travels_to_workers(build: Build) -> None:
-    frontend = build().frontend
-    copy = pickle.loads(pickle.dumps(frontend))
-    assert torch.equal(copy(noise(1.0))["frames"], frontend(noise(1.0))["frames"])
-    assert copy.describe() == frontend.describe()
 
 
 def test_features_and_embedding_are_those_of_the_original(loaded: PannsEncoder, reference: Any) -> None:

@@ -1,6 +1,5 @@
 """The encoder of cepstra, pitch and voicing: what its frames say of known sounds, padding, training."""
 
-import pickle
 from collections.abc import Callable
 from typing import Any
 
@@ -9,28 +8,17 @@ import pytest
 import torch
 
 from fourm_ser.encoders.base import Resources, length_mask
-from fourm_ser.encoders.prosody import ProsodyCnn, ProsodyFrames, liftered_cosines
+from fourm_ser.encoders.frontends import ProsodyFrames
+from fourm_ser.encoders.prosody import ProsodyCnn, liftered_cosines
 from fourm_ser.errors import InputError
+from tests.encoders.test_frontends import PROSODY, harmonics
 
 Build = Callable[..., ProsodyCnn]
-
-FRONTEND: dict[str, Any] = {
-    "trim": 35.0,
-    "mels": 20,
-    "mel_window": 640,
-    "window": 1024,
-    "hop": 320,
-    "low": 50.0,
-    "high": 8000.0,
-    "pitch_low": 60.0,
-    "pitch_high": 500.0,
-    "mean": -2.0,
-}
 
 
 @pytest.fixture(scope="module")
 def prosody_cnn(resources: Resources) -> Build:
-    """Builds a small `ProsodyCnn`; arguments change it."""
+    """Builds a small `ProsodyCnn`; arguments change it, or its front end."""
 
     def build(**arguments: Any) -> ProsodyCnn:
         settings: dict[str, Any] = {
@@ -46,52 +34,11 @@ def prosody_cnn(resources: Resources) -> Build:
             "pitch_shift": 0.0,
             "resources": resources,
         }
-        return ProsodyCnn(**{**settings, **FRONTEND, **arguments})
+        given = {key: arguments.pop(key) for key in [*arguments] if key in PROSODY}
+        frontend = ProsodyFrames(**{**PROSODY, "mean": -2.0, **given})
+        return ProsodyCnn(**{**settings, "frontend": frontend, **arguments})
 
     return build
-
-
-def harmonics(pitch: float, seconds: float = 0.5) -> np.ndarray:
-    """A voice-like sound: ten harmonics, each weaker than the last."""
-    time = np.arange(int(seconds * 16_000)) / 16_000
-    parts = [np.sin(2 * np.pi * pitch * k * time) / k for k in range(1, 11)]
-    return (0.1 * np.sum(parts, axis=0)).astype(np.float32)
-
-
-@pytest.mark.parametrize("pitch", [80.0, 130.0, 220.0, 400.0])
-def test_pitch_and_voicing_of_a_known_sound(pitch: float) -> None:
-    frames = ProsodyFrames(**FRONTEND)(harmonics(pitch))["frames"]
-    assert frames.shape == ((8_000 - 1_024) // 320 + 1, 22)
-    np.testing.assert_allclose(200 * 2 ** frames[:, 20].numpy(), pitch, rtol=0.03)
-    assert frames[:, 21].min() > 0.8
-
-
-def test_noise_is_less_voiced_than_a_voice_and_silence_not_at_all() -> None:
-    frontend = ProsodyFrames(**{**FRONTEND, "trim": None})
-    noise = np.random.default_rng(0).normal(0, 0.1, 16_000).astype(np.float32)
-    assert frontend(noise)["frames"][:, 21].max() < 0.5
-    assert frontend(np.zeros(16_000, np.float32))["frames"][:, 21].max() == 0
-
-
-def test_how_much_silence_surrounds_a_recording_does_not_matter() -> None:
-    frontend = ProsodyFrames(**FRONTEND)
-    first, second = (
-        np.concatenate([np.zeros(before, np.float32), harmonics(150.0), np.zeros(after, np.float32)])
-        for before, after in ((1_600, 2_400), (4_800, 24_000))  # whole steps of the search for the ends
-    )
-    assert torch.equal(frontend(first)["frames"], frontend(second)["frames"])
-    assert len(frontend(second)["frames"]) <= len(frontend(harmonics(150.0))["frames"]) + 3
-    kept = ProsodyFrames(**{**FRONTEND, "trim": None})
-    assert len(kept(second)["frames"]) == (4_800 + 8_000 + 24_000 - 1_024) // 320 + 1
-
-
-@pytest.mark.parametrize("samples", [0, 1, 300, 512, 1_023])
-@pytest.mark.parametrize("level", [0.0, 0.1])
-def test_short_and_silent_recordings_have_finite_frames(samples: int, level: float) -> None:
-    sound = level * np.random.default_rng(0).normal(size=samples).astype(np.float32)
-    frames = ProsodyFrames(**FRONTEND)(sound.astype(np.float32))["frames"]
-    assert len(frames) == 1
-    assert torch.isfinite(frames).all()
 
 
 def test_cepstra_are_liftered_orthonormal_cosine_sums() -> None:
@@ -170,12 +117,6 @@ def test_gradients_reach_every_parameter(prosody_cnn: Build, waveforms: list[np.
         assert parameter.grad.abs().sum() > 0, name
 
 
-def test_the_frontend_travels_to_workers() -> None:
-    frontend = ProsodyFrames(**FRONTEND)
-    copy = pickle.loads(pickle.dumps(frontend))
-    assert torch.equal(copy(harmonics(120.0))["frames"], frontend(harmonics(120.0))["frames"])
-
-
 def test_the_fingerprint_changes_with_what_changes_features(prosody_cnn: Build) -> None:
     first = prosody_cnn().fingerprint()
     assert prosody_cnn(dropout=0.5, stretch=0.1, shift=1.0, pitch_shift=0.1).fingerprint() == first
@@ -187,12 +128,12 @@ def test_the_fingerprint_changes_with_what_changes_features(prosody_cnn: Build) 
     ("change", "message"),
     [
         ({"weights": "pretrained"}, r"encoder\.audio\.weights=pretrained.*weights=random"),
-        ({"cepstra": 21}, r"encoder\.audio\.cepstra=21.*mels=20"),
+        ({"cepstra": 21}, r"encoder\.audio\.cepstra=21.*frontend\.mels=20"),
         ({"kernel": 4}, r"encoder\.audio\.kernel=4"),
         ({"pitch_shift": -0.1}, r"encoder\.audio\.pitch_shift"),
         ({"stretch": 1.0}, r"encoder\.audio\.augment"),
-        ({"trim": 0.0}, r"encoder\.audio\.trim"),
-        ({"mel_window": 2_048}, r"encoder\.audio\.mel_window=2048"),
+        ({"trim": 0.0}, r"encoder\.audio\.frontend\.trim"),
+        ({"mel_window": 2_048}, r"encoder\.audio\.frontend\.mel_window=2048"),
         ({"pitch_low": 20.0}, r"pitch_low=20"),
         ({"pitch_low": 500.0}, r"pitch_high=500"),
     ],

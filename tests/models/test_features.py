@@ -24,6 +24,7 @@ from torch import nn
 
 from fourm_ser.data.batch import Raw
 from fourm_ser.encoders.base import Encoder, Features, Inputs, Resources, length_mask, pad
+from fourm_ser.encoders.frontends import LogMel
 from fourm_ser.encoders.mel_lstm import MelLSTM
 from fourm_ser.encoders.speech import SpeechEncoder
 from fourm_ser.encoders.store import FeatureStore
@@ -88,8 +89,10 @@ def sentences(count: int) -> list[str]:
 
 
 def mel_lstm(tmp_path: Path) -> MelLSTM:
-    resources = Resources(tmp_path)
-    return MelLSTM("tiny_lstm", "random", 0, [16, 24], 8, 1, 20, 400, 320, 50.0, 8000.0, -5.5, 4.5, resources)
+    frontend = LogMel(mels=20, window=400, hop=320, low=50.0, high=8000.0, mean=-5.5, std=4.5)
+    sizes = {"channels": [16, 24], "hidden": 8, "layers": 1}
+    about: dict[str, Any] = {"name": "tiny_lstm", "weights": "random", "init_seed": 0, **sizes}
+    return MelLSTM(**about, frontend=frontend, resources=Resources(tmp_path))
 
 
 ARCHITECTURE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 64}

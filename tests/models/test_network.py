@@ -30,7 +30,7 @@ def shrunk(modality: str) -> list[str]:
 
 TEXT = ["encoder.text.tokenizer=wordpiece", "encoder.text.vocabulary=150", "encoder.text.architecture.vocab_size=150"]
 TINY_TEXT = ["encoder=tiny", *shrunk("text"), *TEXT[1:]]
-TINY_AUDIO = ["encoder.audio.channels=[16,24]", "encoder.audio.hidden=16", "encoder.audio.mels=20"]
+TINY_AUDIO = ["encoder.audio.channels=[16,24]", "encoder.audio.hidden=16", "encoder.audio.frontend.mels=20"]
 ENCODERS: dict[str, list[str]] = {
     "bert-lstm": [*TINY_TEXT, *TINY_AUDIO],
     "roberta-lstm": [*TINY_TEXT, *TINY_AUDIO, "encoder/text=roberta", *TEXT],
