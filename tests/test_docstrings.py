@@ -8,7 +8,6 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "fourm_ser"
 # Files whose docstrings do not follow yet.
 TODO = {
-    "analysis/gradcam.py",
     "encoders/attention.py",
     "encoders/hub.py",
     "encoders/mel_cnn.py",
