@@ -37,7 +37,7 @@ def quoted(arguments: Sequence[str], literal: Collection[str] = ()) -> list[str]
     runs: unless something of that whole name exists.
 
     Args:
-        arguments: of the command line.
+        arguments: the words of the command line.
         literal: keys behind which everything but `null` is a path or a text as it stands.
     """
     several = any(word in ("-m", "--multirun") or SWEEP.fullmatch(word) for word in arguments)

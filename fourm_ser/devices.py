@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from fourm_ser.checks import check_number
 from fourm_ser.errors import InputError
 
 HALVES = {"bf16": torch.bfloat16, "16": torch.float16}
@@ -106,10 +107,7 @@ def computes_in(device: torch.device, dtype: torch.dtype) -> bool:
 
 def resolve_trainer_precision(precision: str, device: torch.device) -> str:
     """Replace `auto` in `trainer.precision`: mixed with what the device computes in natively, else `32-true`."""
-    if precision != "auto":
-        return precision
-    half = half_precision(device)
-    return next((name for name, dtype in MIXED.items() if dtype == half), "32-true")
+    return _native(MIXED, device, "32-true") if precision == "auto" else precision
 
 
 def resolve_encode_precision(precision: str, device: torch.device) -> str:
@@ -120,10 +118,13 @@ def resolve_encode_precision(precision: str, device: torch.device) -> str:
     """
     if precision not in ("auto", "32", *HALVES):
         raise InputError(f"encode.precision={precision}: expected auto, 32, {' or '.join(HALVES)}.")
-    if precision != "auto":
-        return precision
+    return _native(HALVES, device, "32") if precision == "auto" else precision
+
+
+def _native(names: dict[str, torch.dtype], device: torch.device, full: str) -> str:
+    """The name of the half precision that a device computes in natively; `full` where there is none."""
     half = half_precision(device)
-    return next((name for name, dtype in HALVES.items() if dtype == half), "32")
+    return next((name for name, dtype in names.items() if dtype == half), full)
 
 
 def resolve_budget(key: str, value: str | float, device: torch.device) -> float:
@@ -174,9 +175,8 @@ def resolve_workers(workers: Any) -> int:
     """
     if workers == "auto":
         return min(MOST_WORKERS, _processors())
-    if isinstance(workers, bool) or not isinstance(workers, int) or workers < 0:
-        raise InputError(f"data.workers={workers}: expected auto, or a number of processes from 0.")
-    return workers
+    check_number("data.workers", workers, "auto, or a number of processes from 0", whole=True)
+    return int(workers)
 
 
 def _processors() -> int:

@@ -104,7 +104,7 @@ def reliability_figure(confidence: np.ndarray, correct: np.ndarray, ece: float, 
         confidence: (n,) the probability of the emotion that was predicted.
         correct: (n,) whether it is the label.
         ece: the expected calibration error, for the title.
-        bins: of confidence, as many as the error was computed over.
+        bins: the number of bins of confidence, the same that the error was computed over.
     """
     figure = Figure(figsize=(4.8, 5.4))
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))

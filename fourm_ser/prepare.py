@@ -29,7 +29,7 @@ def show(config: DictConfig) -> None:
     """Write the corpus's manifest and print its tables, and the split where it is asked for.
 
     Raises:
-        InputError: see `Corpus.load`, `Corpus.setup` and `check_split_file`.
+        InputError: what `Corpus.load`, `Corpus.setup` and `check_split_file` refuse.
     """
     from fourm_ser.data.corpus import Corpus
     from fourm_ser.data.splits import write_split

@@ -8,31 +8,14 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1] / "fourm_ser"
 # Files whose docstrings do not follow yet.
 TODO = {
-    "analysis/gradcam.py",
-    "checks.py",
-    "commandline.py",
-    "data/content.py",
     "encoders/attention.py",
     "encoders/hub.py",
     "encoders/mel_cnn.py",
-    "encoders/mel_lstm.py",
     "encoders/official.py",
     "encoders/panns.py",
-    "encoders/prosody.py",
     "encoders/spec_augment.py",
     "encoders/vggish.py",
     "kernels/attention.py",
-    "models/directory.py",
-    "models/network.py",
-    "prepare.py",
-    "report/significance.py",
-    "runs/claims.py",
-    "runs/finished.py",
-    "runs/intervals.py",
-    "runs/results.py",
-    "training/module.py",
-    "training/schedules.py",
-    "training/stages.py",
 }
 
 ENTRY = re.compile(r"(\*{0,2}\w+(?:(?:, |/| and )\*{0,2}\w+)*):(?: |$)")
@@ -80,7 +63,7 @@ def offences(source: str) -> Iterator[str]:
             continue
         for section in ("Args", "Attributes", "Raises"):
             for name, text in entries(node, section).items():
-                if not name.lstrip("*").isidentifier():
+                if section != "Raises" and not name.lstrip("*").isidentifier():
                     yield f"{node.name}: one entry for {name}"
                 if RUNS_ON.search(text):
                     yield f"{node.name}: the entry {name} runs on into the next: {text[-30:]}"

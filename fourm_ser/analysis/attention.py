@@ -10,7 +10,7 @@ from matplotlib.figure import Figure
 
 from fourm_ser.analysis.attention_maps import MapBlock, read_blocks
 from fourm_ser.analysis.attention_shares import read_shares, share_finding
-from fourm_ser.analysis.examples import Example, draw_waveform, file_name, read_waveform
+from fourm_ser.analysis.examples import Example, draw_waveform, file_stem, read_waveform
 from fourm_ser.analysis.findings import Finding, UnsuitedError
 from fourm_ser.analysis.word_cells import INCHES, WIDTH, count_lines, draw_words, prepare_axes
 from fourm_ser.analysis.words import Words
@@ -85,7 +85,7 @@ def _draw_maps(run: OpenRun, number: int, example: Example, blocks: Sequence[Map
     )
     seen = "A waveform and below it heat maps of attention" if has_audio else "A heat map of attention"
     return Finding(
-        f"attention-{file_name(number, example)}",
+        f"attention-{file_stem(number, example)}",
         f"Attention in {example.id}",
         words,
         table,

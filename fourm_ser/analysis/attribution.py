@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fourm_ser import SAMPLE_RATE
 from fourm_ser.analysis.attention_shares import MODALITY_COLOURS
-from fourm_ser.analysis.examples import Example, draw_waveform, file_name, read_waveform
+from fourm_ser.analysis.examples import Example, draw_waveform, file_stem, read_waveform
 from fourm_ser.analysis.findings import Finding
 from fourm_ser.analysis.spectrogram import frame_edges
 from fourm_ser.analysis.word_cells import INCHES, count_lines, draw_words, prepare_axes
@@ -91,7 +91,9 @@ def attribution(
     for number, example in enumerate(examples, start=1):
         target = run.emotions.index(example.predicted)
         own = features[example.row]
-        result = attribute(run.network, own, average, target, steps, tolerance, most_steps)
+        result = attribute(
+            run.network, own, average, target=target, steps=steps, tolerance=tolerance, most_steps=most_steps
+        )
         found.append(result)
         findings.append(_draw(run, number, example, result, tolerance))
     return [*findings, _draw_modalities(run.emotions, examples, found, tolerance)]
@@ -133,6 +135,7 @@ def attribute(
     network: EmotionNetwork,
     features: Mapping[str, Tensor],
     average: Mapping[str, Tensor],
+    *,
     target: int,
     steps: int,
     tolerance: float,
@@ -207,7 +210,7 @@ def _draw(run: OpenRun, number: int, example: Example, found: Attribution, toler
     )
     what = " and ".join({"text": "words", "audio": "moments"}[modality] for modality in found.values).capitalize()
     return Finding(
-        f"attribution-{file_name(number, example)}",
+        f"attribution-{file_stem(number, example)}",
         f"What speaks for {example.predicted} in {example.id}",
         f"Chosen: {example.why}. {said}{same} Red speaks for {example.predicted}, blue against it.",
         table,

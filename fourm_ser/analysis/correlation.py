@@ -14,7 +14,7 @@ from fourm_ser.analysis.correlation_measures import (
     Settings,
     Sides,
     make_plans,
-    measure,
+    measure_group,
     same,
 )
 from fourm_ser.analysis.findings import Finding, UnsuitedError
@@ -75,7 +75,7 @@ def correlation(
     for place, by_state in places.items():
         for state, sides in by_state.items():
             for emotion, plan in plans.items():
-                found, variates, ranked = measure(sides.of(plan.rows), plan, settings, emotion == ALL)
+                found, variates, ranked = measure_group(sides.of(plan.rows), plan, settings, emotion == ALL)
                 scores |= {(place, state, emotion, name): score for name, score in found.items()}
                 if variates is not None and emotion == ALL:
                     held[place, state] = variates

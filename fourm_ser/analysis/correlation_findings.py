@@ -30,13 +30,7 @@ HEAT_COMPONENTS = 8  # of each modality: the numbers of 8 x 8 cells can be read 
 
 def make_findings(measured: Measured) -> list[Finding]:
     """What changed from state to state, CKA by emotion, canonical correlations, retrieval, and components."""
-    return [
-        _changes(measured),
-        _by_emotion(measured),
-        _canonical(measured),
-        _retrieval(measured),
-        _heat_maps(measured),
-    ]
+    return [make(measured) for make in (_changes, _by_emotion, _canonical, _retrieval, _heat_maps)]
 
 
 def _changes(measured: Measured) -> Finding:

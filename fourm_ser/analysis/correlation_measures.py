@@ -138,7 +138,7 @@ def make_plans(labels: np.ndarray, texts: list[str], emotions: list[str], settin
     return plans
 
 
-def measure(
+def measure_group(
     sides: Sides, plan: Plan, settings: Settings, retrieve: bool
 ) -> tuple[dict[str, Score], HeldOut | None, dict[str, object]]:
     """All numbers of one group of utterances in one state, its held-out variates, and its ranks' median."""

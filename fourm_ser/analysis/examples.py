@@ -125,7 +125,7 @@ def _refuse_unknown(unknown: Sequence[str], run: "OpenRun", side: str) -> None:
     raise InputError(f"utterance {key}: not on the side {side} of {run.name}{more}; {where}.")
 
 
-def file_name(number: int, example: Example) -> str:
+def file_stem(number: int, example: Example) -> str:
     """What stands for an utterance in the name of a file: its number, and its id as far as a name may hold it."""
     plain = re.sub(r"[^\w.-]+", "_", example.id)
     return f"{number}-{plain}"

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from fourm_ser import SAMPLE_RATE
-from fourm_ser.analysis.examples import Example, draw_waveform, file_name, read_waveform
+from fourm_ser.analysis.examples import Example, draw_waveform, file_stem, read_waveform
 from fourm_ser.analysis.findings import Finding, UnsuitedError
 from fourm_ser.analysis.spectrogram import Spectrogram, read_spectrogram
 from fourm_ser.encoders.base import Encoder, Features, Inputs, moved
@@ -198,7 +198,7 @@ def _draw(
     peak = spectrogram.times[int(whole.mean(1).argmax())]
     where = "" if highest == 0 else f" It is strongest about {peak:.2f} s."
     return Finding(
-        f"gradcam-{file_name(number, example)}",
+        f"gradcam-{file_stem(number, example)}",
         f"Where {encoder.name} sees {example.predicted} in {example.id}",
         f"Chosen: {example.why}. Grad-CAM of {found.name} for the logit of {example.predicted} ({found.logit:.2f}). "
         f"Colour is relative to the utterance's strongest place.{where}{flat}{none}",

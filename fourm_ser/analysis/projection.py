@@ -11,8 +11,6 @@ import numpy as np
 
 from fourm_ser.analysis.reduction import check_count, check_spread, class_means, perplexity, project, tsne, unit
 from fourm_ser.errors import InputError
-from fourm_ser.figures import COLOURS as COLOURS
-from fourm_ser.figures import class_style
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -120,7 +118,7 @@ def projection(runs: "list[OpenRun]", side: str, seed: int) -> "list[Finding]":
     return findings
 
 
-def make_panel(name: str, embeddings: Embeddings, plain: bool = False, dims: int = 2) -> Panel:
+def make_panel(name: str, embeddings: Embeddings, *, plain: bool = False, dims: int = 2) -> Panel:
     """A run's embeddings along their first principal components.
 
     Args:
@@ -246,6 +244,8 @@ def projection_figure(panels: Sequence[Panel]) -> "Figure":
 
 
 def _draw(axes: "Axes", panel: Panel, emotions: Sequence[str]) -> None:
+    from fourm_ser.figures import class_style
+
     dims = panel.points.shape[1]
     axes_3d: Any = axes
     style: dict[str, Any] = {"s": 14, "alpha": 0.55, "linewidths": 0}
@@ -281,6 +281,8 @@ def _draw(axes: "Axes", panel: Panel, emotions: Sequence[str]) -> None:
 
 
 def _draw_centres(axes: "Axes", panel: Panel, centres: np.ndarray, emotions: Sequence[str]) -> None:
+    from fourm_ser.figures import class_style
+
     style: dict[str, Any] = {"s": 90, "linewidths": 1.8, "zorder": 3}
     for label, emotion in enumerate(panel.emotions):
         colour, marker = class_style(emotions.index(emotion))
@@ -307,14 +309,14 @@ def main(arguments: Sequence[str] | None = None) -> None:
     if given.output.suffix.lower() not in FORMATS:
         parser.error(f"--output {given.output}: expected a file that ends in {', '.join(FORMATS)}")
     try:
-        draw(given.folders, given.output, given.plain, given.by, given.cache)
+        draw(given.folders, given.output, plain=given.plain, by=given.by, cache=given.cache)
     except (InputError, OSError) as error:
         sys.exit(f"error: {error}")
     print(given.output)
 
 
 def draw(
-    folders: Sequence[Path], output: Path, plain: bool = False, by: str = "loss", cache: Path | None = None
+    folders: Sequence[Path], output: Path, *, plain: bool = False, by: str = "loss", cache: Path | None = None
 ) -> None:
     """Write the figure of finished runs.
 
@@ -342,7 +344,7 @@ def draw(
     for run in collection.runs:
         opened = OpenRun(run.path, cache)
         name = run.options.get(by, run.path.resolve().name)
-        panels.append(make_panel(name, read_embeddings(opened), plain))
+        panels.append(make_panel(name, read_embeddings(opened), plain=plain))
     save_figure(projection_figure(panels), output)
 
 

@@ -25,7 +25,9 @@ def content(frame: pd.DataFrame, split: Split, homes: list[str]) -> pd.DataFrame
     """What is used of a corpus, an utterance a row, in the order of ids.
 
     Args:
-        frame, split, homes: see `fourm_ser.data.corpus.Corpus`.
+        frame: the utterances that are used, as `Corpus.frame` has them.
+        split: which of them train, validate and test.
+        homes: the corpus that each utterance is of, by its name.
 
     Returns:
         Strings: `id`; `side` (train, val, test); `corpus`, the one that it is of; `speaker`, `session`, `emotion` (its
@@ -68,7 +70,8 @@ def changes(before: pd.DataFrame, now: pd.DataFrame, sides: bool = True, rows: b
     """What is other than it was, in words; "" where nothing is.
 
     Args:
-        before, now: see `content`.
+        before: the content that was used, as `content` gives it.
+        now: the content that is used now.
         sides: whether it counts on which side an utterance is.
         rows: whether it counts that utterances are gone or new.
     """
@@ -96,7 +99,7 @@ def shared(table: pd.DataFrame) -> list[tuple[str, str]]:
     """The same recording, or segment of one, under two ids on two sides: pairs of ids, one for each recording.
 
     Args:
-        table: see `content`.
+        table: what is used of a corpus, as `content` gives it.
     """
     pairs = []
     for _, rows in table[table["audio"].duplicated(keep=False)].groupby("audio", sort=False):

@@ -20,7 +20,7 @@ from fourm_ser.data.sound import knows_length, open_sound, refuse_no_numbers, so
 from fourm_ser.errors import InputError
 from fourm_ser.files import whole
 
-Block = tuple[int, np.ndarray]
+SoundBlock = tuple[int, np.ndarray]
 """Samples a second, and [samples] of one channel."""
 
 # What holds sound, and no list of other files or addresses to open.
@@ -53,7 +53,7 @@ def extract_audio(path: Path, target: Path) -> None:
             raise InputError(f"{path}: the recording holds no samples.")
 
 
-def _blocks(path: Path) -> Iterator[Block]:
+def _blocks(path: Path) -> Iterator[SoundBlock]:
     """A recording's sound as it is decoded: by libsndfile where that knows the length, else by FFmpeg."""
     links = ogg_links(path) if path.is_file() else []
     if links and _opens(path):
@@ -74,7 +74,7 @@ def _opens(path: Path, known: bool = False) -> bool:
         return False
 
 
-def _by_links(path: Path, links: list[tuple[int, int]]) -> Iterator[Block]:
+def _by_links(path: Path, links: list[tuple[int, int]]) -> Iterator[SoundBlock]:
     """An OGG's sound, each link as if it were a file."""
     for begin, end in links:
         with path.open("rb") as whole_file:
@@ -84,7 +84,7 @@ def _by_links(path: Path, links: list[tuple[int, int]]) -> Iterator[Block]:
             yield from ((file.samplerate, mono(block)) for block in sound_blocks(file, path))
 
 
-def _by_ffmpeg(path: Path) -> Iterator[Block]:
+def _by_ffmpeg(path: Path) -> Iterator[SoundBlock]:
     """The first sound track, a frame at a time; its length is held against what is stated for sure."""
     seconds, promised, packets, frames = 0.0, 0.0, 0, 0
     try:
@@ -181,7 +181,7 @@ def _tag_length(head: bytes) -> int:
     return 128 if head[:3] == b"TAG" else 0
 
 
-def _gathered(blocks: Iterator[Block]) -> Iterator[Block]:
+def _gathered(blocks: Iterator[SoundBlock]) -> Iterator[SoundBlock]:
     """The same sound in blocks of seconds: what is done with each of a codec's frames costs more than decoding it."""
     for rate, stretch in groupby(blocks, key=lambda block: block[0]):
         held: list[np.ndarray] = []
@@ -194,14 +194,14 @@ def _gathered(blocks: Iterator[Block]) -> Iterator[Block]:
             yield rate, np.concatenate(held)
 
 
-def _checked(blocks: Iterator[Block], path: Path) -> Iterator[Block]:
+def _checked(blocks: Iterator[SoundBlock], path: Path) -> Iterator[SoundBlock]:
     for rate, samples in blocks:
         refuse_no_numbers(samples, path)
         refuse_scale(float(np.abs(samples).max(initial=0.0)), str(path))
         yield rate, samples
 
 
-def _resampled(blocks: Iterator[Block]) -> Iterator[np.ndarray]:
+def _resampled(blocks: Iterator[SoundBlock]) -> Iterator[np.ndarray]:
     """Blocks at 16 kHz; where the rate changes in mid-stream, each stretch from its own."""
     for rate, stretch in groupby(blocks, key=lambda block: block[0]):
         stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32")

@@ -112,7 +112,7 @@ def is_silent(quiet: str, start: float, end: float) -> bool:
     return any(float(first) - NEAR <= start and end <= float(last) + NEAR for first, last in spans)
 
 
-def silence(name: str, start: float = math.nan, end: float = math.nan) -> str:
+def silence_message(name: str, start: float = math.nan, end: float = math.nan) -> str:
     """What is said of a recording in which nothing is heard, or nothing from `start` to `end` seconds."""
     where = "" if math.isnan(start) and math.isnan(end) else f" from {start:g} s to {end:g} s"
     return (
@@ -134,7 +134,7 @@ def refuse_silence(samples: np.ndarray, name: str, start: float = math.nan, end:
         SilentError: none is louder than -80 dB of full scale.
     """
     if max(samples.max(), -samples.min()) < SILENCE:
-        raise SilentError(silence(name, start, end))
+        raise SilentError(silence_message(name, start, end))
 
 
 def refuse_scale(peak: float, name: str) -> None:

@@ -11,7 +11,7 @@ import pandas as pd
 from rich.progress import track
 
 from fourm_ser.data.audio import check_recording, decode, reads_exactly
-from fourm_ser.data.levels import is_silent, silence
+from fourm_ser.data.levels import is_silent, silence_message
 from fourm_ser.errors import InputError, printable
 from fourm_ser.files import whole
 
@@ -108,7 +108,7 @@ def find_silent(frame: pd.DataFrame) -> list[tuple[str, str, str]]:
         if is_silent(row["quiet"], start, end):
             is_part = row["seconds"] < row["duration"] or not (math.isnan(row["start"]) and math.isnan(row["end"]))
             name = printable(row["audio"])
-            said = silence(name, start, end) if is_part else silence(name)
+            said = silence_message(name, start, end) if is_part else silence_message(name)
             found.append((row["id"], SILENT, f"{row['where']}: {said}"))
     return found
 
@@ -117,10 +117,7 @@ def _read_table(table: Path) -> dict[str, Recording]:
     if not table.is_file():
         return {}
     rows = pd.read_csv(
-        table,
-        dtype=dict.fromkeys(TEXTS, object),
-        keep_default_na=False,
-        encoding_errors="surrogateescape",
+        table, dtype=dict.fromkeys(TEXTS, object), keep_default_na=False, encoding_errors="surrogateescape"
     )
     if tuple(rows.columns) != COLUMNS:  # of an older version
         return {}

@@ -194,7 +194,7 @@ def check_width(width: int, key: str) -> int:
 
 def check_dropout(dropout: float, key: str) -> float:
     """`dropout`, where it is a share that can be dropped; else an error that names the config's key."""
-    check_number(key, dropout, "a number from 0 to less than 1", most=math.nextafter(1, 0))
+    check_number(key, dropout, "a number from 0 to less than 1", most=1, below=True)
     return dropout
 
 

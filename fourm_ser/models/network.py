@@ -31,7 +31,7 @@ class NetworkOutput(NamedTuple):
         logits: (batch, classes).
         embedding: (batch, dim), the fused vector.
         text: text features as the fusion normalises them; None where it reads no text.
-        audio: the same of the audio.
+        audio: audio features as the fusion normalises them; None where it reads no audio.
         attention: maps by name, (batch, heads, queries, keys), when they were asked for; else empty.
         encoded: what the fusion was given: features of the encoders by modality.
     """

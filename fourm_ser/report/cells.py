@@ -102,6 +102,10 @@ class Section:
         values = self.values(metric)
         return pd.DataFrame({"mean": values.mean(axis=1), "std": values.std(axis=1), "n": values.count(axis=1)})
 
+    def ranked(self, metric: str) -> list[int]:
+        """The cells that have a metric by its mean, the highest first."""
+        return self.summary(metric)["mean"].dropna().sort_values(ascending=False, kind="stable").index.tolist()
+
     @property
     def complete(self) -> list[int]:
         """The cells that have as many runs as any other: only those compete for the best."""

@@ -152,13 +152,13 @@ def _effects_words(drawn: list[Effects], left_out: list[str]) -> str:
 
 def recall_map(section: Section, metric: str) -> list[Chart]:
     """Recall of each class, a row a cell."""
-    means = section.summary(metric)["mean"].dropna().sort_values(ascending=False, kind="stable")
+    ranked = section.ranked(metric)
     by_class = {emotion: section.summary(f"recall/{emotion}") for emotion in section.classes}
-    rows = [section.cells[number].name for number in means.index]
-    shade = np.array([[table["mean"][number] for table in by_class.values()] for number in means.index])
+    rows = [section.cells[number].name for number in ranked]
+    shade = np.array([[table["mean"][number] for table in by_class.values()] for number in ranked])
     texts = [
         [percent(table["mean"][number], table["std"][number]).split(" ± ") for table in by_class.values()]
-        for number in means.index
+        for number in ranked
     ]
     texts = [[[line[0], *(f"± {text}" for text in line[1:])] for line in row] for row in texts]
     grid = Grid(rows, section.classes, shade, texts, set())
@@ -200,9 +200,9 @@ def _runs_words(section: Section, cell: Cell) -> str:
 
 def training_curves(section: Section, best: int, metric: str) -> tuple[list[Chart], str]:
     """Losses of the best cell, and validation UA of the best cells, over the epochs; and what is drawn."""
-    means = section.summary(metric)["mean"].dropna().sort_values(ascending=False, kind="stable")
+    ranked = section.ranked(metric)
     losses = {"train/loss": "training loss", "val/loss": "validation loss"}
-    wanted = [(best, losses), *((number, {"val/ua": "validation UA"}) for number in means.index[:PANELS])]
+    wanted = [(best, losses), *((number, {"val/ua": "validation UA"}) for number in ranked[:PANELS])]
     figures = []
     for number, keys in wanted:
         cell = section.cells[number]
@@ -220,8 +220,8 @@ def training_curves(section: Section, best: int, metric: str) -> tuple[list[Char
         header = ["run", "stage", "epochs", "last training loss", "last validation loss", "best validation UA (%)"]
         figures.append(Chart(f"{cell.name}: {what}", alt, image, header, _ends(histories)))
     words = "Each run is a thin line, their mean, as far as all of them went, a thick one. "
-    if len(means) > PANELS:
-        words += f"Drawn are the best {PANELS} of {len(means)} cells; the others' are in their stages/*/metrics.csv."
+    if len(ranked) > PANELS:
+        words += f"Drawn are the best {PANELS} of {len(ranked)} cells; the others' are in their stages/*/metrics.csv."
     return figures, words if figures else "No run has a metrics.csv of a stage that can be read."
 
 

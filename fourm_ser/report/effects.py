@@ -7,8 +7,7 @@ import numpy as np
 from scipy import stats
 
 from fourm_ser.report.cells import Section
-
-LEVEL = 0.95  # of every interval in the report
+from fourm_ser.runs.resampling import LEVEL
 
 
 class Effect(NamedTuple):

@@ -125,9 +125,8 @@ def _view(section: Section, metric: str, problems: list[str]) -> dict[str, Any]:
 def _rows(section: Section, metric: str) -> list[ResultRow]:
     summaries = {name: section.summary(name) for name in SHOWN}
     best = {name: best_of(section, name) for name in SHOWN if name != "ece"}
-    order = summaries[metric]["mean"].dropna().sort_values(ascending=False, kind="stable").index
     rows = []
-    for number in order:
+    for number in section.ranked(metric):
         cell = section.cells[number]
         numbers = [
             (percent(table["mean"][number], table["std"][number]), number in best.get(name, set()))

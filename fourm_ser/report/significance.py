@@ -21,8 +21,9 @@ class Interval(NamedTuple):
     """A bootstrapped difference.
 
     Attributes:
-        difference: as observed.
-        low, high: 95% interval.
+        difference: the difference as observed.
+        low: the lower end of the difference's 95% interval.
+        high: the upper end of the difference's 95% interval.
         p: two-sided p value: the smallest error at which the interval still leaves zero out.
     """
 
@@ -36,15 +37,16 @@ class Comparison(NamedTuple):
     """Two cells on what both were tested on.
 
     Attributes:
-        first, second: numbers of the cells; differences are first minus second.
+        first: the number of the first cell, whose values differences are taken of.
+        second: the number of the second cell, whose values are taken off.
         metric: `ua` or `wa`.
         utterances: how many test utterances both have; 0 where there is nothing to resample.
         resampled: `speakers` of these utterances, or the `utterances` themselves.
-        bootstrap: over these, or None.
-        bootstrap_holm: its p value after Holm's correction; NaN without one.
+        bootstrap: the difference's interval and p value over what is resampled; None without any.
+        bootstrap_holm: the bootstrap's p value after Holm's correction; NaN without one.
         repeats: how many repeats both have.
         wilcoxon: p value of the signed-rank test over these repeats; NaN with fewer than two.
-        wilcoxon_holm: the same after Holm's correction.
+        wilcoxon_holm: the signed-rank test's p value after Holm's correction; NaN without one.
     """
 
     first: int
@@ -76,8 +78,8 @@ def paired_bootstrap(
     Args:
         emotions: (n,) the labels.
         first: (n,) how often the first model is right on each, from 0 to 1.
-        second: (n,) the same of the second.
-        seed: of the draws.
+        second: (n,) how often the second model is right on each, from 0 to 1.
+        seed: the seed of the draws.
         groups: (n,) speakers; None resamples utterances.
     """
     label, gain = np.unique(emotions, return_inverse=True)[1], np.round(first - second, 9)
@@ -136,9 +138,9 @@ def holm(values: Sequence[float]) -> list[float]:
     done = np.flatnonzero(~np.isnan(p))
     corrected = np.full(p.shape, np.nan)
     least = 0.0
-    for rank, place in enumerate(done[np.argsort(p[done], kind="stable")]):
-        least = max(least, min(1.0, (len(done) - rank) * p[place]))
-        corrected[place] = least
+    for rank, index in enumerate(done[np.argsort(p[done], kind="stable")]):
+        least = max(least, min(1.0, (len(done) - rank) * p[index]))
+        corrected[index] = least
     return corrected.tolist()
 
 
@@ -149,8 +151,8 @@ def compare(section: Section, predictions: list[pd.DataFrame], metric: str) -> l
 
     Args:
         section: the section.
-        predictions: each cell's, see `read_predictions`.
-        metric: which one makes the best cell.
+        predictions: each cell's predictions, as `read_predictions` reads them.
+        metric: the metric that makes the best cell.
     """
     if not section.complete:
         return []
@@ -160,11 +162,11 @@ def compare(section: Section, predictions: list[pd.DataFrame], metric: str) -> l
     pairs += [(other, baseline) for other in others if baseline != best and other not in (best, baseline)]
     found = [comparison for pair in pairs for comparison in _pair(section, predictions, *pair)]
     for name in METRICS:
-        places = [place for place, comparison in enumerate(found) if comparison.metric == name]
-        of_bootstrap = holm([b.p if (b := found[place].bootstrap) else math.nan for place in places])
-        of_wilcoxon = holm([found[place].wilcoxon for place in places])
-        for place, p, q in zip(places, of_bootstrap, of_wilcoxon, strict=True):
-            found[place] = found[place]._replace(bootstrap_holm=p, wilcoxon_holm=q)
+        indices = [index for index, comparison in enumerate(found) if comparison.metric == name]
+        of_bootstrap = holm([b.p if (b := found[index].bootstrap) else math.nan for index in indices])
+        of_wilcoxon = holm([found[index].wilcoxon for index in indices])
+        for index, p, q in zip(indices, of_bootstrap, of_wilcoxon, strict=True):
+            found[index] = found[index]._replace(bootstrap_holm=p, wilcoxon_holm=q)
     return found
 
 

@@ -100,9 +100,8 @@ def rows_of(section: Section, bold: str, plus_minus: str) -> list[list[str]]:
     """
     summaries = {metric: section.summary(metric) for metric in COLUMNS}
     best = {metric: best_of(section, metric) for metric in COLUMNS}
-    means = summaries["ua"]["mean"].dropna().sort_values(ascending=False, kind="stable")
     rows = []
-    for number in means.index:
+    for number in section.ranked("ua"):
         cell = section.cells[number]
         marks = ("†" if cell.random_weights else "") + ("" if number in section.complete else " (incomplete)")
         choice = list(cell.values.values())

@@ -84,8 +84,8 @@ def read_training(run: str | None, model: str | None) -> pd.DataFrame | None:
     """What a model was trained on, as its run recorded it; None where that is not known.
 
     Args:
-        run: the run directory, or
-        model: a model directory: known where it still lies in its run.
+        run: the run directory; None where a model directory is given.
+        model: the model directory, whose run is known where it still lies in it.
     """
     folder = Path(model or "").expanduser().absolute().parent if run is None else Path(run).expanduser()
     training = RunDirectory(folder).read_corpus()
@@ -101,9 +101,9 @@ def refuse_changed(corpus: Corpus, training: pd.DataFrame, keys: Iterable[str], 
     """Refuse a run's own corpus where it is not what the run was trained on any more.
 
     Args:
-        corpus: set up.
-        training: see `read_training`.
-        keys: of `data` that were given anew; of keys beyond `NEUTRAL` a change is the purpose, and only told.
+        corpus: the corpus, set up.
+        training: what the run was trained on, as `read_training` gives it.
+        keys: the keys of `data` that were given anew; beyond `NEUTRAL` a change is the purpose, and only told.
         run: the run directory.
 
     Raises:
@@ -125,9 +125,9 @@ def claim(corpus: Corpus, rows: np.ndarray, training: pd.DataFrame | None, allow
     """Whether a model saw who is tested, as metrics.json says it; told in one line.
 
     Args:
-        corpus: set up.
+        corpus: the corpus, set up.
         rows: positions of the tested utterances.
-        training: see `read_training`; None where nothing is known, which is said by None.
+        training: what the model was trained on, as `read_training` gives it; None where nothing is known.
         allow_seen: whether utterances may be tested that the model was trained on.
 
     Returns:
@@ -169,9 +169,9 @@ def folder_name(corpus: Corpus, side: str, training: pd.DataFrame | None, *other
 
     Args:
         corpus: set up.
-        side: which is tested.
-        training: see `read_training`.
-        others: what else tells evaluations apart; all false where it is what the run itself does.
+        side: the side that is tested.
+        training: what the run was trained on, as `read_training` gives it.
+        *others: what else tells evaluations apart; all false where it is what the run itself does.
 
     Returns:
         Corpus and side, the fold where the split has folds; and a hash where it is not the run's own corpus, or

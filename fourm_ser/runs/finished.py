@@ -54,7 +54,8 @@ class OpenRun:
         config: the run's record.
         emotions: the classes in the order of their indices.
         network: the trained network, in evaluation mode; stems whose features came from the store are frozen.
-        corpus, data: the corpus under the run's protocol, set up.
+        corpus: the corpus under the run's protocol, set up.
+        data: the data module that serves the corpus.
 
     Raises:
         InputError: no finished run, a model that cannot be loaded, or a corpus that is not there any more or changed.

@@ -17,7 +17,7 @@ def measure(
 
     Args:
         labels: (n,) class indices.
-        probabilities: (n, classes).
+        probabilities: (n, classes) probability of each class.
         emotions: the classes in the order of their indices.
         times: (resamples, n), how often each utterance counts.
 
@@ -62,9 +62,11 @@ def bootstrap(
     repeats: its interval is moved by the mean difference (and does not go below 0).
 
     Args:
-        labels, probabilities, emotions: see `measure`.
-        resamples: how many.
-        seed: of the draws.
+        labels: (n,) class indices.
+        probabilities: (n, classes) probability of each class.
+        emotions: the classes in the order of their indices.
+        resamples: the number of draws.
+        seed: the seed of the draws.
         groups: (n,) speakers, each of whom is drawn with all utterances; None resamples utterances.
 
     Returns:

@@ -26,7 +26,7 @@ class Results(NamedTuple):
         metrics: what metrics.json holds.
         emotions: the classes in the order of their indices.
         labels: class index of each test utterance.
-        predicted: the same as predicted.
+        predicted: predicted class index of each test utterance.
         predictions: what predictions.csv holds.
         figures: paths of the figures.
     """

@@ -50,9 +50,10 @@ class Plateau(LambdaLR):
 
     Args:
         optimizer: what is scheduled.
-        steps, steps_per_epoch: not used.
+        steps: not used, for the schedule goes by epochs.
+        steps_per_epoch: not used, for the schedule goes by epochs.
         patience: epochs without a better validation UA, after which the rates fall.
-        gamma: what they are multiplied by.
+        gamma: what the learning rates are multiplied by when they fall.
         floor: share of the learning rates below which they do not fall.
 
     Raises:

@@ -94,7 +94,7 @@ def test_attributions_follow_the_definition(opened: OpenRun, examples: list[Exam
 def test_the_gap_is_between_the_sum_and_the_logits(opened: OpenRun, examples: list[Example]) -> None:
     row = examples[0].row
     features, average = read_features(opened, [row], "test")
-    found = attribute(opened.network, features[row], average, 0, steps=4, tolerance=1.0, most_steps=4)
+    found = attribute(opened.network, features[row], average, target=0, steps=4, tolerance=1.0, most_steps=4)
     with torch.no_grad():
         logits = [
             opened.network(
@@ -116,8 +116,9 @@ def test_the_gap_is_between_the_sum_and_the_logits(opened: OpenRun, examples: li
 def test_steps_are_doubled_while_the_gap_is_too_large(opened: OpenRun, examples: list[Example]) -> None:
     row = examples[0].row
     features, average = read_features(opened, [row], "test")
-    assert attribute(opened.network, features[row], average, 0, 4, tolerance=0.0, most_steps=24).steps == 24
-    assert attribute(opened.network, features[row], average, 0, 4, tolerance=9.9, most_steps=24).steps == 4
+    for tolerance, steps in ((0.0, 24), (9.9, 4)):
+        found = attribute(opened.network, features[row], average, target=0, steps=4, tolerance=tolerance, most_steps=24)
+        assert found.steps == steps
     *each, last = attribution(opened, examples[:1], "test", 2, 0.0, 4)
     assert "with 4 steps, more than the 0% that were wanted" in each[0].words
     assert last.table["complete"].tolist() == [False]

@@ -8,7 +8,7 @@ import pytest
 import soundfile
 from matplotlib.figure import Figure
 
-from fourm_ser.analysis.examples import choose_examples, draw_waveform, file_name, read_waveform
+from fourm_ser.analysis.examples import choose_examples, draw_waveform, file_stem, read_waveform
 from fourm_ser.errors import InputError
 from fourm_ser.runs.finished import OpenRun
 from tests.drawn import Drawn, distance, pixels
@@ -76,7 +76,7 @@ def test_the_waveform_is_drawn_with_its_peaks_and_its_seconds(opened: OpenRun) -
 
 def test_a_file_s_name_holds_no_folder(opened: OpenRun) -> None:
     example = choose_examples(opened, "test", [], 1, 0)[0]._replace(id="Ses01/F 003:é")
-    assert file_name(3, example) == "3-Ses01_F_003_é"
+    assert file_stem(3, example) == "3-Ses01_F_003_é"
 
 
 def test_the_waveform_swings_up_where_it_is_positive_and_at_its_seconds() -> None:

@@ -235,7 +235,7 @@ def test_utterances_stand_where_their_components_are_and_the_axes_are_named_by_t
 
 def test_three_components_stand_along_the_axes_that_name_them() -> None:
     vectors = RNG.normal(size=(30, 5)) * [4.0, 2.0, 1.0, 0.2, 0.1]
-    panel = make_panel("a", Embeddings(EMOTIONS, np.arange(30) % 3, vectors, None, 0.5, [""] * 30), True, dims=3)
+    panel = make_panel("a", Embeddings(EMOTIONS, np.arange(30) % 3, vectors, None, 0.5, [""] * 30), plain=True, dims=3)
     axes: Any = projection_figure([panel]).axes[0]
     shares = vectors.var(0) / vectors.var(0).sum()
     for name, axis, share in zip(
