@@ -12,7 +12,7 @@ from fourm_ser.kernels import attention
 from fourm_ser.kernels.attention import attend
 
 HEADS, WIDTH = 4, 8
-SCORES = pytest.mark.parametrize("scores", [100, 700, 1_500, 4_000_000])  # one head at a time, two, a row, all rows
+HEAD, TWO, ROW, ALL = 100, 700, 1_500, 4_000_000  # scores at a time: of one head, of two, of a row, of all rows
 
 
 def by_formula(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scale: float) -> Tensor:
@@ -39,12 +39,23 @@ def draw(dtype: torch.dtype, keys: int = 17) -> tuple[Tensor, Tensor, Tensor, Te
     return query, key, value, own[:, None, None]
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize("keys", [11, 17, 80])
-@SCORES
+@pytest.mark.parametrize(
+    ("scores", "keys", "masked", "dtype"),
+    [
+        (HEAD, 11, False, torch.bfloat16),
+        (HEAD, 17, True, torch.float32),
+        (TWO, 17, True, torch.bfloat16),
+        (TWO, 80, False, torch.float32),
+        (ROW, 80, True, torch.bfloat16),
+        (ROW, 11, True, torch.float32),
+        (ALL, 80, True, torch.float32),
+        (ALL, 17, False, torch.float32),
+        (ALL, 11, True, torch.bfloat16),
+        (ALL, 80, False, torch.bfloat16),
+    ],
+)
 def test_attention_is_its_formula(
-    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, masked: bool, keys: int, scores: int
+    monkeypatch: pytest.MonkeyPatch, scores: int, keys: int, masked: bool, dtype: torch.dtype
 ) -> None:
     monkeypatch.setattr(attention, "SCORES", scores)
     query, key, value, mask = draw(dtype, keys)
@@ -65,11 +76,21 @@ def test_what_is_projected_together_is_taken_apart(dtype: torch.dtype) -> None:
     torch.testing.assert_close(attend([torch.cat([query, key, value], 2)], HEADS, mask), expected)
 
 
-@pytest.mark.parametrize("together", [[1, 1, 1], [1, 2], [3]], ids=str)
-@pytest.mark.parametrize("dropout", [0.0, 0.3])
-@SCORES
+@pytest.mark.parametrize(
+    ("scores", "together", "dropout"),
+    [
+        (HEAD, [1, 1, 1], 0.3),
+        (HEAD, [3], 0.0),
+        (TWO, [1, 2], 0.3),
+        (TWO, [1, 1, 1], 0.0),
+        (ROW, [3], 0.3),
+        (ROW, [1, 2], 0.0),
+        (ALL, [1, 1, 1], 0.0),
+        (ALL, [3], 0.3),
+    ],
+)
 def test_gradients_are_those_of_the_formula(
-    monkeypatch: pytest.MonkeyPatch, together: list[int], dropout: float, scores: int
+    monkeypatch: pytest.MonkeyPatch, scores: int, together: list[int], dropout: float
 ) -> None:
     monkeypatch.setattr(attention, "SCORES", scores // 6)
     torch.manual_seed(0)
@@ -112,8 +133,7 @@ def test_gradients_under_checkpointing(dtype: torch.dtype) -> None:
         assert torch.equal(expected, found)
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
-@pytest.mark.parametrize("dropout", [0.1, 0.5])
+@pytest.mark.parametrize(("dtype", "dropout"), [(torch.bfloat16, 0.1), (torch.float32, 0.5)])
 def test_dropped_weights_are_zero_and_the_others_grow(dtype: torch.dtype, dropout: float) -> None:
     torch.manual_seed(0)
     query, key = (torch.randn(8, 50, 2, 50, dtype=dtype) for _ in range(2))
