@@ -50,6 +50,7 @@ def test_annotators_tags_are_taken_out_and_told() -> None:
             ["[LIP-SMACK]", "[MN]", "[TURN 2/B]", "[GERÄUSCH]"],
         ),
         ("a [vocalized-noise] b <unk> c <sil>", "a b c", ["[vocalized-noise]", "<unk>", "<sil>"]),
+        ("a [U [LAUGHTER] S] b", "a b", ["[LAUGHTER]", "[U S]"]),  # what is left is a tag, too
     ):
         left, found = TAGS.apart(raw)
         assert (left, sorted(found)) == (clean, sorted(taken))

@@ -118,7 +118,8 @@ def compare(found: Features, expected: list[Tensor]) -> None:
 
 
 def test_a_layer_s_features_are_the_model_s_hidden_states(family: Family, expected: list[States]) -> None:
-    for layer in ("last", *range(LAYERS + 1)):
+    layers: list[str | int] = ["last", *range(LAYERS + 1)]
+    for layer in layers:
         encoder = family.encoder(layer).eval()
         with torch.no_grad():
             found = encoder(family.batch(encoder))
