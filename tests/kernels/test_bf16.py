@@ -149,7 +149,7 @@ def test_a_gelu_behind_a_layer_is_part_of_its_kernel(
             name for name, module in encoder.named_modules() if isinstance(module, LaidOut) and module.then == GELU
         ]
     # Of the convolutions the first is normalised before its GELU.
-    model = encoder.model
+    model = encoder.stem.model
     convolutions = [
         f"model.feature_extractor.conv_layers.{place}.conv" for place in range(1, len(model.config.conv_dim))
     ]
