@@ -117,10 +117,19 @@ class SpeechEncoder(TransformerEncoder):
             # Hidden states are counted as they pass: a layer that is skipped would shift all behind it.
             "layerdrop": layerdrop if layer == "last" else 0.0,
         }
-        model: Any = load_model(checkpoint, weights, architecture, overrides, self.modality, init_seed)
+        model: Any = load_model(
+            checkpoint=checkpoint,
+            weights=weights,
+            architecture=architecture,
+            overrides=overrides,
+            modality=self.modality,
+            init_seed=init_seed,
+        )
         if weights != "random":
             source = str(checkpoint if weights == "pretrained" else weights)
-            stated = read_preprocessor(checkpoint_folder(source, self.modality, [])).get("do_normalize", normalize)
+            stated = read_preprocessor(checkpoint_folder(source, [], "encoder.audio.checkpoint")).get(
+                "do_normalize", normalize
+            )
             if stated != normalize:
                 raise InputError(
                     f"{source}: its preprocessor_config.json says do_normalize={str(stated).lower()}, the config "

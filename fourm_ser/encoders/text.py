@@ -151,7 +151,14 @@ class TextEncoder(TransformerEncoder):
         source = weights if weights not in ("pretrained", "random") and tokenizer == checkpoint else tokenizer
         loaded = load_tokenizer(source, weights, vocabulary, resources)
         overrides = {"pad_token_id": loaded.pad_token_id} if weights == "random" else {}
-        model: Any = load_model(checkpoint, weights, architecture, overrides, self.modality, init_seed)
+        model: Any = load_model(
+            checkpoint=checkpoint,
+            weights=weights,
+            architecture=architecture,
+            overrides=overrides,
+            modality=self.modality,
+            init_seed=init_seed,
+        )
         if not hasattr(model, "embeddings"):
             raise InputError(
                 f"{checkpoint if weights == 'pretrained' else weights}: {model.config.model_type} is no text "
