@@ -9,15 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fourm_ser.encoders.augment import SpecAugment
-from fourm_ser.encoders.base import (
-    Encoder,
-    Features,
-    Inputs,
-    Resources,
-    length_mask,
-    require_random,
-    zero_padding,
-)
+from fourm_ser.encoders.base import Encoder, Features, Inputs, Resources, length_mask, require_random, zero_padding
 from fourm_ser.encoders.mel_lstm import LogMel
 from fourm_ser.errors import InputError
 

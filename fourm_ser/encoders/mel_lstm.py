@@ -9,16 +9,7 @@ import torch
 import torchaudio
 from torch import nn
 
-from fourm_ser.encoders.base import (
-    Encoder,
-    Features,
-    Inputs,
-    Resources,
-    length_mask,
-    pad,
-    require_random,
-    zero_padding,
-)
+from fourm_ser.encoders.base import Encoder, Features, Inputs, Resources, length_mask, pad, require_random, zero_padding
 
 SAMPLE_RATE = 16_000
 
