@@ -76,7 +76,7 @@ class Corpus:
 def plain(encoder: Encoder, device: torch.device) -> Callable[[Any], torch.Tensor]:
     """The research code's way to encode one utterance: raw -> features, on the host in the end."""
     if isinstance(encoder, TextEncoder | SpeechEncoder):
-        config = encoder.model.config
+        config = encoder.stem.model.config
         model = AutoModel.from_config(config).eval().to(device)
         if isinstance(encoder, TextEncoder):
             tokenizer = encoder.frontend.tokenizer  # type: ignore[attr-defined]

@@ -90,7 +90,7 @@ def refuse_unsuited(encoder: Encoder) -> None:
     Raises:
         UnsuitedError: It cannot.
     """
-    if isinstance(encoder, VggishEncoder) and encoder.whitening is not None:
+    if isinstance(encoder, VggishEncoder) and encoder.stem.whitening is not None:
         raise UnsuitedError(
             f"The audio encoder {encoder.name} ends in AudioSet's postprocessing, which rounds: no gradient passes it."
         )
@@ -137,7 +137,7 @@ def activate(network: EmotionNetwork, text: Features | None, inputs: Inputs, tar
 
     device = next(network.parameters()).device
     with ExitStack() as stack, torch.backends.cudnn.flags(enabled=False), torch.enable_grad():
-        for name, module in encoder.named_modules():
+        for name, module in [*encoder.stem.named_modules(), *encoder.top.named_modules()]:
             if isinstance(module, nn.Conv1d | nn.Conv2d):
                 hook = module.register_forward_hook(lambda _, __, output, name=name: hold(name, output))
                 stack.callback(hook.remove)

@@ -99,13 +99,15 @@ class Frontend(Protocol):
 
 
 class Encoder(nn.Module, ABC):
-    """A stem, whose output the embedding store can hold, and optionally a top that always trains.
+    """A stem, whose output the embedding store can hold, and a top that always trains.
 
     Attributes:
         modality: `text` or `audio`.
         name: the encoder's name in the store and in the log.
         weights: where the weights come from: `pretrained`, `random` or a path.
         frontend: from raw utterances to the stem's inputs.
+        stem: a module from a batch of the front end's inputs to features (batch, time, stem_dim).
+        top: a module from the stem's features to (batch, time, dim); `nn.Identity()` where there is none.
         stem_dim: width of the stem's features.
         dim: width of the encoder's features, behind the top.
         languages: codes of the languages it is made for (`en`); None where it does not matter.
@@ -117,10 +119,16 @@ class Encoder(nn.Module, ABC):
     name: str
     weights: str
     frontend: Frontend
+    stem: nn.Module
+    top: nn.Module
     stem_dim: int
     dim: int
     languages: list[str] | None = None
     skips_parts: bool = False
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.register_load_state_dict_pre_hook(_rename_parts)  # type: ignore[no-untyped-call]
 
     @classmethod
     def width(cls, arguments: Mapping[str, Any]) -> int | None:
@@ -128,20 +136,8 @@ class Encoder(nn.Module, ABC):
         return None
 
     @abstractmethod
-    def stem(self, inputs: Inputs) -> Features:
-        """A batch of the front end's inputs -> features (batch, time, stem_dim)."""
-
-    def top(self, features: Features) -> Features:
-        """The stem's features -> (batch, time, dim); the identity unless the encoder has a top."""
-        return features
-
-    @abstractmethod
     def blocks(self) -> list[nn.Module]:
         """The stem's parts from input to output: what "the last n blocks" counts."""
-
-    def top_parameters(self) -> list[nn.Parameter]:
-        """The parameters that train while the stem is frozen."""
-        return []
 
     def save(self, folder: Path) -> dict[str, Any]:
         """Write what this encoder needs beside its weights into `folder`, which does not exist yet.
@@ -154,7 +150,8 @@ class Encoder(nn.Module, ABC):
 
     def forward(self, inputs: Inputs | Features) -> Features:
         """Encode raw inputs, or go on from the stem's features where they come from the store."""
-        return self.top(inputs if isinstance(inputs, Features) else self.stem(inputs))
+        features: Features = self.top(inputs if isinstance(inputs, Features) else self.stem(inputs))
+        return features
 
     def collate(self, items: Sequence[Inputs]) -> Inputs:
         """Utterances as one padded batch."""
@@ -169,11 +166,6 @@ class Encoder(nn.Module, ABC):
         """
         return known
 
-    def stem_parameters(self) -> dict[str, nn.Parameter]:
-        """The stem's parameters by their names in this module."""
-        top = {id(parameter) for parameter in self.top_parameters()}
-        return {name: parameter for name, parameter in self.named_parameters() if id(parameter) not in top}
-
     def unfreeze(self, what: Unfreeze) -> None:
         """Let the named part of the stem train and freeze the rest; the top trains always.
 
@@ -183,9 +175,7 @@ class Encoder(nn.Module, ABC):
         Raises:
             InputError: `what` is none of these, or there are fewer blocks.
         """
-        stem = self.stem_parameters().values()
-        for parameter in stem:
-            parameter.requires_grad_(what == "all")
+        self.stem.requires_grad_(what == "all")
         if what in ("none", "all"):
             return
         blocks = self.blocks()
@@ -200,19 +190,14 @@ class Encoder(nn.Module, ABC):
     @property
     def frozen(self) -> bool:
         """Whether no parameter of the stem trains."""
-        return not any(parameter.requires_grad for parameter in self.stem_parameters().values())
+        return not any(parameter.requires_grad for parameter in self.stem.parameters())
 
     def train(self, mode: bool = True) -> "Encoder":
         """A frozen stem stays in evaluation mode: its dropout and augmentation would change stored features."""
         super().train(mode)
-        if mode and self.frozen:
-            for child in self.stem_modules():
-                child.eval()
+        if self.frozen:
+            self.stem.eval()
         return self
-
-    @abstractmethod
-    def stem_modules(self) -> list[nn.Module]:
-        """The direct children that the stem runs through."""
 
     @contextmanager
     def without_stem(self) -> Iterator[None]:
@@ -220,33 +205,48 @@ class Encoder(nn.Module, ABC):
 
         What reads its features from the store needs no memory of the device for it.
         """
-        order = list(self._modules)
-        names = [name for name, child in self.named_children() if any(child is part for part in self.stem_modules())]
-        for name in names:
-            self.__dict__[name] = self._modules.pop(name)
+        before = dict(self._modules)
+        self.__dict__["stem"] = self._modules.pop("stem")
         try:
             yield
         finally:
-            found = {**self._modules, **{name: self.__dict__.pop(name) for name in names}}
+            after = {**before, **self._modules}  # in the order of before
+            del self.__dict__["stem"]
             self._modules.clear()
-            self._modules.update((name, found[name]) for name in order)
+            self._modules.update(after)
 
     def fingerprint(self) -> str:
         """The store's key: a hash over the architecture, the stem's weights as they are now, and the front end."""
         digest = hashlib.blake2b(digest_size=12)
         about = {"class": type(self).__qualname__, "about": self.describe(), "frontend": self.frontend.describe()}
         digest.update(json.dumps(about, sort_keys=True).encode())
-        for prefix, module in ((str(place), module) for place, module in enumerate(self.stem_modules())):
-            for name, tensor in sorted(module.state_dict().items()):
-                if name.endswith("masked_spec_embed"):
-                    continue  # of training alone, and made anew where a checkpoint lacks it
-                digest.update(f"{prefix}.{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-                digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
+        own = {name: tensor for name, tensor in sorted(self.stem.state_dict().items()) if "." not in name}
+        for place, child in enumerate(self.stem.children()):
+            own |= {f"{place}.{name}": tensor for name, tensor in sorted(child.state_dict().items())}
+        for name, tensor in own.items():
+            if name.endswith("masked_spec_embed"):
+                continue  # of training alone, and made anew where a checkpoint lacks it
+            digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+            digest.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy())
         return digest.hexdigest()
 
     def describe(self) -> dict[str, Any]:
         """What the stem computes beyond its weights, as JSON values."""
         return {}
+
+
+def _rename_parts(encoder: Encoder, state_dict: dict[str, Any], prefix: str, *others: Any) -> None:
+    """Let an encoder load what earlier versions saved, whose names had no `stem` and no `top` in them.
+
+    They began with a part of the stem, or with the one part of the top, in whose place the top itself is now.
+    """
+    known = {"stem", *(name.partition(".")[0] for name in encoder.state_dict())}
+    parts = {name for name, _ in encoder.stem.named_children()}
+    for name in [name for name in state_dict if name.startswith(prefix)]:
+        first, _, rest = name.removeprefix(prefix).partition(".")
+        if first not in known:
+            # Where a tensor has both names, this one is the checkpoint's, and the other what it was laid over.
+            state_dict[prefix + (f"stem.{first}.{rest}" if first in parts else f"top.{rest}")] = state_dict.pop(name)
 
 
 def pad(rows: Sequence[Tensor], value: float = 0.0) -> Tensor:
@@ -257,6 +257,25 @@ def pad(rows: Sequence[Tensor], value: float = 0.0) -> Tensor:
 def length_mask(lengths: Tensor, longest: int) -> Tensor:
     """Lengths (batch,) -> mask (batch, longest), True before each row's length."""
     return torch.arange(longest, device=lengths.device) < lengths[:, None]
+
+
+def zero_padding(hidden: Tensor, lengths: Tensor) -> Tensor:
+    """(batch, channels, time) or (batch, channels, time, bands), with zeros behind each row's length.
+
+    Alone, an utterance's end meets a convolution's zeros: in a batch it has to meet the same.
+    """
+    mask = length_mask(lengths, hidden.shape[2])[:, None]
+    return hidden * (mask if hidden.ndim == 3 else mask[..., None])
+
+
+def require_random(weights: str, name: str) -> None:
+    """Refuse other weights for an audio encoder that is trained from nothing.
+
+    Raises:
+        InputError: `weights` is not `random`.
+    """
+    if weights != "random":
+        raise InputError(f"encoder.audio.weights={weights}: {name} has random weights only. Use weights=random.")
 
 
 def moved(inputs: Inputs | Features | Packed | None, device: torch.device) -> Inputs | Features | None:

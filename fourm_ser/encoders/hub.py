@@ -26,6 +26,7 @@ log = logging.getLogger(__name__)
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
+RANDOM = "try the pipeline with random weights (encoder.weights=random)"
 TOKENIZER_FILES = (
     "sentencepiece.bpe.model",
     "tokenizer*",
@@ -34,15 +35,17 @@ TOKENIZER_FILES = (
     "special_tokens_map.json",
     "spiece.model",
 )
+ENCODER_FILES = ("preprocessor_config.json", *TOKENIZER_FILES)  # beside weights and config
 
 
-def checkpoint_folder(checkpoint: str, modality: str, patterns: Sequence[str]) -> Path:
+def checkpoint_folder(checkpoint: str, patterns: Sequence[str], key: str, instead: str = RANDOM) -> Path:
     """The folder that holds a Hugging Face checkpoint, fetched from the hub unless `checkpoint` is a folder.
 
     Args:
         checkpoint: a folder, or a hub id such as `bert-base-uncased`.
-        modality: `text` or `audio`, for the error's advice.
         patterns: the files that are wanted.
+        key: the config's key that takes the folder, for the error.
+        instead: what does without the checkpoint, for the error.
 
     Raises:
         InputError: there is no such folder, or the hub cannot give the checkpoint.
@@ -56,21 +59,33 @@ def checkpoint_folder(checkpoint: str, modality: str, patterns: Sequence[str]) -
         return Path(snapshot_download(checkpoint, allow_patterns=["config.json", *patterns]))
     except (OSError, ValueError, HfHubHTTPError, LocalEntryNotFoundError) as error:
         raise InputError(
-            f"{checkpoint}: the checkpoint cannot be fetched from the Hugging Face hub ({_brief(error)}). Either "
-            f"give a folder that holds it (encoder.{modality}.checkpoint=PATH), or try the pipeline with random "
-            "weights (encoder.weights=random)."
+            f"{checkpoint}: the checkpoint cannot be fetched from the Hugging Face hub ({brief(error)}). Either "
+            f"give a folder that holds it ({key}=PATH), or {instead}."
         ) from error
 
 
-def fetch_weights(source: str, modality: str) -> Path:
-    """The folder of a checkpoint with its weights, as `checkpoint_folder`; safetensors where there are any."""
-    folder = checkpoint_folder(source, modality, ["*.safetensors", "preprocessor_config.json", *TOKENIZER_FILES])
+def fetch_weights(checkpoint: str, patterns: Sequence[str], key: str, instead: str = RANDOM) -> Path:
+    """The folder of a checkpoint with its weights and config; safetensors where there are any.
+
+    Args:
+        checkpoint: a folder, or a hub id.
+        patterns: the files that are wanted beside them.
+        key: the config's key that takes the folder, for the error.
+        instead: what does without the checkpoint, for the error.
+
+    Raises:
+        InputError: as `checkpoint_folder`, or there is no config.
+    """
+    folder = checkpoint_folder(checkpoint, ["*.safetensors", *patterns], key, instead)
     if not list(folder.glob("*.safetensors")) and not list(folder.glob("pytorch_model*.bin*")):
-        folder = checkpoint_folder(source, modality, ["pytorch_model*.bin*"])
+        folder = checkpoint_folder(checkpoint, ["pytorch_model*.bin*"], key, instead)
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{checkpoint}: no config.json there. Expected what save_pretrained writes.")
     return folder
 
 
 def load_model(
+    *,
     checkpoint: str | None,
     weights: str,
     architecture: dict[str, Any],
@@ -102,9 +117,7 @@ def load_model(
             f"encoder.{modality}.weights=pretrained: this encoder has no pretrained weights. "
             "Use encoder.weights=random, or a folder written by save_pretrained."
         )
-    folder = fetch_weights(source, modality)
-    if not (folder / "config.json").is_file():
-        raise InputError(f"{source}: no config.json there. Expected what save_pretrained writes.")
+    folder = fetch_weights(source, ENCODER_FILES, f"encoder.{modality}.checkpoint")
     try:
         config = AutoConfig.from_pretrained(folder)
         config.update(overrides)
@@ -116,7 +129,7 @@ def load_model(
             ignore_mismatched_sizes=True,  # reported, and refused below
         )
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        raise InputError(f"{source}: not a checkpoint that can be loaded: {_brief(error)}") from error
+        raise InputError(f"{source}: not a checkpoint that can be loaded: {brief(error)}") from error
     # A pooler and the pretraining mask vector are not part of the features; all else has to be in the file.
     missing = sorted(k for k in report["missing_keys"] if "pooler" not in k and not k.endswith("masked_spec_embed"))
     wrong = missing + [str(key) for key in report["mismatched_keys"]]
@@ -145,7 +158,9 @@ def hidden_size(arguments: Mapping[str, Any], modality: str) -> int | None:
         source = arguments["checkpoint"] if weights == "pretrained" else weights
         if source is None:
             return None
-        return int(AutoConfig.from_pretrained(checkpoint_folder(str(source), modality, [])).hidden_size)
+        return int(
+            AutoConfig.from_pretrained(checkpoint_folder(str(source), [], f"encoder.{modality}.checkpoint")).hidden_size
+        )
     except (KeyError, TypeError, ValueError, OSError, AttributeError):
         return None  # what is wrong with it, loading says
 
@@ -178,7 +193,7 @@ def load_tokenizer(source: str, weights: str, vocabulary: int, resources: Resour
                 source,
             )
             return train_wordpiece(resources, vocabulary)
-    folder = checkpoint_folder(source, "text", TOKENIZER_FILES)
+    folder = checkpoint_folder(source, TOKENIZER_FILES, "encoder.text.checkpoint")
     if not any((folder / name).is_file() for name in VOCABULARY_FILES):
         # transformers would make up a tokenizer that knows no word
         raise InputError(
@@ -187,7 +202,7 @@ def load_tokenizer(source: str, weights: str, vocabulary: int, resources: Resour
     try:
         return AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        raise InputError(f"{source}: no tokenizer that can be loaded: {_brief(error)}") from error
+        raise InputError(f"{source}: no tokenizer that can be loaded: {brief(error)}") from error
 
 
 def train_wordpiece(resources: Resources, vocabulary: int) -> PreTrainedTokenizerFast:
@@ -268,6 +283,6 @@ def read_preprocessor(folder: Path) -> dict[str, Any]:
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
 
 
-def _brief(error: Exception) -> str:
+def brief(error: Exception) -> str:
     """An exception's first line, for one line of our own."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -1,65 +1,115 @@
-"""Which hidden states of a transformer are its features."""
+"""What the encoders of text and speech share: a transformer, and which of its hidden states are the features."""
 
-from collections.abc import Sequence
+from abc import abstractmethod
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from fourm_ser.encoders.base import Features
+from fourm_ser.encoders.base import Encoder, Features, Unfreeze
+from fourm_ser.encoders.hub import describe_config, hidden_size
 from fourm_ser.errors import InputError
 
 
-class LayerChoice(nn.Module):
-    """The last hidden state, that of one layer, or a learned weighted sum over all of them.
-
-    Hidden state 0 is what enters the first transformer layer, hidden state k what leaves the k-th. The weighted sum is
-    that of SUPERB (Yang et al. 2021): the states side by side are the stem's features; the top, which always trains,
-    is one weight a state, through a softmax.
+class TransformerStem(nn.Module):
+    """A transformer, up to the hidden states that are its features.
 
     Args:
-        layer: `last`, `weighted`, or a number from 0 to `layers`.
-        layers: the transformer's layers.
-        width: width of a hidden state.
-        key: the config's key, for errors.
+        model: a model of Hugging Face.
+        layer: `last`, a hidden state's number, or `weighted` for all of them side by side.
+    """
+
+    def __init__(self, model: Any, layer: str | int) -> None:
+        super().__init__()
+        self.model, self.layer = model, layer
+
+    def hidden_states(self, *inputs: Tensor, **others: Tensor) -> Tensor:
+        """What the model takes -> (batch, time, stem_dim)."""
+        output = self.model(*inputs, **others, output_hidden_states=self.layer != "last", return_dict=True)
+        if self.layer == "last":
+            last: Tensor = output.last_hidden_state
+            return last
+        states: tuple[Tensor, ...] = output.hidden_states
+        return torch.cat(states, dim=-1) if self.layer == "weighted" else states[int(self.layer)]
+
+
+class WeightedSum(nn.Module):
+    """A learned weighted sum over hidden states that lie side by side: one weight a state, through a softmax.
+
+    It is that of SUPERB (Yang et al. 2021, https://arxiv.org/abs/2105.01051).
+
+    Args:
+        states: how many there are.
+    """
+
+    def __init__(self, states: int) -> None:
+        super().__init__()
+        self.weights = nn.Parameter(torch.zeros(states))
+
+    def forward(self, features: Features) -> Features:
+        """(batch, time, states * width) -> (batch, time, width)."""
+        batch, time, _ = features.features.shape
+        states = features.features.view(batch, time, len(self.weights), -1)  # (batch, time, states, width)
+        return Features(torch.einsum("btlw,l->btw", states, self.weights.softmax(0).to(states.dtype)), features.mask)
+
+
+class TransformerEncoder(Encoder):
+    """An encoder whose stem is a transformer, and whose features are its last hidden state, another, or all weighted.
+
+    Hidden state 0 is what enters the first transformer layer, hidden state k what leaves the k-th. Layers behind the
+    chosen one are not kept.
+
+    Args:
+        name: the encoder's name in the store and in the log.
+        weights: `pretrained`, `random` or a folder.
+        stem: the transformer with its choice of `layer`.
+        spare: how many layers behind the chosen one have to stay.
+        gradient_checkpointing: while the stem trains, compute activations anew for the backward pass.
 
     Raises:
         InputError: there is no such layer.
     """
 
-    def __init__(self, layer: str | int, layers: int, width: int, key: str) -> None:
+    stem: TransformerStem
+
+    def __init__(
+        self, *, name: str, weights: str, stem: TransformerStem, spare: int = 0, gradient_checkpointing: bool
+    ) -> None:
         super().__init__()
-        numbered = isinstance(layer, int) and not isinstance(layer, bool) and 0 <= layer <= layers
-        if layer not in ("last", "weighted") and not numbered:
-            raise InputError(f"{key}={layer}: expected last, weighted or a layer from 0 to {layers}.")
-        self.layer, self.width = layer, width
-        self.weights: nn.Parameter | None = nn.Parameter(torch.zeros(layers + 1)) if layer == "weighted" else None
-        self.stem_dim = width * (layers + 1) if layer == "weighted" else width
+        self.name, self.weights, self.stem = name, weights, stem
+        layer, count = stem.layer, len(self.layers)
+        self.used = layer if isinstance(layer, int) and not isinstance(layer, bool) else None  # layers; None for all
+        if layer not in ("last", "weighted") and not (self.used is not None and 0 <= self.used <= count):
+            raise InputError(
+                f"encoder.{self.modality}.layer={layer}: expected last, weighted or a layer from 0 to {count}."
+            )
+        self.dim = int(stem.model.config.hidden_size)
+        self.top = WeightedSum(count + 1) if layer == "weighted" else nn.Identity()
+        self.stem_dim = self.dim * (count + 1) if layer == "weighted" else self.dim
+        if self.used is not None:
+            del self.layers[max(1, self.used + spare) :]
+        if gradient_checkpointing:
+            stem.model.gradient_checkpointing_enable({"use_reentrant": False})
 
     @property
-    def count(self) -> int | None:
-        """How many layers the features come through; None for all."""
-        return self.layer if isinstance(self.layer, int) else None
+    @abstractmethod
+    def layers(self) -> nn.ModuleList:
+        """The transformer's layers."""
+
+    @classmethod
+    def width(cls, arguments: Mapping[str, Any]) -> int | None:
+        return hidden_size(arguments, cls.modality)
+
+    def unfreeze(self, what: Unfreeze) -> None:
+        super().unfreeze(what)
+        if self.used is not None:
+            self.layers[self.used :].requires_grad_(False)
 
     def describe(self) -> dict[str, Any]:
-        """What it changes of the stem; nothing where the last state is taken."""
-        return {} if self.layer == "last" else {"layer": self.layer}
+        chosen = {} if self.stem.layer == "last" else {"layer": self.stem.layer}
+        return {**describe_config(self.stem.model.config), **chosen}
 
-    @property
-    def asks_all(self) -> bool:
-        """Whether the transformer has to return all hidden states."""
-        return self.layer != "last"
-
-    def pick(self, last: Tensor, states: Sequence[Tensor] | None) -> Tensor:
-        """The stem's features (batch, time, stem_dim) out of the last hidden state and, where asked for, all."""
-        if states is None:
-            return last
-        return torch.cat(list(states), dim=-1) if self.weights is not None else states[int(self.layer)]
-
-    def forward(self, features: Features) -> Features:
-        """The stem's features -> (batch, time, width)."""
-        if self.weights is None:
-            return features
-        batch, time, _ = features.features.shape
-        states = features.features.view(batch, time, -1, self.width)  # (batch, time, layers + 1, width)
-        return Features(torch.einsum("btlw,l->btw", states, self.weights.softmax(0).to(states.dtype)), features.mask)
+    def save(self, folder: Path) -> dict[str, Any]:
+        return {"architecture": self.stem.model.config.to_dict()}

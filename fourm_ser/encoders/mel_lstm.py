@@ -5,11 +5,10 @@ from itertools import pairwise
 from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from fourm_ser.encoders.base import Encoder, Features, Inputs, Resources, length_mask
+from fourm_ser.encoders.base import Encoder, Features, Inputs, Resources, length_mask, require_random, zero_padding
 from fourm_ser.encoders.frontends import LogMel
-from fourm_ser.errors import InputError
 
 
 class BidirectionalLSTM(nn.Module):
@@ -28,8 +27,9 @@ class BidirectionalLSTM(nn.Module):
         self.forwards = nn.LSTM(width, hidden, batch_first=True)
         self.backwards = nn.LSTM(width, hidden, batch_first=True)
 
-    def forward(self, features: Tensor, mask: Tensor) -> Tensor:
+    def forward(self, sequence: Features) -> Features:
         """(batch, time, width) -> (batch, time, 2 * hidden)."""
+        features, mask = sequence
         time = torch.arange(features.shape[1], device=features.device)
         turned = torch.where(mask, mask.sum(1, keepdim=True) - 1 - time, time)[..., None]  # its own inverse
         # In fp32 throughout: rounding adds up over the steps, and not every CPU has LSTM kernels in bf16.
@@ -37,7 +37,29 @@ class BidirectionalLSTM(nn.Module):
             features = features.float()
             ahead, _ = self.forwards(features)
             back, _ = self.backwards(features.gather(1, turned.expand_as(features)))
-        return torch.cat([ahead, back.gather(1, turned.expand_as(back))], dim=-1)
+        return Features(torch.cat([ahead, back.gather(1, turned.expand_as(back))], dim=-1), mask)
+
+
+class MelLSTMStem(nn.Module):
+    """Convolutions over log-mel frames (kernel 3, stride 2, ReLU), each halving the time axis.
+
+    Args:
+        widths: channels of the input and of each convolution's output.
+    """
+
+    def __init__(self, widths: Sequence[int]) -> None:
+        super().__init__()
+        self.convolutions = nn.ModuleList(
+            nn.Conv1d(before, after, kernel_size=3, stride=2, padding=1) for before, after in pairwise(widths)
+        )
+
+    def forward(self, inputs: Inputs) -> Features:
+        """`frames` (batch, time, mels), `lengths` (batch,) -> features (batch, time / 2^convolutions, channels[-1])."""
+        hidden, lengths = inputs["frames"].transpose(1, 2), inputs["lengths"]
+        for convolution in self.convolutions:
+            lengths = (lengths - 1) // 2 + 1
+            hidden = zero_padding(torch.relu(convolution(hidden)), lengths)
+        return Features(hidden.transpose(1, 2), length_mask(lengths, hidden.shape[-1]))
 
 
 class MelLSTM(Encoder):
@@ -61,6 +83,7 @@ class MelLSTM(Encoder):
     """
 
     modality: ClassVar[str] = "audio"
+    stem: MelLSTMStem
 
     def __init__(
         self,
@@ -75,19 +98,16 @@ class MelLSTM(Encoder):
         resources: Resources,
     ) -> None:
         super().__init__()
-        if weights != "random":
-            raise InputError(f"encoder.audio.weights={weights}: {name} has random weights only. Use weights=random.")
+        require_random(weights, name)
         self.name = name
         self.weights = weights
         self.frontend = frontend
         widths = [frontend.mels, *channels]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(init_seed)
-            self.convolutions = nn.ModuleList(
-                nn.Conv1d(before, after, kernel_size=3, stride=2, padding=1) for before, after in pairwise(widths)
-            )
-        self.lstm = nn.ModuleList(
-            BidirectionalLSTM(widths[-1] if layer == 0 else 2 * hidden, hidden) for layer in range(layers)
+            self.stem = MelLSTMStem(widths)
+        self.top = nn.Sequential(
+            *(BidirectionalLSTM(widths[-1] if layer == 0 else 2 * hidden, hidden) for layer in range(layers))
         )
         self.stem_dim, self.dim = widths[-1], 2 * hidden
 
@@ -95,29 +115,6 @@ class MelLSTM(Encoder):
     def width(cls, arguments: Mapping[str, Any]) -> int | None:
         return 2 * int(arguments["hidden"])
 
-    def stem(self, inputs: Inputs) -> Features:
-        """`frames` (batch, time, mels), `lengths` (batch,) -> features (batch, time / 2^convolutions, channels[-1])."""
-        hidden, lengths = inputs["frames"].transpose(1, 2), inputs["lengths"]
-        for convolution in self.convolutions:
-            hidden = torch.relu(convolution(hidden))
-            lengths = (lengths - 1) // 2 + 1
-            # Alone, an utterance's end meets the convolution's zeros: in a batch it has to meet the same.
-            hidden = hidden * length_mask(lengths, hidden.shape[-1])[:, None]
-        return Features(hidden.transpose(1, 2), length_mask(lengths, hidden.shape[-1]))
-
-    def top(self, features: Features) -> Features:
-        """(batch, time, stem_dim) -> (batch, time, dim)."""
-        hidden = features.features
-        for layer in self.lstm:
-            hidden = layer(hidden, features.mask)
-        return Features(hidden, features.mask)
-
-    def stem_modules(self) -> list[nn.Module]:
-        return [self.convolutions]
-
-    def top_parameters(self) -> list[nn.Parameter]:
-        return list(self.lstm.parameters())
-
     def blocks(self) -> list[nn.Module]:
         """The convolutions."""
-        return list(self.convolutions)
+        return list(self.stem.convolutions)

@@ -1,20 +1,16 @@
 """Official weights that are one file behind a url: fetched once, checked against a hash, loaded strictly."""
 
 import codecs
-import hashlib
-import http.client
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any
-from urllib.error import URLError
 from urllib.parse import unquote, urlsplit
-from urllib.request import Request, urlopen
 
 import numpy as np
+import pooch
 import torch
 from filelock import FileLock
-from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn, TransferSpeedColumn
 from torch import Tensor, nn
 
 from fourm_ser.errors import InputError
@@ -22,8 +18,8 @@ from fourm_ser.files import whole
 
 log = logging.getLogger(__name__)
 
-CHUNK = 1 << 20
-TIMEOUT = 60.0  # seconds without a byte
+CHUNK = 1 << 20  # bytes: pooch's own of 1 kB flushes 300,000 times for one file
+TIMEOUT = 60.0  # seconds without a byte, as a busy archive needs them
 
 WEIGHTS = "encoder.audio.weights"
 RANDOM = "encoder.weights=random"
@@ -43,14 +39,15 @@ NUMPY_DATA: list[Any] = [
 ]
 
 
-def fetch_file(url: str, digest: str | None, cache: Path, key: str = WEIGHTS, instead: str = RANDOM) -> Path:
+def fetch_file(url: str, *, digest: str | None, cache: Path, key: str = WEIGHTS, instead: str = RANDOM) -> Path:
     """Download a file once and keep it in `<cache>/weights`, under its name in the url.
 
     Args:
         url: where the file is.
         digest: what the file's sha256 begins with, in hexadecimal; None where it is not known.
         cache: the folder for what is made once.
-        key, instead: for the error: the config's key that takes the file, and what does without it.
+        key: the config's key that takes the file, for the error.
+        instead: what does without the file, for the error.
 
     Returns:
         The file's path.
@@ -67,9 +64,11 @@ def fetch_file(url: str, digest: str | None, cache: Path, key: str = WEIGHTS, in
         log.info("downloading %s to %s", url, path)
         with whole(path) as temporary:
             try:
-                _download(url, temporary)
-            except (OSError, http.client.HTTPException, ValueError) as error:
-                reason = str(error.reason if type(error) is URLError else error) or type(error).__name__
+                headers = {"User-Agent": "fourm_ser"}
+                download = pooch.HTTPDownloader(progressbar=True, chunk_size=CHUNK, timeout=TIMEOUT, headers=headers)
+                download(url, str(temporary), None)
+            except (OSError, ValueError) as error:
+                reason = str(error) or type(error).__name__
                 raise InputError(
                     f"{url}: cannot be downloaded ({reason.rstrip('.')}). Where there is no network, give the file, "
                     f"or the folder that holds it, as {key}=PATH, or use {instead}."
@@ -79,19 +78,23 @@ def fetch_file(url: str, digest: str | None, cache: Path, key: str = WEIGHTS, in
 
 
 def official_file(
-    source: str, url: str, digest: str | None, cache: Path, key: str = WEIGHTS, instead: str = RANDOM
+    source: str, *, url: str, digest: str | None, cache: Path, key: str = WEIGHTS, instead: str = RANDOM
 ) -> Path:
     """The official file that a config's key names.
 
     Args:
         source: `pretrained`, the file, or a folder that holds it by its name.
-        url, digest, cache, key, instead: see `fetch_file`.
+        url: where the file is; its name is the last part.
+        digest: what the sha256 of a downloaded file begins with; None where it is not known.
+        cache: the folder for what is made once.
+        key: the config's key that names the file, for errors.
+        instead: what does without the file, for errors.
 
     Raises:
         InputError: there is no such file.
     """
     if source == "pretrained":
-        return fetch_file(url, digest, cache, key, instead)
+        return fetch_file(url, digest=digest, cache=cache, key=key, instead=instead)
     path = Path(source).expanduser()
     path = path / file_name(url) if path.is_dir() else path
     if not path.is_file():
@@ -197,32 +200,11 @@ def load_official(
     module.load_state_dict({name: found[name] for name in expected})
 
 
-def _download(url: str, path: Path) -> None:
-    """Stream a url into a file, with a progress bar; an OSError if fewer bytes come than were promised."""
-    request = Request(url, headers={"User-Agent": "fourm_ser"})
-    columns = (BarColumn(), DownloadColumn(), TransferSpeedColumn(), TimeRemainingColumn())
-    with (
-        urlopen(request, timeout=TIMEOUT) as response,
-        path.open("wb") as file,
-        Progress(TextColumn("{task.description}"), *columns) as progress,
-    ):
-        length = response.headers.get("Content-Length")
-        promised = None if length is None else int(length)
-        task = progress.add_task(f"downloading {file_name(url)}", total=promised)
-        count = 0
-        while chunk := response.read(CHUNK):
-            count += file.write(chunk)
-            progress.update(task, completed=count)
-    if promised is not None and count != promised:
-        raise OSError(f"the transfer broke: {count} of {promised} bytes came")
-
-
 def _check(path: Path, digest: str | None, what: str, advice: str) -> None:
     """Compare a file's sha256 with what it should begin with."""
     if digest is None:
         return
-    with path.open("rb") as file:
-        found = hashlib.file_digest(file, "sha256").hexdigest()
+    found = pooch.file_hash(str(path))
     # Digits alone come as a number from a command line.
     if not found.startswith(str(digest).lower()):
         raise InputError(f"{what}: its sha256 is {found}, expected one that begins with {digest}. {advice}")

@@ -12,7 +12,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fourm_ser.encoders.base import Encoder, Features, Inputs, Resources, length_mask
+from fourm_ser.encoders.base import Encoder, Features, Inputs, Resources, length_mask, zero_padding
 from fourm_ser.encoders.frontends import LogMelDecibels
 from fourm_ser.encoders.official import load_official, official_file
 
@@ -27,7 +27,8 @@ class ConvBlock(nn.Module):
     """Two convolutions with batch norm and ReLU.
 
     Args:
-        before, width: channels in and out.
+        before: channels of its input.
+        width: channels of its output.
     """
 
     def __init__(self, before: int, width: int) -> None:
@@ -39,7 +40,7 @@ class ConvBlock(nn.Module):
 
     def forward(self, hidden: Tensor, lengths: Tensor) -> Tensor:
         """(batch, before, time, mels), zero behind each row's length -> (batch, width, time, mels), no longer so."""
-        hidden = silence(torch.relu(self.bn1(self.conv1(hidden))), lengths)
+        hidden = zero_padding(torch.relu(self.bn1(self.conv1(hidden))), lengths)
         return torch.relu(self.bn2(self.conv2(hidden)))
 
 
@@ -81,13 +82,13 @@ class Cnn14(nn.Module):
         # bn0 norms mel bands as if they were channels: (batch, time, mels) -> (batch, mels, time, 1)
         hidden = self.bn0(frames.transpose(1, 2)[..., None])
         # -> (batch, 1, time, mels)
-        hidden = silence(hidden.permute(0, 3, 2, 1), lengths).contiguous(memory_format=torch.channels_last)
+        hidden = zero_padding(hidden.permute(0, 3, 2, 1), lengths).contiguous(memory_format=torch.channels_last)
         *others, last = self.conv_blocks
         for block in others:
             hidden = nn.functional.avg_pool2d(block(hidden, lengths), kernel_size=2)
             lengths = lengths // 2
             # Alone, the pooling leaves out an odd last frame; here it is pooled with what stands behind it.
-            hidden = self.dropout(silence(hidden, lengths))
+            hidden = self.dropout(zero_padding(hidden, lengths))
         hidden = self.dropout(last(hidden, lengths))
         # (batch, channels, time, mels) -> (batch, time, channels)
         return hidden.mean(3).transpose(1, 2), lengths
@@ -100,6 +101,23 @@ class Cnn14(nn.Module):
                 nn.init.xavier_uniform_(module.weight, generator=generator)
             elif isinstance(module, nn.BatchNorm2d):
                 module.reset_parameters()
+
+
+class PannsStem(nn.Module):
+    """Cnn14's features of a batch.
+
+    Args:
+        network: Cnn14.
+    """
+
+    def __init__(self, network: Cnn14) -> None:
+        super().__init__()
+        self.network = network
+
+    def forward(self, inputs: Inputs) -> Features:
+        """`frames` (batch, time, 64), `lengths` (batch,) -> features (batch, time // 32, 2048)."""
+        features, lengths = self.network(inputs["frames"], inputs["lengths"])
+        return Features(features, length_mask(lengths, features.shape[1]))
 
 
 class PannsEncoder(Encoder):
@@ -119,9 +137,11 @@ class PannsEncoder(Encoder):
     """
 
     modality: ClassVar[str] = "audio"
+    stem: PannsStem
 
     def __init__(
         self,
+        *,
         name: str,
         weights: str,
         init_seed: int,
@@ -136,35 +156,20 @@ class PannsEncoder(Encoder):
         self.frontend = LogMelDecibels()
         with torch.device("meta"):  # 76 million weights that are drawn or read below
             network = Cnn14(dropout)
-        self.network = network.to_empty(device="cpu")
+        network.to_empty(device="cpu")
         if weights == "random":
-            self.network.draw(init_seed)
+            network.draw(init_seed)
         else:
-            path = official_file(weights, url, digest, resources.cache)
+            path = official_file(weights, url=url, digest=digest, cache=resources.cache)
             constants = {"logmel_extractor.melW": self.frontend.filters}
-            load_official(self.network, path, inside="model", ignore=UNUSED, constants=constants)
+            load_official(network, path, inside="model", ignore=UNUSED, constants=constants)
+        self.stem, self.top = PannsStem(network), nn.Identity()
         self.stem_dim = self.dim = WIDTHS[-1]
 
     @classmethod
     def width(cls, arguments: Mapping[str, Any]) -> int | None:
         return WIDTHS[-1]
 
-    def stem(self, inputs: Inputs) -> Features:
-        """`frames` (batch, time, 64), `lengths` (batch,) -> features (batch, time // 32, 2048)."""
-        features, lengths = self.network(inputs["frames"], inputs["lengths"])
-        return Features(features, length_mask(lengths, features.shape[1]))
-
-    def stem_modules(self) -> list[nn.Module]:
-        return [self.network]
-
     def blocks(self) -> list[nn.Module]:
         """The norm of the mel bands and the six convolutional blocks."""
-        return [self.network.bn0, *self.network.conv_blocks]
-
-
-def silence(hidden: Tensor, lengths: Tensor) -> Tensor:
-    """(batch, channels, time, mels) with zeros behind each row's length.
-
-    Alone, an utterance's end meets the convolutions' zeros: in a batch it has to meet the same.
-    """
-    return hidden * length_mask(lengths, hidden.shape[2])[:, None, :, None]
+        return [self.stem.network.bn0, *self.stem.network.conv_blocks]

@@ -7,9 +7,9 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from fourm_ser.encoders.base import Encoder, Features, Inputs, Resources, length_mask
+from fourm_ser.encoders.augment import SpecAugment
+from fourm_ser.encoders.base import Encoder, Features, Inputs, Resources, length_mask, require_random
 from fourm_ser.encoders.frontends import ProsodyFrames
-from fourm_ser.encoders.mel_cnn import SpecAugment
 from fourm_ser.errors import InputError
 
 LIFTER = 22  # of HTK: brings the cepstral coefficients to like variances
@@ -27,6 +27,53 @@ def liftered_cosines(mels: int, cepstra: int) -> Tensor:
     lifter = 1 + LIFTER / 2 * torch.sin(math.pi * coefficient / LIFTER)
     scale = torch.where(coefficient == 0, 20.0, 12.0)
     return (cosines * lifter / scale).float()
+
+
+class ProsodyStem(nn.Module):
+    """Cepstra, pitch and voicing of each frame, what one convolution makes of them, and whether it is voiced.
+
+    Args:
+        augment: what training changes of speed and of the bands.
+        cosines: the matrix (mels, cepstra) that makes cepstra of mel bands.
+        convolution: over cepstra, pitch and voicing of neighbouring frames.
+        dropout: share of the convolution's features that training drops.
+        pitch_shift: octaves by which training moves an utterance's pitch at most.
+    """
+
+    cosines: Tensor
+
+    def __init__(
+        self, *, augment: SpecAugment, cosines: Tensor, convolution: nn.Conv1d, dropout: float, pitch_shift: float
+    ) -> None:
+        super().__init__()
+        self.pitch_shift, self.augment, self.convolution = pitch_shift, augment, convolution
+        self.register_buffer("cosines", cosines, persistent=False)
+        self.layers = nn.Sequential(nn.LayerNorm(convolution.out_channels), nn.ReLU(), nn.Dropout(dropout))
+
+    def forward(self, inputs: Inputs) -> Features:
+        """`frames` (batch, time, mels + 2), `lengths` (batch,) -> features (batch, time, cepstra + channels + 3)."""
+        frames, lengths = inputs["frames"], inputs["lengths"]
+        if self.augment.training:
+            frames, lengths = self._change(frames, lengths)
+        mask = length_mask(lengths, frames.shape[1])
+        bands, pitch, voicing = torch.split(frames, [len(self.cosines), 1, 1], dim=2)
+        # Where nothing is voiced the highest autocorrelation is no pitch: it counts by how voiced the frame is.
+        voiced = ((voicing - 0.4) / 0.4).clamp(0, 1)
+        own = torch.cat([bands @ self.cosines, 2 * pitch * voiced, (voicing - 0.5) / 0.3], dim=2)
+        own = own * mask[..., None]  # see `zero_padding`
+        hidden = self.layers(self.convolution(own.transpose(1, 2)).transpose(1, 2))
+        return Features(torch.cat([own, hidden, voiced], dim=2), mask)
+
+    def _change(self, frames: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
+        """Another speed, another vocal tract, another pitch, drawn for each row."""
+        if self.augment.stretch:
+            frames, lengths = self.augment.change_speed(frames, lengths)
+        bands, pitch, voicing = torch.split(frames, [len(self.cosines), 1, 1], dim=2)
+        if self.augment.shift:
+            bands = self.augment.move(bands)
+        if self.pitch_shift:
+            pitch = pitch + self.pitch_shift * (2 * torch.rand(len(pitch), 1, 1, device=pitch.device) - 1)
+        return torch.cat([bands, pitch, voicing], dim=2), lengths
 
 
 class ProsodyCnn(Encoder):
@@ -56,7 +103,7 @@ class ProsodyCnn(Encoder):
     """
 
     modality: ClassVar[str] = "audio"
-    cosines: Tensor
+    stem: ProsodyStem
 
     def __init__(
         self,
@@ -75,8 +122,7 @@ class ProsodyCnn(Encoder):
         resources: Resources,
     ) -> None:
         super().__init__()
-        if weights != "random":
-            raise InputError(f"encoder.audio.weights={weights}: {name} has random weights only. Use weights=random.")
+        require_random(weights, name)
         mels = frontend.mels
         if not 1 <= cepstra <= mels:
             raise InputError(f"encoder.audio.cepstra={cepstra}: expected from 1 to encoder.audio.frontend.mels={mels}.")
@@ -86,53 +132,30 @@ class ProsodyCnn(Encoder):
             raise InputError(f"encoder.audio.pitch_shift={pitch_shift}: expected a number of octaves from 0.")
         self.name = name
         self.weights = weights
-        self.mels, self.pitch_shift = mels, pitch_shift
         self.frontend = frontend
-        self.augment = SpecAugment(stretch, shift, 0, 0.0, 0, 0, mels)
-        self.register_buffer("cosines", liftered_cosines(mels, cepstra), persistent=False)
+        augment = SpecAugment(
+            stretch=stretch, shift=shift, time_masks=0, time_share=0.0, band_masks=0, band_width=0, bands=mels
+        )
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(init_seed)
-            self.convolution = nn.Conv1d(cepstra + 2, channels, kernel, padding=kernel // 2)
-            self.layers = nn.Sequential(nn.LayerNorm(channels), nn.ReLU(), nn.Dropout(dropout))
+            self.stem = ProsodyStem(
+                augment=augment,
+                cosines=liftered_cosines(mels, cepstra),
+                convolution=nn.Conv1d(cepstra + 2, channels, kernel, padding=kernel // 2),
+                dropout=dropout,
+                pitch_shift=pitch_shift,
+            )
+        self.top = nn.Identity()
         self.stem_dim = self.dim = cepstra + channels + 3
 
     @classmethod
     def width(cls, arguments: Mapping[str, Any]) -> int | None:
         return int(arguments["cepstra"]) + int(arguments["channels"]) + 3
 
-    def stem(self, inputs: Inputs) -> Features:
-        """`frames` (batch, time, mels + 2), `lengths` (batch,) -> features (batch, time, cepstra + channels + 3)."""
-        frames, lengths = inputs["frames"], inputs["lengths"]
-        if self.augment.training:
-            frames, lengths = self._change(frames, lengths)
-        mask = length_mask(lengths, frames.shape[1])
-        bands, pitch, voicing = torch.split(frames, [self.mels, 1, 1], dim=2)
-        # Where nothing is voiced the highest autocorrelation is no pitch: it counts by how voiced the frame is.
-        voiced = ((voicing - 0.4) / 0.4).clamp(0, 1)
-        own = torch.cat([bands @ self.cosines, 2 * pitch * voiced, (voicing - 0.5) / 0.3], dim=2)
-        # Alone, an utterance's end meets the convolution's zeros: in a batch it has to meet the same.
-        own = own * mask[..., None]
-        hidden = self.layers(self.convolution(own.transpose(1, 2)).transpose(1, 2))
-        return Features(torch.cat([own, hidden, voiced], dim=2), mask)
-
-    def _change(self, frames: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Another speed, another vocal tract, another pitch, drawn for each row."""
-        if self.augment.stretch:
-            frames, lengths = self.augment.change_speed(frames, lengths)
-        bands, pitch, voicing = torch.split(frames, [self.mels, 1, 1], dim=2)
-        if self.augment.shift:
-            bands = self.augment.move(bands)
-        if self.pitch_shift:
-            pitch = pitch + self.pitch_shift * (2 * torch.rand(len(pitch), 1, 1, device=pitch.device) - 1)
-        return torch.cat([bands, pitch, voicing], dim=2), lengths
-
-    def stem_modules(self) -> list[nn.Module]:
-        return [self.augment, self.convolution, self.layers]
-
     def blocks(self) -> list[nn.Module]:
         """The convolution and its norm, as one."""
-        return [nn.ModuleList([self.convolution, self.layers])]
+        return [nn.ModuleList([self.stem.convolution, self.stem.layers])]
 
     def describe(self) -> dict[str, Any]:
         """How many cepstra: the convolution's shape tells it, the lifter and the scale it does not."""
-        return {"cepstra": self.cosines.shape[1], "lifter": LIFTER}
+        return {"cepstra": self.stem.cosines.shape[1], "lifter": LIFTER}

@@ -114,6 +114,27 @@ class Whitening(nn.Module):
             return torch.round((whitened.clamp(-2.0, 2.0) + 2.0) * (255.0 / 4.0))
 
 
+class VggishStem(nn.Module):
+    """VGGish's features of a batch, postprocessed where AudioSet's parameters are given.
+
+    Args:
+        network: VGGish.
+        whitening: the postprocessing; None for none.
+    """
+
+    def __init__(self, network: Vggish, whitening: Whitening | None) -> None:
+        super().__init__()
+        self.network, self.whitening = network, whitening
+
+    def forward(self, inputs: Inputs) -> Features:
+        """`examples`, `counts` and `places`, see `Examples` -> features (batch, most examples, 128)."""
+        features = self.network(inputs["examples"])
+        if self.whitening is not None:
+            features = self.whitening(features)
+        mask = length_mask(inputs["counts"], inputs["places"].shape[1])
+        return Features(features[inputs["places"]].masked_fill(~mask[..., None], 0.0), mask)
+
+
 class VggishEncoder(Encoder):
     """VGGish: 128 features for each 0.96 s, behind the last ReLU or after AudioSet's postprocessing.
 
@@ -125,7 +146,8 @@ class VggishEncoder(Encoder):
         digest: what its sha256 begins with; None: it is not checked.
         pca: AudioSet's postprocessing: False for none, True with the parameters at `pca_url`, or their
             file, or a folder that holds it by its name.
-        pca_url, pca_digest: the same of the PCA parameters.
+        pca_url: where the official file of the PCA parameters is.
+        pca_digest: what the sha256 of that file begins with; None: it is not checked.
         drop_tail: leave out what is behind the last whole example.
         resources: the cache.
 
@@ -134,9 +156,11 @@ class VggishEncoder(Encoder):
     """
 
     modality: ClassVar[str] = "audio"
+    stem: VggishStem
 
     def __init__(
         self,
+        *,
         name: str,
         weights: str,
         init_seed: int,
@@ -154,39 +178,35 @@ class VggishEncoder(Encoder):
         self.frontend = Examples(drop_tail)
         with torch.device("meta"):  # 72 million weights that are drawn or read below
             network = Vggish()
-        self.network = network.to_empty(device="cpu")
+        network.to_empty(device="cpu")
         if weights == "random":
-            self.network.draw(init_seed)
+            network.draw(init_seed)
         else:
-            load_official(self.network, official_file(weights, url, digest, resources.cache))
-        self.whitening: Whitening | None = None
+            load_official(network, official_file(weights, url=url, digest=digest, cache=resources.cache))
+        whitening = None
         if pca:
-            source = "pretrained" if pca is True else pca
-            keys = ("encoder.audio.pca", "encoder.audio.pca=false")
-            self.whitening = load_whitening(official_file(source, pca_url, pca_digest, resources.cache, *keys))
+            path = official_file(
+                "pretrained" if pca is True else pca,
+                url=pca_url,
+                digest=pca_digest,
+                cache=resources.cache,
+                key="encoder.audio.pca",
+                instead="encoder.audio.pca=false",
+            )
+            whitening = load_whitening(path)
+        self.stem, self.top = VggishStem(network, whitening), nn.Identity()
         self.stem_dim = self.dim = DIM
 
     @classmethod
     def width(cls, arguments: Mapping[str, Any]) -> int | None:
         return DIM
 
-    def stem(self, inputs: Inputs) -> Features:
-        """`examples`, `counts` and `places`, see `Examples` -> features (batch, most examples, 128)."""
-        features = self.network(inputs["examples"])
-        if self.whitening is not None:
-            features = self.whitening(features)
-        mask = length_mask(inputs["counts"], inputs["places"].shape[1])
-        return Features(features[inputs["places"]].masked_fill(~mask[..., None], 0.0), mask)
-
-    def stem_modules(self) -> list[nn.Module]:
-        return [self.network] if self.whitening is None else [self.network, self.whitening]
-
     def blocks(self) -> list[nn.Module]:
         """The four convolutional stages and the three fully connected layers."""
-        return self.network.blocks()
+        return self.stem.network.blocks()
 
     def unfreeze(self, what: Unfreeze) -> None:
-        if self.whitening is not None and what != "none":
+        if self.stem.whitening is not None and what != "none":
             raise InputError(
                 f"stage: unfreeze.audio={what}: {self.name} ends in AudioSet's postprocessing (encoder.audio.pca), "
                 "which rounds, and a rounding has no gradient: nothing would train. Use encoder.audio.pca=false, or "
@@ -195,13 +215,13 @@ class VggishEncoder(Encoder):
         super().unfreeze(what)
 
     def describe(self) -> dict[str, Any]:
-        return {"pca": self.whitening is not None}
+        return {"pca": self.stem.whitening is not None}
 
     def save(self, folder: Path) -> dict[str, Any]:
-        if self.whitening is None:
+        if self.stem.whitening is None:
             return {}
         folder.mkdir()
-        save_file(self.whitening.state_dict(), folder / "pca.safetensors")
+        save_file(self.stem.whitening.state_dict(), folder / "pca.safetensors")
         return {"pca": f"${{folder}}/{folder.name}/pca.safetensors"}
 
 

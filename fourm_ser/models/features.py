@@ -266,7 +266,7 @@ class _Pass:
             if length <= self.largest or len(part) == 1:
                 try:
                     given = own if own is not None else self.source.collate(list(map(self.source.load, part)))
-                    encoded = _Encoded.of(self.encoder.stem(moved(given, self.device)), self.half)  # type: ignore[arg-type]
+                    encoded = _Encoded.of(self.encoder.stem(moved(given, self.device)), self.half)
                     yield part, encoded
                     continue
                 except RuntimeError as error:

@@ -145,16 +145,8 @@ class EmotionNetwork(nn.Module):
 
     def stem_state(self, modalities: Sequence[str]) -> set[str]:
         """The names in this module's state dict that belong to the stems of `modalities`."""
-        names = set()
-        for modality in modalities:
-            encoder = self.by_modality[modality]
-            top = {id(parameter) for parameter in encoder.top_parameters()}
-            names |= {
-                f"encoders.{modality}.{name}"
-                for name, tensor in encoder.state_dict(keep_vars=True).items()
-                if id(tensor) not in top
-            }
-        return names
+        stems = tuple(f"encoders.{modality}.stem." for modality in modalities)
+        return {name for name in self.state_dict() if name.startswith(stems)}
 
 
 def build_network(config: DictConfig, classes: int, resources: Resources) -> EmotionNetwork:

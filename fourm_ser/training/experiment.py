@@ -28,7 +28,7 @@ from fourm_ser.devices import (
 )
 from fourm_ser.distributed import barrier, first, joined, launched, rank, world
 from fourm_ser.encoders.base import Resources
-from fourm_ser.encoders.hub import fetch_weights
+from fourm_ser.encoders.hub import ENCODER_FILES, fetch_weights
 from fourm_ser.encoders.official import fetch_file
 from fourm_ser.errors import InputError, OtherRunError
 from fourm_ser.kernels.memory import keep_freed_memory
@@ -216,9 +216,9 @@ class Experiment:
         for modality in config.fusion.modalities:  # what cannot be downloaded is known before any work is done
             node = config.encoder[modality]
             if node.get("weights") == "pretrained" and node.get("checkpoint"):
-                fetch_weights(node.checkpoint, modality)
+                fetch_weights(node.checkpoint, ENCODER_FILES, f"encoder.{modality}.checkpoint")
             elif node.get("weights") == "pretrained" and node.get("url"):
-                fetch_file(node.url, node.get("digest"), self.cache)
+                fetch_file(node.url, digest=node.get("digest"), cache=self.cache)
         self.data = EmotionDataModule(self.corpus, pin_memory=copies_ahead(self.device), seed=config.seed)
         self.data.prepare_data()
         self.data.setup()

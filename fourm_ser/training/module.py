@@ -154,9 +154,9 @@ class EmotionModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The network's own parameters, the stems that train, the loss's parameters, each with its learning rate."""
-        stems = [p for encoder in self.network.by_modality.values() for p in encoder.stem_parameters().values()]
-        elsewhere = {id(parameter) for parameter in [*stems, *self.loss.parameters()]}
-        groups: list[dict[str, Any]] = [{"params": [p for p in self.network.parameters() if id(p) not in elsewhere]}]
+        stems = [p for encoder in self.network.by_modality.values() for p in encoder.stem.parameters()]
+        elsewhere = {*stems, *self.loss.parameters()}
+        groups: list[dict[str, Any]] = [{"params": [p for p in self.network.parameters() if p not in elsewhere]}]
         thawed = [parameter for parameter in stems if parameter.requires_grad]
         if thawed:
             rate = self.stage.encoder_learning_rate

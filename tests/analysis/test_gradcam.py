@@ -110,7 +110,7 @@ def test_a_channel_s_weight_is_what_the_logit_gains_by_it(encoder: Callable[...,
     audio = network.by_modality["audio"]
     found = activate(network, None, audio.frontend(SAMPLES), target=2)
     inputs = audio.collate([audio.frontend(SAMPLES)])
-    layer = audio.get_submodule("convolutions.1")
+    layer = audio.get_submodule("stem.convolutions.1")
     weights = found.gradients.mean((1, 2))
     places = found.values[0].size
 
@@ -202,10 +202,10 @@ def test_what_cannot_have_a_map_is_named(
         refuse_unsuited(encoder("lstm_mel"))
     vggish = encoder("vggish")
     assert isinstance(vggish, VggishEncoder)
-    vggish.whitening = Whitening(torch.eye(DIM), torch.zeros(DIM))
+    vggish.stem.whitening = Whitening(torch.eye(DIM), torch.zeros(DIM))
     with pytest.raises(UnsuitedError, match="which rounds"):
         refuse_unsuited(vggish)
-    vggish.whitening = None
+    vggish.stem.whitening = None
     silent = OpenRun(two_stage_run)
     del silent.network.encoders["audio"]
     with pytest.raises(UnsuitedError, match="reads no audio"):

@@ -27,7 +27,7 @@ BuildSpeech = Callable[..., SpeechEncoder]
 
 def saved(encoder: TextEncoder | SpeechEncoder, folder: Path) -> str:
     """The encoder's model, and tokenizer if it has one, as a checkpoint in `folder`."""
-    encoder.model.save_pretrained(folder)
+    encoder.stem.model.save_pretrained(folder)
     if isinstance(encoder, TextEncoder):
         encoder.frontend.tokenizer.save_pretrained(folder)  # type: ignore[attr-defined]
     return str(folder)
@@ -89,7 +89,7 @@ def test_a_saved_speech_checkpoint_is_the_saved_model(
 
 def test_weights_in_half_precision_are_read_as_float32(speech_encoder: BuildSpeech, tmp_path: Path) -> None:
     encoder = speech_encoder()
-    encoder.model.half()
+    encoder.stem.model.half()
     found = speech_encoder(weights=saved(encoder, tmp_path / "weights"))
     assert {parameter.dtype for parameter in found.parameters()} == {torch.float32}
 
@@ -174,7 +174,7 @@ def test_weights_of_another_architecture_are_refused(
 ) -> None:
     folder = saved(text_encoder("bert"), tmp_path / "weights")
     config = tmp_path / "weights" / "config.json"
-    config.write_text(speech_encoder().model.config.to_json_string())
+    config.write_text(speech_encoder().stem.model.config.to_json_string())
     with pytest.raises(InputError, match=f"{folder}.*another architecture"):
         speech_encoder(weights=folder)
 
@@ -190,7 +190,7 @@ def test_a_checkpoint_of_the_other_modality_is_refused(
 
 
 def test_a_checkpoint_without_a_tokenizer_is_refused(text_encoder: BuildText, tmp_path: Path) -> None:
-    text_encoder().model.save_pretrained(tmp_path / "weights")
+    text_encoder().stem.model.save_pretrained(tmp_path / "weights")
     with pytest.raises(InputError, match=r"weights.*tokenizer"):
         text_encoder(checkpoint="bert-base-uncased", tokenizer="bert-base-uncased", weights=str(tmp_path / "weights"))
 
@@ -338,8 +338,8 @@ def test_a_hub_checkpoint_without_safetensors_is_fetched_as_pytorch_weights(
 ) -> None:
     encoder = speech_encoder(init_seed=3)
     (tmp_path / "hub").mkdir()
-    encoder.model.config.save_pretrained(tmp_path / "hub")
-    torch.save(encoder.model.state_dict(), tmp_path / "pytorch_model.bin")
+    encoder.stem.model.config.save_pretrained(tmp_path / "hub")
+    torch.save(encoder.stem.model.state_dict(), tmp_path / "pytorch_model.bin")
     asked = []
 
     def fetch(checkpoint: str, allow_patterns: list[str]) -> str:

@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from fourm_ser.encoders.base import Resources, length_mask
+from fourm_ser.encoders.augment import SpecAugment
+from fourm_ser.encoders.base import Encoder, Resources, length_mask
 from fourm_ser.encoders.frontends import LevelledLogMel
-from fourm_ser.encoders.mel_cnn import MelCnn, SpecAugment
+from fourm_ser.encoders.mel_cnn import MelCnn
 from fourm_ser.errors import InputError
 from tests.encoders.test_frontends import LOG_MEL
 
@@ -58,7 +59,7 @@ def test_training_does_not_see_padding_either(mel_cnn: Build, waveforms: list[np
     encoder = mel_cnn(dropout=0.0)
     encoder.unfreeze("all")
     encoder.train()
-    assert encoder.augment.training
+    assert encoder.stem.augment.training
     items = [encoder.frontend(waveform) for waveform in waveforms]
     batch = encoder(encoder.collate(items))
     for row, item in enumerate(items):
@@ -171,7 +172,7 @@ def test_random_weights_come_from_their_own_seed(mel_cnn: Build) -> None:
     second, other = mel_cnn(init_seed=3), mel_cnn(init_seed=4)
     for name, tensor in first.state_dict().items():
         assert torch.equal(tensor, second.state_dict()[name])
-    assert not torch.equal(*(next(encoder.frames.parameters()) for encoder in (first, other)))
+    assert not torch.equal(*(next(encoder.stem.frames.parameters()) for encoder in (first, other)))
 
 
 @pytest.mark.parametrize(
@@ -182,10 +183,10 @@ def test_the_whole_network_is_the_stem(mel_cnn: Build, what: str | int, expected
     encoder.unfreeze(what)
     trains = [{parameter.requires_grad for parameter in block.parameters()} for block in encoder.blocks()]
     assert trains == [{value} for value in expected]
-    assert encoder.top_parameters() == []
+    assert list(encoder.top.parameters()) == []
     assert encoder.frozen == (what == "none")
     encoder.train()
-    assert encoder.augment.training == (what != "none")
+    assert encoder.stem.augment.training == (what != "none")
     with pytest.raises(InputError, match=r"unfreeze\.audio=5.*1 to 4 for tiny_cnn"):
         encoder.unfreeze(5)
 
@@ -203,7 +204,9 @@ def test_gradients_reach_every_parameter(mel_cnn: Build, waveforms: list[np.ndar
         assert parameter.grad.abs().sum() > 0, name
 
 
-def test_the_fingerprint_changes_with_what_changes_features(mel_cnn: Build) -> None:
+def test_the_fingerprint_changes_with_what_changes_features(
+    mel_cnn: Build, known_fingerprint: Callable[[Encoder], str]
+) -> None:
     first = mel_cnn().fingerprint()
     assert mel_cnn().fingerprint() == first
     assert mel_cnn(dropout=0.5, augment=MASKS).fingerprint() == first  # of training alone
@@ -220,8 +223,9 @@ def test_the_fingerprint_changes_with_what_changes_features(mel_cnn: Build) -> N
         assert mel_cnn(**change).fingerprint() != first, change
     encoder = mel_cnn()
     with torch.no_grad():
-        next(encoder.frames.parameters())[0, 0] += 1.0
+        next(encoder.stem.frames.parameters())[0, 0] += 1.0
     assert encoder.fingerprint() != first
+    assert known_fingerprint(mel_cnn()) == "3bd7dab2228d16d8466a8d34"
 
 
 @pytest.mark.parametrize("weights", ["pretrained", "some/folder"])

@@ -78,10 +78,10 @@ def kept(cache: Path) -> list[str]:
 @pytest.mark.parametrize("digest", [DIGEST, DIGEST[:8], DIGEST[:8].upper(), None])
 def test_a_file_is_downloaded_once(server: Server, tmp_path: Path, digest: str | None) -> None:
     url = f"{server.url}/some/weights%3D1.pth"
-    path = fetch_file(url, digest, tmp_path)
+    path = fetch_file(url, digest=digest, cache=tmp_path)
     assert path == tmp_path / "weights" / "weights=1.pth"
     assert path.read_bytes() == BODY
-    assert fetch_file(url, digest, tmp_path) == path
+    assert fetch_file(url, digest=digest, cache=tmp_path) == path
     assert server.asked == ["/some/weights%3D1.pth"]
     assert kept(tmp_path) == ["weights=1.pth"]
 
@@ -89,14 +89,14 @@ def test_a_file_is_downloaded_once(server: Server, tmp_path: Path, digest: str |
 def test_a_server_may_move_a_file_and_promise_no_length(server: Server, tmp_path: Path) -> None:
     server.moved["/old/name.pth"] = "/some/weights%3D1.pth"
     server.promised["/some/weights%3D1.pth"] = None
-    path = fetch_file(f"{server.url}/old/name.pth", DIGEST, tmp_path)
+    path = fetch_file(f"{server.url}/old/name.pth", digest=DIGEST, cache=tmp_path)
     assert path.name == "name.pth"
     assert path.read_bytes() == BODY
 
 
 def test_another_file_than_promised_is_not_kept(server: Server, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"weights=1.pth from {server.url}.*{DIGEST}.*begins with 12345678"):
-        fetch_file(f"{server.url}/some/weights%3D1.pth", "12345678", tmp_path)
+        fetch_file(f"{server.url}/some/weights%3D1.pth", digest="12345678", cache=tmp_path)
     assert kept(tmp_path) == []
 
 
@@ -106,7 +106,7 @@ def test_another_file_than_promised_in_the_cache_is_refused_and_left_alone(serve
     path.write_bytes(b"put here by hand")
     found = hashlib.sha256(b"put here by hand").hexdigest()
     with pytest.raises(InputError, match=f"{path}.*{found}.*{DIGEST[:8]}.*Delete it"):
-        fetch_file(f"{server.url}/some/weights%3D1.pth", DIGEST[:8], tmp_path)
+        fetch_file(f"{server.url}/some/weights%3D1.pth", digest=DIGEST[:8], cache=tmp_path)
     assert path.read_bytes() == b"put here by hand"
     assert server.asked == []
 
@@ -117,28 +117,30 @@ def test_a_broken_transfer_leaves_nothing_and_can_be_repeated(
 ) -> None:
     url = f"{server.url}/some/weights%3D1.pth"
     server.promised["/some/weights%3D1.pth"] = 2 * len(BODY)
-    with pytest.raises(InputError, match=rf"{url}.*{len(BODY)} of {2 * len(BODY)} bytes.*weights=PATH.*weights=random"):
-        fetch_file(url, digest, tmp_path)
+    with pytest.raises(
+        InputError, match=rf"{url}.*{len(BODY)} bytes read, {len(BODY)} more expected.*weights=PATH.*weights=random"
+    ):
+        fetch_file(url, digest=digest, cache=tmp_path)
     assert kept(tmp_path) == []
     server.promised.clear()
-    assert fetch_file(url, digest, tmp_path).read_bytes() == BODY
+    assert fetch_file(url, digest=digest, cache=tmp_path).read_bytes() == BODY
 
 
 def test_what_cannot_be_downloaded_is_named_with_what_to_do(server: Server, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"nowhere\.pth.*404.*encoder\.audio\.weights=PATH.*encoder\.weights=random"):
-        fetch_file(f"{server.url}/nowhere.pth", None, tmp_path)
+        fetch_file(f"{server.url}/nowhere.pth", digest=None, cache=tmp_path)
     with socket.socket() as deaf:
         deaf.bind(("127.0.0.1", 0))  # nobody else's, and nobody listens
         url = f"http://127.0.0.1:{deaf.getsockname()[1]}/a.pth"
         with pytest.raises(InputError, match=r"refused.*encoder\.audio\.pca=PATH, or use encoder\.audio\.pca=false"):
-            fetch_file(url, None, tmp_path, "encoder.audio.pca", "encoder.audio.pca=false")
+            fetch_file(url, digest=None, cache=tmp_path, key="encoder.audio.pca", instead="encoder.audio.pca=false")
     assert kept(tmp_path) == []
 
 
 @pytest.mark.parametrize("url", ["no url at all/x.pth", "http://[::1/x.pth", "nothing://host/x.pth"])
 def test_a_url_that_is_none_is_named(tmp_path: Path, url: str) -> None:
     with pytest.raises(InputError, match=r"cannot be downloaded|no url"):
-        fetch_file(url, None, tmp_path)
+        fetch_file(url, digest=None, cache=tmp_path)
 
 
 def test_names_come_from_the_url() -> None:
@@ -153,7 +155,9 @@ def test_names_come_from_the_url() -> None:
 
 def test_two_that_ask_at_once_download_once(server: Server, tmp_path: Path) -> None:
     url = f"{server.url}/some/weights%3D1.pth"
-    threads = [threading.Thread(target=fetch_file, args=(url, DIGEST, tmp_path)) for _ in range(4)]
+    threads = [
+        threading.Thread(target=fetch_file, args=(url,), kwargs={"digest": DIGEST, "cache": tmp_path}) for _ in range(4)
+    ]
     for thread in threads:
         thread.start()
     for thread in threads:
@@ -166,12 +170,12 @@ def test_a_file_or_its_folder_may_be_given(tmp_path: Path) -> None:
     url = "http://127.0.0.1:9/weights%3D1.pth"
     path = tmp_path / "weights=1.pth"
     path.write_bytes(BODY)
-    assert official_file(str(path), url, "ffff", tmp_path) == path
-    assert official_file(str(tmp_path), url, "ffff", tmp_path) == path
+    assert official_file(str(path), url=url, digest="ffff", cache=tmp_path) == path
+    assert official_file(str(tmp_path), url=url, digest="ffff", cache=tmp_path) == path
     (tmp_path / "empty").mkdir()
     for source in (tmp_path / "empty", tmp_path / "other.pth"):
         with pytest.raises(InputError, match=rf"encoder\.audio\.weights={source}: no such file.*weights=1\.pth"):
-            official_file(str(source), url, None, tmp_path)
+            official_file(str(source), url=url, digest=None, cache=tmp_path)
 
 
 class Small(nn.Module):

@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fourm_ser.encoders import panns
-from fourm_ser.encoders.base import Resources, Unfreeze
+from fourm_ser.encoders.base import Encoder, Resources, Unfreeze
 from fourm_ser.encoders.panns import PannsEncoder
 from fourm_ser.errors import InputError
 from fourm_ser.models.directory import Conditions, Model, load_model, save_model
@@ -75,7 +75,7 @@ def build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Build:
 def lively(build: Build) -> PannsEncoder:
     """A narrow Cnn14 whose norms do something."""
     encoder = build()
-    liven(encoder.network)
+    liven(encoder.stem.network)
     return encoder
 
 
@@ -241,7 +241,7 @@ def official_state(encoder: PannsEncoder) -> dict[str, Tensor]:
         "fc_audioset.weight": torch.zeros(527, 24),
         "fc_audioset.bias": torch.zeros(527),
     }
-    return {**encoder.network.state_dict(), **unused}
+    return {**encoder.stem.network.state_dict(), **unused}
 
 
 def test_random_weights_hang_on_init_seed_alone(build: Build) -> None:
@@ -260,18 +260,21 @@ def test_random_weights_hang_on_init_seed_alone(build: Build) -> None:
             assert module.running_var is not None
             assert (module.running_mean == 0).all()
             assert (module.running_var == 1).all()
-    weight = encoder.network.get_submodule("conv_block3.conv1").weight
+    weight = encoder.stem.network.get_submodule("conv_block3.conv1").weight
     assert isinstance(weight, Tensor)
     assert weight.abs().max() <= (6 / (9 * 16)) ** 0.5  # Xavier's bound
 
 
-def test_the_fingerprint_changes_with_weights_and_statistics_and_not_with_use(lively: PannsEncoder) -> None:
+def test_the_fingerprint_changes_with_weights_and_statistics_and_not_with_use(
+    lively: PannsEncoder, known_fingerprint: Callable[[Encoder], str]
+) -> None:
     encoder = lively.eval()
     first = encoder.fingerprint()
     encoder(encoder.collate([encoder.frontend(noise(1.0))]))
     assert encoder.fingerprint() == first
-    encoder.network.get_submodule("conv_block6.bn2").running_mean[0] += 1.0  # type: ignore[index, operator]
+    encoder.stem.network.get_submodule("conv_block6.bn2").running_mean[0] += 1.0  # type: ignore[index, operator]
     assert encoder.fingerprint() != first
+    assert known_fingerprint(encoder) == "723496e20c97d3239c40192b"
 
 
 @pytest.mark.parametrize("what", ["none", "all", 1, 4, 7])
@@ -303,14 +306,14 @@ def test_nonsense_is_refused(build: Build, what: Any) -> None:
 
 def test_batch_norms_never_learn_a_batch(build: Build) -> None:
     encoder = build(dropout=0.0)
-    liven(encoder.network)
+    liven(encoder.stem.network)
     encoder.unfreeze("all")
     inputs = encoder.collate([encoder.frontend(noise(seconds)) for seconds in (0.5, 2.0)])
     with torch.no_grad():
         expected = encoder.eval()(inputs).features
     buffers = {name: buffer.clone() for name, buffer in encoder.named_buffers()}
     encoder.train()
-    assert encoder.network.training
+    assert encoder.stem.network.training
     assert torch.equal(encoder(inputs).features, expected)
     for name, buffer in encoder.named_buffers():
         assert torch.equal(buffer, buffers[name])
@@ -318,7 +321,7 @@ def test_batch_norms_never_learn_a_batch(build: Build) -> None:
 
 def test_dropout_only_while_the_stem_trains(build: Build) -> None:
     encoder = build(dropout=0.5)
-    liven(encoder.network)
+    liven(encoder.stem.network)
     inputs = encoder.collate([encoder.frontend(noise(seconds)) for seconds in (0.5, 2.0)])
     with torch.no_grad():
         expected = encoder.eval()(inputs).features

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from fourm_ser.encoders.base import Resources, length_mask
+from fourm_ser.encoders.base import Encoder, Resources, length_mask
 from fourm_ser.encoders.frontends import ProsodyFrames
 from fourm_ser.encoders.prosody import ProsodyCnn, liftered_cosines
 from fourm_ser.errors import InputError
@@ -117,11 +117,14 @@ def test_gradients_reach_every_parameter(prosody_cnn: Build, waveforms: list[np.
         assert parameter.grad.abs().sum() > 0, name
 
 
-def test_the_fingerprint_changes_with_what_changes_features(prosody_cnn: Build) -> None:
+def test_the_fingerprint_changes_with_what_changes_features(
+    prosody_cnn: Build, known_fingerprint: Callable[[Encoder], str]
+) -> None:
     first = prosody_cnn().fingerprint()
     assert prosody_cnn(dropout=0.5, stretch=0.1, shift=1.0, pitch_shift=0.1).fingerprint() == first
     for change in ({"init_seed": 1}, {"trim": 20.0}, {"trim": None}, {"cepstra": 7}, {"hop": 200}, {"pitch_low": 80.0}):
         assert prosody_cnn(**change).fingerprint() != first, change
+    assert known_fingerprint(prosody_cnn()) == "d5e31ab6ff0bd5948c47d67c"
 
 
 @pytest.mark.parametrize(

@@ -12,9 +12,9 @@ from transformers import AutoModel
 from transformers.masking_utils import create_bidirectional_mask
 from transformers.models.wav2vec2.modeling_wav2vec2 import _compute_mask_indices
 
+from fourm_ser.encoders.augment import draw_spans, mask_on_device
 from fourm_ser.encoders.base import Unfreeze
 from fourm_ser.encoders.convolutions import OwnConvolutions
-from fourm_ser.encoders.spec_augment import augment, draw_spans
 from fourm_ser.encoders.speech import SpeechEncoder
 from fourm_ser.errors import InputError
 
@@ -25,8 +25,8 @@ KINDS = [(model_type, norm) for model_type in ("wav2vec2", "hubert", "wavlm") fo
 
 def original(encoder: SpeechEncoder) -> Any:
     """Hugging Face's own model with the encoder's weights."""
-    model = AutoModel.from_config(encoder.model.config).eval()
-    model.load_state_dict(encoder.model.state_dict())
+    model = AutoModel.from_config(encoder.stem.model.config).eval()
+    model.load_state_dict(encoder.stem.model.state_dict())
     return model
 
 
@@ -77,7 +77,7 @@ def test_frames_are_counted_as_the_convolutions_make_them(speech_encoder: Build,
     inputs = encoder.collate([encoder.frontend(np.full(count, 0.1, dtype=np.float32))])
     with torch.no_grad():
         features, mask = encoder(inputs)
-    assert features.shape[1] == max(1, (count - 400) // 320 + 1) == encoder.frames(inputs["lengths"]).item()
+    assert features.shape[1] == max(1, (count - 400) // 320 + 1) == encoder.stem.frames(inputs["lengths"]).item()
     assert mask.all()
 
 
@@ -101,7 +101,7 @@ def test_waveforms_are_scaled_where_the_model_expects_it(speech_encoder: Build) 
 
 @pytest.mark.parametrize("norm", ["group", "layer"])
 def test_the_gradient_of_a_padded_row_is_that_of_the_row_alone(speech_encoder: Build, norm: str) -> None:
-    convolutions = speech_encoder("wav2vec2", norm).model.feature_extractor
+    convolutions = speech_encoder("wav2vec2", norm).stem.model.feature_extractor
     torch.manual_seed(0)
     alone, padded = torch.randn(1, 900, requires_grad=True), torch.full((2, 1_400), float("nan"))
     padded[0, :900] = alone[0].detach()
@@ -160,7 +160,7 @@ def test_a_batch_at_once_is_each_utterance_by_itself(
     )
     encoder.unfreeze("all")
     encoder.train()
-    convolutions = encoder.model.feature_extractor
+    convolutions = encoder.stem.model.feature_extractor
     torch.manual_seed(0)
     for name, parameter in convolutions.named_parameters():
         if "layer_norm" in name:
@@ -184,7 +184,7 @@ def test_a_batch_at_once_is_each_utterance_by_itself(
 def test_a_norm_of_few_groups_is_folded_as_one_of_many(speech_encoder: Build) -> None:
     encoder = speech_encoder("wav2vec2", "group", train_convolutions=True)
     encoder.unfreeze("all")
-    convolutions = encoder.model.feature_extractor
+    convolutions = encoder.stem.model.feature_extractor
     norm = convolutions.conv_layers[0].layer_norm = nn.GroupNorm(2, 8)
     torch.manual_seed(0)
     for parameter in norm.parameters():
@@ -202,7 +202,7 @@ def test_checkpoints_remember_the_lengths_of_their_batch(speech_encoder: Build) 
         encoder = speech_encoder(train_convolutions=True, gradient_checkpointing=checkpointing)
         encoder.unfreeze("all")
         encoder.train()
-        convolutions = encoder.model.feature_extractor
+        convolutions = encoder.stem.model.feature_extractor
         torch.manual_seed(0)
         samples = torch.randn(2, 5_000)
         convolutions.lengths = torch.tensor([5_000, 900])
@@ -218,7 +218,7 @@ def test_checkpoints_remember_the_lengths_of_their_batch(speech_encoder: Build) 
 @pytest.mark.parametrize("norm", ["group", "layer"])
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_a_batch_at_once_in_half_precision_is_near(speech_encoder: Build, norm: str, dtype: torch.dtype) -> None:
-    convolutions = speech_encoder("wav2vec2", norm).model.feature_extractor
+    convolutions = speech_encoder("wav2vec2", norm).stem.model.feature_extractor
     torch.manual_seed(0)
     samples = torch.randn(len(COUNTS), max(COUNTS)) * torch.tensor([1.0, 1e-2, 1e-4, 0.0])[:, None]  # down to silence
     convolutions.lengths = torch.tensor(COUNTS)
@@ -251,7 +251,7 @@ def test_nothing_waits_for_a_device(
     )
     encoder.unfreeze("all" if training else "none")
     inputs = encoder.collate([encoder.frontend(waveform) for waveform in waveforms])
-    frames = encoder.frames(inputs["samples"].shape[1])
+    frames = encoder.stem.frames(inputs["samples"].shape[1])
     # A device whose tensors have no numbers: there is nothing that one could wait for.
     encoder.to("meta").train()
     with torch.set_grad_enabled(training):
@@ -264,7 +264,7 @@ def test_nothing_waits_for_a_device(
 
 @pytest.mark.parametrize("padded", [False, True])
 def test_a_mask_is_left_out_where_nobody_has_to_wait_to_know(speech_encoder: Build, padded: bool) -> None:
-    config = speech_encoder("wav2vec2").model.config
+    config = speech_encoder("wav2vec2").stem.model.config
     own = torch.arange(7) < torch.tensor([7, 3 if padded else 7])[:, None]
     for device, skipped in (("cpu", not padded), ("meta", False)):
         features = torch.zeros(2, 7, 32, device=device)
@@ -290,7 +290,7 @@ def test_spans_are_drawn_as_hugging_faces_are(share: float, least: int) -> None:
     found = torch.zeros(own.shape)
     for _ in range(draws):
         expected += _compute_mask_indices((6, 60), share, length, own, least)
-        spans = draw_spans(lengths, 60, share, length, least)
+        spans = draw_spans(lengths, 60, share=share, length=length, least=least)
         assert not (spans & ~own).any()
         edges = nn.functional.pad(spans.int(), (1, 1)).diff(dim=1)
         begins, ends = (edges == 1).nonzero()[:, 1], (edges == -1).nonzero()[:, 1]
@@ -305,18 +305,18 @@ def test_spans_are_drawn_as_hugging_faces_are(share: float, least: int) -> None:
 def test_spans_of_one_row_begin_at_different_places() -> None:
     torch.manual_seed(0)
     for _ in range(20):
-        spans = draw_spans(torch.tensor([6, 5]), 6, 1.0, 1, 0)  # rounded up or down, and no more than places
+        spans = draw_spans(torch.tensor([6, 5]), 6, share=1.0, length=1, least=0)  # rounded, and no more than places
         assert spans.tolist() == [[True] * 6, [True] * 5 + [False]]
-    assert not draw_spans(torch.tensor([6, 5]), 6, 1.0, 7, 2).any()  # no room
+    assert not draw_spans(torch.tensor([6, 5]), 6, share=1.0, length=7, least=2).any()  # no room
 
 
 def test_augmentation_puts_the_models_vector_in_spans(speech_encoder: Build) -> None:
     encoder = speech_encoder(spec_augment=0.5, architecture={"mask_feature_prob": 0.3, "mask_feature_length": 4})
-    model = encoder.model
+    model = encoder.stem.model
     own = torch.arange(80) < torch.tensor([80, 40])[:, None]
     torch.manual_seed(0)
     hidden = torch.randn(2, 80, 32, requires_grad=True)
-    found = augment(model, hidden, own)
+    found = mask_on_device(model, hidden, own)
     zeros = (found == 0).all(1)  # (batch, width)
     assert zeros.any(1).all()
     changed = (found != hidden).any(2, keepdim=True) & (found != 0).any(2, keepdim=True)
@@ -368,13 +368,13 @@ def test_a_batch_too_short_for_a_span_trains(speech_encoder: Build, waveforms: l
 def test_a_copy_augments_with_its_own_vector(speech_encoder: Build, waveforms: list[np.ndarray]) -> None:
     encoder = speech_encoder(spec_augment=0.9)
     copied = copy.deepcopy(encoder)
-    assert copied.model._mask_hidden_states.args == (copied.model,)
-    assert encoder.model._mask_hidden_states.args == (encoder.model,)
+    assert copied.stem.model._mask_hidden_states.args == (copied.stem.model,)
+    assert encoder.stem.model._mask_hidden_states.args == (encoder.stem.model,)
     copied.unfreeze("all")
     copied.train()
     copied(copied.collate([copied.frontend(waveforms[4])])).features.square().sum().backward()
-    assert copied.model.masked_spec_embed.grad is not None
-    assert encoder.model.masked_spec_embed.grad is None
+    assert copied.stem.model.masked_spec_embed.grad is not None
+    assert encoder.stem.model.masked_spec_embed.grad is None
 
 
 @pytest.mark.parametrize(("model_type", "norm"), KINDS)
@@ -395,7 +395,7 @@ def test_what_is_unfrozen_trains(
     found = [[parameter.requires_grad for parameter in block.parameters()] for block in encoder.blocks()]
     assert [all(flags) for flags in found] == [any(flags) for flags in found] == expected
     inside = {id(parameter) for block in encoder.blocks() for parameter in block.parameters()}
-    convolutions = {id(parameter) for parameter in encoder.model.feature_extractor.parameters()}
+    convolutions = {id(parameter) for parameter in encoder.stem.model.feature_extractor.parameters()}
     for parameter in encoder.parameters():
         if id(parameter) in convolutions:
             assert not parameter.requires_grad
@@ -407,7 +407,7 @@ def test_what_is_unfrozen_trains(
 def test_convolutions_train_when_they_are_told_to(speech_encoder: Build, waveforms: list[np.ndarray]) -> None:
     encoder = speech_encoder(train_convolutions=True, spec_augment=0.0, layerdrop=0.0)
     encoder.unfreeze(2)
-    assert not any(parameter.requires_grad for parameter in encoder.model.feature_extractor.parameters())
+    assert not any(parameter.requires_grad for parameter in encoder.stem.model.feature_extractor.parameters())
     encoder.unfreeze("all")
     encoder.train()
     inputs = encoder.collate([encoder.frontend(waveform) for waveform in waveforms[:3]])
@@ -432,7 +432,7 @@ def test_a_frozen_stem_is_neither_dropped_out_nor_augmented(
         expected = encoder.eval()(inputs).features
     encoder.unfreeze("none")
     encoder.train()
-    assert not any(module.training for module in encoder.model.modules())
+    assert not any(module.training for module in encoder.stem.model.modules())
     with torch.no_grad():
         assert torch.equal(encoder(inputs).features, expected)
     encoder.unfreeze("all")
@@ -492,7 +492,7 @@ def test_the_fingerprint_changes_with_the_weights_and_not_with_use(
     first = encoder.fingerprint()
     encoder(encoder.collate([encoder.frontend(waveform) for waveform in waveforms[:2]]))
     assert encoder.fingerprint() == first
-    for part in (encoder.model.feature_extractor, encoder.model.encoder.layers[-1]):
+    for part in (encoder.stem.model.feature_extractor, encoder.stem.model.encoder.layers[-1]):
         weight = next(part.parameters())
         with torch.no_grad():
             weight.view(-1)[0] += 1.0

@@ -28,8 +28,8 @@ def test_the_features_are_the_model_s_last_hidden_states(
     from transformers import AutoModel
 
     encoder = text_encoder(model_type).eval()
-    model = AutoModel.from_config(encoder.model.config, add_pooling_layer=False).eval()
-    model.load_state_dict(encoder.model.state_dict())
+    model = AutoModel.from_config(encoder.stem.model.config, add_pooling_layer=False).eval()
+    model.load_state_dict(encoder.stem.model.state_dict())
     for text in texts:
         inputs = encoder.frontend(text)
         with torch.no_grad():
@@ -111,11 +111,11 @@ def test_a_frozen_stem_has_no_dropout_while_it_trains(text_encoder: Build, texts
     encoder.unfreeze("none")
     encoder.train()
     assert encoder.training
-    assert not encoder.model.training
+    assert not encoder.stem.model.training
     assert torch.equal(encoder(inputs).features, encoder(inputs).features)
     encoder.unfreeze(1)
     encoder.train()
-    assert encoder.model.training
+    assert encoder.stem.model.training
     assert not torch.equal(encoder(inputs).features, encoder(inputs).features)
 
 

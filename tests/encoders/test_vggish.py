@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fourm_ser.encoders import vggish
-from fourm_ser.encoders.base import Resources, Unfreeze
+from fourm_ser.encoders.base import Encoder, Resources, Unfreeze
 from fourm_ser.encoders.vggish import VggishEncoder
 from fourm_ser.errors import InputError
 from fourm_ser.models.directory import Conditions, Model, load_model, save_model
@@ -198,7 +198,7 @@ def test_features_are_whole_numbers_with_pca(build: Build, pca_file: Path) -> No
     inputs = plain.collate([plain.frontend(noise(seconds)) for seconds in (0.5, 3.0)])
     with torch.no_grad():
         features, mask = whitened(inputs)
-        expected = whitened.whitening(plain(inputs).features[mask])  # type: ignore[misc]
+        expected = whitened.stem.whitening(plain(inputs).features[mask])  # type: ignore[misc]
     assert torch.equal(features[mask], expected)
     assert torch.equal(features, features.round())
     assert features.min() >= 0
@@ -217,7 +217,7 @@ def test_alone_and_in_a_padded_batch_at_full_size(loaded: VggishEncoder, check_p
 def test_a_batch_is_one_pass(build: Build) -> None:
     encoder = build().eval()
     passes: list[int] = []
-    encoder.network.register_forward_hook(lambda module, inputs, output: passes.append(len(output)))
+    encoder.stem.network.register_forward_hook(lambda module, inputs, output: passes.append(len(output)))
     items = [encoder.frontend(noise(seconds)) for seconds in LENGTHS]
     batch = encoder.collate(items)
     assert batch["examples"].shape == (27, 96, 64)
@@ -228,17 +228,17 @@ def test_a_batch_is_one_pass(build: Build) -> None:
 
 def test_the_official_file_may_be_given_by_its_folder(build: Build, tmp_path: Path) -> None:
     source = build(init_seed=4)
-    torch.save(source.network.state_dict(), tmp_path / "vggish-10086976.pth")
+    torch.save(source.stem.network.state_dict(), tmp_path / "vggish-10086976.pth")
     for weights in (tmp_path, tmp_path / "vggish-10086976.pth"):
         assert build(weights=str(weights)).fingerprint() == source.fingerprint()
-    names = set(source.network.state_dict())
+    names = set(source.stem.network.state_dict())
     assert {"features.0.weight", "features.13.bias", "embeddings.4.weight"} <= names
     assert len(names) == 18
 
 
 def test_another_file_is_refused(build: Build, tmp_path: Path) -> None:
     path = tmp_path / "vggish-10086976.pth"
-    state = build().network.state_dict()
+    state = build().stem.network.state_dict()
     state["pproc.eigen"] = state.pop("embeddings.4.bias")
     state["features.3.weight"] = torch.zeros(2, 2)
     torch.save(state, path)
@@ -307,7 +307,7 @@ def test_what_is_unfrozen_trains(build: Build, what: Unfreeze) -> None:
     assert sorted(inside) == sorted(id(parameter) for parameter in encoder.parameters())
     assert encoder.frozen == (what == "none")
     encoder.train()
-    assert encoder.network.training == (what != "none")
+    assert encoder.stem.network.training == (what != "none")
     if what == "none":
         return
     inputs = encoder.collate([encoder.frontend(noise(seconds)) for seconds in (0.5, 2.0)])
@@ -331,7 +331,9 @@ def test_pca_refuses_to_train(build: Build, pca_file: Path, what: Unfreeze) -> N
     assert encoder.frozen
 
 
-def test_the_fingerprint_changes_with_what_changes_features(build: Build, pca_file: Path, tmp_path: Path) -> None:
+def test_the_fingerprint_changes_with_what_changes_features(
+    build: Build, pca_file: Path, tmp_path: Path, known_fingerprint: Callable[[Encoder], str]
+) -> None:
     parameters = made_up_pca(torch.rand(50, 128))
     parameters["pca_means"][0] += 0.01
     torch.save(parameters, tmp_path / "other.pth")
@@ -343,13 +345,15 @@ def test_the_fingerprint_changes_with_what_changes_features(build: Build, pca_fi
         "moved": build(),
     }
     with torch.no_grad():
-        encoders["moved"].network.embeddings[4].bias[0] += 0.01  # type: ignore[index, operator]
+        encoders["moved"].stem.network.embeddings[4].bias[0] += 0.01  # type: ignore[index, operator]
     found = {name: encoder.fingerprint() for name, encoder in encoders.items()}
     assert len(set(found.values())) == len(found)
     plain = encoders["plain"].eval()
     plain(plain.collate([plain.frontend(noise(1.0))]))
     assert plain.fingerprint() == found["plain"]
     assert build(pca=str(tmp_path)).fingerprint() == found["pca"]  # by the folder of the file
+    assert known_fingerprint(encoders["plain"]) == "0e3630ad7cd9867bf3c4f523"
+    assert known_fingerprint(encoders["pca"]) == "4a48c48f546f6dc6729bb42f"
 
 
 @pytest.mark.parametrize(
@@ -373,7 +377,7 @@ def test_what_was_saved_is_what_is_loaded(
 ) -> None:
     official = tmp_path / "weights" / "vggish-10086976.pth"
     official.parent.mkdir()
-    torch.save(build(init_seed=9).network.state_dict(), official)
+    torch.save(build(init_seed=9).stem.network.state_dict(), official)
     config = composed(
         "encoder=tiny",
         "encoder/audio=vggish",

@@ -140,7 +140,7 @@ def test_an_encoder_has_it_in_every_layer_and_not_in_another_model(
     speech_encoder: Callable[..., SpeechEncoder],
 ) -> None:
     encoder = speech_encoder("wavlm")
-    attentions = [layer.attention for layer in encoder.model.encoder.layers]
+    attentions = [layer.attention for layer in encoder.stem.model.encoder.layers]
     assert all(isinstance(attention, RelativeAttention) for attention in attentions)
     assert [hasattr(attention, "rel_attn_embed") for attention in attentions] == [True, False]
     assert not any(isinstance(module, RelativeAttention) for module in speech_encoder("hubert").modules())
@@ -154,8 +154,8 @@ def test_a_training_step_is_that_of_the_original_model(
     encoder = speech_encoder("wavlm", norm, gradient_checkpointing=checkpointing, spec_augment=0.3, layerdrop=0.5)
     encoder.unfreeze("all")
     encoder.train()
-    model = AutoModel.from_config(encoder.model.config)
-    model.load_state_dict(encoder.model.state_dict())
+    model = AutoModel.from_config(encoder.stem.model.config)
+    model.load_state_dict(encoder.stem.model.state_dict())
     model.feature_extractor._freeze_parameters()
     inputs = encoder.collate([encoder.frontend(waveforms[3])])
     torch.manual_seed(3)
@@ -169,7 +169,7 @@ def test_a_training_step_is_that_of_the_original_model(
     torch.testing.assert_close(found, expected, rtol=0, atol=1e-4)
     slopes = {name: parameter.grad for name, parameter in model.named_parameters()}
     largest = max(float(slope.abs().max()) for slope in slopes.values() if slope is not None)
-    for name, parameter in encoder.model.named_parameters():
+    for name, parameter in encoder.stem.model.named_parameters():
         if slopes[name] is None:
             assert parameter.grad is None, name
         else:
@@ -181,7 +181,7 @@ def test_hidden_states_are_those_of_the_original_model(
     speech_encoder: Callable[..., SpeechEncoder], waveforms: list[np.ndarray], layer: str | int
 ) -> None:
     encoder = speech_encoder("wavlm", layer=layer).eval()
-    whole = speech_encoder("wavlm").model  # of all layers, and of the same seed
+    whole = speech_encoder("wavlm").stem.model  # of all layers, and of the same seed
     model = AutoModel.from_config(whole.config).eval()
     model.load_state_dict(whole.state_dict())
     inputs = encoder.collate([encoder.frontend(waveforms[2])])

@@ -181,8 +181,8 @@ def test_weights_from_a_folder(trained: Callable[..., Trained], tmp_path: Path, 
     source = trained("wav2vec2", "encoder.init_seed=5")
     folder = tmp_path / "weights"
     for modality, encoder in source.network.by_modality.items():
-        assert isinstance(encoder.model, nn.Module)
-        encoder.model.save_pretrained(folder / modality)  # type: ignore[operator]
+        assert isinstance(encoder.stem.model, nn.Module)
+        encoder.stem.model.save_pretrained(folder / modality)  # type: ignore[operator]
     model = trained("wav2vec2", *(f"encoder.{modality}.weights={folder / modality}" for modality in ("text", "audio")))
     model.move(tuple({"text", "audio"} - set(left_out)))
     expected = logits(model.network)

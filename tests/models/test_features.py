@@ -50,6 +50,17 @@ class Columns:
         return {}
 
 
+class Stem(nn.Module):
+    """A stem that is a function of its encoder."""
+
+    def __init__(self, encode: Callable[[Inputs], Features]) -> None:
+        super().__init__()
+        self.encode = encode
+
+    def forward(self, inputs: Inputs) -> Features:
+        return self.encode(inputs)
+
+
 class Tally(Encoder):
     """An encoder that counts what it encodes, and takes its time."""
 
@@ -58,12 +69,13 @@ class Tally(Encoder):
     def __init__(self, seconds: float = 0.0) -> None:
         super().__init__()
         self.name, self.weights, self.frontend = "tally", "random", Columns()
+        self.stem, self.top = Stem(self.encode), nn.Identity()
         self.stem_dim = self.dim = 2
         self.seconds = seconds
         self.seen = Counter[int]()
         self.modes: set[bool] = set()
 
-    def stem(self, inputs: Inputs) -> Features:
+    def encode(self, inputs: Inputs) -> Features:
         time.sleep(self.seconds)
         self.modes.add(self.training)
         self.seen.update(inputs["lengths"].tolist())
@@ -71,9 +83,6 @@ class Tally(Encoder):
         return Features(2 * rows, length_mask(inputs["lengths"], rows.shape[1]))
 
     def blocks(self) -> list[nn.Module]:
-        return []
-
-    def stem_modules(self) -> list[nn.Module]:
         return []
 
 
@@ -101,14 +110,37 @@ ARCHITECTURE = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads"
 def wav2vec(tmp_path: Path) -> SpeechEncoder:
     architecture = {"model_type": "wav2vec2", "conv_dim": [8] * 7, "feat_extract_norm": "group", **ARCHITECTURE}
     return SpeechEncoder(
-        "tiny_wav2vec2", None, "random", architecture, 0, True, "last", 0.05, 0.1, False, False, Resources(tmp_path)
+        name="tiny_wav2vec2",
+        checkpoint=None,
+        weights="random",
+        architecture=architecture,
+        init_seed=0,
+        normalize=True,
+        layer="last",
+        spec_augment=0.05,
+        layerdrop=0.1,
+        train_convolutions=False,
+        gradient_checkpointing=False,
+        resources=Resources(tmp_path),
     )
 
 
 def bert(tmp_path: Path) -> TextEncoder:
     architecture = {"model_type": "bert", "vocab_size": 100, "max_position_embeddings": 64, **ARCHITECTURE}
     resources = Resources(tmp_path / "cache", sentences(20))
-    return TextEncoder("tiny_bert", None, "wordpiece", "random", architecture, 0, 64, 100, "last", False, resources)
+    return TextEncoder(
+        name="tiny_bert",
+        checkpoint=None,
+        tokenizer="wordpiece",
+        weights="random",
+        architecture=architecture,
+        init_seed=0,
+        max_tokens=64,
+        vocabulary=100,
+        layer="last",
+        gradient_checkpointing=False,
+        resources=resources,
+    )
 
 
 ENCODERS: dict[str, tuple[Callable[[Path], Encoder], Callable[[int], list[Any]], float]] = {
@@ -249,7 +281,7 @@ def test_an_interrupted_pass_goes_on_with_the_same_bits(
 
     with monkeypatch.context() as interrupted:
         calls = 0
-        stem, raws = work.encoder.stem, work.raws
+        stem, raws = work.encoder.stem.forward, work.raws
 
         def counted(inputs: Inputs) -> Features:
             nonlocal calls
@@ -267,7 +299,7 @@ def test_an_interrupted_pass_goes_on_with_the_same_bits(
                 return raws[index]
 
         if where == "stem":
-            interrupted.setattr(work.encoder, "stem", counted)
+            interrupted.setattr(work.encoder.stem, "forward", counted)
         else:
             interrupted.setattr(work, "raws", Reader())
         with pytest.raises(InterruptionError):
@@ -405,9 +437,9 @@ def test_a_part_is_planned_by_itself(tmp_path: Path) -> None:
             super().__init__()
             self.groups: list[list[int]] = []
 
-        def stem(self, inputs: Inputs) -> Features:
+        def encode(self, inputs: Inputs) -> Features:
             self.groups.append(sorted(inputs["lengths"].tolist()))
-            return super().stem(inputs)
+            return super().encode(inputs)
 
     encoder = Grouped()
     work = Work(encoder, [131 - number for number in range(30)], 400.0)
@@ -459,9 +491,9 @@ def test_the_stem_computes_in_the_precision_that_is_asked_for(tmp_path: Path, pr
     class Product(Tally):
         """Writes down the type of its products."""
 
-        def stem(self, inputs: Inputs) -> Features:
+        def encode(self, inputs: Inputs) -> Features:
             dtypes.add((inputs["rows"] @ torch.eye(2)).dtype)
-            return super().stem(inputs)
+            return super().encode(inputs)
 
     dtypes: set[torch.dtype] = set()
     Work(Product(), [1, 2, 3], 20.0).fill(store(tmp_path), precision=precision)
@@ -471,14 +503,14 @@ def test_the_stem_computes_in_the_precision_that_is_asked_for(tmp_path: Path, pr
 def test_features_beyond_the_range_of_float16_are_stored_as_they_are(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    work, filled = Work(Tally(), list(range(1, 31)), 60.0), store(tmp_path)
-    stem = work.encoder.stem
+    encoder = Tally()
+    work, filled = Work(encoder, list(range(1, 31)), 60.0), store(tmp_path)
 
     def scaled(inputs: Inputs) -> Features:
-        features, mask = stem(inputs)
+        features, mask = encoder.encode(inputs)
         return Features(torch.where(features > 40, 1e6, 1.0) * features, mask)
 
-    monkeypatch.setattr(work.encoder, "stem", scaled)
+    monkeypatch.setattr(encoder.stem, "encode", scaled)
     assert work.fill(filled, precision="bf16") == 30
     types = stored_types(filled)
     assert set(types.values()) == {"F16", "F32"}
@@ -495,13 +527,13 @@ class Small(Tally):
         super().__init__()
         self.frames, self.batches, self.refused = frames, list[int](), 0
 
-    def stem(self, inputs: Inputs) -> Features:
+    def encode(self, inputs: Inputs) -> Features:
         size = inputs["rows"].shape[0] * inputs["rows"].shape[1]
         if size > self.frames:
             self.refused += 1
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
         self.batches.append(size)
-        return super().stem(inputs)
+        return super().encode(inputs)
 
 
 @pytest.mark.parametrize("precision", ["32", "bf16"])
@@ -544,8 +576,8 @@ def test_features_that_are_no_numbers_are_refused(
         monkeypatch.setattr(encoding, "_wait", slowly)
 
     class Broken(Tally):
-        def stem(self, inputs: Inputs) -> Features:
-            features, mask = super().stem(inputs)
+        def encode(self, inputs: Inputs) -> Features:
+            features, mask = super().encode(inputs)
             return Features(torch.where(features == 14, torch.nan, features), mask)
 
     filled = store(tmp_path)
@@ -556,9 +588,9 @@ def test_features_that_are_no_numbers_are_refused(
 
 def test_a_pass_rounds_to_tf32_only_where_it_may(tmp_path: Path) -> None:
     class Watching(Tally):
-        def stem(self, inputs: Inputs) -> Features:
+        def encode(self, inputs: Inputs) -> Features:
             seen.add((torch.backends.cuda.matmul.allow_tf32, torch.backends.cudnn.allow_tf32))
-            return super().stem(inputs)
+            return super().encode(inputs)
 
     for allowed in (False, True):
         seen: set[tuple[bool, bool]] = set()
@@ -569,8 +601,8 @@ def test_a_pass_rounds_to_tf32_only_where_it_may(tmp_path: Path) -> None:
 class Wide(Tally):
     """As `Tally`, with so many features that a small manifest fills a disk."""
 
-    def stem(self, inputs: Inputs) -> Features:
-        features, mask = super().stem(inputs)
+    def encode(self, inputs: Inputs) -> Features:
+        features, mask = super().encode(inputs)
         return Features(features[..., :1].expand(-1, -1, 40_000), mask)
 
 

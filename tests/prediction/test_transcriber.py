@@ -132,9 +132,9 @@ def test_a_model_of_audio_alone_needs_no_recogniser(
         ("./nowhere", r"asr=\./nowhere: no such folder"),
         (
             "lab/never-fetched",
-            r"asr=lab/never-fetched: the recogniser cannot be fetched from the Hugging Face hub.*asr=PATH",
+            r"asr=lab/never-fetched: the checkpoint cannot be fetched from the Hugging Face hub.*asr=PATH",
         ),
-        ("not a hub id", "asr=not a hub id: the recogniser cannot be fetched"),
+        ("not a hub id", "asr=not a hub id: the checkpoint cannot be fetched"),
     ],
 )
 def test_a_recogniser_that_cannot_be_had_is_named(name: str, message: str) -> None:

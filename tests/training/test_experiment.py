@@ -25,7 +25,7 @@ from fourm_ser.data.batch import Batch, Raw
 from fourm_ser.data.content import digest_of
 from fourm_ser.data.datamodule import EmotionDataModule
 from fourm_ser.data.splits import write_split
-from fourm_ser.encoders.text import TextEncoder
+from fourm_ser.encoders.text import TextStem
 from fourm_ser.errors import InputError
 from fourm_ser.files import write_text
 from fourm_ser.losses.center import CenterLoss
@@ -195,16 +195,16 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_what_there_is_to_know(
 def test_a_frozen_half_is_read_from_the_store_while_the_other_half_trains(
     finished: Path, tmp_path: Path, composed: Compose, slice_of_demo: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def never(self: TextEncoder, inputs: Any) -> None:
+    def never(self: TextStem, inputs: Any) -> None:
         raise AssertionError("a stored encoder was run")
 
-    monkeypatch.setattr(TextEncoder, "stem", never)
+    monkeypatch.setattr(TextStem, "forward", never)
     config = composed(*slice_of_demo, *SHORT, "stage.finetune.unfreeze.text=none")
     metrics = run(config, tmp_path / "run")
     assert metrics["encoded/text"] == 0
     before = torch.load(tmp_path / "run/stages/0-transfer/checkpoints/best.ckpt", weights_only=True)["state_dict"]
     after = torch.load(tmp_path / "run/stages/1-finetune/checkpoints/best.ckpt", weights_only=True)["state_dict"]
-    trained = [name for name in after if name.startswith("network.encoders.audio.convolutions")]
+    trained = [name for name in after if name.startswith("network.encoders.audio.stem.")]
     assert trained
     assert not set(trained) & set(before)  # what never trained is not in a checkpoint
     assert not [name for name in after if name.startswith("network.encoders.text")]
@@ -520,11 +520,11 @@ def test_a_layer_is_chosen_on_the_command_line(
     short = [*slice_of_demo, "data.utterances=40", "fusion=text_only", "stage=transfer", "stage.transfer.epochs=1"]
     run(composed(*short, "encoder.text.layer=weighted"), tmp_path / "run")
     best = torch.load(tmp_path / "run/stages/0-transfer/checkpoints/best.ckpt", weights_only=True)["state_dict"]
-    weights = best["network.encoders.text.layers.weights"]
+    weights = best["network.encoders.text.top.weights"]
     assert weights.shape == (3,)
     assert weights.abs().min() > 0  # they were zero, and trained while the stem was frozen
     network = load_model(tmp_path / "run" / "model", cache).network
-    (loaded,) = network.by_modality["text"].top_parameters()
+    (loaded,) = network.by_modality["text"].top.parameters()
     assert torch.equal(loaded, weights)
 
 

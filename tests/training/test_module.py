@@ -13,7 +13,7 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fourm_ser.config import build
 from fourm_ser.data.batch import Batch
-from fourm_ser.encoders.base import Encoder, Features, Inputs, length_mask
+from fourm_ser.encoders.base import Encoder, Features, length_mask
 from fourm_ser.fusion.self_attention import SelfAttentionFusion
 from fourm_ser.losses.base import Loss
 from fourm_ser.models.network import EmotionNetwork, Head
@@ -59,12 +59,7 @@ class Stored(Encoder):
         super().__init__()
         self.modality = modality  # type: ignore[misc]
         self.name, self.weights, self.dim, self.stem_dim = "stored", "random", dim, dim
-
-    def stem(self, inputs: Inputs) -> Features:
-        raise AssertionError("features come from the store")
-
-    def stem_modules(self) -> list[nn.Module]:
-        return []
+        self.stem, self.top = nn.Module(), nn.Identity()  # a stem that cannot be run: features come from the store
 
     def blocks(self) -> list[nn.Module]:
         return []
