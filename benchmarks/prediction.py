@@ -26,7 +26,8 @@ from fourm_ser.config import CONF
 from fourm_ser.devices import device_name, find_device
 from fourm_ser.encoders.base import Resources
 from fourm_ser.errors import InputError
-from fourm_ser.models.directory import Model, Use, build_network
+from fourm_ser.models.directory import Conditions, Model
+from fourm_ser.models.network import build_network
 from fourm_ser.prediction.items import Item
 from fourm_ser.prediction.predictor import Prediction, Predictor
 
@@ -40,7 +41,7 @@ def make_predictor(encoder: str, texts: list[str], cache: Path, device: torch.de
         config = compose("train", [f"encoder={encoder}", "encoder.weights=random"])
         command = compose("predict")
     network = build_network(config, len(EMOTIONS), Resources(cache, texts)).eval()
-    model = Model(network, EMOTIONS, Use([], "32", "32-true", MAX_SECONDS))
+    model = Model(network, EMOTIONS, Conditions([], "32", "32-true", MAX_SECONDS))
     return Predictor(model, device, batch_size=command.batch_size, batch_seconds=command.batch_seconds)
 
 

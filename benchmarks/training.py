@@ -12,6 +12,7 @@ utterances need without padding. Padding is the whole epoch's.
 """
 
 import argparse
+import dataclasses
 import logging
 import statistics
 import tempfile
@@ -36,8 +37,7 @@ from fourm_ser.devices import MIXED, copies_ahead, device_name, find_device, res
 from fourm_ser.encoders.base import Resources
 from fourm_ser.encoders.store import FeatureStore
 from fourm_ser.kernels.memory import keep_freed_memory
-from fourm_ser.models.directory import build_network
-from fourm_ser.models.network import EmotionNetwork
+from fourm_ser.models.network import EmotionNetwork, build_network
 from fourm_ser.training.module import EmotionModule
 from fourm_ser.training.stages import read_stages
 
@@ -135,17 +135,13 @@ class Setup:
         stage = read_stages(build(self.config.stage), build(self.config.optimizer), build(self.config.scheduler))[0]
         batches = [batch.tolist() for batch in self.batches]
         module = EmotionModule(
-            self.network,
-            self.loss,
-            EMOTIONS,
-            stage.optimizer,
-            stage.scheduler,
-            1e-5,
-            EPOCHS,
-            len(batches),
-            0,
-            0,
-            ["audio"],
+            network=self.network,
+            loss=self.loss,
+            emotions=EMOTIONS,
+            stage=dataclasses.replace(stage, epochs=EPOCHS, encoder_learning_rate=1e-5),
+            steps_per_epoch=len(batches),
+            seed=0,
+            trained=["audio"],
         )
         clock = Clock(self.device)
         trainer = Trainer(

@@ -6,3 +6,6 @@ import os
 os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 __version__ = "0.1.0"
+
+# Hz, of every waveform that an encoder is given: what all the pretrained ones were trained on.
+SAMPLE_RATE = 16_000

@@ -2,18 +2,56 @@
 
 import math
 from collections.abc import Iterable
-from typing import Any
+from typing import Any, NamedTuple
 
 from fourm_ser.errors import InputError
+
+
+class Number(NamedTuple):
+    """A range of numbers, and words that may stand in their place.
+
+    Attributes:
+        least: the smallest one.
+        most: the largest one.
+        whole: no fractions.
+        above: `least` itself is too small.
+        below: `most` itself is too large.
+        words: what else is allowed; None is `null`.
+    """
+
+    least: float = 0
+    most: float = math.inf
+    whole: bool = True
+    above: bool = False
+    below: bool = False
+    words: tuple[str | None, ...] = ()
+
+    def allows(self, value: Any) -> bool:
+        """Whether it may be that."""
+        if value is None or isinstance(value, bool | str):
+            return not isinstance(value, bool) and value in self.words
+        if not isinstance(value, int | float) or not math.isfinite(value) or (self.whole and value != int(value)):
+            return False
+        is_end = (self.above and value == self.least) or (self.below and value == self.most)
+        return self.least <= value <= self.most and not is_end
+
+    def __str__(self) -> str:
+        kind = "a whole number" if self.whole else "a number"
+        low = f"above {self.least:g}" if self.above else f"of {self.least:g} or more"
+        limits = low if math.isinf(self.most) else f"from {self.least:g} to {self.most:.0f}"
+        return " or ".join([f"{kind} {limits}", *("null" if word is None else word for word in self.words)])
 
 
 def check_number(
     key: str,
     value: Any,
     expected: str,
+    *,
     least: float = 0.0,
     most: float = math.inf,
     whole: bool = False,
+    above: bool = False,
+    below: bool = False,
     null: bool = False,
 ) -> None:
     """Refuse what is no number in a range.
@@ -22,17 +60,18 @@ def check_number(
         key: the config's key.
         value: what is given for it.
         expected: what was expected, in words.
-        least, most: the range; both ends belong to it.
-        whole: only whole numbers.
+        least: the smallest one.
+        most: the largest one.
+        whole: only whole numbers are allowed, and no 3.0.
+        above: `least` itself is too small.
+        below: `most` itself is too large.
         null: None is allowed, too.
 
     Raises:
         InputError: it is none.
     """
-    if value is None and null:
-        return
-    kinds = (int,) if whole else (int, float)
-    if type(value) not in kinds or not math.isfinite(value) or not least <= value <= most:
+    rule = Number(least, most, whole, above, below, (None,) if null else ())
+    if not rule.allows(value) or (whole and isinstance(value, float)):
         raise InputError(f"{key}={value}: expected {expected}{', or null' if null else ''}.")
 
 

@@ -3,15 +3,16 @@
 import os
 import re
 import sys
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override, Quote, QuotedString, ValueType
 from hydra.errors import CompactHydraException, HydraException, MissingConfigException, OverrideParseException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
 PLACES = ("hydra.run.dir", "hydra.sweep.dir")  # where a command writes: one place, also for many runs
@@ -124,8 +125,8 @@ def explain(error: Exception) -> str:
         return f"{group}={option}: no such option. {hint}Expected one of {', '.join(error.options)}."
     if isinstance(cause, OmegaConfBaseException) and cause.full_key and "is not in struct" in str(cause):
         parent = cause.parent_node
-        siblings = [str(name) for name in parent] if isinstance(parent, DictConfig) else []
-        return no_such_key(str(cause.full_key), [name for name in siblings if name != "hydra"])
+        node: Any = OmegaConf.to_container(parent) if isinstance(parent, DictConfig) else {}
+        return no_such_key(str(cause.full_key), [str(name) for name in node if name != "hydra"], node)
     if isinstance(error, OverrideParseException):
         key, sign, _ = error.override.partition("=")
         if not sign:
@@ -135,15 +136,18 @@ def explain(error: Exception) -> str:
     return " ".join(line for line in said if line and not line.startswith(("object_type=", "See https://hydra")))
 
 
-def no_such_key(key: str, known: Collection[str]) -> str:
+def no_such_key(key: str, known: Collection[str], node: Mapping[Any, Any] | None = None) -> str:
     """That nothing reads a key, with the nearest name beside it.
 
     Args:
-        key: the full key: `fusion.hedas`.
-        known: the names that are known in its place: `heads`.
+        key: The full key: `fusion.hedas`.
+        known: The names that are known in its place: `heads`.
+        node: What stands in its place: a node in it that has a key of just that name comes first.
     """
     place, dot, name = key.rpartition(".")
-    near = get_close_matches(name, known, n=1)
+    nodes = (node or {}).items() if dot else ()
+    inner = [f"{other}.{name}" for other, below in nodes if isinstance(below, dict) and name in below]
+    near = inner or get_close_matches(name, known, n=1)
     if near:
         return f"{key}: no such key. Did you mean {place}{dot}{near[0]}?"
     return f"{key}: no such key. " + (f"Expected one of {', '.join(sorted(known))}." if known else "Leave it out.")

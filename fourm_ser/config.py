@@ -1,16 +1,42 @@
-"""Where configs are, and from config nodes to objects: the one place where Hydra's `instantiate` is called."""
+"""Configs: where they are, what they say of places, what earlier versions wrote, and what they describe, built."""
 
+import os
+from collections.abc import Callable, MutableMapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from hydra.errors import InstantiationException
 from hydra.utils import instantiate
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
 from fourm_ser.errors import InputError
 
 PACKAGE = Path(__file__).resolve().parent
 CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.is_dir())
+
+OF_DATA = ("manifest", "root", "audio_root", "split_file")  # keys of a corpus that are paths
+OF_ENCODERS = ("checkpoint", "tokenizer", "weights", "pca")  # keys of an encoder that are paths, or names
+WORDS = ("pretrained", "random")  # values of `weights` that are no path, whatever lies here under these names
+
+# What records of earlier versions name and where it is now: a class's module, by its beginning.
+MOVED = {
+    "fourm_ser.encoders.lstm.": "fourm_ser.encoders.mel_lstm.",
+    "fourm_ser.loggers.": "fourm_ser.training.loggers.",
+    "fourm_ser.network.": "fourm_ser.models.network.",
+    "fourm_ser.schedules.": "fourm_ser.training.schedules.",
+    "fourm_ser.sweeps.": "fourm_ser.training.sweeps.",
+}
+# Encoders whose front end's numbers stood beside their own: the front end, and which of their keys are its numbers.
+FRONTENDS = {
+    "fourm_ser.encoders.mel_lstm.MelLSTM": ("LogMel", "mels window hop low high mean std"),
+    "fourm_ser.encoders.mel_cnn.MelCnn": ("LevelledLogMel", "level mels window hop low high mean std"),
+    "fourm_ser.encoders.prosody.ProsodyCnn": (
+        "ProsodyFrames",
+        "trim mels mel_window window hop low high pitch_low pitch_high mean",
+    ),
+}
+
+Node = TypeVar("Node")
 
 
 def refuse_missing(config: DictConfig) -> None:
@@ -60,3 +86,67 @@ def _at_full_key(message: str, error: str) -> str:
     group = place.partition(".")[0]
     is_short = message.startswith(f"{group}.") and not message.startswith(f"{place}.")
     return place + message.removeprefix(group) if is_short else message
+
+
+def settle(config: MutableMapping[Any, Any]) -> None:
+    """Make the relative paths of a config absolute, in place; what begins with `~` holds everywhere and stays.
+
+    Of the corpora all of `OF_DATA` are paths, and `cache` is one; of the encoders, whose keys may also be names of the
+    hub, those of `OF_ENCODERS` that exist here.
+
+    Args:
+        config: a resolved config, or a mapping read from a record.
+    """
+    _settle(config.get("data"), OF_DATA, lambda path: True)
+    _settle(config.get("encoder"), OF_ENCODERS, lambda path: path not in WORDS and Path(path).exists())
+    _settle(config, ("cache",), lambda path: True, deep=False)
+
+
+def _settle(node: Any, keys: tuple[str, ...], is_path: Callable[[str], bool], deep: bool = True) -> None:
+    if not isinstance(node, MutableMapping):
+        return
+    for key, value in node.items():
+        if key in keys and isinstance(value, str) and value and not value.startswith("~") and is_path(value):
+            node[key] = os.path.abspath(value)
+        elif deep:
+            _settle(value, keys, is_path)
+
+
+def upgrade(node: Node) -> Node:
+    """Bring a config that an earlier version recorded to what this one would have recorded, in place.
+
+    Args:
+        node: a config or a part of one, plain or not, resolved or not.
+
+    Returns:
+        The same node.
+    """
+    if isinstance(node, DictConfig):
+        with open_dict(node):
+            _upgrade(node, [key for key in node if not _is_open(node, key)])
+    elif isinstance(node, dict):
+        _upgrade(node, list(node))
+    elif isinstance(node, list | ListConfig):
+        for below in node:
+            upgrade(below)
+    return node
+
+
+def _upgrade(node: MutableMapping[Any, Any], keys: list[Any]) -> None:
+    for key in keys:
+        upgrade(node[key])
+    target = node["_target_"] if "_target_" in keys else None
+    if not isinstance(target, str):
+        return
+    for before, now in MOVED.items():
+        if target.startswith(before):
+            node["_target_"] = target = now + target.removeprefix(before)
+    frontend, numbers = FRONTENDS.get(target, ("", ""))
+    if "frontend" not in node and any(name in node for name in numbers.split()):
+        nested = {name: node.pop(name) for name in numbers.split() if name in node}
+        node["frontend"] = {"_target_": f"fourm_ser.encoders.frontends.{frontend}", **nested}
+
+
+def _is_open(node: DictConfig, key: Any) -> bool:
+    """Whether a key waits for a value, or takes another's."""
+    return OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key)

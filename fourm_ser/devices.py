@@ -141,6 +141,11 @@ def resolve_budget(key: str, value: str | float, device: torch.device) -> float:
     return float(value)
 
 
+def autocast(device: torch.device, half: torch.dtype | None) -> torch.autocast:
+    """Computing on a device in a half precision meanwhile; None for the precision that tensors have."""
+    return torch.autocast(device.type, half or torch.bfloat16, enabled=half is not None)
+
+
 @contextmanager
 def tf32(allowed: bool) -> Iterator[None]:
     """Say meanwhile whether an NVIDIA GPU may round what float32 layers multiply to TF32's 10 bits.

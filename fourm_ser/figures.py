@@ -1,4 +1,4 @@
-"""Figures of a run."""
+"""Figures of a run, and the colours, markers and lines that all figures share."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +9,35 @@ from matplotlib.figure import Figure
 
 from fourm_ser.files import whole
 
-BINS = 15  # of the expected calibration error
+# Okabe and Ito's colours, which colour-blind readers tell apart; the markers tell more classes apart than these are.
+COLOURS = ("#d55e00", "#e69f00", "#0072b2", "#009e73", "#cc79a7", "#56b4e9", "#f0e442", "#000000")
+MARKERS = ("o", "^", "s", "D", "v", "P", "X", "<", ">", "p", "h")
+# Thin lines in yellow cannot be seen on white.
+LINE_COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9", "#000000")
+LINES = ("-", "--", "-.", ":")
+# Tol's muted colours: speakers do not look like emotions.
+SPEAKER_COLOURS = ("#332288", "#cc6677", "#44aa99", "#ddcc77", "#882255", "#88ccee", "#999933", "#aa4499", "#117733")
+GREY = "#9a9a9a"
+
+
+def class_style(index: int) -> tuple[str, str]:
+    """Colour and marker of a class."""
+    return COLOURS[index % len(COLOURS)], MARKERS[index % len(MARKERS)]
+
+
+def speaker_style(index: int) -> tuple[str, str]:
+    """Colour and marker of a speaker."""
+    return SPEAKER_COLOURS[index % len(SPEAKER_COLOURS)], MARKERS[index % len(MARKERS)]
+
+
+def line_style(index: int) -> tuple[str, str]:
+    """Colour and style of a line: no two of the first 28 are the same."""
+    return LINE_COLOURS[index % len(LINE_COLOURS)], LINES[index // len(LINE_COLOURS) % len(LINES)]
+
+
+def state_colour(index: int) -> str:
+    """Colour of a state of training: grey before it, then one for each stage."""
+    return GREY if index == 0 else LINE_COLOURS[(index - 1) % len(LINE_COLOURS)]
 
 
 def save_figure(figure: Figure, path: Path) -> None:
@@ -69,23 +97,24 @@ def curves_figure(stages: Mapping[str, pd.DataFrame]) -> Figure:
     return figure
 
 
-def reliability_figure(confidence: np.ndarray, correct: np.ndarray, ece: float) -> Figure:
+def reliability_figure(confidence: np.ndarray, correct: np.ndarray, ece: float, bins: int) -> Figure:
     """The reliability diagram (Guo et al. 2017): accuracy of the predictions of each confidence, and how many they are.
 
     Args:
         confidence: (n,) the probability of the emotion that was predicted.
         correct: (n,) whether it is the label.
         ece: the expected calibration error, for the title.
+        bins: of confidence, as many as the error was computed over.
     """
     figure = Figure(figsize=(4.8, 5.4))
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    edges = np.linspace(0.0, 1.0, BINS + 1)
-    bins = np.minimum((confidence * BINS).astype(int), BINS - 1)
-    for place in range(BINS):
-        inside = bins == place
+    edges = np.linspace(0.0, 1.0, bins + 1)
+    bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
+    for number in range(bins):
+        inside = bin_of == number
         if inside.any():
             accuracy, mean = correct[inside].mean(), confidence[inside].mean()
-            upper.bar(edges[place], accuracy, 1 / BINS, align="edge", color="#0072b2", edgecolor="white")
+            upper.bar(edges[number], accuracy, 1 / bins, align="edge", color="#0072b2", edgecolor="white")
             upper.plot([mean, mean], [accuracy, mean], color="#d55e00", linewidth=2)
     upper.plot([], [], color="#d55e00", linewidth=2, label="gap to the confidence")
     upper.plot([0, 1], [0, 1], "--", color="gray", label="calibrated")
@@ -93,7 +122,7 @@ def reliability_figure(confidence: np.ndarray, correct: np.ndarray, ece: float) 
     upper.set_ylim(0.0, 1.0)
     upper.set_title(f"expected calibration error {ece:.3f}")
     upper.legend(fontsize="small", loc="upper left")
-    lower.bar(edges[:-1], np.bincount(bins, minlength=BINS), 1 / BINS, align="edge", color="gray", edgecolor="white")
+    lower.bar(edges[:-1], np.bincount(bin_of, minlength=bins), 1 / bins, align="edge", color="gray", edgecolor="white")
     lower.set_xlabel("confidence: probability of the predicted emotion")
     lower.set_ylabel("utterances")
     lower.set_xlim(0.0, 1.0)

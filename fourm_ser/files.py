@@ -7,7 +7,10 @@ import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @contextmanager
@@ -35,6 +38,12 @@ def write_text(path: Path, text: str) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` to `path` as indented JSON, whole; see `as_json`."""
     write_text(path, as_json(value, indent=2) + "\n")
+
+
+def write_table(path: Path, frame: "pd.DataFrame") -> None:
+    """Write `frame` to `path` as CSV, whole, without its index."""
+    with whole(path) as temporary:
+        frame.to_csv(temporary, index=False, lineterminator="\n")
 
 
 def as_json(value: Any, indent: int | None = None) -> str:

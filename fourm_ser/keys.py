@@ -165,7 +165,7 @@ def _beyond(
         if name in GIVEN.get(place, ()):
             yield f"{key}: is not for the config: it is set by what else the config says. Leave it out."
         elif name not in known and name not in passed and not any(f"{other}.".startswith(f"{key}.") for other in read):
-            yield no_such_key(key, known - GIVEN.get(place, set()))
+            yield no_such_key(key, known - GIVEN.get(place, set()), node)
 
 
 def _references(value: Any, path: tuple[str, ...]) -> Iterator[str]:

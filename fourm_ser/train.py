@@ -7,7 +7,7 @@ import hydra
 from omegaconf import DictConfig
 
 from fourm_ser.commandline import one_line, quoted
-from fourm_ser.config import CONF
+from fourm_ser.config import CONF, upgrade
 from fourm_ser.errors import InputError
 from fourm_ser.keys import check_config
 from fourm_ser.training import sweeps
@@ -19,6 +19,7 @@ def train(config: DictConfig) -> float:
     from hydra.core.hydra_config import HydraConfig
     from hydra.types import RunMode
 
+    upgrade(config)  # --config-path may name the record of an earlier version
     if HydraConfig.get().mode == RunMode.MULTIRUN:
         return sweeps.job(config)
 

@@ -1,45 +1,13 @@
 """What the numbers, switches and choices of a command may be, whatever class reads them later."""
 
-import math
 from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
+from fourm_ser.checks import Number
 from fourm_ser.errors import InputError
-
-
-class Number(NamedTuple):
-    """A range of numbers, and words that may stand in their place.
-
-    Attributes:
-        least: the smallest one.
-        most: the largest one.
-        whole: no fractions.
-        above: `least` itself is too small.
-        words: what else is allowed; None is `null`.
-    """
-
-    least: float = 0
-    most: float = math.inf
-    whole: bool = True
-    above: bool = False
-    words: tuple[str | None, ...] = ()
-
-    def allows(self, value: Any) -> bool:
-        """Whether it may be that."""
-        if value is None or isinstance(value, bool | str):
-            return not isinstance(value, bool) and value in self.words
-        if not isinstance(value, int | float) or not math.isfinite(value) or (self.whole and value != int(value)):
-            return False
-        return self.least <= value <= self.most and not (self.above and value == self.least)
-
-    def __str__(self) -> str:
-        kind = "a whole number" if self.whole else "a number"
-        low = f"above {self.least:g}" if self.above else f"of {self.least:g} or more"
-        limits = low if math.isinf(self.most) else f"from {self.least:g} to {self.most:.0f}"
-        return " or ".join([f"{kind} {limits}", *("null" if word is None else word for word in self.words)])
 
 
 class Choice(NamedTuple):

@@ -70,7 +70,7 @@ def test_bars_of_the_reliability_diagram_are_as_high_as_the_accuracy_at_their_co
     numbers = {
         place: (float(correct[own].mean()), float(confidence[own].mean()), len(own)) for place, own in bins.items()
     }
-    figure = reliability_figure(confidence, correct, 0.123)
+    figure = reliability_figure(confidence, correct, 0.123, 15)
     Drawn(figure)
     upper, lower = figure.axes
     bars = {round(15 * patch.get_x()): patch.get_window_extent() for patch in upper.patches}  # type: ignore[attr-defined]

@@ -6,8 +6,9 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
+from fourm_ser.checks import Number
 from fourm_ser.errors import InputError
-from fourm_ser.values import RULES, Choice, Number, check_values
+from fourm_ser.values import RULES, Choice, check_values
 from tests.conftest import CONF
 
 

@@ -9,9 +9,10 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from fourm_ser.analysis.findings import Finding, UnsuitedError
-from fourm_ser.analysis.looks import line
 from fourm_ser.errors import InputError
-from fourm_ser.runs.finished import Computed, OpenRun
+from fourm_ser.figures import line_style
+from fourm_ser.models.inference import Outputs
+from fourm_ser.runs.finished import OpenRun
 
 MEASURES = {"cosine": "cosine similarity", "distance": "Euclidean distance"}
 WINDOW_SHARE = 0.1  # of an emotion's utterances: smooth lines that still show ten stretches
@@ -85,7 +86,7 @@ def names_of(runs: Sequence[OpenRun]) -> list[str]:
     return names
 
 
-def similarities(name: str, run: OpenRun, features: Computed) -> pd.DataFrame:
+def similarities(name: str, run: OpenRun, features: Outputs) -> pd.DataFrame:
     """Cosine similarity and Euclidean distance of each utterance's speech and text features, in manifest order.
 
     Returns:
@@ -118,7 +119,7 @@ def moving_average(values: np.ndarray, window: int) -> np.ndarray:
     return (sums[end] - sums[start]) / (end - start)
 
 
-def _check_same(used: Sequence[tuple[str, OpenRun, Computed]], side: str) -> None:
+def _check_same(used: Sequence[tuple[str, OpenRun, Outputs]], side: str) -> None:
     """Refuse runs of other utterances than the first."""
     first, reference, features = used[0]
     ids = reference.corpus.frame["id"].to_numpy()[features.rows].tolist()
@@ -153,7 +154,7 @@ def _summary(table: pd.DataFrame, emotions: Sequence[str]) -> pd.DataFrame:
 
 
 def _words(
-    used: Sequence[tuple[str, OpenRun, Computed]], shown: pd.DataFrame, windows: dict[str, int], left_out: Sequence[str]
+    used: Sequence[tuple[str, OpenRun, Outputs]], shown: pd.DataFrame, windows: dict[str, int], left_out: Sequence[str]
 ) -> str:
     told = []
     for run, part in shown.groupby("run", sort=False):
@@ -189,7 +190,7 @@ def alignment_figure(table: pd.DataFrame, emotions: Sequence[str], windows: dict
             axes = grid[row][column]
             for index, run in enumerate(runs):
                 values = table[(table["run"] == run) & (table["emotion"] == emotion)][measure].to_numpy()
-                colour, style = line(index)
+                colour, style = line_style(index)
                 smooth = moving_average(values, windows[emotion])
                 axes.plot(np.arange(1, len(values) + 1), smooth, style, color=colour, linewidth=1.4, label=run)
                 axes.axhline(values.mean(), xmin=0.96, color=colour, linewidth=3)

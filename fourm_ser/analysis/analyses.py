@@ -4,7 +4,7 @@ import logging
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from fourm_ser.analysis.alignment import alignment
 from fourm_ser.analysis.attention import attention
@@ -12,14 +12,15 @@ from fourm_ser.analysis.attribution import attribution
 from fourm_ser.analysis.contribution import contribution
 from fourm_ser.analysis.correlation import correlation
 from fourm_ser.analysis.examples import Example, choose_examples
-from fourm_ser.analysis.findings import Finding, UnsuitedError, write_finding
+from fourm_ser.analysis.findings import Finding, Part, UnsuitedError, write_finding
 from fourm_ser.analysis.gradcam import gradcam
 from fourm_ser.analysis.page import write_page
 from fourm_ser.analysis.projection import projection
 from fourm_ser.analysis.space import space
 from fourm_ser.devices import find_device
 from fourm_ser.errors import InputError
-from fourm_ser.report.collect import Run, collect
+from fourm_ser.runs.collect import Run, collect
+from fourm_ser.runs.directory import RunDirectory, is_model
 from fourm_ser.runs.finished import OpenRun
 
 log = logging.getLogger(__name__)
@@ -36,22 +37,6 @@ QUESTIONS = {
 }
 
 
-class Part(NamedTuple):
-    """One analysis, done or not.
-
-    Attributes:
-        name: the key in `parts`.
-        question: what it answers.
-        findings: what it found.
-        left_out: why there is nothing, in a sentence; "" where there is something.
-    """
-
-    name: str
-    question: str
-    findings: list[Finding]
-    left_out: str
-
-
 def run(config: Mapping[str, Any]) -> list[Part]:
     """Do the analyses and write them.
 
@@ -66,8 +51,8 @@ def run(config: Mapping[str, Any]) -> list[Part]:
         raise InputError(f"parts=[{', '.join(unknown)}]: expected any of {', '.join(QUESTIONS)}.")
     runs = open_runs(config)
     first = runs[0]
-    own = "analysis" if config["side"] == "test" else f"analysis-{config['side']}"
-    folder = first.run_dir / own if config["output"] is None else Path(config["output"]).expanduser()
+    own = RunDirectory(first.run_dir).analysis(config["side"])
+    folder = own if config["output"] is None else Path(config["output"]).expanduser()
     if (folder / "analysis.html").is_file():
         log.warning("%s: replaces the page of earlier analyses, and those of the same names", folder)
     parts = []
@@ -92,7 +77,7 @@ def open_runs(config: Mapping[str, Any]) -> list[OpenRun]:
     given = [Path(path).expanduser() for path in [config["run"], *config["runs"]] if path is not None]
     if not given:
         raise InputError("analyze: nothing is given. Add run=DIR, the directory of a finished run.")
-    models = [path for path in given if (path / "labels.json").is_file()]
+    models = [path for path in given if is_model(path)]
     if models:
         raise InputError(f"{models[0]}: is a model directory. Analyses need the run: give the folder above it.")
     collection = collect(given)

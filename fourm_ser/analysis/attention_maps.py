@@ -7,12 +7,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from fourm_ser.analysis.clock import frame_edges
 from fourm_ser.analysis.examples import Example, read_waveform
+from fourm_ser.analysis.spectrogram import frame_edges
 from fourm_ser.analysis.words import Words, read_words
 from fourm_ser.encoders.base import Features
 from fourm_ser.fusion.base import Fusion, MapAxes
-from fourm_ser.runs.finished import OpenRun, encode
+from fourm_ser.runs.finished import OpenRun
 
 HELD = 2**26  # numbers in the attention maps of one pass: 256 MB
 
@@ -108,7 +108,7 @@ def read_blocks(run: OpenRun, examples: Sequence[Example]) -> dict[int, list[Map
     if not by_row:
         return found
     for batch in run.batches(network, np.array(sorted(by_row))):
-        for rows, sequences, maps in fused(network.fusion, batch.rows, encode(network, batch)):
+        for rows, sequences, maps in fused(network.fusion, batch.rows, network.encode(batch._asdict())):
             lengths = {modality: sequence.mask.shape[1] for modality, sequence in sequences.items()}
             for position, row in enumerate(rows.tolist()):
                 masks = {modality: sequence.mask[position] for modality, sequence in sequences.items()}
@@ -139,10 +139,10 @@ def fused(
 
 
 def _axis(run: OpenRun, example: Example, modality: str, length: int) -> Axis:
-    frontend = run.network.by_modality[modality].frontend
+    encoder = run.network.by_modality[modality]
     if modality == "text":
-        return Axis(modality, read_words(frontend, example.text), None)  # type: ignore[arg-type]
-    return Axis(modality, None, frame_edges(frontend, read_waveform(run, example), length))
+        return Axis(modality, read_words(encoder.frontend, example.text), None)  # type: ignore[arg-type]
+    return Axis(modality, None, frame_edges(encoder, read_waveform(run, example), length))
 
 
 def _by_word(weights: np.ndarray, sides: Mapping[str, Axis], query: str, key: str) -> np.ndarray:

@@ -6,8 +6,8 @@ from matplotlib.figure import Figure
 
 from fourm_ser.analysis.attention_maps import fused, split
 from fourm_ser.analysis.findings import Finding
-from fourm_ser.analysis.looks import COLOURS
-from fourm_ser.runs.finished import OpenRun, encode
+from fourm_ser.figures import COLOURS
+from fourm_ser.runs.finished import OpenRun
 
 MODALITY_COLOURS = {"text": COLOURS[2], "audio": COLOURS[1]}
 FIRST = "first token"
@@ -26,7 +26,7 @@ def read_shares(run: OpenRun, side: str) -> pd.DataFrame:
     joint = {name: axes for name, axes in network.fusion.maps.items() if len(axes.keys) > 1}
     tables = []
     for batch in run.batches(network, run.corpus.rows(side), f"{run.name}, attention"):
-        for rows, sequences, maps in fused(network.fusion, batch.rows, encode(network, batch)):
+        for rows, sequences, maps in fused(network.fusion, batch.rows, network.encode(batch._asdict())):
             masks = {modality: sequence.mask for modality, sequence in sequences.items()}
             lengths = {modality: mask.shape[1] for modality, mask in masks.items()}
             emotions = [run.emotions[label] for label in run.corpus.label[rows.cpu().numpy()]]

@@ -13,13 +13,13 @@ from matplotlib.colors import CenteredNorm
 from matplotlib.figure import Figure
 from torch import Tensor
 
+from fourm_ser import SAMPLE_RATE
 from fourm_ser.analysis.attention_shares import MODALITY_COLOURS
-from fourm_ser.analysis.clock import frame_edges
 from fourm_ser.analysis.examples import Example, draw_waveform, file_name, read_waveform
 from fourm_ser.analysis.findings import Finding
+from fourm_ser.analysis.spectrogram import frame_edges
 from fourm_ser.analysis.word_cells import INCHES, count_lines, draw_words, prepare_axes
 from fourm_ser.analysis.words import Words, read_words
-from fourm_ser.data.audio import SAMPLE_RATE
 from fourm_ser.encoders.base import Features
 from fourm_ser.models.network import EmotionNetwork
 from fourm_ser.runs.finished import OpenRun

@@ -10,7 +10,7 @@ from torch import Tensor
 from fourm_ser.encoders.base import Features, length_mask, pad
 from fourm_ser.errors import InputError
 from fourm_ser.models.network import EmotionNetwork
-from fourm_ser.runs.finished import OpenRun, encode
+from fourm_ser.runs.finished import OpenRun
 
 BATCH = 32  # utterances fused together: only memory and time depend on it
 
@@ -45,7 +45,7 @@ def gather(run: OpenRun, side: str) -> Encoded:
     """Encode a side's utterances once; all of them are held in memory (in fp32, on the processor)."""
     parts: dict[int, dict[str, Tensor]] = {}
     for batch in run.batches(run.network, run.corpus.rows(side), f"{run.name}, features"):
-        for modality, sequence in encode(run.network, batch).items():
+        for modality, sequence in run.network.encode(batch._asdict()).items():
             for position, row in enumerate(batch.rows.tolist()):
                 own = sequence.features[position, sequence.mask[position]]
                 parts.setdefault(row, {})[modality] = own.float().cpu()

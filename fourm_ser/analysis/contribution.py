@@ -14,7 +14,7 @@ from torch import Tensor
 from fourm_ser.analysis.attention_shares import MODALITY_COLOURS
 from fourm_ser.analysis.coalitions import Encoded, answer, derangements, gather
 from fourm_ser.analysis.findings import Finding
-from fourm_ser.analysis.looks import GREY, LINE_COLOURS
+from fourm_ser.figures import GREY, LINE_COLOURS
 from fourm_ser.runs.finished import OpenRun
 
 INTACT, NOTHING = "intact", "both removed"

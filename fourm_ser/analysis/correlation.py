@@ -20,7 +20,8 @@ from fourm_ser.analysis.correlation_measures import (
 from fourm_ser.analysis.findings import Finding, UnsuitedError
 from fourm_ser.errors import InputError
 from fourm_ser.fusion.base import pool
-from fourm_ser.runs.finished import BATCH, Computed, OpenRun, encode
+from fourm_ser.models.inference import Outputs
+from fourm_ser.runs.finished import BATCH, OpenRun
 
 LEAST = 30  # utterances of a side
 
@@ -65,7 +66,7 @@ def correlation(
             f"The {len(frame)} utterances of {run.corpus.name} have {different} different transcripts: under "
             f"{LEAST_TRANSCRIPTS}, text hardly varies and can correlate with nothing."
         )
-    states = {state.name: run.features(state, side) for state in run.states()}
+    states = {snapshot.name: run.features(snapshot, side) for snapshot in run.snapshots()}
     places = _places(states)
     labels = next(iter(states.values())).labels
     plans = make_plans(labels, frame["text"].tolist(), run.emotions, settings)
@@ -93,7 +94,7 @@ def _check(settings: Settings) -> None:
         raise InputError(f"correlation: regularisation={settings.regularisation}: expected 0 or more.")
 
 
-def _places(states: Mapping[str, Computed]) -> dict[str, dict[str, Sides]]:
+def _places(states: Mapping[str, Outputs]) -> dict[str, dict[str, Sides]]:
     """Where features are taken, and there by state both sides; the fusion only where it makes something of them."""
     last = list(states.values())[-1]
     places = {"encoders": {name: Sides(**features.encoded) for name, features in states.items()}}
@@ -114,7 +115,7 @@ def readers_of_both(run: OpenRun, side: str) -> list[str]:
     """
     rows = run.corpus.rows(side)[:BATCH]
     batch = next(iter(run.batches(run.network, rows)))
-    sequences = encode(run.network, batch)
+    sequences = run.network.encode(batch._asdict())
     text, audio = sequences["text"], sequences["audio"]
     turned = audio._replace(features=audio.features.roll(1, 0), mask=audio.mask.roll(1, 0))
     text_turned = text._replace(features=text.features.roll(1, 0), mask=text.mask.roll(1, 0))

@@ -8,7 +8,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from fourm_ser.analysis.looks import MARKERS, state_colour
+from fourm_ser.figures import MARKERS, state_colour
 
 LEGEND: dict[str, Any] = {"loc": "outside lower center", "frameon": False, "fontsize": "small"}
 

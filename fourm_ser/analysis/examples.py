@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from fourm_ser.data.audio import SAMPLE_RATE
+from fourm_ser import SAMPLE_RATE
 from fourm_ser.errors import InputError
 
 if TYPE_CHECKING:

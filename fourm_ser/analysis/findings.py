@@ -38,6 +38,22 @@ class Finding(NamedTuple):
     shown: pd.DataFrame | None = None
 
 
+class Part(NamedTuple):
+    """One analysis, done or not.
+
+    Attributes:
+        name: the key in `parts`.
+        question: what it answers.
+        findings: what it found.
+        left_out: why there is nothing, in a sentence; "" where there is something.
+    """
+
+    name: str
+    question: str
+    findings: list[Finding]
+    left_out: str
+
+
 def write_finding(finding: Finding, folder: Path) -> None:
     """Write <name>.csv and, where there is a figure, <name>.png and <name>.svg, each whole."""
     with whole(folder / f"{finding.name}.csv") as temporary:

@@ -13,13 +13,13 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 from torch import Tensor, nn
 
+from fourm_ser import SAMPLE_RATE
 from fourm_ser.analysis.examples import Example, draw_waveform, file_name, read_waveform
 from fourm_ser.analysis.findings import Finding, UnsuitedError
-from fourm_ser.analysis.looks import COLOURS
 from fourm_ser.analysis.spectrogram import Spectrogram, read_spectrogram
-from fourm_ser.data.audio import SAMPLE_RATE
 from fourm_ser.encoders.base import Encoder, Features, Inputs, moved
 from fourm_ser.encoders.vggish import VggishEncoder
+from fourm_ser.figures import COLOURS
 from fourm_ser.models.network import EmotionNetwork
 from fourm_ser.runs.finished import OpenRun
 
@@ -173,16 +173,15 @@ def _draw(
     figure = Figure(figsize=(9.5, 7.2), layout="constrained")
     top, plain, marked = figure.subplots(3, 1, height_ratios=[0.7, 2, 2])
     draw_waveform(top, samples)
-    edges = np.append(spectrogram.times - spectrogram.step / 2, spectrogram.times[-1] + spectrogram.step / 2)
     for axes, ink in ((plain, 1.0), (marked, 0.5)):
-        _draw_spectrogram(axes, edges, spectrogram, len(samples) / SAMPLE_RATE, ink)
+        _draw_spectrogram(axes, spectrogram, len(samples) / SAMPLE_RATE, ink)
     plain.tick_params(labelbottom=False)
     plain.set_title("log-mel spectrogram, as the encoder reads it", fontsize="small", loc="left")
     highest = float(whole.max())
     layer = np.empty((bands, frames, 4))
     layer[..., :3] = to_rgb(OVERLAY)
     layer[..., 3] = 0.8 * whole.T / highest if highest > 0 else 0.0
-    extent = (float(edges[0]), float(edges[-1]), -0.5, len(spectrogram.hertz) - 0.5)
+    extent = (float(spectrogram.edges[0]), float(spectrogram.edges[-1]), -0.5, len(spectrogram.hertz) - 0.5)
     marked.imshow(layer, extent=extent, origin="lower", aspect="auto", interpolation="nearest", zorder=2)
     marked.set_xlim(0, len(samples) / SAMPLE_RATE)
     title = (
@@ -211,9 +210,9 @@ def _draw(
     )
 
 
-def _draw_spectrogram(axes: Axes, edges: np.ndarray, spectrogram: Spectrogram, seconds: float, ink: float) -> None:
-    bands = len(spectrogram.hertz)
-    axes.pcolormesh(edges, np.arange(bands + 1) - 0.5, spectrogram.values.T, cmap="gray_r", alpha=ink, rasterized=True)
+def _draw_spectrogram(axes: Axes, spectrogram: Spectrogram, seconds: float, ink: float) -> None:
+    bands, edges = len(spectrogram.hertz), (spectrogram.edges, np.arange(len(spectrogram.hertz) + 1) - 0.5)
+    axes.pcolormesh(*edges, spectrogram.values.T, cmap="gray_r", alpha=ink, rasterized=True)
     low, high = spectrogram.hertz[0], spectrogram.hertz[-1]
     ticks = [hertz for hertz in TICKS if low <= hertz <= high]
     axes.set_yticks(np.interp(ticks, spectrogram.hertz, np.arange(bands)), [str(hertz) for hertz in ticks])

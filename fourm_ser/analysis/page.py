@@ -2,29 +2,26 @@
 
 import base64
 import io
-import json
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pandas as pd
 from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from fourm_ser import __version__
-from fourm_ser.analysis.findings import Finding
+from fourm_ser.analysis.findings import Finding, Part
 from fourm_ser.files import write_text
+from fourm_ser.runs.directory import RunDirectory
 from fourm_ser.runs.finished import OpenRun
-
-if TYPE_CHECKING:
-    from fourm_ser.analysis.analyses import Part
 
 ROWS = 40  # of a table on the page; the file beside it has all
 METRICS = ("ua", "wa", "f1_macro", "ece", "intra_inter")
 
 
-def write_page(parts: "Sequence[Part]", runs: Sequence[OpenRun], side: str, folder: Path) -> None:
+def write_page(parts: Sequence[Part], runs: Sequence[OpenRun], side: str, folder: Path) -> None:
     """Write analysis.html, whole.
 
     Args:
@@ -56,7 +53,7 @@ def write_page(parts: "Sequence[Part]", runs: Sequence[OpenRun], side: str, fold
 
 def _facts(run: OpenRun, side: str) -> dict[str, str]:
     """What the page says of the run."""
-    metrics = json.loads((run.run_dir / "metrics.json").read_text(encoding="utf-8"))
+    metrics = RunDirectory(run.run_dir).read_metrics()
     encoders = ", ".join(f"{encoder.name} ({encoder.weights})" for encoder in run.network.by_modality.values())
     named = [(name, metrics.get(f"test/{name}")) for name in METRICS]
     return {

@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from fourm_ser.analysis.looks import COLOURS as COLOURS
-from fourm_ser.analysis.looks import look
 from fourm_ser.analysis.reduction import check_count, check_spread, class_means, perplexity, project, tsne, unit
 from fourm_ser.errors import InputError
+from fourm_ser.figures import COLOURS as COLOURS
+from fourm_ser.figures import class_style
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -83,7 +83,8 @@ def read_embeddings(run: "OpenRun", side: str = "test") -> Embeddings:
     """A finished run's utterances of a side in its embedding; see `OpenRun.features` and `OpenRun.class_vectors`."""
     features = run.features(run.trained, side)
     ids = run.corpus.frame["id"].iloc[features.rows].tolist()
-    return Embeddings(run.emotions, features.labels, features.embedding, run.class_vectors(), features.ratio, ids)
+    ratio = features.metrics["intra_inter"]
+    return Embeddings(run.emotions, features.labels, features.embedding, run.class_vectors(), ratio, ids)
 
 
 def projection(runs: "list[OpenRun]", side: str, seed: int) -> "list[Finding]":
@@ -252,7 +253,7 @@ def _draw(axes: "Axes", panel: Panel, emotions: Sequence[str]) -> None:
         axes_3d.computed_zorder = False  # centres stay in front, whatever the depth
         style["depthshade"] = False
     for label, emotion in enumerate(panel.emotions):
-        colour, marker = look(emotions.index(emotion))
+        colour, marker = class_style(emotions.index(emotion))
         points = panel.points[panel.labels == label].T
         axes.scatter(*points, color=colour, marker=marker, label=emotion, **style)
     if panel.centres is not None:
@@ -282,7 +283,7 @@ def _draw(axes: "Axes", panel: Panel, emotions: Sequence[str]) -> None:
 def _draw_centres(axes: "Axes", panel: Panel, centres: np.ndarray, emotions: Sequence[str]) -> None:
     style: dict[str, Any] = {"s": 90, "linewidths": 1.8, "zorder": 3}
     for label, emotion in enumerate(panel.emotions):
-        colour, marker = look(emotions.index(emotion))
+        colour, marker = class_style(emotions.index(emotion))
         face, edge = (colour, "black") if panel.learned else ("white", colour)
         axes.scatter(*centres[label], color=face, edgecolors=edge, marker=marker, **style)
     face, edge = ("gray", "black") if panel.learned else ("white", "gray")
@@ -328,7 +329,7 @@ def draw(
         InputError: a folder without a run, a run that has not finished or cannot be opened.
     """
     from fourm_ser.figures import save_figure
-    from fourm_ser.report.collect import collect
+    from fourm_ser.runs.collect import collect
     from fourm_ser.runs.finished import OpenRun
 
     collection = collect(list(folders))

@@ -11,9 +11,9 @@ from matplotlib.figure import Figure
 from sklearn.metrics import silhouette_samples
 
 from fourm_ser.analysis.findings import Finding
-from fourm_ser.analysis.looks import GREY, look, speaker_look
 from fourm_ser.analysis.projection import centre_name, read_embeddings
 from fourm_ser.analysis.reduction import check_count, check_spread, class_means, neighbour_map, unit
+from fourm_ser.figures import GREY, class_style, speaker_style
 from fourm_ser.runs.finished import OpenRun
 
 MOST_SPEAKERS = 12  # that colours and markers tell apart
@@ -159,10 +159,10 @@ def space_figure(table: pd.DataFrame, emotions: Sequence[str], learned: bool) ->
     figure = Figure(figsize=(10.4, 5.6), layout="constrained")
     left, right = figure.subplots(1, 2)
     for index, emotion in enumerate(emotions):
-        _scatter(left, utterances[utterances["emotion"] == emotion], look(index), emotion)
+        _scatter(left, utterances[utterances["emotion"] == emotion], class_style(index), emotion)
     style: dict[str, Any] = {"s": 120, "linewidths": 1.8, "zorder": 4}
     for row in centres.itertuples():
-        colour, marker = look(emotions.index(str(row.emotion)))
+        colour, marker = class_style(emotions.index(str(row.emotion)))
         face, edge = (colour, "black") if learned else ("white", colour)
         left.scatter(row.x, row.y, color=face, edgecolors=edge, marker=marker, **style)
     face, edge = ("gray", "black") if learned else ("white", "gray")
@@ -176,7 +176,7 @@ def space_figure(table: pd.DataFrame, emotions: Sequence[str], learned: bool) ->
         number = others["speaker"].nunique()
         right.scatter(others["x"], others["y"], s=10, color=GREY, alpha=0.35, linewidths=0, label=f"{number} others")
     for number, speaker in enumerate(named):
-        _scatter(right, utterances[utterances["speaker"] == speaker], speaker_look(number), speaker)
+        _scatter(right, utterances[utterances["speaker"] == speaker], speaker_style(number), speaker)
     right.set_title("by speaker", fontsize="medium")
     middle, reach = (table[["x", "y"]].max() + table[["x", "y"]].min()) / 2, np.ptp(table[["x", "y"]], axis=0).max()
     for axes in (left, right):

@@ -1,21 +1,14 @@
 """What a run saw of its corpus, by content: whether that is still the same, and who of a test was trained on."""
 
 import hashlib
-import json
-import logging
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 import pandas as pd
-from omegaconf import DictConfig, OmegaConf
 
-from fourm_ser.config import build
 from fourm_ser.data.splits import Split
-from fourm_ser.errors import InputError, listed
-from fourm_ser.files import whole
+from fourm_ser.errors import listed
 
-FILE = "corpus.csv"
 COLUMNS = ("id", "side", "corpus", "speaker", "session", "emotion", "text", "audio")
 COMPARED = {
     "speaker": ("speaker", "speakers"),
@@ -26,8 +19,6 @@ COMPARED = {
     "side": ("side", "sides"),
 }
 HASHED = ("text", "audio")
-
-log = logging.getLogger(__name__)
 
 
 def content(frame: pd.DataFrame, split: Split, homes: list[str]) -> pd.DataFrame:
@@ -71,78 +62,6 @@ def digest_of(table: pd.DataFrame) -> str:
     """A hash of what is used of a corpus, whichever side it is on (16 hexadecimal digits)."""
     rows = table[[column for column in COLUMNS if column != "side"]].to_csv(index=False, lineterminator="\n")
     return hashlib.blake2b(rows.encode(), digest_size=8).hexdigest()
-
-
-def read_content(folder: Path) -> pd.DataFrame | None:
-    """What a run recorded of its corpus; None where it is of a version that did not.
-
-    Raises:
-        InputError: the record is damaged.
-    """
-    path = folder / FILE
-    if not path.is_file():
-        return None
-    try:
-        table = pd.read_csv(path, dtype=str, keep_default_na=False)
-    except (OSError, ValueError) as error:
-        raise InputError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
-    if tuple(table.columns) != COLUMNS:
-        raise InputError(f"{path}: expected the columns {', '.join(COLUMNS)}, found {', '.join(table.columns)}.")
-    return table
-
-
-def record_content(now: pd.DataFrame, origin: str, run_dir: Path, write: bool = True) -> None:
-    """Hold a corpus against what a run recorded of it, or record it where the run begins.
-
-    Args:
-        now: see `content`.
-        origin: where the corpus is, for the error.
-        run_dir: the run directory.
-        write: whether this process is the one that writes.
-
-    Raises:
-        InputError: it is not what the run began with: what changed.
-    """
-    before = read_content(run_dir)
-    if before is not None:
-        changed = changes(before, now)
-        if changed:
-            raise InputError(
-                f"{run_dir}: its corpus ({origin}) has changed since the run began: {changed}. Undo the change, "
-                "or begin another run: a result is that of one corpus."
-            )
-    elif write:
-        with whole(run_dir / FILE) as temporary:
-            now.to_csv(temporary, index=False, lineterminator="\n")
-
-
-def changes_since(node: DictConfig, cache: str, run_dir: Path, known: dict[str, pd.DataFrame] | None = None) -> str:
-    """What is other in a finished run's corpus than it was, in words.
-
-    Args:
-        node: the corpus's config.
-        cache: the folder for what is made once.
-        run_dir: the run directory.
-        known: what was read of corpora, by their configs; gets this one's. None to read it anew.
-
-    Returns:
-        "" where nothing is, where the run is of a version that kept no record, and where the corpus cannot be read any
-        more, which the log says.
-    """
-    before = read_content(run_dir)
-    if before is None:
-        return ""
-    known = {} if known is None else known
-    key = f"{cache} {json.dumps(OmegaConf.to_container(node), sort_keys=True)}"
-    if key not in known:
-        try:
-            corpus = build(node, cache=Path(cache).expanduser())
-            corpus.setup()
-        except InputError as error:
-            log.warning("%s: its corpus cannot be compared with what it was: %s", run_dir, error)
-            return ""
-        known[key] = corpus.content
-    return changes(before, known[key])
 
 
 def changes(before: pd.DataFrame, now: pd.DataFrame, sides: bool = True, rows: bool = True) -> str:

@@ -13,16 +13,10 @@ import numpy as np
 import soundfile
 import soxr
 
-from fourm_ser.data.audio import (
-    SAMPLE_RATE,
-    knows_length,
-    open_sound,
-    refuse_no_numbers,
-    sound_blocks,
-    unreadable,
-)
+from fourm_ser import SAMPLE_RATE
 from fourm_ser.data.levels import mono, refuse_scale
 from fourm_ser.data.ogg import PADDING, ogg_links
+from fourm_ser.data.sound import knows_length, open_sound, refuse_no_numbers, sound_blocks, unreadable
 from fourm_ser.errors import InputError
 from fourm_ser.files import whole
 

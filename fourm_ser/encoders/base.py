@@ -73,7 +73,17 @@ class Resources:
 
 
 class Frontend(Protocol):
-    """From a raw utterance to an encoder's inputs; picklable and without weights, for it runs in loader workers."""
+    """From a raw utterance to an encoder's inputs; picklable and without weights, for it runs in loader workers.
+
+    Analyses ask a front end of audio for two more methods. Where one is missing they say so, and what needs it is left
+    out:
+
+    - `span(raw) -> (begin, end)`: from where to where in the recording the frames reach, in seconds. The encoder's
+      frames share this stretch evenly. It begins behind what is cut off, and may end behind the recording.
+    - `spectrogram(inputs) -> (values, hertz, hop)`: the spectrogram in an utterance's inputs, a tensor [time, bands];
+      the middle of each band in Hz [bands], from low to high; and the seconds from a frame to the next. The first
+      frame's stretch of that length begins with the span.
+    """
 
     def __call__(self, raw: Any) -> Inputs:
         """One utterance (a transcript; a waveform [samples] at 16 kHz, float32) as tensors without a batch axis."""

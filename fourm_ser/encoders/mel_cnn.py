@@ -5,47 +5,12 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
 from fourm_ser.encoders.base import Encoder, Features, Inputs, Resources, length_mask
-from fourm_ser.encoders.mel_lstm import LogMel
+from fourm_ser.encoders.frontends import LogMel
 from fourm_ser.errors import InputError
-
-LEVELS = ("kept", "utterance", "band")
-
-
-class LevelledLogMel(LogMel):
-    """Front end: log-mel frames whose level is measured against the utterance itself.
-
-    Args:
-        level: what is subtracted before the fixed scaling: nothing (`kept`), the mean over all the utterance's frames
-            and bands (`utterance`), or each band's own mean over its frames (`band`: cepstral mean normalisation,
-            which takes the speaker's and the room's average spectrum out).
-        mels, window, hop, low, high, mean, std: see `LogMel`.
-
-    Raises:
-        InputError: another `level`.
-    """
-
-    def __init__(
-        self, level: str, mels: int, window: int, hop: int, low: float, high: float, mean: float, std: float
-    ) -> None:
-        super().__init__(mels, window, hop, low, high, mean, std)
-        if level not in LEVELS:
-            raise InputError(f"encoder.audio.level={level}: expected one of {', '.join(LEVELS)}.")
-        self.level = level
-
-    def __call__(self, raw: np.ndarray) -> Inputs:
-        """A waveform [samples] at 16 kHz -> `frames` [time, mels]."""
-        frames = super().__call__(raw)["frames"]
-        if self.level != "kept":
-            frames = frames - (frames.mean() if self.level == "utterance" else frames.mean(0))
-        return {"frames": frames}
-
-    def describe(self) -> dict[str, Any]:
-        return {**super().describe(), "level": self.level}
 
 
 class SpecAugment(nn.Module):
@@ -190,26 +155,27 @@ class MelCnn(Encoder):
     Every frame is normalised by itself, in place of batch norm, whose statistics would mix utterances.
 
     Args:
-        name: the encoder's name in the store and in the log.
-        weights: `random`: the architecture has no pretrained weights.
-        init_seed: seed of the random weights.
-        channels: output channels of each block.
-        strides: each block's steps in time and in frequency.
-        kernel: size of the first block's convolution; the others' is 3.
-        dim: width of the features.
-        dropout: share of the features that training drops.
-        augment: what training changes at random, see `SpecAugment`; `bands` is `mels`.
-        level, mels, window, hop, low, high, mean, std: the spectrogram, see `LevelledLogMel`.
-        resources: not used.
+        name: The encoder's name in the store and in the log.
+        weights: `random`, as the architecture has no pretrained weights.
+        init_seed: Seed of the random weights.
+        channels: Output channels of each block.
+        strides: Each block's steps in time and in frequency.
+        kernel: Size of the first block's convolution; the others' is 3.
+        dim: Width of the features.
+        dropout: Share of the features that training drops.
+        augment: What training changes at random: the arguments of `SpecAugment` but for `bands`.
+        frontend: From waveforms to log-mel frames.
+        resources: Not used.
 
     Raises:
-        InputError: other weights than `random`, not a stride a block, numbers that `SpecAugment` refuses.
+        InputError: Other weights than `random`, not a stride a block, numbers that `SpecAugment` refuses.
     """
 
     modality: ClassVar[str] = "audio"
 
     def __init__(
         self,
+        *,
         name: str,
         weights: str,
         init_seed: int,
@@ -219,14 +185,7 @@ class MelCnn(Encoder):
         dim: int,
         dropout: float,
         augment: dict[str, Any],
-        level: str,
-        mels: int,
-        window: int,
-        hop: int,
-        low: float,
-        high: float,
-        mean: float,
-        std: float,
+        frontend: LogMel,
         resources: Resources,
     ) -> None:
         super().__init__()
@@ -238,9 +197,9 @@ class MelCnn(Encoder):
             )
         self.name = name
         self.weights = weights
-        self.frontend = LevelledLogMel(level, mels, window, hop, low, high, mean, std)
-        self.augment = SpecAugment(**augment, bands=mels)
-        widths, bands = [1, *channels], mels
+        self.frontend = frontend
+        self.augment = SpecAugment(**augment, bands=frontend.mels)
+        widths, bands = [1, *channels], frontend.mels
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(init_seed)
             self.convolutions = nn.ModuleList()

@@ -4,59 +4,12 @@ from collections.abc import Mapping, Sequence
 from itertools import pairwise
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
-import torchaudio
 from torch import Tensor, nn
 
-from fourm_ser.encoders.base import Encoder, Features, Inputs, Resources, length_mask, pad
+from fourm_ser.encoders.base import Encoder, Features, Inputs, Resources, length_mask
+from fourm_ser.encoders.frontends import LogMel
 from fourm_ser.errors import InputError
-
-SAMPLE_RATE = 16_000
-
-
-class LogMel:
-    """Front end: a waveform -> natural logarithm of its mel power spectrogram, level kept, scaled by fixed numbers.
-
-    Args:
-        mels: number of mel bands.
-        window: length of the Hann window in samples; also the length that a shorter utterance is padded to.
-        hop: step between frames in samples.
-        low, high: range of the mel bands in Hz.
-        mean, std: what frames are shifted and divided by: numbers, so that an utterance never depends on another.
-    """
-
-    def __init__(self, mels: int, window: int, hop: int, low: float, high: float, mean: float, std: float) -> None:
-        self.arguments = {
-            "mels": mels,
-            "window": window,
-            "hop": hop,
-            "low": low,
-            "high": high,
-            "mean": mean,
-            "std": std,
-        }
-        self.mean, self.std, self.window = mean, std, window
-        self.spectrogram = torchaudio.transforms.MelSpectrogram(
-            SAMPLE_RATE, n_fft=window, hop_length=hop, f_min=low, f_max=high, n_mels=mels, center=False
-        )
-
-    def __call__(self, raw: np.ndarray) -> Inputs:
-        """A waveform [samples] at 16 kHz -> `frames` [time, mels]."""
-        samples = torch.from_numpy(np.asarray(raw, dtype=np.float32))
-        missing = self.window - len(samples)
-        if missing > 0:
-            samples = nn.functional.pad(samples, (0, missing))
-        frames = torch.log(self.spectrogram(samples) + 1e-6).T
-        return {"frames": ((frames - self.mean) / self.std).contiguous()}
-
-    def collate(self, items: Sequence[Inputs]) -> Inputs:
-        """`frames` (batch, time, mels) and `lengths` (batch,) in frames."""
-        rows = [item["frames"] for item in items]
-        return {"frames": pad(rows), "lengths": torch.tensor([len(row) for row in rows])}
-
-    def describe(self) -> dict[str, Any]:
-        return self.arguments
 
 
 class BidirectionalLSTM(nn.Module):
@@ -94,36 +47,31 @@ class MelLSTM(Encoder):
     trains in every stage.
 
     Args:
-        name: the encoder's name in the store and in the log.
-        weights: `random`: the architecture has no pretrained weights.
-        init_seed: seed of the stem's random weights.
-        channels: output channels of each convolution (kernel 3, stride 2, ReLU).
-        hidden: units of the LSTM in each direction; features are twice as wide.
-        layers: layers of the LSTM.
-        mels, window, hop, low, high, mean, std: the spectrogram, see `LogMel`.
-        resources: not used.
+        name: The encoder's name in the store and in the log.
+        weights: `random`, as the architecture has no pretrained weights.
+        init_seed: Seed of the stem's random weights.
+        channels: Output channels of each convolution (kernel 3, stride 2, ReLU).
+        hidden: Units of the LSTM in each direction; features are twice as wide.
+        layers: Layers of the LSTM.
+        frontend: From waveforms to log-mel frames.
+        resources: Not used.
 
     Raises:
-        InputError: other weights than `random`.
+        InputError: Other weights than `random`.
     """
 
     modality: ClassVar[str] = "audio"
 
     def __init__(
         self,
+        *,
         name: str,
         weights: str,
         init_seed: int,
         channels: Sequence[int],
         hidden: int,
         layers: int,
-        mels: int,
-        window: int,
-        hop: int,
-        low: float,
-        high: float,
-        mean: float,
-        std: float,
+        frontend: LogMel,
         resources: Resources,
     ) -> None:
         super().__init__()
@@ -131,8 +79,8 @@ class MelLSTM(Encoder):
             raise InputError(f"encoder.audio.weights={weights}: {name} has random weights only. Use weights=random.")
         self.name = name
         self.weights = weights
-        self.frontend = LogMel(mels, window, hop, low, high, mean, std)
-        widths = [mels, *channels]
+        self.frontend = frontend
+        widths = [frontend.mels, *channels]
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(init_seed)
             self.convolutions = nn.ModuleList(

@@ -5,72 +5,22 @@ Speech and Language Processing 28, https://arxiv.org/abs/1912.10211, in its form
 https://github.com/qiuqiangkong/audioset_tagging_cnn; weights: https://zenodo.org/records/3987831).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import pairwise
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
-import torchaudio
 from torch import Tensor, nn
 
-from fourm_ser.encoders.base import Encoder, Features, Inputs, Resources, length_mask, pad
+from fourm_ser.encoders.base import Encoder, Features, Inputs, Resources, length_mask
+from fourm_ser.encoders.frontends import LogMelDecibels
 from fourm_ser.encoders.official import load_official, official_file
 
-SAMPLE_RATE = 16_000
-WINDOW = 512  # samples: 32 ms
-HOP = 160  # samples: 10 ms
-MELS = 64
-LOW, HIGH = 50.0, 8000.0  # Hz
-
 WIDTHS = (64, 128, 256, 512, 1024, 2048)
-FRAMES = 2 ** (len(WIDTHS) - 1)  # of the spectrogram in one of the features: 0.32 s
 
 # Names of the official file that are no part of the features: the front end's constants, and what comes behind the
 # pooling over the clip.
 UNUSED = ("spectrogram_extractor.", "logmel_extractor.", "fc1.", "fc_audioset.")
-
-
-class LogMelDecibels:
-    """Front end: a waveform -> mel power spectrogram in dB, as torchlibrosa computes it for PANNs.
-
-    Windows are centred on multiples of 10 ms, the waveform's ends mirrored; Slaney's mel scale and normalisation;
-    10 log10(max(mel, 1e-10)), with no floor below the loudest.
-    """
-
-    def __init__(self) -> None:
-        self.spectrogram = torchaudio.transforms.MelSpectrogram(
-            SAMPLE_RATE,
-            n_fft=WINDOW,
-            hop_length=HOP,
-            f_min=LOW,
-            f_max=HIGH,
-            n_mels=MELS,
-            norm="slaney",
-            mel_scale="slaney",
-        )
-        self.decibels = torchaudio.transforms.AmplitudeToDB("power")
-
-    @property
-    def filters(self) -> Tensor:
-        """The mel filters (bins, mels)."""
-        return self.spectrogram.mel_scale.fb
-
-    def __call__(self, raw: np.ndarray) -> Inputs:
-        """A waveform [samples] at 16 kHz -> `frames` [time, 64] in dB, 32 of them at least."""
-        samples = torch.from_numpy(np.asarray(raw, dtype=np.float32))
-        missing = (FRAMES - 1) * HOP - len(samples)
-        if missing > 0:
-            samples = nn.functional.pad(samples, (0, missing))
-        return {"frames": self.decibels(self.spectrogram(samples)).T.contiguous()}
-
-    def collate(self, items: Sequence[Inputs]) -> Inputs:
-        """`frames` (batch, time, 64) and `lengths` (batch,) in frames."""
-        rows = [item["frames"] for item in items]
-        return {"frames": pad(rows), "lengths": torch.tensor([len(row) for row in rows])}
-
-    def describe(self) -> dict[str, Any]:
-        return {"spectrogram": "panns", "window": WINDOW, "hop": HOP, "mels": MELS, "low": LOW, "high": HIGH}
 
 
 class ConvBlock(nn.Module):
@@ -102,7 +52,7 @@ class Cnn14(nn.Module):
 
     def __init__(self, dropout: float) -> None:
         super().__init__()
-        self.bn0 = nn.BatchNorm2d(MELS)
+        self.bn0 = nn.BatchNorm2d(LogMelDecibels.MELS)
         for number, (before, width) in enumerate(pairwise((1, *WIDTHS)), start=1):
             self.add_module(f"conv_block{number}", ConvBlock(before, width))
         self.dropout = nn.Dropout(dropout)

@@ -1,131 +1,18 @@
 """An audio encoder for small corpora, trained from nothing: cepstra, pitch and voicing, and one convolution on them."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
-import torchaudio
 from torch import Tensor, nn
 
-from fourm_ser.encoders.base import Encoder, Features, Inputs, Resources, length_mask, pad
+from fourm_ser.encoders.base import Encoder, Features, Inputs, Resources, length_mask
+from fourm_ser.encoders.frontends import ProsodyFrames
 from fourm_ser.encoders.mel_cnn import SpecAugment
-from fourm_ser.encoders.mel_lstm import SAMPLE_RATE
 from fourm_ser.errors import InputError
 
-TRIM_WINDOW, TRIM_HOP = 512, 160  # samples
-OCTAVE_COST = 0.01  # of Boersma: by so much a period twice as long has to be the better one
 LIFTER = 22  # of HTK: brings the cepstral coefficients to like variances
-
-
-class ProsodyFrames:
-    """Front end: a waveform -> log-mel frames, and the pitch and voicing of each, quiet ends cut off.
-
-    Pitch is where the autocorrelation of the frame, divided by that of its window, is highest but for a cost of long
-    periods (Boersma 1993); how high it is there is the voicing. Frames of all three begin at the same samples.
-
-    Args:
-        trim: the ends that are so many dB below the loudest 32 ms are left out; None to keep them. Corpora are often
-            cut or padded to lengths that give the emotion away: what is left has none of the padding.
-        mels: number of mel bands.
-        mel_window: length of the mel bands' Hann window in samples, in the middle of
-        window: the pitch's, which has to hold two periods; also what a shorter utterance is padded to.
-        hop: step between frames in samples.
-        low, high: range of the mel bands in Hz.
-        pitch_low, pitch_high: range of the pitch in Hz.
-        mean: what log-mel frames are shifted by: a number, so that an utterance never depends on another.
-
-    Raises:
-        InputError: a window that is too short for what it should hold, a pitch range that is none.
-    """
-
-    def __init__(
-        self,
-        trim: float | None,
-        mels: int,
-        mel_window: int,
-        window: int,
-        hop: int,
-        low: float,
-        high: float,
-        pitch_low: float,
-        pitch_high: float,
-        mean: float,
-    ) -> None:
-        if trim is not None and trim <= 0:
-            raise InputError(f"encoder.audio.trim={trim}: expected a number of dB above 0, or null.")
-        if mel_window > window:
-            raise InputError(f"encoder.audio.mel_window={mel_window}: longer than encoder.audio.window={window}.")
-        if not 2 * SAMPLE_RATE / window <= pitch_low < pitch_high < SAMPLE_RATE / 2:
-            raise InputError(
-                f"encoder.audio: pitch_low={pitch_low} and pitch_high={pitch_high}: expected a range in Hz from "
-                f"{2 * SAMPLE_RATE / window:.1f} (two periods in a window of {window} samples)."
-            )
-        self.arguments = {
-            "trim": trim,
-            "mels": mels,
-            "mel_window": mel_window,
-            "window": window,
-            "hop": hop,
-            "low": low,
-            "high": high,
-            "pitch_low": pitch_low,
-            "pitch_high": pitch_high,
-            "mean": mean,
-        }
-        self.trim, self.mean, self.window, self.hop = trim, mean, window, hop
-        self.spectrogram = torchaudio.transforms.MelSpectrogram(
-            SAMPLE_RATE, window, mel_window, hop, f_min=low, f_max=high, n_mels=mels, center=False
-        )
-        self.shortest, self.longest = int(SAMPLE_RATE / pitch_high), int(SAMPLE_RATE / pitch_low)  # lags in samples
-        self.hann = torch.hann_window(window)
-        own = self._correlate(self.hann)
-        self.hann_correlation = own / own[0]
-
-    def __call__(self, raw: np.ndarray) -> Inputs:
-        """A waveform [samples] at 16 kHz -> `frames` [time, mels + 2]: mel bands, pitch (octaves over 200 Hz), voicing.
-
-        Voicing is 1 where a frame repeats itself exactly and 0 where it does not at all.
-        """
-        samples = self._cut(torch.from_numpy(np.asarray(raw, dtype=np.float32)))
-        missing = self.window - len(samples)
-        if missing > 0:
-            samples = nn.functional.pad(samples, (0, missing))
-        bands = torch.log(self.spectrogram(samples) + 1e-6).T - self.mean
-        return {"frames": torch.cat([bands, self._pitch(samples)], dim=1)}
-
-    def _cut(self, samples: Tensor) -> Tensor:
-        if self.trim is None or len(samples) < TRIM_WINDOW:
-            return samples
-        level = 10 * torch.log10(samples.unfold(0, TRIM_WINDOW, TRIM_HOP).square().mean(1) + 1e-10)
-        loud = torch.nonzero(level > level.max() - self.trim).flatten()
-        return samples[int(loud[0]) * TRIM_HOP : int(loud[-1]) * TRIM_HOP + TRIM_WINDOW]
-
-    def _correlate(self, frames: Tensor) -> Tensor:
-        """Frames (..., window) -> their autocorrelation (..., lags), from lag 0 to the longest."""
-        power = torch.fft.rfft(frames, 2 * self.window).abs().square()
-        return torch.fft.irfft(power)[..., : self.longest]
-
-    def _pitch(self, samples: Tensor) -> Tensor:
-        """Samples -> (time, 2): octaves over 200 Hz, voicing."""
-        own = self._correlate(samples.unfold(0, self.window, self.hop) * self.hann)
-        # A floor under the energy: what is all but silent has no voice.
-        alike = own / (own[:, :1] + 1e-4) / self.hann_correlation
-        lags = torch.arange(self.shortest, self.longest)
-        # What repeats itself after a period does so after two, as well.
-        best = (alike[:, self.shortest :] - OCTAVE_COST * torch.log2(lags / self.shortest)).argmax(1)
-        pitch = torch.log2(SAMPLE_RATE / 200 / lags[best])
-        voicing = alike.gather(1, lags[best, None])[:, 0]
-        return torch.stack([pitch, voicing.clamp(0, 1)], dim=1)
-
-    def collate(self, items: Sequence[Inputs]) -> Inputs:
-        """`frames` (batch, time, mels + 2) and `lengths` (batch,) in frames."""
-        rows = [item["frames"] for item in items]
-        return {"frames": pad(rows), "lengths": torch.tensor([len(row) for row in rows])}
-
-    def describe(self) -> dict[str, Any]:
-        return self.arguments
 
 
 def liftered_cosines(mels: int, cepstra: int) -> Tensor:
@@ -150,21 +37,22 @@ class ProsodyCnn(Encoder):
     from 0 to 1, is whether the frame is voiced.
 
     Args:
-        name: the encoder's name in the store and in the log.
-        weights: `random`: the architecture has no pretrained weights.
-        init_seed: seed of the random weights.
-        cepstra: cepstral coefficients of a frame, the level among them.
-        channels: output channels of the convolution.
-        kernel: its width in frames; odd.
-        dropout: share of the convolution's features that training drops.
-        stretch, shift: what training changes of speed and of the bands, see `SpecAugment`.
-        pitch_shift: octaves by which training moves an utterance's pitch at most.
-        trim, mels, mel_window, window, hop, low, high, pitch_low, pitch_high, mean: see `ProsodyFrames`.
-        resources: not used.
+        name: The encoder's name in the store and in the log.
+        weights: `random`, as the architecture has no pretrained weights.
+        init_seed: Seed of the random weights.
+        cepstra: Cepstral coefficients of a frame, the level among them.
+        channels: Output channels of the convolution.
+        kernel: Width of the convolution in frames, an odd number.
+        dropout: Share of the convolution's features that training drops.
+        stretch: Share by which training makes an utterance longer or shorter at most.
+        shift: Mel bands by which training moves the spectrum up or down at most.
+        pitch_shift: Octaves by which training moves an utterance's pitch at most.
+        frontend: From waveforms to log-mel frames with their pitch and voicing.
+        resources: Not used.
 
     Raises:
-        InputError: other weights than `random`, more cepstra than bands, an even kernel, a negative shift, numbers
-            that `SpecAugment` or `ProsodyFrames` refuses.
+        InputError: Other weights than `random`, more cepstra than bands, an even kernel, a negative shift, numbers
+            that `SpecAugment` refuses.
     """
 
     modality: ClassVar[str] = "audio"
@@ -172,6 +60,7 @@ class ProsodyCnn(Encoder):
 
     def __init__(
         self,
+        *,
         name: str,
         weights: str,
         init_seed: int,
@@ -182,23 +71,15 @@ class ProsodyCnn(Encoder):
         stretch: float,
         shift: float,
         pitch_shift: float,
-        trim: float | None,
-        mels: int,
-        mel_window: int,
-        window: int,
-        hop: int,
-        low: float,
-        high: float,
-        pitch_low: float,
-        pitch_high: float,
-        mean: float,
+        frontend: ProsodyFrames,
         resources: Resources,
     ) -> None:
         super().__init__()
         if weights != "random":
             raise InputError(f"encoder.audio.weights={weights}: {name} has random weights only. Use weights=random.")
+        mels = frontend.mels
         if not 1 <= cepstra <= mels:
-            raise InputError(f"encoder.audio.cepstra={cepstra}: expected from 1 to encoder.audio.mels={mels}.")
+            raise InputError(f"encoder.audio.cepstra={cepstra}: expected from 1 to encoder.audio.frontend.mels={mels}.")
         if kernel < 1 or kernel % 2 == 0:
             raise InputError(f"encoder.audio.kernel={kernel}: expected an odd number of frames.")
         if pitch_shift < 0:
@@ -206,7 +87,7 @@ class ProsodyCnn(Encoder):
         self.name = name
         self.weights = weights
         self.mels, self.pitch_shift = mels, pitch_shift
-        self.frontend = ProsodyFrames(trim, mels, mel_window, window, hop, low, high, pitch_low, pitch_high, mean)
+        self.frontend = frontend
         self.augment = SpecAugment(stretch, shift, 0, 0.0, 0, 0, mels)
         self.register_buffer("cosines", liftered_cosines(mels, cepstra), persistent=False)
         with torch.random.fork_rng(devices=[]):

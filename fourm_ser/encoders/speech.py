@@ -1,50 +1,21 @@
 """Speech encoders: the self-supervised models of the wav2vec 2.0, HuBERT and WavLM family, exact under padding."""
 
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
-import torch
 from torch import Tensor, nn
 
-from fourm_ser.encoders.base import Encoder, Features, Inputs, Resources, Unfreeze, length_mask, pad
+from fourm_ser.encoders.base import Encoder, Features, Inputs, Resources, Unfreeze, length_mask
 from fourm_ser.encoders.convolutions import Count, OwnConvolutions, Positions, count_frames, receptive_field
+from fourm_ser.encoders.frontends import Waveform
 from fourm_ser.encoders.hub import checkpoint_folder, describe_config, hidden_size, load_model, read_preprocessor
 from fourm_ser.encoders.layers import LayerChoice
 from fourm_ser.encoders.spec_augment import mask_hidden_states
 from fourm_ser.encoders.wavlm import replace_attention
 from fourm_ser.errors import InputError
-
-
-class Waveform:
-    """Front end of the self-supervised models: a waveform, normalised where the model expects it.
-
-    Args:
-        normalize: scale each utterance to zero mean and unit variance.
-        receptive_field: samples that one frame needs; a shorter utterance is padded to it with zeros.
-    """
-
-    def __init__(self, normalize: bool, receptive_field: int) -> None:
-        self.normalize = normalize
-        self.receptive_field = receptive_field
-
-    def __call__(self, raw: np.ndarray) -> Inputs:
-        """A waveform [samples] at 16 kHz -> `samples` [samples]."""
-        samples = torch.from_numpy(np.asarray(raw, dtype=np.float32))
-        if self.normalize:
-            samples = (samples - samples.mean()) / torch.sqrt(samples.var(unbiased=False) + 1e-7)
-        missing = self.receptive_field - len(samples)
-        return {"samples": nn.functional.pad(samples, (0, missing)) if missing > 0 else samples}
-
-    def collate(self, items: Sequence[Inputs]) -> Inputs:
-        """`samples` (batch, samples) and `lengths` (batch,) in samples."""
-        rows = [item["samples"] for item in items]
-        return {"samples": pad(rows), "lengths": torch.tensor([len(row) for row in rows])}
-
-    def describe(self) -> dict[str, Any]:
-        return {"normalize": self.normalize, "receptive_field": self.receptive_field}
 
 
 def _as_given(frames: int, attention_mask: Tensor, add_adapter: bool | None = None) -> Tensor:
@@ -125,7 +96,7 @@ class SpeechEncoder(Encoder):
         replace_attention(self.model)
         self.model._get_feature_vector_attention_mask = _as_given
         self.model._mask_hidden_states = partial(mask_hidden_states, self.model)
-        self.frontend = Waveform(normalize, receptive_field(self.kernels, self.strides))
+        self.frontend = Waveform(normalize, receptive_field(self.kernels, self.strides), math.prod(self.strides))
         self.dim = int(config.hidden_size)
         self.layers = LayerChoice(layer, len(self.model.encoder.layers), self.dim, "encoder.audio.layer")
         if self.layers.count is not None:

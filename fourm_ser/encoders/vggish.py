@@ -5,107 +5,26 @@ and the postprocessing are those of https://github.com/tensorflow/models/tree/ma
 weights those of https://github.com/harritaylor/torchvggish.
 """
 
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, ClassVar
 
-import numpy as np
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from fourm_ser.encoders.base import Encoder, Features, Inputs, Resources, Unfreeze, length_mask
+from fourm_ser.encoders.frontends import Examples
 from fourm_ser.encoders.official import load_official, official_file, read_tensors
 from fourm_ser.errors import InputError
 
-SAMPLE_RATE = 16_000
-WINDOW = 400  # samples: 25 ms
-HOP = 160  # samples: 10 ms
-FFT = 512
-MELS = 64
-LOW, HIGH = 125.0, 7500.0  # Hz
-OFFSET = 0.01
-EXAMPLE = 96  # frames: 0.96 s
 DIM = 128
 
 STAGES = ((64,), (128,), (256, 256), (512, 512))
 CONNECTED = (4096, 4096, DIM)
 TOGETHER = 8  # examples whose convolutions are computed at a time
-
-
-class Examples:
-    """Front end: a waveform -> log-mel spectrogram, cut into examples of 0.96 s.
-
-    The spectrogram is that of the original: magnitudes, not powers; triangular filters over the HTK mel scale;
-    log(mel + 0.01). The last example is filled up with log-mel values of zero, as in 4M-SER: not silence, which would
-    be log 0.01, but a noise about as loud as speech.
-
-    Args:
-        drop_tail: leave out what is behind the last whole example, as the original does. An utterance that is shorter
-            than one example is kept all the same.
-    """
-
-    def __init__(self, drop_tail: bool) -> None:
-        self.drop_tail = drop_tail
-        # In double precision, as the original: the logarithm magnifies roundings of quiet bands a hundredfold.
-        self.window = torch.hann_window(WINDOW, periodic=True, dtype=torch.float64)
-        self.filters = mel_filters()
-
-    def __call__(self, raw: np.ndarray) -> Inputs:
-        """A waveform [samples] at 16 kHz -> `examples` [examples, 96, 64]."""
-        samples = torch.from_numpy(np.asarray(raw, dtype=np.float64))
-        missing = WINDOW - len(samples)
-        if missing > 0:
-            samples = nn.functional.pad(samples, (0, missing))
-        # [frames, samples of a window] -> [frames, bins] -> [frames, mels]
-        windows = samples.unfold(0, WINDOW, HOP) * self.window
-        frames = torch.log(torch.fft.rfft(windows, n=FFT).abs() @ self.filters + OFFSET).float()
-        whole = len(frames) / EXAMPLE
-        count = max(1, math.floor(whole) if self.drop_tail else math.ceil(whole))
-        frames = frames[: count * EXAMPLE]
-        frames = nn.functional.pad(frames, (0, 0, 0, count * EXAMPLE - len(frames)))
-        return {"examples": frames.reshape(count, EXAMPLE, MELS)}
-
-    def collate(self, items: Sequence[Inputs]) -> Inputs:
-        """`examples` (examples of all utterances, 96, 64), `counts` (batch,), how many are whose, and `places`.
-
-        `places` (batch, most examples) says where each utterance's examples are among all, with the first one's place
-        where it has no more.
-        """
-        rows = [item["examples"] for item in items]
-        counts = torch.tensor([len(row) for row in rows])
-        first = (counts.cumsum(0) - counts)[:, None]
-        steps = torch.arange(int(counts.max()))
-        return {
-            "examples": torch.cat(rows),
-            "counts": counts,
-            "places": first + torch.where(steps < counts[:, None], steps, 0),
-        }
-
-    def describe(self) -> dict[str, Any]:
-        return {"spectrogram": "vggish", "drop_tail": self.drop_tail}
-
-
-def mel_filters() -> Tensor:
-    """The original's mel filters: (bins, mels), float64.
-
-    The triangles' sides are straight over mel, mel(f) = 1127 ln(1 + f / 700), not over Hz as elsewhere, and the bin of
-    0 Hz belongs to none.
-    """
-
-    def mel(hertz: Tensor) -> Tensor:
-        return 1127.0 * torch.log1p(hertz / 700.0)
-
-    bins = mel(torch.linspace(0, SAMPLE_RATE / 2, FFT // 2 + 1, dtype=torch.float64))[:, None]
-    low, high = mel(torch.tensor([LOW, HIGH], dtype=torch.float64)).tolist()
-    edges = torch.linspace(low, high, MELS + 2, dtype=torch.float64)
-    left, centre, right = edges[:-2], edges[1:-1], edges[2:]
-    filters = torch.minimum((bins - left) / (centre - left), (right - bins) / (right - centre)).clamp(min=0.0)
-    filters[0] = 0.0
-    return filters
 
 
 class Vggish(nn.Module):
@@ -122,7 +41,7 @@ class Vggish(nn.Module):
             layers.append(nn.MaxPool2d(2))
         self.features = nn.Sequential(*layers)
         shrunk = 2 ** len(STAGES)
-        widths = (before * (EXAMPLE // shrunk) * (MELS // shrunk), *CONNECTED)
+        widths = (before * (Examples.LENGTH // shrunk) * (Examples.MELS // shrunk), *CONNECTED)
         layers = []
         for width, after in pairwise(widths):
             layers += [nn.Linear(width, after), nn.ReLU(inplace=True)]

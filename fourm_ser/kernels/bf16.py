@@ -8,8 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fourm_ser.encoders.base import Encoder
-
 log = logging.getLogger(__name__)
 
 ROWS = 1024  # that the layout of a matrix is chosen for: frames of a batch
@@ -129,11 +127,11 @@ def gelu_after(name: str, siblings: Mapping[str, nn.Module]) -> str | None:
 
 
 @contextmanager
-def in_half(encoder: Encoder, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
+def in_half(encoder: nn.Module, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
     """Run a frozen stem in half precision meanwhile, without gradients; afterwards it is what it was.
 
     Args:
-        encoder: its encoder.
+        encoder: the encoder whose stem runs.
         device: where it runs.
         dtype: bfloat16 or float16.
     """

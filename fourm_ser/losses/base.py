@@ -1,13 +1,13 @@
 """What every loss is: built from plain numbers, set up for the classes and widths, called on logits and features."""
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from fourm_ser.checks import check_number
 from fourm_ser.errors import InputError
 
 FEATURES = ("embedding", "text", "audio")
@@ -124,31 +124,14 @@ def at_least_float32(tensor: Tensor) -> Tensor:
     return tensor if tensor.dtype == torch.float64 else tensor.float()
 
 
-def check_number(key: str, value: Any, accepted: Callable[[float], bool], expected: str) -> None:
-    """Refuse what is not a finite number in a range.
-
-    Args:
-        key: the key below `loss` to name.
-        value: what was given.
-        accepted: the function that says whether a number is in the range.
-        expected: the range in words.
-
-    Raises:
-        InputError: it is no number, or out of the range.
-    """
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not is_number or not accepted(value):
-        raise InputError(f"loss.{key}={value}: expected {expected}.")
-
-
 def check_positive(key: str, value: Any) -> None:
-    """Refuse what is not a number greater than 0; see `check_number`."""
-    check_number(key, value, lambda number: number > 0, "a number greater than 0")
+    """Refuse what is not a number greater than 0 for the key below `loss`."""
+    check_number(f"loss.{key}", value, "a number greater than 0", above=True)
 
 
 def check_not_negative(key: str, value: Any) -> None:
-    """Refuse what is not a number, 0 or more; see `check_number`."""
-    check_number(key, value, lambda number: number >= 0, "a number, 0 or more")
+    """Refuse what is not a number, 0 or more, for the key below `loss`."""
+    check_number(f"loss.{key}", value, "a number, 0 or more")
 
 
 def check_choice(key: str, value: str, choices: Sequence[str]) -> None:

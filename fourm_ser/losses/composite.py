@@ -6,8 +6,9 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from fourm_ser.checks import check_number
 from fourm_ser.errors import InputError
-from fourm_ser.losses.base import Loss, check_choice, check_not_negative, check_number, check_positive
+from fourm_ser.losses.base import Loss, check_choice, check_not_negative, check_positive
 
 WEIGHTINGS = ("sum", "convex", "learned")
 
@@ -45,7 +46,7 @@ class SumLoss(Loss):
     ) -> None:
         super().__init__()
         check_choice("weighting", weighting, WEIGHTINGS)
-        check_number("alpha", alpha, lambda share: 0 <= share <= 1, "a number from 0 to 1")
+        check_number("loss.alpha", alpha, "a number from 0 to 1", most=1)
         check_positive("learning_rate", learning_rate)
         for name, term in terms.items():
             if not isinstance(term, Loss) or name == "total":

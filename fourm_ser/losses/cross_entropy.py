@@ -4,7 +4,8 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
-from fourm_ser.losses.base import at_least_float32, check_number
+from fourm_ser.checks import check_number
+from fourm_ser.losses.base import at_least_float32
 from fourm_ser.losses.class_weights import ClassWeights, WeightedLoss
 
 
@@ -23,7 +24,7 @@ class CrossEntropyLoss(WeightedLoss):
 
     def __init__(self, label_smoothing: float, class_weights: ClassWeights) -> None:
         super().__init__(class_weights)
-        check_number("label_smoothing", label_smoothing, lambda share: 0 <= share < 1, "a share from 0 to below 1")
+        check_number("loss.label_smoothing", label_smoothing, "a share from 0 to below 1", most=1, below=True)
         self.label_smoothing = label_smoothing
 
     def forward(self, logits: Tensor, features: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:

@@ -8,29 +8,29 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file, save_file
 
-from fourm_ser.config import build
+from fourm_ser.config import upgrade
 from fourm_ser.data.transcripts import BEFORE
-from fourm_ser.encoders.base import Encoder, Resources
+from fourm_ser.encoders.base import Resources
 from fourm_ser.errors import InputError
 from fourm_ser.files import write_json, write_text
 from fourm_ser.losses.margin import CosineClassifier
-from fourm_ser.models.network import EmotionNetwork
+from fourm_ser.models.network import EmotionNetwork, build_network
 
 
-class Use(NamedTuple):
-    """How a network was trained, as far as it has to be used in the same way.
+class Conditions(NamedTuple):
+    """What a network was trained under, as far as it has to be used in the same way: `use` in model/config.yaml.
 
     Attributes:
-        stored: modalities whose stem was frozen in the end: its features came from the embedding store.
-        encoding: the precision of that encoding, `32`, or `bf16` or `16` (both stored as float16).
-        precision: the trainer's precision, such as `32-true` or `bf16-mixed`.
-        max_seconds: what longer utterances were cropped to; None for any length.
-        encoding_tf32, tf32: whether an NVIDIA GPU rounded to TF32 while encoding, and while training.
-        clean: patterns of what was taken out of transcripts, see `Cleaning`.
+        stored: Modalities whose stem was frozen in the end, so that its features came from the embedding store.
+        encoding: The precision of that encoding, `32`, or `bf16` or `16` (both stored as float16).
+        precision: The trainer's precision, such as `32-true` or `bf16-mixed`.
+        max_seconds: What longer utterances were cropped to; None for any length.
+        encoding_tf32: Whether an NVIDIA GPU rounded to TF32 while encoding.
+        tf32: Whether an NVIDIA GPU rounded to TF32 while training.
+        clean: Patterns of what was taken out of transcripts, those of `Cleaning`.
     """
 
     stored: list[str]
@@ -46,54 +46,14 @@ class Model(NamedTuple):
     """A trained network with what it takes to use it.
 
     Attributes:
-        network: the network.
-        emotions: the classes in the order of their indices.
-        use: how it was trained.
+        network: The network.
+        emotions: The classes in the order of their indices.
+        conditions: What it was trained under.
     """
 
     network: EmotionNetwork
     emotions: list[str]
-    use: Use
-
-
-def build_network(config: DictConfig, classes: int, resources: Resources) -> EmotionNetwork:
-    """The network that a config describes.
-
-    Args:
-        config: the nodes `encoder`, `fusion` and `head`.
-        classes: number of classes.
-        resources: what encoders may use.
-
-    Raises:
-        InputError: weights that cannot be had, or numbers that do not fit each other.
-    """
-    encoders: dict[str, Encoder] = {}
-    for modality in config.fusion.modalities:
-        if modality not in ("text", "audio"):
-            raise InputError(f"fusion.modalities={list(config.fusion.modalities)}: expected text, audio or both.")
-        encoders[modality] = build(config.encoder[modality], resources=resources)
-    dims = {modality: encoder.dim for modality, encoder in encoders.items()}
-    fusion = build(config.fusion, dims=dims)
-    head = build(config.head, dim=fusion.dim, classes=classes)
-    return EmotionNetwork(encoders, fusion, head)
-
-
-def known_widths(config: DictConfig) -> dict[str, int | None]:
-    """The width of the features of each modality that the fusion reads, without building an encoder.
-
-    None where only the encoder itself can tell.
-    """
-    widths: dict[str, int | None] = {}
-    for modality in config.fusion.modalities:
-        node = config.encoder.get(modality)
-        target = None if node is None else get_object(node._target_)
-        is_encoder = isinstance(target, type) and issubclass(target, Encoder)
-        arguments = OmegaConf.to_container(node, resolve=True) if is_encoder else {}
-        try:
-            widths[modality] = target.width(arguments) if is_encoder else None  # type: ignore[union-attr]
-        except (KeyError, TypeError, ValueError):
-            widths[modality] = None  # building it says what is wrong
-    return widths
+    conditions: Conditions
 
 
 def save_model(folder: Path, model: Model, config: DictConfig, left_out: Mapping[str, str]) -> None:
@@ -126,7 +86,7 @@ def save_model(folder: Path, model: Model, config: DictConfig, left_out: Mapping
             kept[modality] = {**nodes["encoder"][modality], **changes}
         nodes["encoder"] = kept
         nodes["fingerprints"] = dict(left_out)
-        nodes["use"] = model.use._asdict()
+        nodes["use"] = model.conditions._asdict()
         names = network.stem_state(list(left_out))
         # Tensors that share memory are not allowed in the format: each gets its own.
         state = {name: tensor.clone() for name, tensor in network.state_dict().items() if name not in names}
@@ -157,9 +117,10 @@ def load_model(folder: Path, cache: Path) -> Model:
         raise InputError(f"{folder}: no model.safetensors there. Expected the folder `model` of a finished run.")
     config = OmegaConf.merge({"folder": str(folder.resolve())}, OmegaConf.load(folder / "config.yaml"))
     assert isinstance(config, DictConfig)
+    upgrade(config)
     if "use" not in config:
         raise InputError(f"{folder / 'config.yaml'}: has no key use: an earlier version wrote it. Train the run again.")
-    use = Use(**OmegaConf.to_container(config.use))  # type: ignore[arg-type]
+    conditions = Conditions(**OmegaConf.to_container(config.use))  # type: ignore[arg-type]
     emotions: list[str] = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
     try:
         network = build_network(config, len(emotions), Resources(cache))
@@ -177,6 +138,6 @@ def load_model(folder: Path, cache: Path) -> Model:
     left_out = network.stem_state(list(config.fingerprints))
     own = {name: tensor for name, tensor in network.state_dict().items() if name in left_out}
     network.load_state_dict({**own, **state})
-    for modality in use.stored:
+    for modality in conditions.stored:
         network.by_modality[modality].unfreeze("none")
-    return Model(network.eval(), emotions, use)
+    return Model(network.eval(), emotions, conditions)

@@ -3,11 +3,14 @@
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from itertools import pairwise
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
+from hydra.utils import get_object
+from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
 
-from fourm_ser.encoders.base import Encoder, Features, Inputs
+from fourm_ser.config import build
+from fourm_ser.encoders.base import Encoder, Features, Inputs, Resources
 from fourm_ser.errors import InputError
 from fourm_ser.fusion.base import Fusion, check_dropout, check_width, pool
 from fourm_ser.losses.base import Loss
@@ -30,6 +33,7 @@ class NetworkOutput(NamedTuple):
         text: text features as the fusion normalises them; None where it reads no text.
         audio: the same of the audio.
         attention: maps by name, (batch, heads, queries, keys), when they were asked for; else empty.
+        encoded: what the fusion was given: features of the encoders by modality.
     """
 
     logits: Tensor
@@ -37,6 +41,7 @@ class NetworkOutput(NamedTuple):
     text: Features | None
     audio: Features | None
     attention: Mapping[str, Tensor]
+    encoded: Mapping[str, Features]
 
     def features(self, names: Sequence[str]) -> dict[str, Tensor]:
         """What feature losses act on, of these names: `embedding`, and the mean over time of `text` and `audio`."""
@@ -101,12 +106,16 @@ class EmotionNetwork(nn.Module):
         self, text: Inputs | Features | None, audio: Inputs | Features | None, return_attention: bool = False
     ) -> NetworkOutput:
         """A batch of raw inputs, or of stored features, of each modality -> `NetworkOutput`."""
-        given = {"text": text, "audio": audio}
-        sequences = {modality: encoder(given[modality]) for modality, encoder in self.by_modality.items()}
-        fused = self.fusion(sequences.get("text"), sequences.get("audio"), return_attention)
-        return NetworkOutput(self.head(fused.embedding), *fused)
+        encoded = self.encode({"text": text, "audio": audio})
+        fused = self.fusion(encoded.get("text"), encoded.get("audio"), return_attention)
+        logits = self.head(fused.embedding)
+        return NetworkOutput(logits, fused.embedding, fused.text, fused.audio, fused.attention, encoded)
 
-    def adopt(self, loss: Loss) -> None:
+    def encode(self, given: Mapping[str, Any]) -> dict[str, Features]:
+        """The encoders' features, behind their tops, of a batch's raw inputs or stored features by modality."""
+        return {modality: encoder(given[modality]) for modality, encoder in self.by_modality.items()}
+
+    def replace_head(self, loss: Loss) -> None:
         """Let the classifier of a loss that trains no head take the head's place: its logits without the margin.
 
         Args:
@@ -146,3 +155,43 @@ class EmotionNetwork(nn.Module):
                 if id(tensor) not in top
             }
         return names
+
+
+def build_network(config: DictConfig, classes: int, resources: Resources) -> EmotionNetwork:
+    """The network that a config describes.
+
+    Args:
+        config: The nodes `encoder`, `fusion` and `head`.
+        classes: How many classes there are.
+        resources: What encoders may use.
+
+    Raises:
+        InputError: weights that cannot be had, or numbers that do not fit each other.
+    """
+    encoders: dict[str, Encoder] = {}
+    for modality in config.fusion.modalities:
+        if modality not in ("text", "audio"):
+            raise InputError(f"fusion.modalities={list(config.fusion.modalities)}: expected text, audio or both.")
+        encoders[modality] = build(config.encoder[modality], resources=resources)
+    dims = {modality: encoder.dim for modality, encoder in encoders.items()}
+    fusion = build(config.fusion, dims=dims)
+    head = build(config.head, dim=fusion.dim, classes=classes)
+    return EmotionNetwork(encoders, fusion, head)
+
+
+def known_widths(config: DictConfig) -> dict[str, int | None]:
+    """The width of the features of each modality that the fusion reads, without building an encoder.
+
+    None where only the encoder itself can tell.
+    """
+    widths: dict[str, int | None] = {}
+    for modality in config.fusion.modalities:
+        node = config.encoder.get(modality)
+        target = None if node is None else get_object(node._target_)
+        is_encoder = isinstance(target, type) and issubclass(target, Encoder)
+        arguments = OmegaConf.to_container(node, resolve=True) if is_encoder else {}
+        try:
+            widths[modality] = target.width(arguments) if is_encoder else None  # type: ignore[union-attr]
+        except (KeyError, TypeError, ValueError):
+            widths[modality] = None  # building it says what is wrong
+    return widths

@@ -34,11 +34,11 @@ def compare_languages(network: EmotionNetwork, corpus: Corpus) -> None:
 
 def compare_cleaning(model: Model, corpus: Corpus) -> None:
     """Warn of a corpus whose transcripts are cleaned in another way than those that a model was trained on."""
-    if "text" in model.network.by_modality and tuple(model.use.clean) != corpus.cleaning.patterns:
+    if "text" in model.network.by_modality and tuple(model.conditions.clean) != corpus.cleaning.patterns:
         log.warning(
             "data.clean=%s: the model was trained on transcripts of data.clean=%s",
             told_rule(corpus.cleaning.patterns),
-            told_rule(model.use.clean),
+            told_rule(model.conditions.clean),
         )
 
 

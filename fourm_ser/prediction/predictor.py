@@ -18,6 +18,7 @@ from fourm_ser.models.inference import Inference
 from fourm_ser.prediction.batches import Planner, decoded_file
 from fourm_ser.prediction.items import WHOLE, Audio, Cutting, Item, Window
 from fourm_ser.prediction.loading import Loaded, Prepared, WindowDataset, with_arrays, with_tensors
+from fourm_ser.runs.directory import model_folder
 
 SMALL = 5e6  # parameters of a network that computes no faster with a second thread
 
@@ -86,7 +87,7 @@ class Predictor:
         if isinstance(workers, bool) or not isinstance(workers, int) or workers < 0:
             raise InputError(f"workers={workers}: expected a number of processes, or 0.")
         self.inference = Inference(model, device)
-        self.emotions, self.max_seconds = model.emotions, model.use.max_seconds
+        self.emotions, self.max_seconds = model.emotions, model.conditions.max_seconds
         encoders = model.network.by_modality
         self.modalities = tuple(encoders)
         self.workers = workers
@@ -98,7 +99,7 @@ class Predictor:
             batch_size=batch_size,
             batch_seconds=batch_seconds,
         )
-        self.dataset = WindowDataset(encoders, self.max_seconds, model.use.clean)
+        self.dataset = WindowDataset(encoders, self.max_seconds, model.conditions.clean)
         self.transcriber = None
         if asr is not None:
             if "text" not in encoders:
@@ -300,27 +301,6 @@ class Predictor:
         assert self.transcriber is not None
         text = self.dataset.cleaning(self.transcriber(window.samples))
         return window._replace(text=text, inputs={**window.inputs, "text": self.dataset.tokens(text)})
-
-
-def model_folder(folder: Path) -> Path:
-    """The model directory that `folder` is, or holds as `model`.
-
-    Raises:
-        InputError: it is neither, or of a run that has not finished.
-    """
-    if (folder / "model.safetensors").is_file():
-        lacking = [name for name in ("config.yaml", "labels.json") if not (folder / name).is_file()]
-        if lacking:
-            raise InputError(f"{folder}: no {lacking[0]} there. Expected the whole folder `model` of a finished run.")
-        return folder
-    if (folder / "stages").is_dir() and not (folder / "metrics.json").is_file():
-        raise InputError(
-            f"{folder}: this run has not finished. Go on with it: python -m fourm_ser.train resume={folder}"
-        )
-    if (folder / "model" / "model.safetensors").is_file():
-        return model_folder(folder / "model")
-    what = "neither a model directory nor a finished run" if folder.is_dir() else "no such folder"
-    raise InputError(f"{folder}: {what}. Expected the folder `model` of a finished run, or the run's own.")
 
 
 def _finished(

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, MultipleLocator
 
-from fourm_ser.analysis.looks import COLOURS
+from fourm_ser.figures import COLOURS
 from fourm_ser.prediction.predictor import Moment
 
 MINUTES = 120.0  # seconds from which the axis counts in minutes

@@ -41,9 +41,9 @@ def report(folders: list[Path], output: Path, metric: str = "ua") -> list[str]:
         InputError: a folder that does not exist, or no run at all.
     """
     from fourm_ser.report.cells import make_sections
-    from fourm_ser.report.collect import collect
     from fourm_ser.report.page import write_page
     from fourm_ser.report.tables import write_tables
+    from fourm_ser.runs.collect import collect
 
     collection = collect(folders)
     sections, doubles = make_sections(collection.runs)

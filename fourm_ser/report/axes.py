@@ -4,8 +4,8 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
-from fourm_ser.places import OF_DATA
-from fourm_ser.report.collect import Run
+from fourm_ser.config import OF_DATA
+from fourm_ser.runs.collect import Run
 
 REPEATS = ("seed", "data.fold", "data.split_seed")
 # Where a run is done and how it is watched: no choice of the experiment. Corpora are told apart by their content.

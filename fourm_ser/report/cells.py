@@ -24,8 +24,8 @@ from fourm_ser.report.axes import (
     protocol_of,
     rank,
 )
-from fourm_ser.report.collect import Run
 from fourm_ser.report.corpora import Corpora
+from fourm_ser.runs.collect import Run
 
 SHOWN = ("ua", "wa", "f1_macro", "f1_weighted", "ece")
 
@@ -192,7 +192,7 @@ def _make_section(runs: list[Run], corpora: Corpora, problems: list[str]) -> Sec
 def _without_doubles(cell: Cell, problems: list[str]) -> list[Run]:
     """One finished run for each seed and fold: the newest."""
     newest: dict[tuple[str, ...], Run] = {}
-    for run in sorted(cell.runs, key=lambda run: (run.path / "metrics.json").stat().st_mtime_ns):
+    for run in sorted(cell.runs, key=lambda run: run.directory.metrics.stat().st_mtime_ns):
         key = repeat_of(run)
         if key in newest:
             problems.append(f"{newest[key].path}: the same run as {run.path}, which is newer and is used instead.")

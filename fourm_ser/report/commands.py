@@ -6,7 +6,7 @@ from itertools import product
 from fourm_ser.data.names import natural
 from fourm_ser.report.axes import REPEATS
 from fourm_ser.report.cells import repeat_of
-from fourm_ser.report.collect import Run
+from fourm_ser.runs.collect import Run
 
 
 def command(run: Run) -> str:
@@ -51,7 +51,7 @@ def _line(run: Run, words: list[str], several: bool = False) -> str:
 
 
 def _from_record(run: Run) -> str:
-    record = shlex.quote(str(run.path / "config.yaml"))
+    record = shlex.quote(str(run.directory.record))
     return f"mkdir -p again && cp {record} again/ && python -m fourm_ser.train resume=again"
 
 

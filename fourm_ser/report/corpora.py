@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pandas as pd
 
-from fourm_ser.data.content import changes, read_content
+from fourm_ser.config import OF_DATA
+from fourm_ser.data.content import changes
 from fourm_ser.errors import InputError
-from fourm_ser.places import OF_DATA
 from fourm_ser.report.axes import flatten
-from fourm_ser.report.collect import Run
+from fourm_ser.runs.collect import Run
 
 LABELS = ["id", "corpus", "speaker", "session", "emotion"]
 VERSION = "data.recordings"
@@ -106,6 +106,6 @@ def _shortened(places: dict[str, dict[str, str]]) -> dict[str, dict[str, str]]:
 
 def _read(run: Run) -> pd.DataFrame | None:
     try:
-        return read_content(run.path)
+        return run.directory.read_corpus()
     except InputError:
         return None

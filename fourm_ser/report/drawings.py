@@ -233,7 +233,7 @@ def _histories(cell: Cell) -> tuple[dict[str, pd.DataFrame], list[tuple[str, flo
     """
     tables: dict[str, dict[str, pd.DataFrame]] = {}
     for run in cell.runs:
-        for stage, path in run.stages.items():
+        for stage, path in run.directory.tables.items():
             try:
                 table = pd.read_csv(path).apply(pd.to_numeric, errors="coerce")
             except (OSError, ValueError):

@@ -12,12 +12,12 @@ from fourm_ser import __version__
 from fourm_ser.files import write_text
 from fourm_ser.report import significance as tests
 from fourm_ser.report.cells import SHOWN, Section, repeat_of
-from fourm_ser.report.collect import Collection, Run
 from fourm_ser.report.commands import cell_commands, resume_command, waiting_command
 from fourm_ser.report.drawings import confusion_map, effects_figure, heat_maps, recall_map, time_figure, training_curves
 from fourm_ser.report.significance import Comparison
 from fourm_ser.report.tables import best_of, percent, title
-from fourm_ser.runs.intervals import FEWEST
+from fourm_ser.runs.collect import Collection, Run
+from fourm_ser.runs.resampling import FEWEST
 
 NAMES = {"ua": "UA", "wa": "WA", "f1_macro": "macro F1", "f1_weighted": "weighted F1", "ece": "ECE"}
 
@@ -168,7 +168,7 @@ def _which(run: Run) -> str:
 
 
 def _mend(run: Run) -> dict[str, str]:
-    again = run.state in ("unfinished", "failed") and (run.path / "config.yaml").is_file()
+    again = run.state in ("unfinished", "failed") and run.directory.record.is_file()
     return {"path": str(run.path), "command": resume_command(run) if again else ""}
 
 

@@ -9,13 +9,12 @@ import pandas as pd
 from scipy import stats
 
 from fourm_ser.report.cells import Section, repeat_of
-from fourm_ser.report.collect import Run
-from fourm_ser.runs.intervals import tails, unit_of
+from fourm_ser.runs.collect import Run
+from fourm_ser.runs.directory import PREDICTED
+from fourm_ser.runs.resampling import LEVEL, tails, unit_of
 
 RESAMPLES = 9999
-LEVEL = 0.95
 METRICS = ("ua", "wa")
-COLUMNS = ["id", "speaker", "emotion", "predicted"]  # of predictions.csv
 
 
 class Interval(NamedTuple):
@@ -217,9 +216,9 @@ def read_predictions(runs: Sequence[Run]) -> tuple[pd.DataFrame, list[str]]:
     """
     tables, problems = [], []
     for run in runs:
-        path = run.path / "predictions.csv"
+        path = run.directory.predictions
         try:
-            table = pd.read_csv(path, usecols=COLUMNS, dtype=str, keep_default_na=False)
+            table = run.directory.read_predictions()
         except (OSError, ValueError) as error:
             problems.append(
                 f"{path}: cannot be read ({' '.join(str(error).split())}); left out of what needs utterances."
@@ -234,6 +233,6 @@ def read_predictions(runs: Sequence[Run]) -> tuple[pd.DataFrame, list[str]]:
             continue
         seed, fold, drawn = repeat_of(run)
         tables.append(table.assign(seed=seed, fold=fold, drawn=drawn))
-    columns = ["seed", "fold", "drawn", *COLUMNS, "correct"]
+    columns = ["seed", "fold", "drawn", *PREDICTED, "correct"]
     whole = pd.concat(tables) if tables else pd.DataFrame(columns=columns)
     return whole.set_index(columns[:4]), problems

@@ -1,4 +1,4 @@
-"""What an evaluation may say of itself: is it on the run's own corpus, and did the model see who is tested?"""
+"""What a run saw of its corpus against what is there now: is it still the same, and did the model see who is tested?"""
 
 import hashlib
 import json
@@ -9,16 +9,75 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from omegaconf import DictConfig, OmegaConf
 
-from fourm_ser.data.content import changes, digest_of, read_content, seen
+from fourm_ser.config import build
+from fourm_ser.data.content import changes, digest_of, seen
 from fourm_ser.data.corpus import Corpus
 from fourm_ser.errors import InputError, listed
+from fourm_ser.files import write_table
+from fourm_ser.runs.directory import RunDirectory
 
 # Keys of `data` that say who is on which side, and those that change nothing of what a corpus holds.
 SPLITTING = {"split", "split_file", "fold", "fractions", "stratify", "validation", "validation_fraction", "split_seed"}
 NEUTRAL = SPLITTING | {"workers", "sampler", "max_seconds", "too_long", "strict", "verify"}
 
 log = logging.getLogger(__name__)
+
+
+def record_content(now: pd.DataFrame, origin: str, directory: RunDirectory, write: bool = True) -> None:
+    """Hold a corpus against what a run recorded of it, or record it where the run begins.
+
+    Args:
+        now: what is used of the corpus (see `fourm_ser.data.content`).
+        origin: where the corpus is, for the error.
+        directory: the run directory.
+        write: whether this process is the one that writes.
+
+    Raises:
+        InputError: it is not what the run began with: what changed.
+    """
+    before = directory.read_corpus()
+    if before is not None:
+        changed = changes(before, now)
+        if changed:
+            raise InputError(
+                f"{directory.path}: its corpus ({origin}) has changed since the run began: {changed}. Undo the change, "
+                "or begin another run: a result is that of one corpus."
+            )
+    elif write:
+        write_table(directory.corpus, now)
+
+
+def changes_since(
+    node: DictConfig, cache: str, directory: RunDirectory, known: dict[str, pd.DataFrame] | None = None
+) -> str:
+    """What is other in a finished run's corpus than it was, in words.
+
+    Args:
+        node: the corpus's config.
+        cache: the folder for what is made once.
+        directory: the run directory.
+        known: what was read of corpora, by their configs; gets this one's. None to read it anew.
+
+    Returns:
+        "" where nothing is, where the run is of a version that kept no record, and where the corpus cannot be read any
+        more, which the log says.
+    """
+    before = directory.read_corpus()
+    if before is None:
+        return ""
+    known = {} if known is None else known
+    key = f"{cache} {json.dumps(OmegaConf.to_container(node), sort_keys=True)}"
+    if key not in known:
+        try:
+            corpus = build(node, cache=Path(cache).expanduser())
+            corpus.setup()
+        except InputError as error:
+            log.warning("%s: its corpus cannot be compared with what it was: %s", directory.path, error)
+            return ""
+        known[key] = corpus.content
+    return changes(before, known[key])
 
 
 def read_training(run: str | None, model: str | None) -> pd.DataFrame | None:
@@ -29,7 +88,7 @@ def read_training(run: str | None, model: str | None) -> pd.DataFrame | None:
         model: a model directory: known where it still lies in its run.
     """
     folder = Path(model or "").expanduser().absolute().parent if run is None else Path(run).expanduser()
-    training = read_content(folder)
+    training = RunDirectory(folder).read_corpus()
     if training is None:
         log.warning(
             "%s: nothing says whom the model was trained on: whether the test is speaker-independent is not known",

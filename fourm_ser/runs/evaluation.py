@@ -2,13 +2,11 @@
 
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
-import numpy as np
 import pandas as pd
-import torch
 from omegaconf import DictConfig, OmegaConf
 from rich.console import Console
 from rich.progress import track
@@ -16,44 +14,33 @@ from rich.table import Table
 from torch import Tensor
 
 from fourm_ser.config import build, refuse_missing
+from fourm_ser.data.batch import Batch
 from fourm_ser.data.corpora.cross_corpus import CrossCorpus
 from fourm_ser.data.corpus import Corpus
 from fourm_ser.data.datamodule import EmotionDataModule
 from fourm_ser.data.manifest import order_emotions
-from fourm_ser.devices import copies_ahead, find_device, resolve_budget
+from fourm_ser.devices import copies_ahead, find_device, resolve_budget, sent
 from fourm_ser.errors import InputError
 from fourm_ser.figures import confusion_figure, reliability_figure, save_figure
-from fourm_ser.files import whole, write_json
+from fourm_ser.files import write_json, write_table
 from fourm_ser.losses.base import Loss
 from fourm_ser.models.directory import Model, load_model
 from fourm_ser.models.features import Encoding
-from fourm_ser.models.inference import Inference
-from fourm_ser.models.metrics import EmotionMetrics
+from fourm_ser.models.inference import Inference, Outputs, Step, compute_outputs
+from fourm_ser.models.metrics import BINS
+from fourm_ser.models.network import NetworkOutput
 from fourm_ser.models.sources import check_transcripts, compare_cleaning, compare_languages, make_sources
 from fourm_ser.runs.claims import claim, folder_name, read_training, refuse_changed
-from fourm_ser.runs.finished import read_checkpoint, read_config
-from fourm_ser.runs.intervals import FEWEST, intervals, unit_of
-from fourm_ser.runs.results import undefined
+from fourm_ser.runs.directory import RunDirectory, is_model
+from fourm_ser.runs.intervals import bootstrap
+from fourm_ser.runs.resampling import FEWEST, unit_of
+from fourm_ser.runs.results import confusion_counts, predictions_frame, undefined
 from fourm_ser.terminal import make_table
 
 log = logging.getLogger(__name__)
 
 CACHE = "~/.cache/fourm_ser"
 BATCH = 32
-
-
-class Outputs(NamedTuple):
-    """What a model said of utterances.
-
-    Attributes:
-        rows: (n,) positions in the manifest, ascending.
-        probabilities: (n, classes).
-        metrics: by name, as in a run's metrics.json without the side.
-    """
-
-    rows: np.ndarray
-    probabilities: np.ndarray
-    metrics: dict[str, float]
 
 
 def run(config: DictConfig, changes: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -90,14 +77,17 @@ def run(config: DictConfig, changes: Mapping[str, Any] | None) -> dict[str, Any]
     compare_languages(model.network, corpus)
     compare_cleaning(model, corpus)
     check_transcripts(model.network, corpus.frame["text"].iloc[rows])
-    encoding = Encoding(cache, inference.encoding, budgets[0], budgets[1], device, model.use.encoding_tf32)
+    encoding = Encoding(cache, inference.encoding, budgets[0], budgets[1], device, model.conditions.encoding_tf32)
     sources, _ = make_sources(model.network, data, encoding)
     stages = [] if record is None else list(record.stage.values())
     data.serve(sources, config.batch_size or (stages[-1].batch_size if stages else BATCH))
-    loss = None if record is None or classes != model.emotions else load_loss(Path(config.run), record, corpus, model)
-    outputs = predict(inference, data, rows, classes, loss)
+    loss = None
+    if record is not None and classes == model.emotions:
+        loss = load_loss(RunDirectory(folder.parent), record, corpus, model)
+    batches = track(data.dataloader(rows), "evaluating", transient=True)
+    outputs = compute_outputs(step_of(inference, loss, classes), batches, classes=classes, device=device)
     tables = make_tables(corpus, classes, outputs)
-    metrics = write(target, tables, corpus, classes, outputs, config, model, claims)
+    metrics = write(RunDirectory(target), tables, corpus, classes, outputs, config, model, claims)
     show(metrics, tables, target, corpus, outputs, config)
     return metrics
 
@@ -110,11 +100,12 @@ def _find(config: DictConfig, changes: Mapping[str, Any] | None) -> tuple[DictCo
         if changes is not None:
             raise InputError("model=DIR: a model directory has no corpus. Choose one: data=iemocap data.root=DIR")
         record, folder = None, Path(config.model).expanduser()
-        if (folder / "model" / "model.safetensors").is_file():
-            raise InputError(f"model={folder}: is a run. Give run={folder}, or model={folder / 'model'}.")
+        model = RunDirectory(folder).model
+        if is_model(model):
+            raise InputError(f"model={folder}: is a run. Give run={folder}, or model={model}.")
     else:
-        record = read_config(Path(config.run).expanduser())
-        folder = Path(config.run).expanduser() / "model"
+        directory = RunDirectory(Path(config.run).expanduser())
+        record, folder = directory.read_finished_record(), directory.model
     if changes is None:
         refuse_missing(config)
         return record, folder, config.data
@@ -168,11 +159,10 @@ def find_corpus(node: DictConfig, emotions: list[str], classes: str, cache: Path
     return corpus, shared
 
 
-def load_loss(run_dir: Path, record: DictConfig, corpus: Corpus, model: Model) -> Loss | None:
+def load_loss(directory: RunDirectory, record: DictConfig, corpus: Corpus, model: Model) -> Loss | None:
     """The loss that a run trained with, at its best epoch; None where its checkpoint is not there any more."""
-    stages = list(record.stage)
     try:
-        state = read_checkpoint(run_dir.expanduser() / "stages" / f"{len(stages) - 1}-{stages[-1]}")
+        state = directory.last_stage.read_best()["state_dict"]
     except InputError as error:
         log.warning("the loss is left out: %s", error)
         return None
@@ -183,40 +173,26 @@ def load_loss(run_dir: Path, record: DictConfig, corpus: Corpus, model: Model) -
     return loss.eval()
 
 
-def predict(
-    inference: Inference, data: EmotionDataModule, rows: np.ndarray, classes: list[str], loss: Loss | None
-) -> Outputs:
-    """What the model says of utterances, and how good that is.
+def step_of(inference: Inference, loss: Loss | None, classes: Sequence[str]) -> Step:
+    """What is done with a batch.
 
     Args:
-        inference: the model.
-        data: the corpus, which serves the sources already.
-        rows: positions in the manifest.
-        classes: those of the model's that count: its choice is among these.
-        loss: for the loss and its terms; None for none.
+        inference: The model.
+        loss: The loss, whose terms are computed, too; None for none.
+        classes: Those of the model's that count, among which it chooses.
     """
-    places = [inference.model.emotions.index(emotion) for emotion in classes]
-    metrics, losses = EmotionMetrics(classes).to(inference.device), dict[str, Tensor]()
+    columns = [inference.emotions.index(emotion) for emotion in classes]
     loss = None if loss is None else loss.to(inference.device)
-    seen, parts = [], []
-    for batch in track(data.dataloader(rows), "evaluating", transient=True):
+
+    def step(batch: Batch) -> tuple[NetworkOutput, Mapping[str, Tensor], int]:
         output = inference(batch.text, batch.audio)
-        labels, logits = batch.labels.to(inference.device), output.logits[:, places]
-        metrics.update(logits, output.embedding, labels)
+        terms: Mapping[str, Tensor] = {}
         if loss is not None:
-            with torch.inference_mode(), inference.as_trained():
-                terms = loss(output.logits, output.features(loss.on), labels)
-            for name, value in terms.items():
-                key = "loss" if name == "total" else f"loss/{name}"
-                losses[key] = losses.get(key, torch.zeros((), device=inference.device)) + value.float() * len(labels)
-        seen.append(batch.rows.numpy())
-        parts.append(logits.float().softmax(1).cpu().numpy())
-    index = np.concatenate(seen)
-    order = index.argsort()
-    values = {**{key: float(value / len(index)) for key, value in losses.items()}, **metrics.compute()}
-    # As a run records them: its logger keeps numbers in float32.
-    values = {name: float(np.float32(value)) for name, value in values.items()}
-    return Outputs(index[order], np.concatenate(parts)[order], values)
+            with inference.as_trained():
+                terms = loss(output.logits, output.features(loss.on), sent(batch.labels, inference.device))
+        return output._replace(logits=output.logits[:, columns]), terms, len(batch.rows)
+
+    return step
 
 
 def _target(
@@ -235,37 +211,33 @@ def _target(
     if config.output is not None:
         target = Path(config.output).expanduser()
     else:
-        home = Path() if config.run is None else Path(config.run).expanduser()
+        home = RunDirectory(Path() if config.run is None else Path(config.run).expanduser())
         protocol = None if changes is None else {key: changes[key] for key in sorted({*changes} - {"data.fold"})}
         others = [
             corpus.protocol if protocol is None else protocol,
             [] if classes == model.emotions else classes,
             "" if config.run is not None else str(Path(config.model).expanduser().absolute()),
         ]
-        target = home / "evaluation" / folder_name(corpus, config.side, training, *others)
-    if (target / "config.yaml").is_file():
+        target = home.evaluations / folder_name(corpus, config.side, training, *others)
+    if RunDirectory(target).record.is_file():
         raise InputError(f"output={target}: is a run or a model: its own results would be lost. Choose another folder.")
-    if (target / "metrics.json").is_file():
+    if RunDirectory(target).metrics.is_file():
         log.warning("%s: replaces the results of an earlier evaluation", target)
     return target
 
 
 def make_tables(corpus: Corpus, classes: list[str], outputs: Outputs) -> dict[str, pd.DataFrame]:
     """The tables by name: `predictions`, `confusions`, `speakers`."""
-    frame = corpus.frame.iloc[outputs.rows]
-    predictions = frame[["id", "speaker", "emotion"]].reset_index(drop=True)
-    predictions["predicted"] = [classes[label] for label in outputs.probabilities.argmax(1)]
-    for place, emotion in enumerate(classes):
-        predictions[emotion] = outputs.probabilities[:, place]
+    predictions = predictions_frame(corpus, classes, outputs.rows, outputs.probabilities)
     return {
         "predictions": predictions,
-        "confusions": worst_confusions(predictions, frame["text"].tolist()),
+        "confusions": worst_confusions(predictions, corpus.frame["text"].iloc[outputs.rows].tolist()),
         "speakers": by_speaker(predictions, classes),
     }
 
 
 def write(
-    folder: Path,
+    directory: RunDirectory,
     tables: Mapping[str, pd.DataFrame],
     corpus: Corpus,
     classes: list[str],
@@ -276,20 +248,18 @@ def write(
 ) -> dict[str, Any]:
     """Write the tables and figures, metrics.json last of all; returns what it holds."""
     for name, table in tables.items():
-        with whole(folder / f"{name}.csv") as temporary:
-            table.to_csv(temporary, index=False)
+        write_table(directory.path / f"{name}.csv", table)
     probabilities, labels = outputs.probabilities, corpus.label[outputs.rows]
     predicted = probabilities.argmax(1)
-    counts = np.zeros((len(classes), len(classes)), dtype=np.int64)
-    np.add.at(counts, (labels, predicted), 1)
-    save_figure(confusion_figure(counts, classes), folder / "confusion_matrix.png")
-    figure = reliability_figure(probabilities.max(1), predicted == labels, outputs.metrics["ece"])
-    save_figure(figure, folder / "reliability.png")
+    counts = confusion_counts(labels, predicted, len(classes))
+    save_figure(confusion_figure(counts, classes), directory.confusion_matrix)
+    figure = reliability_figure(probabilities.max(1), predicted == labels, outputs.metrics["ece"], BINS)
+    save_figure(figure, directory.reliability)
     side = config.side
     speakers = tables["predictions"]["speaker"].to_numpy()
     resampled = unit_of(speakers, config.resample)
     groups = speakers if resampled == "speakers" else None
-    found = intervals(labels, probabilities, classes, config.resamples, config.seed, groups)
+    found = bootstrap(labels, probabilities, classes, resamples=config.resamples, seed=config.seed, groups=groups)
     metrics: dict[str, Any] = {f"{side}/{name}": _number(value) for name, value in outputs.metrics.items()}
     for name, (low, high) in found.items():
         metrics |= {f"{side}/{name}/low": _number(low), f"{side}/{name}/high": _number(high)}
@@ -308,7 +278,7 @@ def write(
     }
     for reason in undefined({f"{side}/{name}": value for name, value in outputs.metrics.items()}):
         log.info("metrics.json: %s", reason)
-    write_json(folder / "metrics.json", metrics)
+    write_json(directory.metrics, metrics)
     return metrics
 
 

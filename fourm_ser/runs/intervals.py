@@ -1,16 +1,12 @@
 """How sure test metrics are: bootstrap intervals over the tested speakers, or over utterances."""
 
-import math
 from collections.abc import Sequence
 
 import numpy as np
-from scipy import special
 
-from fourm_ser.errors import InputError
+from fourm_ser.models.metrics import BINS
+from fourm_ser.runs.resampling import LEVEL, tails
 
-LEVEL = 0.95
-FEWEST = 5  # speakers, for whom there is a spread to speak of
-BINS = 15  # of confidence, for the calibration error
 CHUNK = 200_000  # utterances drawn at a time, over resamples
 
 
@@ -50,42 +46,11 @@ def measure(
     }
 
 
-def unit_of(speakers: Sequence[str] | np.ndarray, wanted: str = "auto") -> str:
-    """What to resample: `speakers`, or `utterances`.
-
-    Utterances of a speaker are recognised alike, so that those of few speakers say less than their number promises.
-
-    Args:
-        speakers: (n,) of the utterances.
-        wanted: one of the two, or `auto`: speakers where there are five or more.
-
-    Raises:
-        InputError: speakers are wanted, and there is one alone.
-    """
-    count = len(set(speakers))
-    if wanted == "speakers" and count < 2:
-        raise InputError("resample=speakers: there is one speaker alone. Choose resample=utterances.")
-    return ("speakers" if count >= FEWEST else "utterances") if wanted == "auto" else wanted
-
-
-def tails(units: int) -> tuple[float, float]:
-    """The two quantiles of resampled values that make a 95% interval.
-
-    A percentile interval over few units is too narrow: their spread is that of n - 1, and no better known than
-    Student's t says. Its ends are moved outwards accordingly (Hesterberg 2015, https://arxiv.org/abs/1411.5279).
-
-    Args:
-        units: how many units are resampled.
-    """
-    t = special.stdtrit(units - 1, (1 + LEVEL) / 2)
-    low = float(special.ndtr(-math.sqrt(units / (units - 1)) * t))
-    return low, 1 - low
-
-
-def intervals(
+def bootstrap(
     labels: np.ndarray,
     probabilities: np.ndarray,
     emotions: Sequence[str],
+    *,
     resamples: int,
     seed: int,
     groups: Sequence[str] | np.ndarray | None = None,

@@ -12,7 +12,8 @@ from rich.console import Console
 
 from fourm_ser.data.corpus import Corpus
 from fourm_ser.figures import confusion_figure, curves_figure, save_figure
-from fourm_ser.files import finite, whole, write_json
+from fourm_ser.files import finite, write_json, write_table
+from fourm_ser.runs.directory import PREDICTED, RunDirectory
 from fourm_ser.terminal import make_table
 
 log = logging.getLogger(__name__)
@@ -27,7 +28,7 @@ class Results(NamedTuple):
         labels: class index of each test utterance.
         predicted: the same as predicted.
         predictions: what predictions.csv holds.
-        figures: paths of the figures by name.
+        figures: paths of the figures.
     """
 
     metrics: dict[str, Any]
@@ -35,51 +36,66 @@ class Results(NamedTuple):
     labels: list[int]
     predicted: list[int]
     predictions: pd.DataFrame
-    figures: dict[str, Path]
+    figures: list[Path]
 
 
 def write_results(
-    run_dir: Path,
+    directory: RunDirectory,
     corpus: Corpus,
     metrics: Mapping[str, Any],
     index: np.ndarray,
     probabilities: np.ndarray,
-    stages: list[Path],
 ) -> Results:
     """Write what a run leaves; metrics.json last, for it says that the run has finished.
 
     Args:
-        run_dir: the run directory.
+        directory: the run directory.
         corpus: the run's corpus.
         metrics: flat metrics; what is undefined becomes null, and the log says why.
         index: (n,) positions of the test utterances in the manifest.
         probabilities: (n, classes).
-        stages: the stages' folders in order.
     """
-    rows = corpus.frame.iloc[index]
-    predicted = probabilities.argmax(1)
-    predictions = rows[["id", "speaker", "emotion"]].reset_index(drop=True)
-    predictions["predicted"] = [corpus.emotions[label] for label in predicted]
-    for place, emotion in enumerate(corpus.emotions):
-        predictions[emotion] = probabilities[:, place]
-    with whole(run_dir / "predictions.csv") as temporary:
-        predictions.to_csv(temporary, index=False)
+    labels, predicted = corpus.label[index], probabilities.argmax(1)
+    predictions = predictions_frame(corpus, corpus.emotions, index, probabilities)
+    write_table(directory.predictions, predictions)
 
-    labels = corpus.label[index]
-    counts = np.zeros((len(corpus.emotions), len(corpus.emotions)), dtype=np.int64)
-    np.add.at(counts, (labels, predicted), 1)
-    curves = {stage.name: pd.read_csv(stage / "metrics.csv") for stage in stages if (stage / "metrics.csv").is_file()}
-    figures = {"confusion_matrix": run_dir / "confusion_matrix.png"}
-    save_figure(confusion_figure(counts, corpus.emotions), figures["confusion_matrix"])
+    counts = confusion_counts(labels, predicted, len(corpus.emotions))
+    save_figure(confusion_figure(counts, corpus.emotions), directory.confusion_matrix)
+    curves = {name: pd.read_csv(path) for name, path in directory.tables.items()}
     if curves:
-        figures["training_curves"] = run_dir / "training_curves.png"
-        save_figure(curves_figure(curves), figures["training_curves"])
+        save_figure(curves_figure(curves), directory.training_curves)
+    figures = [directory.confusion_matrix, *([directory.training_curves] if curves else [])]
 
     for reason in undefined(metrics):
         log.info("metrics.json: %s", reason)
     written = {**finite(metrics), "finished": True}
-    write_json(run_dir / "metrics.json", written)
+    write_json(directory.metrics, written)
     return Results(written, corpus.emotions, labels.tolist(), predicted.tolist(), predictions, figures)
+
+
+def predictions_frame(corpus: Corpus, classes: list[str], index: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
+    """What predictions.csv holds: the columns `PREDICTED`, then the probability of each class.
+
+    Args:
+        corpus: the corpus.
+        classes: the classes in the order of the probabilities.
+        index: (n,) positions of the utterances in the manifest.
+        probabilities: (n, classes).
+    """
+    known = corpus.frame[PREDICTED[:-1]].iloc[index].reset_index(drop=True)
+    predicted = pd.DataFrame({PREDICTED[-1]: [classes[label] for label in probabilities.argmax(1)]})
+    return pd.concat([known, predicted, pd.DataFrame(probabilities, columns=classes)], axis=1)
+
+
+def confusion_counts(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
+    """How many utterances of each class (rows) were taken for each (columns): (classes, classes).
+
+    Args:
+        labels: (n,) class indices.
+        predicted: (n,) class indices.
+        classes: number of classes.
+    """
+    return np.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes)
 
 
 def undefined(metrics: Mapping[str, Any]) -> list[str]:

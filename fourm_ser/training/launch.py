@@ -1,16 +1,15 @@
 """Start the processes of a run that has several."""
 
-import json
 import os
 import subprocess
 import sys
-from pathlib import Path
 
 import torch
 from omegaconf import DictConfig
 
 from fourm_ser.config import PACKAGE
 from fourm_ser.errors import InputError
+from fourm_ser.runs.directory import RunDirectory
 
 
 def processes(config: DictConfig) -> int:
@@ -18,25 +17,26 @@ def processes(config: DictConfig) -> int:
     return int(config.trainer.devices) * int(config.trainer.get("num_nodes", 1))
 
 
-def launch(config: DictConfig, run_dir: Path) -> None:
+def launch(config: DictConfig, directory: RunDirectory) -> None:
     """Do a recorded run with as many processes as it has devices, under torchrun.
 
     Lightning would start them by repeating this process's command line: a whole sweep, where this is a job of one.
 
     Args:
-        config: the resolved config, which `run_dir` records.
-        run_dir: the run directory.
+        config: the resolved config, which is recorded.
+        directory: the run directory.
 
     Raises:
         InputError: what one of the processes ended with; or the run is on several machines.
     """
     count, nodes = int(config.trainer.devices), int(config.trainer.get("num_nodes", 1))
-    module = ["-m", "fourm_ser.training.experiment", str(run_dir)]
+    module = ["-m", "fourm_ser.training.experiment", str(directory.path)]
     if nodes > 1:
         line = f"torchrun --nnodes={nodes} --nproc-per-node={count} --rdzv-backend=c10d --rdzv-endpoint=HOST:29500"
         raise InputError(
             f"trainer.num_nodes={nodes}: one command starts processes on one machine alone. The run is recorded in "
-            f"{run_dir}; do it by the same line on every machine, HOST being one of them: {line} {' '.join(module)}"
+            f"{directory.path}; do it by the same line on every machine, HOST being one of them: "
+            f"{line} {' '.join(module)}"
         )
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={count}", *module]
     path = [str(PACKAGE.parent), *os.environ.get("PYTHONPATH", "").split(os.pathsep)]
@@ -53,11 +53,11 @@ def launch(config: DictConfig, run_dir: Path) -> None:
             process.terminate()  # torchrun ends its processes before itself
             raise
     if code != 0:
-        failure = run_dir / "failure.json"
-        if failure.is_file():
-            raise InputError(json.loads(failure.read_text(encoding="utf-8"))["error"])
+        if directory.failure.is_file():
+            raise InputError(directory.read_failure()["error"])
         raise InputError(
-            f"{run_dir}: its {count} processes ended with exit code {code} and left no word. The same command goes on."
+            f"{directory.path}: its {count} processes ended with exit code {code} and left no word. "
+            "The same command goes on."
         )
 
 

@@ -16,6 +16,7 @@ from pytorch_lightning.utilities import rank_zero_only
 
 from fourm_ser.errors import InputError
 from fourm_ser.files import whole, write_text
+from fourm_ser.runs.directory import RunDirectory, StageDirectory
 from fourm_ser.runs.results import Results
 
 log = logging.getLogger(__name__)
@@ -24,11 +25,11 @@ log = logging.getLogger(__name__)
 class RunLogger(ABC):
     """Follows a run from its first stage to its results."""
 
-    def start(self, run_dir: Path, config: Mapping[str, Any]) -> None:  # noqa: B027 - most have nothing to start
+    def start(self, directory: RunDirectory, config: Mapping[str, Any]) -> None:  # noqa: B027 - most have nothing to start
         """The run begins, or goes on."""
 
     @abstractmethod
-    def stage(self, folder: Path, name: str) -> Logger:
+    def stage(self, stage: StageDirectory) -> Logger:
         """The Lightning logger of a stage."""
 
     def finish(self, results: Results) -> None:  # noqa: B027 - most have nothing to add
@@ -78,10 +79,10 @@ class EpochTable(Logger):
 
 
 class CSV(RunLogger):
-    """metrics.csv in each stage's folder."""
+    """A table in each stage's folder."""
 
-    def stage(self, folder: Path, name: str) -> Logger:
-        return EpochTable(folder / "metrics.csv")
+    def stage(self, stage: StageDirectory) -> Logger:
+        return EpochTable(stage.epochs)
 
 
 class WandB(RunLogger):
@@ -119,7 +120,7 @@ class WandB(RunLogger):
         self.tags, self.mode = tags, mode
         self.run: Any = None
 
-    def start(self, run_dir: Path, config: Mapping[str, Any]) -> None:
+    def start(self, directory: RunDirectory, config: Mapping[str, Any]) -> None:
         try:
             import wandb
         except ModuleNotFoundError as error:
@@ -131,26 +132,25 @@ class WandB(RunLogger):
             log.warning("wandb: no API key (run `wandb login`), so this run is logged offline")
         if wandb.run is not None:  # of a job before this one that failed; W&B would go on with it
             wandb.run.finish(exit_code=1)
-        identity = run_dir / "wandb" / "id"
-        if not identity.is_file():
-            write_text(identity, uuid.uuid4().hex[:8])
+        if not directory.wandb.is_file():
+            write_text(directory.wandb, uuid.uuid4().hex[:8])
         self.run = wandb.init(
             **self.arguments,
-            id=identity.read_text(encoding="utf-8").strip(),
+            id=directory.wandb.read_text(encoding="utf-8").strip(),
             resume="allow",
             mode=mode,  # type: ignore[arg-type]
             tags=[tag for tag in self.tags if tag],
-            dir=run_dir,
+            dir=directory.path,
             config=dict(config),
             settings=wandb.Settings(console="off"),
         )
         self.run.define_metric("trainer/global_step")
         self.run.define_metric("*", step_metric="trainer/global_step", step_sync=True)
 
-    def stage(self, folder: Path, name: str) -> Logger:
+    def stage(self, stage: StageDirectory) -> Logger:
         from pytorch_lightning.loggers import WandbLogger
 
-        logger = WandbLogger(experiment=self.run, prefix=name)
+        logger = WandbLogger(experiment=self.run, prefix=stage.name)
         logger.LOGGER_JOIN_CHAR = "/"
         return logger
 
@@ -164,7 +164,7 @@ class WandB(RunLogger):
                 "test/confusion_matrix": wandb.plot.confusion_matrix(
                     y_true=results.labels, preds=results.predicted, class_names=results.emotions
                 ),
-                **{name: wandb.Image(str(path)) for name, path in results.figures.items()},
+                **{path.stem: wandb.Image(str(path)) for path in results.figures},
             }
         )
         self.run.finish()
@@ -185,15 +185,15 @@ class TensorBoard(RunLogger):
         self.choices = {name: str(value) for name, value in choices.items()}
         self.folder = Path()
 
-    def start(self, run_dir: Path, config: Mapping[str, Any]) -> None:
+    def start(self, directory: RunDirectory, config: Mapping[str, Any]) -> None:
         if find_spec("tensorboard") is None:
             raise InputError('logger=tensorboard: tensorboard is not installed. pip install "fourm_ser[tensorboard]"')
-        self.folder = run_dir / "tensorboard"
+        self.folder = directory.tensorboard
 
-    def stage(self, folder: Path, name: str) -> Logger:
+    def stage(self, stage: StageDirectory) -> Logger:
         from pytorch_lightning.loggers import TensorBoardLogger
 
-        return TensorBoardLogger(self.folder, name="", version=name)
+        return TensorBoardLogger(self.folder, name="", version=stage.name)
 
     def finish(self, results: Results) -> None:
         from torch.utils.tensorboard import SummaryWriter

@@ -2,14 +2,12 @@
 
 import hashlib
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
 from pytorch_lightning import LightningModule, seed_everything
 from torch import Tensor
-from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LRScheduler
 
 from fourm_ser.data.batch import Batch
 from fourm_ser.devices import HostCopy, copies_ahead
@@ -18,6 +16,7 @@ from fourm_ser.losses.base import Loss
 from fourm_ser.models.metrics import EmotionMetrics
 from fourm_ser.models.network import EmotionNetwork, NetworkOutput
 from fourm_ser.training.schedules import Plateau
+from fourm_ser.training.stages import Stage
 
 LATE = 8  # steps after which a device is asked whether a loss was finite: it has long known by then
 
@@ -26,71 +25,58 @@ class NotFiniteError(Exception):
     """A loss became NaN or infinite.
 
     Args:
-        terms: its terms that are.
-        rows: the batch's positions in the manifest.
-        place: where in the run.
+        terms: The terms of the loss that did.
+        rows: The batch's positions in the manifest.
+        when: The side, epoch and step in which they did.
     """
 
-    def __init__(self, terms: Sequence[str], rows: Sequence[int], place: str) -> None:
-        super().__init__(f"{', '.join(terms)} not finite in {place}")
-        self.terms, self.rows, self.place = list(terms), list(rows), place
+    def __init__(self, terms: Sequence[str], rows: Sequence[int], when: str) -> None:
+        super().__init__(f"{', '.join(terms)} not finite in {when}")
+        self.terms, self.rows, self.when = list(terms), list(rows), when
 
 
 class _Step(NamedTuple):
-    """A step whose loss nobody looked at yet: whether it is finite, its terms, the batch's rows, where in the run."""
+    """A step whose loss nobody looked at yet: whether it is finite, its terms, the batch's rows, when it was."""
 
     finite: HostCopy
     terms: dict[str, Tensor]
     rows: Tensor
-    place: str
+    when: str
 
 
 class EmotionModule(LightningModule):
     """One stage of training a network.
 
     Args:
-        network: the network, its stems frozen or not.
-        loss: the loss, set up for the network.
-        emotions: the classes in the order of their indices.
-        optimizer: parameter groups -> optimizer.
-        scheduler: optimizer, `steps` and `steps_per_epoch` -> a scheduler that goes on with every step.
-        encoder_learning_rate: of stems that train; None for the optimizer's.
-        epochs: epochs of the stage, and
-        steps_per_epoch: optimizer steps of each. Asked of Lightning, they would make the training loader before a
+        network: The network, its stems frozen or not.
+        loss: The loss, set up for the network.
+        emotions: The classes in the order of their indices.
+        stage: What the config says of the stage.
+        steps_per_epoch: Optimizer steps of an epoch. Asked of Lightning, they would make the training loader before a
             resumed run knows its epoch, and its workers would read ahead in the first epoch's order.
-        seed: the run's seed, and
-        stage: the stage's number: every epoch is seeded from the two and its own number, so that a resumed run draws
-            what an undisturbed one draws.
-        trained: modalities whose stems train in this stage or trained in an earlier one. Checkpoints leave the others
-            out: they are what the config says.
+        seed: The run's seed. Every epoch is seeded from it, the stage's number and its own number, so that a resumed
+            run draws what an undisturbed one draws.
+        trained: Modalities whose stems train in this stage or trained in an earlier one. Checkpoints leave the others
+            out, which are what the config says.
     """
 
     def __init__(
         self,
+        *,
         network: EmotionNetwork,
         loss: Loss,
         emotions: Sequence[str],
-        optimizer: Callable[..., Optimizer],
-        scheduler: Callable[..., LRScheduler],
-        encoder_learning_rate: float | None,
-        epochs: int,
+        stage: Stage,
         steps_per_epoch: int,
         seed: int,
-        stage: int,
-        trained: Sequence[str],
+        trained: Collection[str],
     ) -> None:
         super().__init__()
-        self.network = network
-        self.loss = loss
-        self.emotions = list(emotions)
-        self.build_optimizer, self.build_scheduler = optimizer, scheduler
-        self.encoder_learning_rate = encoder_learning_rate
-        self.steps, self.steps_per_epoch = epochs * steps_per_epoch, steps_per_epoch
-        self.seed, self.stage = seed, stage
+        self.network, self.loss, self.stage = network, loss, stage
+        self.steps_per_epoch, self.seed = steps_per_epoch, seed
         untouched = [modality for modality in network.encoders if modality not in trained]
         self.left_out = {f"network.{name}" for name in network.stem_state(untouched)}
-        self.val_metrics, self.test_metrics = (EmotionMetrics(emotions) for _ in range(2))
-        self.test_outputs: list[tuple[Tensor, Tensor]] = []
+        self.val_metrics = EmotionMetrics(emotions)
         self.train_losses: dict[str, Tensor] = {}
         self.train_count = 0
         self.steps_taken: deque[_Step] = deque()
@@ -102,14 +88,14 @@ class EmotionModule(LightningModule):
 
     def on_train_epoch_start(self) -> None:
         """Seed the epoch; of several processes each draws its own dropout."""
-        key = f"{self.seed} {self.stage} {self.current_epoch}" + (f" {rank()}" if rank() else "")
+        key = f"{self.seed} {self.stage.number} {self.current_epoch}" + (f" {rank()}" if rank() else "")
         seed = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=4).digest(), "big")
         seed_everything(seed, verbose=False)
         self.train_losses, self.train_count = {}, 0
         self.steps_taken.clear()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        _, terms, count = self._step("train", batch)
+        _, terms, count = self.step("train", batch)
         # Summed here, and logged once an epoch: Lightning's own sums take longer than a small network's step.
         for name, value in terms.items():
             self.train_losses[name] = self.train_losses.get(name, 0.0) + value.detach() * count
@@ -118,54 +104,38 @@ class EmotionModule(LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Batch, batch_idx: int) -> None:
         if self.trainer.is_last_batch:
-            self._refuse_infinite(0)
+            self.refuse_infinite()
             means = {name: value / self.train_count for name, value in self.train_losses.items()}
             self._log_losses("train", means, self.train_count)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
-        self._evaluate("val", batch, self.val_metrics)
-
-    def test_step(self, batch: Batch, batch_idx: int) -> None:
-        output = self._evaluate("test", batch, self.test_metrics)
-        probabilities = output.logits.detach().float().softmax(1)
-        self.test_outputs.append((gather_rows(batch.rows), gather_rows(probabilities)))
+        output, terms, count = self.step("val", batch)
+        self._log_losses("val", terms, count)
+        self.val_metrics.update(output.logits, output.embedding, batch.labels)
 
     def on_validation_epoch_end(self) -> None:
-        self._refuse_infinite(0)
-        self._log_metrics("val", self.val_metrics)
+        self.refuse_infinite()
+        values = {f"val/{name}": value for name, value in self.val_metrics.compute().items()}
+        self.val_metrics.reset()
+        self.log_dict(values)
+        schedule = self.lr_schedulers()
+        if isinstance(schedule, Plateau):
+            schedule.observe(values["val/ua"])
 
-    def on_test_epoch_start(self) -> None:
-        self.test_outputs.clear()
-        self.test_metrics.reset()
-
-    def on_test_epoch_end(self) -> None:
-        self._refuse_infinite(0)
-        self._log_metrics("test", self.test_metrics)
-
-    def _evaluate(self, side: str, batch: Batch, metrics: EmotionMetrics) -> NetworkOutput:
-        output, terms, count = self._step(side, batch)
-        self._log_losses(side, terms, count)
-        metrics.update(output.logits, output.embedding, batch.labels)
-        return output
-
-    def _step(self, side: str, batch: Batch) -> tuple[NetworkOutput, dict[str, Tensor], int]:
+    def step(self, side: str, batch: Batch) -> tuple[NetworkOutput, dict[str, Tensor], int]:
         """The network's output for this process's share of a batch; the whole batch's loss by term, and its size."""
         self.rows = batch.rows
         output = self(batch)
         labels = gather_rows(batch.labels)
         features = {name: gather_rows(vectors) for name, vectors in output.features(self.loss.on).items()}
         terms = self.loss(gather_rows(output.logits), features, labels)
-        place = f"{side}, epoch {self.current_epoch}, step {self.global_step}"
+        when = f"{side}, epoch {self.current_epoch}, step {self.global_step}"
         held = {name: value.detach() for name, value in terms.items()}
-        self.steps_taken.append(_Step(HostCopy(held["total"].isfinite()), held, batch.rows, place))
-        self._refuse_infinite(self._late())
+        self.steps_taken.append(_Step(HostCopy(held["total"].isfinite()), held, batch.rows, when))
+        self.refuse_infinite(LATE if copies_ahead(self.device) else 0)  # on a processor it is known at once
         return output, terms, len(labels)
 
-    def _late(self) -> int:
-        """After how many more steps a loss is looked at: on a processor at once."""
-        return LATE if copies_ahead(self.device) else 0
-
-    def _refuse_infinite(self, left: int) -> None:
+    def refuse_infinite(self, left: int = 0) -> None:
         """Look at the losses of all steps but the last so many: the same ones in every process.
 
         Raises:
@@ -175,21 +145,12 @@ class EmotionModule(LightningModule):
             step = self.steps_taken.popleft()
             if not step.finite.get():
                 bad = [name for name, value in step.terms.items() if not value.isfinite()]
-                raise NotFiniteError(bad, gather_rows(step.rows).tolist(), step.place)
+                raise NotFiniteError(bad, gather_rows(step.rows).tolist(), step.when)
 
     def _log_losses(self, side: str, terms: Mapping[str, Tensor], count: int) -> None:
         """Log the epoch's mean of each term over `count` utterances, and over those of the epoch's other calls."""
         values = {f"{side}/loss" if name == "total" else f"{side}/loss/{name}": terms[name].detach() for name in terms}
         self.log_dict(values, on_step=False, on_epoch=True, batch_size=count, sync_dist=True)
-
-    def _log_metrics(self, side: str, metrics: EmotionMetrics) -> None:
-        values = {f"{side}/{name}": value for name, value in metrics.compute().items()}
-        self.log_dict(values)
-        if side == "val":
-            metrics.reset()
-            schedule = self.lr_schedulers() if self.trainer.training else None
-            if isinstance(schedule, Plateau):
-                schedule.observe(float(values["val/ua"]))
 
     def configure_optimizers(self) -> Any:
         """The network's own parameters, the stems that train, the loss's parameters, each with its learning rate."""
@@ -198,13 +159,14 @@ class EmotionModule(LightningModule):
         groups: list[dict[str, Any]] = [{"params": [p for p in self.network.parameters() if id(p) not in elsewhere]}]
         thawed = [parameter for parameter in stems if parameter.requires_grad]
         if thawed:
-            rate = {} if self.encoder_learning_rate is None else {"lr": self.encoder_learning_rate}
-            groups.append({"params": thawed, **rate})
-        optimizer = self.build_optimizer(groups + self.loss.groups())
+            rate = self.stage.encoder_learning_rate
+            groups.append({"params": thawed, **({} if rate is None else {"lr": rate})})
+        optimizer = self.stage.optimizer(groups + self.loss.groups())
         if hasattr(optimizer, "_step_supports_amp_scaling"):
             # A fused optimizer would unscale gradients by itself, after they are clipped: Lightning refuses to clip.
             optimizer._step_supports_amp_scaling = False
-        scheduler = self.build_scheduler(optimizer, steps=self.steps, steps_per_epoch=self.steps_per_epoch)
+        steps = self.stage.epochs * self.steps_per_epoch
+        scheduler = self.stage.scheduler(optimizer, steps=steps, steps_per_epoch=self.steps_per_epoch)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
@@ -217,10 +179,3 @@ class EmotionModule(LightningModule):
         """Load a checkpoint's state, strictly but for the stems that it leaves out."""
         own = {name: tensor for name, tensor in self.state_dict().items() if name in self.left_out}
         return super().load_state_dict({**own, **state_dict}, strict=strict, assign=assign)
-
-    def predictions(self) -> tuple[Tensor, Tensor]:
-        """What the last test saw: positions in the manifest (n,), sorted, and probabilities (n, classes)."""
-        index = torch.cat([rows for rows, _ in self.test_outputs]).cpu()
-        probabilities = torch.cat([probabilities for _, probabilities in self.test_outputs]).cpu()
-        order = index.argsort()
-        return index[order], probabilities[order]

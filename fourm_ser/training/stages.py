@@ -3,7 +3,6 @@
 import dataclasses
 import logging
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -15,6 +14,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from fourm_ser.encoders.base import Unfreeze
 from fourm_ser.errors import InputError
+from fourm_ser.runs.directory import RunDirectory
 
 log = logging.getLogger(__name__)
 
@@ -50,11 +50,6 @@ class Stage:
     patience: int | None
     gradient_clip: float | None
     accumulate: int
-
-    @property
-    def folder(self) -> str:
-        """The stage's folder below the run directory."""
-        return f"stages/{self.number}-{self.name}"
 
 
 def read_stages(entries: Mapping[str, Any], optimizer: Any, scheduler: Any) -> list[Stage]:
@@ -153,22 +148,29 @@ def trainer_arguments(config: Mapping[str, Any], device: torch.device, find_unus
     return arguments
 
 
-def build_trainer(stage: Stage, run_dir: Path, arguments: Mapping[str, Any], loggers: list[Logger]) -> Trainer:
+def build_trainer(
+    stage: Stage, directory: RunDirectory, arguments: Mapping[str, Any], loggers: list[Logger]
+) -> Trainer:
     """The Trainer of a stage: progress bar, best and last checkpoint by validation UA, early stopping.
 
     Args:
         stage: the stage.
-        run_dir: the run directory.
+        directory: the run directory.
         arguments: of the Trainer, as `trainer_arguments` gives them.
         loggers: the stage's loggers.
     """
-    checkpoints = run_dir / stage.folder / "checkpoints"
+    folder = directory.stage(stage.number, stage.name)
     best = ModelCheckpoint(
-        checkpoints, "best", monitor="val/ua", mode="max", enable_version_counter=False, save_on_train_epoch_end=True
+        folder.best.parent,
+        folder.best.stem,
+        monitor="val/ua",
+        mode="max",
+        enable_version_counter=False,
+        save_on_train_epoch_end=True,
     )
     # A checkpoint of its own: `save_last` beside a monitor writes only when the best improves.
     last = ModelCheckpoint(
-        checkpoints, "last", monitor=None, enable_version_counter=False, save_on_train_epoch_end=True
+        folder.last.parent, folder.last.stem, monitor=None, enable_version_counter=False, save_on_train_epoch_end=True
     )
     note = NoteEpoch()
     callbacks: list[Callback] = [best, note]
@@ -182,7 +184,7 @@ def build_trainer(stage: Stage, run_dir: Path, arguments: Mapping[str, Any], log
         accumulate_grad_batches=stage.accumulate,
         callbacks=callbacks,
         logger=loggers,
-        default_root_dir=run_dir,
+        default_root_dir=directory.path,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         enable_model_summary=False,

@@ -7,14 +7,13 @@ finished costs no more than reading its record.
 import contextlib
 import csv
 import hashlib
-import json
 import multiprocessing
 import os
 import shlex
-import shutil
 import sys
 import time
 import warnings
+from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -28,10 +27,12 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from fourm_ser.config import settle
 from fourm_ser.errors import BusyError, InputError
 from fourm_ser.files import whole
 from fourm_ser.keys import check_config
-from fourm_ser.places import settle
+from fourm_ser.runs.collect import Run, read_run
+from fourm_ser.runs.directory import RunDirectory
 
 EXTRAS = {
     "hydra_joblib_launcher": "joblib",
@@ -68,14 +69,6 @@ class Job(NamedTuple):
     folder: Path
 
 
-class State(NamedTuple):
-    """What became of a job: `finished`, `failed`, `unfinished`, `not begun`; why, and its metrics if it finished."""
-
-    name: str
-    why: str = ""
-    metrics: dict[str, Any] = {}  # noqa: RUF012 - never written to
-
-
 def job(config: DictConfig) -> float:
     """Do one job of a sweep; it never raises, which would end the other jobs.
 
@@ -85,42 +78,40 @@ def job(config: DictConfig) -> float:
     Returns:
         The best validation UA, for sweepers that optimise it; NaN where the job failed, as its failure.json tells.
     """
-    run_dir = Path(HydraConfig.get().runtime.output_dir)
+    directory = RunDirectory(Path(HydraConfig.get().runtime.output_dir))
     try:
         if not config.sweep.skip_finished:
-            _forget(run_dir)
-        _discard_damaged(run_dir)
-        if not has_finished(config, run_dir):
+            directory.forget()
+        _discard_damaged(directory)
+        if not has_finished(config, directory):
             check_config("train", config, HydraConfig.get().overrides.task)
             try:
-                _run(config, run_dir)
+                _do(config, directory)
             except BusyError as error:  # a process that outlived an earlier sweep, or a job chosen twice
-                print(f"{run_dir.name}: waiting. {error}", flush=True)
-                with FileLock(run_dir / ".lock"):
+                print(f"{directory.path.name}: waiting. {error}", flush=True)
+                with directory.locked(wait=True):
                     pass
-                _run(config, run_dir)
-        return float(json.loads((run_dir / "metrics.json").read_text(encoding="utf-8"))["val/ua"])
+                _do(config, directory)
+        return float(directory.read_metrics()["val/ua"])
     except Exception as error:
-        from fourm_ser.training.experiment import note_failure
-
-        note_failure(run_dir, error, HydraConfig.get().overrides.task)
+        directory.write_failure(error, HydraConfig.get().overrides.task)
         return float("nan")
 
 
-def _run(config: DictConfig, run_dir: Path) -> None:
+def _do(config: DictConfig, directory: RunDirectory) -> None:
     """Do the job, with its log on the terminal where it is the only one, else in its output.log."""
     with contextlib.ExitStack() as stack:
         if HydraConfig.get().launcher._target_.endswith(".JoblibLauncher") and config.trainer.devices == 1:
-            _take_gpu(run_dir.parent, HydraConfig.get().job.num)
+            _take_gpu(directory.path.parent, HydraConfig.get().job.num)
         if HydraConfig.get().launcher._target_ != BASIC[0]:
-            output = stack.enter_context((run_dir / "output.log").open("a", encoding="utf-8"))
+            output = stack.enter_context(directory.output.open("a", encoding="utf-8"))
             stack.enter_context(contextlib.redirect_stdout(output))
             stack.enter_context(contextlib.redirect_stderr(output))
             # joblib's processes start others in their own way, by which loader workers cannot be started.
             multiprocessing.set_start_method(None, force=True)
         from fourm_ser.training.experiment import run
 
-        run(config, run_dir)
+        run(config, directory.path)
 
 
 _gpu: FileLock | None = None  # what this process holds as long as it lives
@@ -160,24 +151,23 @@ def _take_gpu(sweep: Path, number: int) -> None:
 _corpora: dict[str, Any] = {}  # what this process read for a sweep's finished jobs: most have the same corpus
 
 
-def has_finished(config: DictConfig, run_dir: Path) -> bool:
+def has_finished(config: DictConfig, directory: RunDirectory) -> bool:
     """Whether a run directory holds the results of a config, whatever its `auto` became on the machine of that run.
 
     Its corpus must be what it was, too.
     """
-    if not (run_dir / "metrics.json").is_file() or (run_dir / "failure.json").is_file():
+    if not directory.metrics.is_file() or directory.failure.is_file():
         return False
-    asked = OmegaConf.to_container(config, resolve=True)
-    assert isinstance(asked, dict)
-    found = yaml.safe_load((run_dir / "config.yaml").read_text(encoding="utf-8"))
+    asked: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
+    record = directory.read_record()
+    found = OmegaConf.to_container(record)
     settle(asked)
-    settle(found)
-    same = _agrees({key: value for key, value in asked.items() if key not in ("resume", "sweep")}, found)
-    if not same:
+    settle(found)  # type: ignore[arg-type]
+    if not _agrees({key: value for key, value in asked.items() if key not in ("resume", "sweep")}, found):
         return False
-    from fourm_ser.data.content import changes_since
+    from fourm_ser.runs.claims import changes_since
 
-    return not changes_since(OmegaConf.create(found["data"]), found["cache"], run_dir, _corpora)
+    return not changes_since(record.data, record.cache, directory, _corpora)
 
 
 def _agrees(asked: Any, found: Any) -> bool:
@@ -186,38 +176,26 @@ def _agrees(asked: Any, found: Any) -> bool:
     return asked == "auto" or str(asked) == str(found)  # a precision of 32 is recorded as a word
 
 
-def _forget(run_dir: Path) -> None:
-    """Remove a finished run's files, what says that it has finished last of all."""
-    if (run_dir / "metrics.json").is_file():
-        shutil.rmtree(run_dir / "stages", ignore_errors=True)
-        for name in ("config.yaml", "corpus.csv", "failure.json", "train.log", "output.log", "metrics.json"):
-            (run_dir / name).unlink(missing_ok=True)
-
-
-def _discard_damaged(run_dir: Path) -> None:
+def _discard_damaged(directory: RunDirectory) -> None:
     """Remove results that cannot be read, so that the job goes on from its checkpoints and writes them again."""
-    from fourm_ser.report.collect import read_metrics
-
-    path = run_dir / "metrics.json"
     try:
-        read_metrics(path)
+        directory.read_metrics()
     except FileNotFoundError:
         return
     except ValueError as error:
-        print(f"{path}: is damaged, and written again. {' '.join(str(error).split())}", flush=True)
-        path.unlink()
+        print(f"{directory.metrics}: is damaged, and written again. {' '.join(str(error).split())}", flush=True)
+        directory.metrics.unlink()
 
 
-def read_state(folder: Path) -> State:
-    """What became of the job in a run directory."""
-    from fourm_ser.report.collect import read_run
-
+def read_job(folder: Path) -> Run:
+    """What became of the job in a run directory, which need not be there: its `state` is then `not begun`."""
+    directory = RunDirectory(folder)
     if not folder.is_dir():
-        return State("not begun")
-    if (folder / "failure.json").is_file():  # also where an earlier run of another config left its results
-        return State("failed", json.loads((folder / "failure.json").read_text(encoding="utf-8"))["error"])
+        return Run(folder, "not begun")
+    if directory.failure.is_file():  # also where an earlier run of another config left its results
+        return Run(folder, "failed", directory.read_failure()["error"])
     run = read_run(folder)
-    return State("failed" if run.state == "damaged" else run.state, run.why, run.metrics)
+    return replace(run, state="failed") if run.state == "damaged" else run
 
 
 class Sweep(Callback):
@@ -244,14 +222,14 @@ class Sweep(Callback):
             self.varied, self.jobs = _plan(config)
         except InputError as error:
             sys.exit(f"error: {error}")
-        states = [read_state(job.folder).name for job in self.jobs]
+        states = [read_job(job.folder).state for job in self.jobs]
         counts = [f"{states.count(name)} {name}" for name in dict.fromkeys(states) if name != "not begun"]
         count = f"{len(self.jobs) or config.hydra.sweeper.get('n_trials')} jobs"
         print(f"sweep in {self.folder}: {', '.join([count, *counts])}", flush=True)
         if config.sweep.dry_run:
             for job in self.jobs:
                 words = [word for word in job.words if _key(word) not in NO_PART]
-                print(f"{job.folder.name}  {read_state(job.folder).name}: {shlex.join(words)}")
+                print(f"{job.folder.name}  {read_job(job.folder).state}: {shlex.join(words)}")
             if config.hydra.launcher._target_.endswith(".SlurmLauncher"):
                 print(slurm_script(config, len(self.jobs)))
             sys.exit(0)
@@ -259,16 +237,16 @@ class Sweep(Callback):
 
     def on_job_start(self, config: DictConfig, **kwargs: Any) -> None:
         """One line, where there is something to do."""
-        if self.started and not (Path(config.hydra.runtime.output_dir) / "metrics.json").is_file():
+        if self.started and not RunDirectory(Path(config.hydra.runtime.output_dir)).metrics.is_file():
             print(f"{self._label(config)}: begins", flush=True)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs: Any) -> None:
         """One line of what became of the job."""
         if not self.started:
             return
-        state = read_state(Path(config.hydra.runtime.output_dir))
-        said = state.why or f"validation UA {state.metrics['val/ua']:.4f}, test UA {state.metrics['test/ua']:.4f}"
-        print(f"{self._label(config)}: {state.name}: {said}", flush=True)
+        run = read_job(Path(config.hydra.runtime.output_dir))
+        said = run.why or f"validation UA {run.metrics['val/ua']:.4f}, test UA {run.metrics['test/ua']:.4f}"
+        print(f"{self._label(config)}: {run.state}: {said}", flush=True)
 
     def _label(self, config: DictConfig) -> str:
         words = [word for word in config.hydra.overrides.task if _key(word) in self.varied]
@@ -278,9 +256,9 @@ class Sweep(Callback):
     def close(self) -> int:
         """Print the table of the jobs and write it as jobs.csv; how many did not finish."""
         jobs = self.jobs or _begun_since(self.folder, self.started)
-        states = [read_state(job.folder) for job in jobs]
-        _write_table(self.folder / "jobs.csv", self.varied, jobs, states)
-        _print_table(self.folder, self.varied, jobs, states)
+        runs = [read_job(job.folder) for job in jobs]
+        _write_table(self.folder / "jobs.csv", self.varied, jobs, runs)
+        _print_table(self.folder, self.varied, jobs, runs)
         best = self.folder / "optimization_results.yaml"
         if best.is_file() and best.stat().st_mtime >= self.started:
             found = yaml.safe_load(best.read_text(encoding="utf-8"))
@@ -289,7 +267,7 @@ class Sweep(Callback):
         if any(next(job.folder.glob("wandb/offline-run-*"), None) for job in jobs):
             folder = shlex.quote(str(self.folder))
             print(f"logged offline; upload the sweep with: wandb sync {folder}/*/wandb/offline-run-*")
-        return sum(state.name != "finished" for state in states)
+        return sum(run.state != "finished" for run in runs)
 
 
 def close() -> None:
@@ -387,33 +365,33 @@ def _rows(varied: list[str], jobs: list[Job]) -> list[list[str]]:
     return [[values.get(key, "") for key in varied] for values in chosen]
 
 
-def _write_table(path: Path, varied: list[str], jobs: list[Job], states: list[State]) -> None:
+def _write_table(path: Path, varied: list[str], jobs: list[Job], runs: list[Run]) -> None:
     with whole(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         table = csv.writer(file)
         table.writerow(["cell", *varied, "state", *SHOWN, "why"])
-        for job, row, state in zip(jobs, _rows(varied, jobs), states, strict=True):
-            metrics = [state.metrics.get(name, "") for name in SHOWN]
-            table.writerow([job.folder.name, *row, state.name, *metrics, state.why])
+        for job, row, run in zip(jobs, _rows(varied, jobs), runs, strict=True):
+            metrics = [run.metrics.get(name, "") for name in SHOWN]
+            table.writerow([job.folder.name, *row, run.state, *metrics, run.why])
 
 
-def _print_table(folder: Path, varied: list[str], jobs: list[Job], states: list[State]) -> None:
+def _print_table(folder: Path, varied: list[str], jobs: list[Job], runs: list[Run]) -> None:
     from rich.console import Console
 
     from fourm_ser.terminal import make_table
 
     table = make_table(f"sweep in {folder}", ["job", *varied, "state", *SHOWN], SHOWN, overflow="fold")
-    for job, row, state in zip(jobs, _rows(varied, jobs), states, strict=True):
-        metrics = [state.metrics.get(name) for name in SHOWN]
+    for job, row, run in zip(jobs, _rows(varied, jobs), runs, strict=True):
+        metrics = [run.metrics.get(name) for name in SHOWN]
         shown = ["" if value is None else f"{value:.4f}" for value in metrics]
-        table.add_row(job.folder.name, *row, state.name, *shown)
+        table.add_row(job.folder.name, *row, run.state, *shown)
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 200  # a file is not cut to 80 columns
     Console(width=width).print(table)
-    names = [state.name for state in states]
-    print(", ".join(f"{names.count(name)} {name}" for name in dict.fromkeys(names)) or "no job began")
-    for job, row, state in zip(jobs, _rows(varied, jobs), states, strict=True):
-        if state.name not in ("finished", "not begun"):
+    states = [run.state for run in runs]
+    print(", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)) or "no job began")
+    for job, row, run in zip(jobs, _rows(varied, jobs), runs, strict=True):
+        if run.state not in ("finished", "not begun"):
             words = [f"{key}={value}" for key, value in zip(varied, row, strict=True)]
-            print(f"{state.name}: {job.folder.name} {' '.join(words)}: {state.why}")
+            print(f"{run.state}: {job.folder.name} {' '.join(words)}: {run.why}")
 
 
 def slurm_script(config: DictConfig, jobs: int) -> str:

@@ -13,8 +13,7 @@ from torch import Tensor, nn
 
 from fourm_ser.encoders import panns, vggish
 from fourm_ser.encoders.base import Encoder, Inputs, Resources
-from fourm_ser.models.directory import build_network
-from fourm_ser.models.network import EmotionNetwork
+from fourm_ser.models.network import EmotionNetwork, build_network
 from tests.accelerator.device import NAME, Pretend
 from tests.conftest import CONF, Compose
 

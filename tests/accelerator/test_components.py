@@ -266,7 +266,7 @@ def test_a_training_step_is_the_cpu_s(name: str, build: Build, device: torch.dev
     heads = [] if fusion in ("concat", "server", "audio_statistics") else ["fusion.heads=4"]
     config, network = build(*words, f"fusion={fusion}", *heads, f"loss={option}")
     loss: Loss = instantiate(config.loss).setup(4, network.widths, [1, 1, 1, 1])
-    network.adopt(loss)
+    network.replace_head(loss)
     for encoder in network.by_modality.values():
         encoder.unfreeze(unfreeze)  # type: ignore[arg-type]
     inputs = {modality: inputs_of(encoder) for modality, encoder in network.by_modality.items()}

@@ -135,8 +135,8 @@ def test_a_run_killed_in_each_stage_ends_as_if_undisturbed(
     begin, still_to_be_killed = EmotionModule.on_train_epoch_start, [0, 1]
 
     def on_train_epoch_start(self: EmotionModule) -> None:
-        if self.current_epoch == 1 and self.stage in still_to_be_killed:
-            still_to_be_killed.remove(self.stage)
+        if self.current_epoch == 1 and self.stage.number in still_to_be_killed:
+            still_to_be_killed.remove(self.stage.number)
             raise Killed
         begin(self)
 

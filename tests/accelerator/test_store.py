@@ -16,7 +16,7 @@ from fourm_ser.data.batch import Raw, Stored
 from fourm_ser.encoders.base import Encoder, moved
 from fourm_ser.encoders.store import FeatureStore
 from fourm_ser.losses.base import Loss
-from fourm_ser.models.directory import Model, Use
+from fourm_ser.models.directory import Conditions, Model
 from fourm_ser.models.features import Encoding, fill_store
 from fourm_ser.models.inference import Inference
 from tests.accelerator.device import Pretend
@@ -93,7 +93,7 @@ def test_a_model_is_used_there_as_it_was_trained(name: str, build: Build, device
         ([], ["text", "audio"]), ("32", "bf16", "16"), ("32-true", "bf16-mixed", "16-mixed"), (True, False)
     )
     for stored, encoding, precision, exact in choices:
-        use = Use(stored, encoding, precision, 30.0)
+        use = Conditions(stored, encoding, precision, 30.0)
         output = Inference(Model(network, EMOTIONS, use), device, exact)(inputs["text"], inputs["audio"])
         plain = precision == "32-true" and not (stored and encoding != "32")
         halves = torch.bfloat16 if "bf16" in f"{encoding} {precision}" else torch.float16

@@ -27,7 +27,7 @@ def opened(two_stage_run: Path) -> OpenRun:
 def untrained(opened: OpenRun, two_stage_run: Path) -> OpenRun:
     """A second run of the same utterances: the first one's network as it began."""
     other = OpenRun(two_stage_run, name="untrained")
-    other._features["after finetune", "test"] = other.features(next(other.states()), "test")
+    other._features["after finetune", "test"] = other.features(next(other.snapshots()), "test")
     return other
 
 

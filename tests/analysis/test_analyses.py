@@ -15,7 +15,7 @@ from fourm_ser.analysis import analyses
 from fourm_ser.analysis.analyses import QUESTIONS, name_runs
 from fourm_ser.analysis.findings import Finding, write_finding
 from fourm_ser.errors import InputError
-from fourm_ser.report.collect import Run
+from fourm_ser.runs.collect import Run
 from fourm_ser.training.experiment import run as train
 from tests.conftest import CONF, Compose
 

@@ -15,7 +15,8 @@ from fourm_ser.analysis.findings import Finding, UnsuitedError, write_finding
 from fourm_ser.analysis.kernel_alignment import debiased_cka
 from fourm_ser.errors import InputError
 from fourm_ser.fusion.cross_attention import CrossAttentionFusion
-from fourm_ser.runs.finished import Computed, OpenRun
+from fourm_ser.models.inference import Outputs
+from fourm_ser.runs.finished import OpenRun
 from fourm_ser.training.experiment import run
 from tests.conftest import Compose
 
@@ -57,7 +58,7 @@ def test_every_state_and_kind_of_features_is_measured(
     assert table["state"].unique().tolist() == STATES
     assert table["features"].unique().tolist() == ["encoders", "fusion"]
     assert table["emotion"].unique().tolist() == ["all", *opened.emotions]
-    features: Computed = opened.features(opened.trained, "all")
+    features: Outputs = opened.features(opened.trained, "all")
     last = table[(table["state"] == "after finetune") & (table["measure"] == "cka")]
     for place, pooled in (("encoders", features.encoded), ("fusion", features.fused)):
         for emotion in ["all", *opened.emotions]:

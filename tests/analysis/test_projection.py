@@ -45,7 +45,7 @@ def test_embeddings_are_those_that_the_run_tested(two_stage_run: Path, embedding
 def test_another_cache_gives_the_same_embeddings(embeddings: Embeddings, two_stage_run: Path, tmp_path: Path) -> None:
     run, again = OpenRun(two_stage_run), OpenRun(two_stage_run, cache=tmp_path)
     assert read_embeddings(again).vectors == pytest.approx(embeddings.vectors, abs=1e-4)
-    untrained = [opened.features(next(opened.states()), "test").embedding for opened in (run, again)]
+    untrained = [opened.features(next(opened.snapshots()), "test").embedding for opened in (run, again)]
     assert list(tmp_path.rglob("shard-*"))
     assert untrained[1] == pytest.approx(untrained[0], abs=1e-4)
 

@@ -60,7 +60,7 @@ def test_silhouettes_are_rousseeuw_s(opened: OpenRun, found: Finding) -> None:
     assert found.shown is not None
     everyone = found.shown.iloc[0]
     assert everyone["silhouette_emotion"] == pytest.approx(found.table["silhouette_emotion"].mean())
-    assert everyone["distance_ratio"] == pytest.approx(features.ratio)
+    assert everyone["distance_ratio"] == pytest.approx(features.metrics["intra_inter"])
     assert found.shown["emotion"].tolist() == ["all", *opened.emotions]
 
 

@@ -11,11 +11,8 @@ from hypothesis import strategies as st
 
 from fourm_ser.data.content import (
     COLUMNS,
-    FILE,
     changes,
     digest_of,
-    read_content,
-    record_content,
     seen,
     shared,
 )
@@ -82,36 +79,10 @@ def test_sides_are_no_part_of_what_a_corpus_holds(tmp_path: Path) -> None:
     assert changes(before, now, sides=False) == ""
 
 
-def test_a_record_is_read_as_it_was_written(make: Make, tmp_path: Path, recorded: pd.DataFrame) -> None:
-    corpus = make(recorded.assign(text=[["NA", "null", "", "01"][n % 4] for n in range(len(recorded))]))
-    record_content(corpus.content, corpus.origin, tmp_path)
-    found = read_content(tmp_path)
-    assert found is not None
-    pd.testing.assert_frame_equal(found, corpus.content, check_dtype=False)
-    record_content(corpus.content, corpus.origin, tmp_path)  # the same again
-    assert found["side"].value_counts().to_dict() == {s: len(r) for s, r in corpus.split._asdict().items()}
-    assert read_content(tmp_path / "elsewhere") is None
-
-
-def test_going_on_with_a_changed_corpus_is_refused(make: Make, tmp_path: Path, recorded: pd.DataFrame) -> None:
-    record_content(make(recorded).content, "there", tmp_path)
-    corrected = recorded.assign(emotion=["anger", *recorded["emotion"][1:]])
-    with pytest.raises(
-        InputError, match=r"has changed since the run began: 1 label changed \(u00: sadness, now anger\)"
-    ):
-        record_content(make(corrected).content, "there", tmp_path)
-
-
 def test_a_recording_that_was_replaced_is_another_content(make: Make, tmp_path: Path, recorded: pd.DataFrame) -> None:
     before = make(recorded).content
     other = recorded.assign(audio=[recorded["audio"].iloc[-1], *recorded["audio"].iloc[1:]])
     assert changes(before, make(other, strict=False).content, sides=False) == "1 recording changed (u00)"
-
-
-def test_a_damaged_record_is_named(tmp_path: Path) -> None:
-    (tmp_path / FILE).write_text("id,side\nu0,train\n")
-    with pytest.raises(InputError, match=r"corpus\.csv: expected the columns id, side, corpus"):
-        read_content(tmp_path)
 
 
 def test_a_recording_on_two_sides_is_named(

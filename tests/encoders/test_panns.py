@@ -21,7 +21,8 @@ from fourm_ser.encoders import panns
 from fourm_ser.encoders.base import Resources, Unfreeze
 from fourm_ser.encoders.panns import PannsEncoder
 from fourm_ser.errors import InputError
-from fourm_ser.models.directory import Model, Use, build_network, load_model, save_model
+from fourm_ser.models.directory import Conditions, Model, load_model, save_model
+from fourm_ser.models.network import build_network
 
 Build = Callable[..., PannsEncoder]
 
@@ -357,7 +358,9 @@ def test_what_was_saved_is_what_is_loaded(
     inputs = encoder.collate([encoder.frontend(noise(seconds)) for seconds in (0.5, 3.0)])
     expected = network(text=None, audio=inputs).logits
     fingerprints = {"audio": encoder.fingerprint()} if left_out else {}
-    save_model(tmp_path / "model", Model(network, list("abcd"), Use([], "32", "32-true", None)), config, fingerprints)
+    save_model(
+        tmp_path / "model", Model(network, list("abcd"), Conditions([], "32", "32-true", None)), config, fingerprints
+    )
     if not left_out:
         (official / FILE).unlink()
     saved = sorted(path.name for path in (tmp_path / "model").rglob("*"))

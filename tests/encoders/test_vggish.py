@@ -16,7 +16,8 @@ from fourm_ser.encoders import vggish
 from fourm_ser.encoders.base import Resources, Unfreeze
 from fourm_ser.encoders.vggish import VggishEncoder
 from fourm_ser.errors import InputError
-from fourm_ser.models.directory import Model, Use, build_network, load_model, save_model
+from fourm_ser.models.directory import Conditions, Model, load_model, save_model
+from fourm_ser.models.network import build_network
 
 Build = Callable[..., VggishEncoder]
 
@@ -400,7 +401,9 @@ def test_what_was_saved_is_what_is_loaded(
     inputs = encoder.collate([encoder.frontend(noise(seconds)) for seconds in (0.5, 3.0)])
     expected = network(text=None, audio=inputs).logits
     fingerprints = {"audio": encoder.fingerprint()} if left_out else {}
-    save_model(tmp_path / "model", Model(network, list("abcd"), Use([], "32", "32-true", None)), config, fingerprints)
+    save_model(
+        tmp_path / "model", Model(network, list("abcd"), Conditions([], "32", "32-true", None)), config, fingerprints
+    )
     pca_file.unlink()
     if not left_out:
         official.unlink()
@@ -415,5 +418,7 @@ def test_what_was_saved_is_what_is_loaded(
     if pca:  # and once more, from the directory's own parameters
         fields = DictConfig({"folder": str(tmp_path / "elsewhere"), **config})
         fields.encoder.audio.pca = "${folder}/audio/pca.safetensors"
-        save_model(tmp_path / "model", Model(again, list("abcd"), Use([], "32", "32-true", None)), fields, fingerprints)
+        save_model(
+            tmp_path / "model", Model(again, list("abcd"), Conditions([], "32", "32-true", None)), fields, fingerprints
+        )
         assert load_model(tmp_path / "model", tmp_path)[0].by_modality["audio"].fingerprint() == encoder.fingerprint()

@@ -17,13 +17,13 @@ from torch import Tensor, nn
 from fourm_ser.data.transcripts import Cleaning
 from fourm_ser.encoders.base import Inputs, Resources
 from fourm_ser.errors import InputError
-from fourm_ser.models.directory import Model, Use, build_network, load_model, save_model
-from fourm_ser.models.network import EmotionNetwork
+from fourm_ser.models.directory import Conditions, Model, load_model, save_model
+from fourm_ser.models.network import EmotionNetwork, build_network
 
 Compose = Callable[..., DictConfig]
 
 EMOTIONS = ["anger", "happiness", "sadness", "neutral"]
-USE = Use([], "32", "32-true", 30.0)
+CONDITIONS = Conditions([], "32", "32-true", 30.0)
 TEXTS = ["", "calm", "every green ball and every happy door", "fire"]
 WAVEFORMS = [
     np.random.default_rng(count).normal(0, 0.1, count).astype(np.float32) for count in (400, 4_800, 9_000, 16_000)
@@ -143,7 +143,9 @@ def test_what_was_saved_is_what_is_loaded(
     model.move(tuple(modality for modality in modalities if modality not in left_out))
     expected = logits(model.network)
     assert not torch.equal(expected, untouched)
-    save_model(tmp_path / "model", Model(model.network, EMOTIONS, USE), model.config, model.fingerprints(*left_out))
+    save_model(
+        tmp_path / "model", Model(model.network, EMOTIONS, CONDITIONS), model.config, model.fingerprints(*left_out)
+    )
     written = set(load_file(tmp_path / "model" / "model.safetensors"))
     assert written == set(model.network.state_dict()) - model.network.stem_state(list(left_out))
     # Nothing but the folder itself is there, and it lies elsewhere.
@@ -164,11 +166,11 @@ def test_what_was_saved_is_what_is_loaded(
 
 def test_a_loaded_model_is_saved_and_loaded_again(trained: Callable[..., Trained], tmp_path: Path) -> None:
     model = trained()
-    save_model(tmp_path / "one", Model(model.network, EMOTIONS, USE), model.config, {})
+    save_model(tmp_path / "one", Model(model.network, EMOTIONS, CONDITIONS), model.config, {})
     network = load_model(tmp_path / "one", tmp_path / "cache").network
     config = OmegaConf.merge({"folder": str(tmp_path / "one")}, OmegaConf.load(tmp_path / "one" / "config.yaml"))
     assert isinstance(config, DictConfig)
-    save_model(tmp_path / "two", Model(network, EMOTIONS, USE), config, {})
+    save_model(tmp_path / "two", Model(network, EMOTIONS, CONDITIONS), config, {})
     shutil.rmtree(tmp_path / "one")
     again = load_model(tmp_path / "two", tmp_path / "cache").network
     assert torch.equal(logits(again), logits(model.network))
@@ -184,7 +186,9 @@ def test_weights_from_a_folder(trained: Callable[..., Trained], tmp_path: Path, 
     model = trained("wav2vec2", *(f"encoder.{modality}.weights={folder / modality}" for modality in ("text", "audio")))
     model.move(tuple({"text", "audio"} - set(left_out)))
     expected = logits(model.network)
-    save_model(tmp_path / "model", Model(model.network, EMOTIONS, USE), model.config, model.fingerprints(*left_out))
+    save_model(
+        tmp_path / "model", Model(model.network, EMOTIONS, CONDITIONS), model.config, model.fingerprints(*left_out)
+    )
     if not left_out:
         shutil.rmtree(folder)  # all weights are in the model's own folder
     network = load_model(tmp_path / "model", tmp_path / "cache").network
@@ -204,7 +208,7 @@ def test_another_encoder_than_in_training_is_refused(
 ) -> None:
     model = trained()
     fingerprints = model.fingerprints("text", "audio")
-    save_model(tmp_path / "model", Model(model.network, EMOTIONS, USE), model.config, fingerprints)
+    save_model(tmp_path / "model", Model(model.network, EMOTIONS, CONDITIONS), model.config, fingerprints)
     path = tmp_path / "model" / "config.yaml"
     config = OmegaConf.load(path)
     config.encoder[modality].init_seed += 1
@@ -217,7 +221,7 @@ def test_fingerprints_taken_before_and_after_use_fit(trained: Callable[..., Trai
     model = trained()
     before = model.fingerprints("text", "audio")
     expected = logits(model.network)
-    save_model(tmp_path / "model", Model(model.network, EMOTIONS, USE), model.config, before)
+    save_model(tmp_path / "model", Model(model.network, EMOTIONS, CONDITIONS), model.config, before)
     network = load_model(tmp_path / "model", tmp_path / "cache").network
     assert torch.equal(logits(network), expected)
     assert {modality: encoder.fingerprint() for modality, encoder in network.by_modality.items()} == before
@@ -225,7 +229,7 @@ def test_fingerprints_taken_before_and_after_use_fit(trained: Callable[..., Trai
 
 def test_the_folder_holds_no_pickle(trained: Callable[..., Trained], tmp_path: Path) -> None:
     model = trained()
-    save_model(tmp_path / "model", Model(model.network, EMOTIONS, USE), model.config, {})
+    save_model(tmp_path / "model", Model(model.network, EMOTIONS, CONDITIONS), model.config, {})
     files = [path for path in (tmp_path / "model").rglob("*") if path.is_file()]
     assert {path.suffix for path in files} <= {".safetensors", ".yaml", ".json", ".txt"}
     assert {"model.safetensors", "config.yaml", "labels.json"} <= {path.name for path in files}
@@ -250,31 +254,31 @@ def test_the_folder_holds_no_pickle(trained: Callable[..., Trained], tmp_path: P
 def test_any_names_and_any_rule_of_cleaning_are_what_they_were(trained: Callable[..., Trained], tmp_path: Path) -> None:
     model = trained()
     words = ["yes", "null", "01", "1.0"]
-    use = USE._replace(clean=[r"\[\w+\]", "no", "~"])
-    save_model(tmp_path / "model", Model(model.network, words, use), model.config, {})
+    conditions = CONDITIONS._replace(clean=[r"\[\w+\]", "no", "~"])
+    save_model(tmp_path / "model", Model(model.network, words, conditions), model.config, {})
     _, emotions, again = load_model(tmp_path / "model", tmp_path / "cache")
     assert emotions == words
-    assert again == use
+    assert again == conditions
 
 
 def test_a_model_directory_of_before_says_nothing_of_cleaning_and_means_all_brackets(
     trained: Callable[..., Trained], tmp_path: Path
 ) -> None:
     model = trained()
-    save_model(tmp_path / "model", Model(model.network, EMOTIONS, USE._replace(clean=[])), model.config, {})
+    save_model(tmp_path / "model", Model(model.network, EMOTIONS, CONDITIONS._replace(clean=[])), model.config, {})
     config = OmegaConf.load(tmp_path / "model" / "config.yaml")
     del config.use["clean"]
     OmegaConf.save(config, tmp_path / "model" / "config.yaml")
-    use = load_model(tmp_path / "model", tmp_path / "cache").use
-    assert Cleaning(use.clean)("a [so] <3 b> c") == "a c"
+    conditions = load_model(tmp_path / "model", tmp_path / "cache").conditions
+    assert Cleaning(conditions.clean)("a [so] <3 b> c") == "a c"
 
 
 def test_a_model_that_stands_there_is_replaced(trained: Callable[..., Trained], tmp_path: Path) -> None:
     model = trained()
-    save_model(tmp_path / "model", Model(model.network, EMOTIONS, USE), model.config, {})
+    save_model(tmp_path / "model", Model(model.network, EMOTIONS, CONDITIONS), model.config, {})
     (tmp_path / "model" / "stale.txt").touch()
     model.move(("text", "audio"))
-    save_model(tmp_path / "model", Model(model.network, EMOTIONS, USE), model.config, {})
+    save_model(tmp_path / "model", Model(model.network, EMOTIONS, CONDITIONS), model.config, {})
     assert not (tmp_path / "model" / "stale.txt").exists()
     assert torch.equal(logits(load_model(tmp_path / "model", tmp_path / "cache")[0]), logits(model.network))
     assert {path.name for path in tmp_path.iterdir()} == {"cache", "model"}
@@ -284,7 +288,7 @@ def test_a_save_that_fails_leaves_the_old_model(
     trained: Callable[..., Trained], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model = trained()
-    save_model(tmp_path / "model", Model(model.network, EMOTIONS, USE), model.config, {})
+    save_model(tmp_path / "model", Model(model.network, EMOTIONS, CONDITIONS), model.config, {})
     expected = logits(model.network)
     model.move(("text", "audio"))
 
@@ -293,7 +297,7 @@ def test_a_save_that_fails_leaves_the_old_model(
 
     monkeypatch.setattr("fourm_ser.models.directory.write_json", full)
     with pytest.raises(OSError, match="no space left"):
-        save_model(tmp_path / "model", Model(model.network, EMOTIONS, USE), model.config, {})
+        save_model(tmp_path / "model", Model(model.network, EMOTIONS, CONDITIONS), model.config, {})
     assert torch.equal(logits(load_model(tmp_path / "model", tmp_path / "cache")[0]), expected)
     assert {path.name for path in tmp_path.iterdir()} == {"cache", "model"}
 

@@ -15,8 +15,7 @@ from torch import Tensor
 from fourm_ser.config import build as build_node
 from fourm_ser.encoders.base import Features, Inputs, Resources
 from fourm_ser.errors import InputError
-from fourm_ser.models.directory import build_network, known_widths
-from fourm_ser.models.network import ACTIVATIONS, EmotionNetwork, Head
+from fourm_ser.models.network import ACTIVATIONS, EmotionNetwork, Head, build_network, known_widths
 
 Compose = Callable[..., DictConfig]
 

@@ -10,8 +10,8 @@ import pytest
 
 from fourm_ser.encoders.base import Encoder, Resources
 from fourm_ser.errors import InputError
-from fourm_ser.models.directory import Model, Use, build_network
-from fourm_ser.models.network import EmotionNetwork
+from fourm_ser.models.directory import Conditions, Model
+from fourm_ser.models.network import EmotionNetwork, build_network
 from fourm_ser.models.sources import check_transcripts, compare_cleaning
 from fourm_ser.prediction.items import Item, Window
 from fourm_ser.prediction.loading import WindowDataset
@@ -80,11 +80,11 @@ def test_a_corpus_cleaned_in_another_way_than_the_model_s_is_warned_of(
     networks: Mapping[str, EmotionNetwork], caplog: pytest.LogCaptureFixture, clean: list[str], warned: bool
 ) -> None:
     corpus: Any = types.SimpleNamespace(cleaning=types.SimpleNamespace(patterns=("a",)))
-    use = Use([], "32", "32-true", None, clean=clean)
+    conditions = Conditions([], "32", "32-true", None, clean=clean)
     with caplog.at_level(logging.WARNING):
-        compare_cleaning(Model(networks["audio"], ["a", "b"], use), corpus)
+        compare_cleaning(Model(networks["audio"], ["a", "b"], conditions), corpus)
         assert caplog.text == ""
-        compare_cleaning(Model(networks["text"], ["a", "b"], use), corpus)
+        compare_cleaning(Model(networks["text"], ["a", "b"], conditions), corpus)
     said = f"data.clean=[a]: the model was trained on transcripts of data.clean={'[b]' if clean else 'none'}"
     assert (said in caplog.text) is warned
 

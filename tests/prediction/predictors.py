@@ -22,7 +22,8 @@ from transformers import (
 )
 
 from fourm_ser.encoders.base import Resources
-from fourm_ser.models.directory import Model, Use, build_network, save_model
+from fourm_ser.models.directory import Conditions, Model, save_model
+from fourm_ser.models.network import build_network
 from tests.conftest import Compose
 
 EMOTIONS = ["anger", "happiness", "sadness", "neutral"]
@@ -45,7 +46,7 @@ def model(folder: Path, composed: Compose, *overrides: str, max_seconds: float |
     with torch.no_grad():
         for parameter in network.head.parameters():
             parameter.mul_(3.0)
-    save_model(folder, Model(network, EMOTIONS, Use([], "32", "32-true", max_seconds)), config, {})
+    save_model(folder, Model(network, EMOTIONS, Conditions([], "32", "32-true", max_seconds)), config, {})
     return folder
 
 

@@ -10,7 +10,7 @@ import pytest
 
 from fourm_ser.report.axes import find_axes
 from fourm_ser.report.cells import Section, make_sections
-from fourm_ser.report.collect import collect
+from fourm_ser.runs.collect import collect
 from tests.report.runs import write_run, write_sweep
 
 

@@ -8,9 +8,9 @@ from typing import Any
 import pandas as pd
 import pytest
 
-from fourm_ser.data.content import COLUMNS, FILE, digest_of
+from fourm_ser.data.content import COLUMNS, digest_of
 from fourm_ser.report.cells import make_sections
-from fourm_ser.report.collect import collect
+from fourm_ser.runs.collect import collect
 from tests.report.runs import write_run
 
 CORPUS = pd.DataFrame(
@@ -26,7 +26,7 @@ LONGER = pd.concat([CORPUS, CORPUS.assign(id="more " + CORPUS["id"])])
 def write(folder: Path, corpus: pd.DataFrame | None, seed: int = 0, **places: Any) -> None:
     write_run(folder, seed=seed, changes={f"data.{key}": value for key, value in places.items()})
     if corpus is not None:
-        corpus.to_csv(folder / FILE, index=False)
+        corpus.to_csv(folder / "corpus.csv", index=False)
         path = folder / "metrics.json"
         path.write_text(json.dumps({**json.loads(path.read_text()), "corpus_hash": digest_of(corpus)}))
 

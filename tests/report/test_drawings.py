@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 
 from fourm_ser.report.cells import Section, make_sections
-from fourm_ser.report.collect import collect
 from fourm_ser.report.drawings import confusion_map, effects_figure, heat_maps, recall_map, time_figure, training_curves
 from fourm_ser.report.significance import read_predictions
+from fourm_ser.runs.collect import collect
 from tests.report.drawn import Heat, read_bars, read_curves, read_heat_map, read_points
 from tests.report.runs import EMOTIONS, write_sweep
 

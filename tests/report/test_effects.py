@@ -9,8 +9,8 @@ import pytest
 from scipy import stats
 
 from fourm_ser.report.cells import Section, make_sections
-from fourm_ser.report.collect import collect
 from fourm_ser.report.effects import marginal_effects
+from fourm_ser.runs.collect import collect
 from tests.report.runs import write_sweep
 
 

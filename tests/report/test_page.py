@@ -16,9 +16,9 @@ import yaml
 from fourm_ser.errors import InputError
 from fourm_ser.report.__main__ import report
 from fourm_ser.report.cells import make_sections
-from fourm_ser.report.collect import collect
 from fourm_ser.report.commands import cell_commands
 from fourm_ser.report.drawings import _histories
+from fourm_ser.runs.collect import collect
 from tests.report.drawn import read_bars, read_heat_map, read_points
 from tests.report.runs import write_run, write_sweep
 

@@ -13,7 +13,6 @@ from scipy import stats
 
 from fourm_ser.report import significance
 from fourm_ser.report.cells import Section, make_sections
-from fourm_ser.report.collect import collect
 from fourm_ser.report.significance import (
     compare,
     holm,
@@ -22,7 +21,8 @@ from fourm_ser.report.significance import (
     read_predictions,
     wilcoxon,
 )
-from fourm_ser.runs.intervals import tails
+from fourm_ser.runs.collect import collect
+from fourm_ser.runs.resampling import tails
 from tests.report.runs import write_run, write_sweep
 
 

@@ -9,8 +9,8 @@ from typing import Any
 import pandas as pd
 
 from fourm_ser.report.cells import Section, make_sections
-from fourm_ser.report.collect import collect
 from fourm_ser.report.tables import percent, write_tables
+from fourm_ser.runs.collect import collect
 from tests.report.runs import write_run, write_sweep
 
 

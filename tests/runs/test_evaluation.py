@@ -11,7 +11,6 @@ from hydra import compose, initialize_config_dir
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
-from fourm_ser.data.content import FILE
 from fourm_ser.data.manifest import write_manifest
 from fourm_ser.errors import InputError
 from fourm_ser.runs import evaluation
@@ -257,10 +256,10 @@ def test_what_is_claimed_is_about_whom_the_model_was_trained_on(
 def test_a_run_s_own_corpus_is_the_one_it_was_trained_on(two_stage_run: Path, tmp_path: Path) -> None:
     run = tmp_path / "run"
     shutil.copytree(two_stage_run, run)
-    recorded = pd.read_csv(run / FILE, keep_default_na=False, dtype=str)
+    recorded = pd.read_csv(run / "corpus.csv", keep_default_na=False, dtype=str)
     key, was = recorded["id"].iloc[0], recorded["emotion"].iloc[0]
     recorded.loc[0, "emotion"] = "fear"
-    recorded.to_csv(run / FILE, index=False)
+    recorded.to_csv(run / "corpus.csv", index=False)
     told = rf"has changed since the run: 1 label changed \({key}: fear, now {was}\).*name it as another corpus: data="
     for changes in ({}, {"data.fold": 1}, {"data.max_seconds": 2.0}):
         with pytest.raises(InputError, match=told):

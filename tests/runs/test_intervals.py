@@ -9,7 +9,8 @@ from scipy import stats
 
 from fourm_ser.errors import InputError
 from fourm_ser.models.metrics import EmotionMetrics
-from fourm_ser.runs.intervals import intervals, measure, tails, unit_of
+from fourm_ser.runs.intervals import bootstrap, measure
+from fourm_ser.runs.resampling import tails, unit_of
 
 EMOTIONS = ["anger", "happiness", "sadness", "neutral"]
 
@@ -43,7 +44,7 @@ def test_metrics_are_those_of_torchmetrics_over_what_was_drawn(said: tuple[np.nd
 
 def test_intervals_are_those_of_a_plain_loop_and_cover_the_value(said: tuple[np.ndarray, np.ndarray]) -> None:
     labels, probabilities = said
-    found = intervals(labels, probabilities, EMOTIONS, 4000, 0)
+    found = bootstrap(labels, probabilities, EMOTIONS, resamples=4000, seed=0)
     value = by_torchmetrics(labels, probabilities)
     assert set(found) == set(value)
     assert math.isnan(found["recall/neutral"][0])
@@ -53,12 +54,12 @@ def test_intervals_are_those_of_a_plain_loop_and_cover_the_value(said: tuple[np.
     for name, (low, high) in found.items():
         if name != "recall/neutral":
             assert low < value[name] < high
-    again = [intervals(labels, probabilities, EMOTIONS, 200, 1)["ua"] for _ in range(2)]
+    again = [bootstrap(labels, probabilities, EMOTIONS, resamples=200, seed=1)["ua"] for _ in range(2)]
     assert again[0] == again[1]
 
 
 def test_what_is_always_right_has_no_width() -> None:
-    found = intervals(np.array([0, 1] * 20), np.eye(2)[[0, 1] * 20], ["anger", "sadness"], 100, 0)
+    found = bootstrap(np.array([0, 1] * 20), np.eye(2)[[0, 1] * 20], ["anger", "sadness"], resamples=100, seed=0)
     assert found["ua"] == found["wa"] == found["recall/anger"] == (1.0, 1.0)
 
 
@@ -79,7 +80,7 @@ def test_intervals_over_speakers_cover_what_holds_for_others_and_those_over_utte
         labels, probabilities, groups = of_speakers(rng, speakers, 25, 0.15)
         for unit in covered:
             given = groups if unit == "speakers" else None
-            low, high = intervals(labels, probabilities, ["a", "b"], 300, number, given)["wa"]
+            low, high = bootstrap(labels, probabilities, ["a", "b"], resamples=300, seed=number, groups=given)["wa"]
             covered[unit] += low <= 0.7 <= high
     assert abs(covered["speakers"] / rounds - 0.95) < 3 * math.sqrt(0.95 * 0.05 / rounds)
     assert covered["utterances"] / rounds < 0.80
@@ -88,13 +89,13 @@ def test_intervals_over_speakers_cover_what_holds_for_others_and_those_over_utte
 def test_intervals_over_speakers_are_those_of_a_plain_loop(said: tuple[np.ndarray, np.ndarray]) -> None:
     labels, probabilities = said
     names = np.array([f"speaker {place % 6}" for place in range(150)])
-    found = intervals(labels, probabilities, EMOTIONS, 4000, 0, names)
+    found = bootstrap(labels, probabilities, EMOTIONS, resamples=4000, seed=0, groups=names)
     rng, right = np.random.default_rng(5), probabilities.argmax(1) == labels
     rows = {name: right[names == name] for name in np.unique(names)}
     loop = [np.concatenate([rows[name] for name in rng.choice(list(rows), 6)]).mean() for _ in range(4000)]
     assert found["wa"] == pytest.approx(np.quantile(loop, tails(6)), abs=0.02)
     order = np.random.default_rng(1).permutation(150)
-    again = intervals(labels[order], probabilities[order], EMOTIONS, 4000, 0, names[order])
+    again = bootstrap(labels[order], probabilities[order], EMOTIONS, resamples=4000, seed=0, groups=names[order])
     assert all(again[name] == pytest.approx(found[name], nan_ok=True) for name in found)
 
 

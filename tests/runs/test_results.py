@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from fourm_ser.data.corpus import Corpus
 from fourm_ser.runs import results
+from fourm_ser.runs.directory import RunDirectory
 from tests.drawn import Drawn, marks, pixels, written
 
 EMOTIONS = ["anger", "happiness", "sadness"]
@@ -28,12 +29,12 @@ def test_the_figures_of_a_run_are_of_its_predictions_and_epochs(
     index, probabilities = np.arange(5, 40), generator.dirichlet(np.ones(3), 35)
     table = pd.DataFrame({"epoch": range(3), "train/loss": [1.4, 1.2, 1.1], "val/loss": [1.5, 1.3, 1.35]})
     table["val/ua"], table["val/wa"] = [0.3, 0.6, 0.5], [0.2, 0.5, 0.55]
-    stage = tmp_path / "0-transfer"
-    stage.mkdir()
-    table.to_csv(stage / "metrics.csv", index=False)
+    epochs = RunDirectory(tmp_path).stage(0, "transfer").epochs
+    epochs.parent.mkdir(parents=True)
+    table.to_csv(epochs, index=False)
     saved = dict[str, Figure]()
     monkeypatch.setattr(results, "save_figure", lambda figure, path: saved.update({path.stem: figure}))
-    results.write_results(tmp_path, corpus, {"test/ua": 0.5}, index, probabilities, [stage])
+    results.write_results(RunDirectory(tmp_path), corpus, {"test/ua": 0.5}, index, probabilities)
     Drawn(saved["confusion_matrix"])
     counts = {place: text.split("\n")[0] for place, text in written(saved["confusion_matrix"].axes[0]).items()}
     likeliest = probabilities.argmax(1)

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from fourm_ser.config import build
 from fourm_ser.data.batch import Batch, Raw
-from fourm_ser.data.content import FILE, digest_of, read_content
+from fourm_ser.data.content import digest_of
 from fourm_ser.data.datamodule import EmotionDataModule
 from fourm_ser.data.splits import write_split
 from fourm_ser.encoders.text import TextEncoder
@@ -30,6 +30,7 @@ from fourm_ser.errors import InputError
 from fourm_ser.files import write_text
 from fourm_ser.losses.center import CenterLoss
 from fourm_ser.models.directory import load_model
+from fourm_ser.runs.directory import RunDirectory
 from fourm_ser.training.experiment import resume, run
 from fourm_ser.training.module import EmotionModule
 from tests.conftest import Compose
@@ -332,9 +333,9 @@ def test_a_run_does_not_go_on_with_another_corpus(
 ) -> None:
     copy = tmp_path / "copy"
     shutil.copytree(finished, copy)
-    table = pd.read_csv(copy / FILE, dtype=str, keep_default_na=False)
+    table = pd.read_csv(copy / "corpus.csv", dtype=str, keep_default_na=False)
     table.loc[3, column] = "another"
-    table.to_csv(copy / FILE, index=False)
+    table.to_csv(copy / "corpus.csv", index=False)
     if not over:
         (copy / "metrics.json").unlink()
     with pytest.raises(InputError, match=rf"corpus .*has changed since.*: {told} \({table['id'][3]}: another, now"):
@@ -342,7 +343,7 @@ def test_a_run_does_not_go_on_with_another_corpus(
 
 
 def test_a_run_is_known_by_its_corpus_and_records_where_that_is(finished: Path) -> None:
-    metrics, table = read_metrics(finished), read_content(finished)
+    metrics, table = read_metrics(finished), RunDirectory(finished).read_corpus()
     assert table is not None
     assert metrics["corpus_hash"] == digest_of(table)
     assert table["side"].value_counts()["test"] == len(pd.read_csv(finished / "predictions.csv"))

@@ -17,7 +17,10 @@ from fourm_ser.encoders.base import Encoder, Features, Inputs, length_mask
 from fourm_ser.fusion.self_attention import SelfAttentionFusion
 from fourm_ser.losses.base import Loss
 from fourm_ser.models.network import EmotionNetwork, Head
+from fourm_ser.training import module as module_file
+from fourm_ser.training import schedules
 from fourm_ser.training.module import EmotionModule, NotFiniteError
+from fourm_ser.training.stages import Stage
 from tests.conftest import CONF, Compose
 
 EMOTIONS = ["anger", "happiness", "sadness", "neutral"]
@@ -34,6 +37,19 @@ VARIANTS = {
     "learned": ["loss=ce_center", "loss.weighting=learned"],
 }
 COUNT, TOKENS, FRAMES = 7, 5, 9
+STAGE = Stage(
+    name="transfer",
+    number=0,
+    epochs=1,
+    batch_size=COUNT,
+    unfreeze={"text": "none", "audio": "none"},
+    optimizer=torch.optim.AdamW,
+    scheduler=schedules.constant,
+    encoder_learning_rate=None,
+    patience=None,
+    gradient_clip=None,
+    accumulate=1,
+)
 
 
 class Stored(Encoder):
@@ -67,7 +83,9 @@ def build_module(node: dict[str, Any]) -> EmotionModule:
     classifier = loss.classifier()
     if classifier is not None:
         network.head = classifier
-    module = EmotionModule(network, loss, EMOTIONS, torch.optim.AdamW, lambda *_, **__: None, None, 1, 1, 0, 0, [])  # type: ignore[arg-type]
+    module = EmotionModule(
+        network=network, loss=loss, emotions=EMOTIONS, stage=STAGE, steps_per_epoch=1, seed=0, trained=[]
+    )
     module.log_dict = lambda *_, **__: None  # type: ignore[method-assign]
     return module.double()  # sums in another order differ by less than any tolerance
 
@@ -136,7 +154,6 @@ def build_node(composed: Compose, overrides: list[str]) -> dict[str, Any]:
 @pytest.mark.parametrize("name", ["ce", "arcface", "ce_center", "ce_arcface", "learned"])
 def test_every_parameter_is_in_one_group_and_the_loss_s_own_do_not_decay(name: str, composed: Compose) -> None:
     module = build_module(build_node(composed, VARIANTS[name]))
-    module.build_scheduler = lambda *_, **__: None  # type: ignore[assignment]
     groups = module.configure_optimizers()["optimizer"].param_groups
     grouped = [id(parameter) for group in groups for parameter in group["params"]]
     assert sorted(grouped) == sorted(id(parameter) for parameter in module.parameters())
@@ -170,7 +187,7 @@ def test_the_training_loss_is_the_mean_over_an_epoch_s_utterances(composed: Comp
             assert len(logged) == epoch
             module.training_step(batch(part), 0)
             module.on_train_batch_end(None, batch(part), 0)
-    whole = module._step("train", batch(rows))[1]
+    whole = module.step("train", batch(rows))[1]
     expected = {"train/loss": whole["total"], "train/loss/ce": whole["ce"], "train/loss/center": whole["center"]}
     for values, count in logged:
         assert count == COUNT
@@ -183,7 +200,8 @@ def test_on_a_device_a_loss_that_is_not_finite_is_found_later_with_its_own_batch
     composed: Compose, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     module = build_module(build_node(composed, ["loss=ce_center"]))
-    monkeypatch.setattr(EmotionModule, "_late", lambda self: 3)
+    monkeypatch.setattr(module_file, "copies_ahead", lambda device: True)
+    monkeypatch.setattr(module_file, "LATE", 3)
     centers = dict(module.loss.named_parameters())["terms.center.centers.embedding"]
     whole = centers.detach().clone()
 
@@ -203,7 +221,7 @@ def test_on_a_device_a_loss_that_is_not_finite_is_found_later_with_its_own_batch
         step(5)
     assert caught.value.terms == ["total", "center"]
     assert caught.value.rows == [2, 3]
-    assert caught.value.place == "train, epoch 0, step 2"
+    assert caught.value.when == "train, epoch 0, step 2"
 
 
 def test_a_loss_that_is_not_finite_stops_the_step(composed: Compose) -> None:

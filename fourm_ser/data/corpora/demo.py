@@ -19,8 +19,8 @@ import soundfile
 import soxr
 from filelock import FileLock
 
+from fourm_ser import SAMPLE_RATE
 from fourm_ser.checks import check_number
-from fourm_ser.data.audio import SAMPLE_RATE
 from fourm_ser.data.corpus import Corpus
 from fourm_ser.data.manifest import read_manifest, write_manifest
 from fourm_ser.data.release import Release
@@ -221,7 +221,7 @@ def synthesise(folder: Path, utterances: int = 1600, seed: int = 0) -> None:
 
 def _check_count(utterances: int) -> None:
     expected = f"{LEAST} (ten speakers in four emotions each) to {MOST}"
-    check_number("data.utterances", utterances, expected, LEAST, MOST, whole=True)
+    check_number("data.utterances", utterances, expected, least=LEAST, most=MOST, whole=True)
 
 
 def _script(utterances: int, seed: int) -> list[_Utterance]:

@@ -1,7 +1,5 @@
 """From folders to runs: what finished, what failed, what is still under way, what has not begun."""
 
-import json
-import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -11,11 +9,9 @@ from typing import Any
 
 import yaml
 
+from fourm_ser.config import upgrade
 from fourm_ser.errors import InputError
-
-# Where a config.yaml has none of these beside it, it is somebody else's.
-SIGNS = ("metrics.json", "failure.json", "train.log", ".hydra")
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C one reads a hundred runs in a second
+from fourm_ser.runs.directory import LOADER, SWEEP, RunDirectory, as_mapping
 
 
 @dataclass(frozen=True)
@@ -49,10 +45,9 @@ class Run:
     metrics: dict[str, Any] = field(default_factory=dict)
 
     @property
-    def stages(self) -> dict[str, Path]:
-        """The metrics.csv of each stage that has one, by the stage's name, in the order they were run."""
-        tables = sorted(self.path.glob("stages/*/metrics.csv"), key=lambda path: _number(path.parent.name))
-        return {path.parent.name.partition("-")[2]: path for path in tables}
+    def directory(self) -> RunDirectory:
+        """The names of the files."""
+        return RunDirectory(self.path)
 
 
 @dataclass(frozen=True)
@@ -87,9 +82,9 @@ def collect(folders: list[Path]) -> Collection:
         if not found:
             problems.append(f"{folder}: holds no run (looked for folders with a config.yaml and a train.log).")
         runs |= {run.path.resolve(): run for run in found if run.path.resolve() not in runs}
-        for sweep in sorted(path.parent for path in folder.rglob("multirun.yaml")):
+        for sweep in sorted(path.parent for path in folder.rglob(SWEEP)):
             begun = {frozenset(run.overrides) for run in found if sweep in run.path.parents}
-            jobs = [job for job in planned(sweep / "multirun.yaml") if frozenset(job) not in begun]
+            jobs = [job for job in planned(sweep / SWEEP) if frozenset(job) not in begun]
             if jobs:
                 waiting[sweep] = jobs
     if not runs:
@@ -99,40 +94,37 @@ def collect(folders: list[Path]) -> Collection:
 
 def find_runs(folder: Path) -> Iterator[Path]:
     """The run directories at or under a folder; nothing inside a run is one."""
-    for place, below, files in os.walk(folder):
+    for path, below, _ in os.walk(folder):
         below.sort()
-        if (
-            "failure.json" in files
-            or ({"config.yaml", "metrics.json"} & set(files) and _is_run(Path(place)))
-            or (".hydra" in below and "multirun.yaml" not in files)
-        ):
+        if RunDirectory(Path(path)).is_run:
             below.clear()
-            yield Path(place)
+            yield Path(path)
         below[:] = [name for name in below if not name.startswith(".")]
 
 
 def read_run(path: Path) -> Run:
     """Read one run directory; what is wrong with it becomes its state."""
-    command = _command(path)
+    run = RunDirectory(path)
+    command = _command(run)
     try:
-        config = _mapping(yaml.load((path / "config.yaml").read_text(encoding="utf-8"), LOADER))
+        config = upgrade(as_mapping(yaml.load(run.record.read_text(encoding="utf-8"), LOADER)))
     except FileNotFoundError:
         config = {}
     except (OSError, ValueError, yaml.YAMLError) as error:
         return Run(path, "damaged", f"config.yaml cannot be read: {_line(error)}", **command)
     if config and not isinstance(config.get("data"), dict):
         return Run(path, "damaged", "config.yaml has no `data`: is this a run of fourm_ser?", **command)
-    if (path / "metrics.json").is_file():
+    if run.metrics.is_file():
         try:
-            metrics = read_metrics(path / "metrics.json")
+            metrics = run.read_metrics()
         except (OSError, ValueError) as error:
             return Run(path, "damaged", f"metrics.json: {_line(error)}", config, **command)
         if not config:
             return Run(path, "damaged", "config.yaml is missing or empty, so nobody knows what was run.", **command)
         return Run(path, "finished", "", config, metrics=metrics, **command)
-    if (path / "failure.json").is_file():
+    if run.failure.is_file():
         try:
-            failure = _mapping(json.loads((path / "failure.json").read_text(encoding="utf-8")))
+            failure = run.read_failure()
             why = str(failure.get("error") or "failure.json gives no error")
         except (OSError, ValueError) as error:
             failure, why = {}, f"failure.json cannot be read: {_line(error)}"
@@ -142,34 +134,13 @@ def read_run(path: Path) -> Run:
     return Run(path, "unfinished", "running, or ended before its results were written", config, **command)
 
 
-def read_metrics(path: Path) -> dict[str, Any]:
-    """Read a metrics.json.
-
-    Raises:
-        ValueError: it is damaged, unfinished, or has no accuracy.
-    """
-    # Earlier versions wrote what is undefined as words that are no JSON.
-    metrics = _mapping(json.loads(path.read_text(encoding="utf-8"), parse_constant=lambda word: None))
-    if metrics.get("finished") is not True:
-        raise ValueError("does not say that the run has finished")
-    for name in ("test/ua", "test/wa"):
-        value = metrics.get(name)
-        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
-            raise ValueError(f"{name} is {value!r}, expected a number from 0 to 1")
-    for name, value in metrics.items():
-        sound = value is None or (isinstance(value, int | float) and math.isfinite(value))
-        if name.startswith("test/") and not sound:
-            raise ValueError(f"{name} is {value!r}, expected a number")
-    return metrics
-
-
 def planned(path: Path) -> list[list[str]]:
     """The overrides of each job that a multirun.yaml announces; none where its sweeper chooses them as it goes."""
     from hydra.core.override_parser.overrides_parser import OverridesParser
     from hydra.errors import HydraException
 
     try:
-        node = _mapping(yaml.load(path.read_text(encoding="utf-8"), LOADER))["hydra"]
+        node = as_mapping(yaml.load(path.read_text(encoding="utf-8"), LOADER))["hydra"]
         words, sweeper = node["overrides"]["task"], node["sweeper"]
         if not sweeper["_target_"].endswith("BasicSweeper"):
             return []
@@ -187,10 +158,10 @@ def planned(path: Path) -> list[list[str]]:
     return [_own(list(job)) for job in product(*choices)]
 
 
-def _command(path: Path) -> dict[str, Any]:
+def _command(run: RunDirectory) -> dict[str, Any]:
     """What Hydra recorded of the command line, as arguments of Run."""
     try:
-        hydra = _mapping(yaml.load((path / ".hydra" / "hydra.yaml").read_text(encoding="utf-8"), LOADER))["hydra"]
+        hydra = as_mapping(yaml.load(run.hydra.read_text(encoding="utf-8"), LOADER))["hydra"]
         choices: Mapping[str, Any] = hydra["runtime"]["choices"]
         sources = hydra["runtime"]["config_sources"]
         return {
@@ -208,21 +179,6 @@ def _command(path: Path) -> dict[str, Any]:
 def _own(overrides: list[str]) -> list[str]:
     """Without Hydra's words, and those that make a sweep of a run."""
     return [word for word in overrides if not word.lstrip("+~").startswith(("hydra.", "hydra/", "sweep=", "sweep."))]
-
-
-def _is_run(path: Path) -> bool:
-    return any((path / sign).exists() for sign in SIGNS)
-
-
-def _mapping(value: Any) -> dict[str, Any]:
-    if not isinstance(value, dict):
-        raise ValueError("expected keys and values")
-    return value
-
-
-def _number(name: str) -> int:
-    number = name.partition("-")[0]
-    return int(number) if number.isdigit() else 0
 
 
 def _line(error: Exception) -> str:

@@ -7,7 +7,7 @@ import pytest
 import yaml
 
 from fourm_ser.errors import InputError
-from fourm_ser.report.collect import collect, find_runs, planned, read_run
+from fourm_ser.runs.collect import collect, find_runs, planned, read_run
 from tests.report.runs import write_run, write_sweep
 
 

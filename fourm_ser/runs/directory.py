@@ -1,0 +1,288 @@
+"""A run directory: the names and formats of all that lies in it. What is heavy is imported where it is needed."""
+
+import json
+import math
+import shutil
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import yaml
+from filelock import FileLock, Timeout
+from omegaconf import DictConfig, OmegaConf
+
+from fourm_ser.config import upgrade
+from fourm_ser.errors import BusyError, InputError
+from fourm_ser.files import write_json
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C one reads a hundred runs in a second
+PREDICTED = ["id", "speaker", "emotion", "predicted"]  # columns of predictions.csv before the probabilities
+SWEEP = "multirun.yaml"  # Hydra's record of a sweep, in the folder above its runs
+
+
+class StageDirectory:
+    """What a stage of a run leaves, in the run directory's `stages/<number>-<name>`.
+
+    Args:
+        path: the stage's folder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.name = path.name.partition("-")[2]
+        self.best = path / "checkpoints" / "best.ckpt"  # of the epoch with the best validation UA
+        self.last = path / "checkpoints" / "last.ckpt"  # what an interrupted stage goes on from
+        self.epochs = path / "metrics.csv"  # a row an epoch
+        self.finished = path / "finished.json"  # how long it took: without it the stage has not finished
+
+    def read_best(self) -> dict[str, Any]:
+        """The best checkpoint: `epoch`, and `state_dict` with `network.` or `loss.` before the names.
+
+        Raises:
+            InputError: the checkpoint is not there.
+        """
+        if not self.best.is_file():
+            raise InputError(f"{self.best}: no such file. What a stage learned is read from its best checkpoint.")
+        return _read_checkpoint(self.best)
+
+    def check_place(self) -> None:
+        """Refuse a run that was moved: Lightning's checkpoints name their folder, and best weights would be lost.
+
+        Raises:
+            InputError: where the run was made.
+        """
+        callbacks = _read_checkpoint(self.last)["callbacks"]
+        places = {state["dirpath"] for state in callbacks.values() if "dirpath" in state}
+        if places != {str(self.last.parent)}:
+            made = ", ".join(sorted(places))
+            raise InputError(f"{self.last}: the run was made in {made} and moved since. Move it back to resume it.")
+
+    def read_seconds(self) -> float:
+        """How long the finished stage took."""
+        return float(json.loads(self.finished.read_text(encoding="utf-8"))["seconds"])
+
+    def write_finished(self, seconds: float, epochs: int) -> None:
+        """Say that the stage has finished."""
+        write_json(self.finished, {"seconds": seconds, "epochs": epochs})
+
+
+class RunDirectory:
+    """A run directory, whether or not it is there. The folder of an evaluation has results of the same names.
+
+    Args:
+        path: the directory.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.record = path / "config.yaml"  # the resolved config
+        self.corpus = path / "corpus.csv"  # what the run saw of its corpus, by content
+        self.log = path / "train.log"
+        self.output = path / "output.log"  # what a job of a sweep printed that ran beside others
+        self.metrics = path / "metrics.json"  # written last: with it the run has finished
+        self.failure = path / "failure.json"  # why the run ended before its results
+        self.predictions = path / "predictions.csv"
+        self.confusion_matrix = path / "confusion_matrix.png"
+        self.training_curves = path / "training_curves.png"
+        self.reliability = path / "reliability.png"  # of evaluations alone
+        self.model = path / "model"  # see `fourm_ser.models.directory`
+        self.evaluations = path / "evaluation"
+        self.tensorboard = path / "tensorboard"
+        self.wandb = path / "wandb" / "id"  # the run's name there, under which a resumed run goes on
+        self.hydra = path / ".hydra" / "hydra.yaml"  # the command line
+        self._stages = path / "stages"
+
+    def stage(self, number: int, name: str) -> StageDirectory:
+        """The folder of a stage by its place in the run, from 0, and its name."""
+        return StageDirectory(self._stages / f"{number}-{name}")
+
+    @property
+    def last_stage(self) -> StageDirectory:
+        """The folder of the last stage that the record names."""
+        names = list(self.read_record().stage)
+        return self.stage(len(names) - 1, names[-1])
+
+    @property
+    def tables(self) -> dict[str, Path]:
+        """The tables of the epochs by the names of the stages that have one, in the order they were run."""
+        number = {path: path.name.partition("-")[0] for path in self._stages.glob("*")}
+        ordered = sorted(number, key=lambda path: int(number[path]) if number[path].isdigit() else 0)
+        stages = [StageDirectory(path) for path in ordered]
+        return {stage.name: stage.epochs for stage in stages if stage.epochs.is_file()}
+
+    def analysis(self, side: str) -> Path:
+        """The folder of the analyses of a side."""
+        return self.path / ("analysis" if side == "test" else f"analysis-{side}")
+
+    @property
+    def is_run(self) -> bool:
+        """Whether a run is here: a config alone may be somebody else's, and Hydra's words may be those of a sweep."""
+        has_words = self.hydra.parent.is_dir()
+        is_recorded = self.metrics.is_file() or (self.record.is_file() and (self.log.exists() or has_words))
+        return is_recorded or self.failure.is_file() or (has_words and not (self.path / SWEEP).is_file())
+
+    @property
+    def has_stopped(self) -> bool:
+        """Whether a run is here that began to train and has no results."""
+        return self._stages.is_dir() and not self.metrics.is_file()
+
+    @contextmanager
+    def locked(self, wait: bool = False) -> Iterator[None]:
+        """Keep other processes out of the run.
+
+        Args:
+            wait: whether to wait for another process that does the run.
+
+        Raises:
+            BusyError: another process does the run, and it is not waited for.
+        """
+        try:
+            with FileLock(self.path / ".lock").acquire(timeout=-1 if wait else 0):
+                yield
+        except Timeout as error:
+            raise BusyError(f"{self.path}: another process is running this run. Wait for it, or end it.") from error
+
+    def read_record(self) -> DictConfig:
+        """The run's config, also that of an earlier version."""
+        config = OmegaConf.load(self.record)
+        assert isinstance(config, DictConfig)
+        return upgrade(config)
+
+    def read_finished_record(self) -> DictConfig:
+        """The config of a finished run.
+
+        Raises:
+            InputError: there is none, or the run has not finished.
+        """
+        if not self.record.is_file() or not self.model.is_dir():
+            missing = self.record.name if not self.record.is_file() else f"{self.model.name}/"
+            hint = " It is a model directory: give the run's own." if is_model(self.path) else ""
+            raise InputError(f"{self.path}: no {missing} there. Expected the directory of a finished run.{hint}")
+        return self.read_record()
+
+    def read_metrics(self) -> dict[str, Any]:
+        """The results.
+
+        Raises:
+            FileNotFoundError: the run has none.
+            ValueError: they are damaged, unfinished, or have no accuracy.
+        """
+        # Earlier versions wrote what is undefined as words that are no JSON.
+        text = self.metrics.read_text(encoding="utf-8")
+        metrics = as_mapping(json.loads(text, parse_constant=lambda word: None))
+        if metrics.get("finished") is not True:
+            raise ValueError("does not say that the run has finished")
+        for name in ("test/ua", "test/wa"):
+            value = metrics.get(name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value <= 1:
+                raise ValueError(f"{name} is {value!r}, expected a number from 0 to 1")
+        for name, value in metrics.items():
+            sound = value is None or (isinstance(value, int | float) and math.isfinite(value))
+            if name.startswith("test/") and not sound:
+                raise ValueError(f"{name} is {value!r}, expected a number")
+        return metrics
+
+    def read_failure(self) -> dict[str, Any]:
+        """Why the run ended, `error`, and its `overrides`.
+
+        Raises:
+            OSError, ValueError: it cannot be read.
+        """
+        return as_mapping(json.loads(self.failure.read_text(encoding="utf-8")))
+
+    def write_failure(self, error: Exception, overrides: Sequence[str] = ()) -> None:
+        """Say why the run ended before its results; it is gone as soon as the run goes on.
+
+        Args:
+            error: what ended the run.
+            overrides: the run's `key=value` words.
+        """
+        said = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
+        write_json(self.failure, {"error": said, "overrides": list(overrides)})
+
+    def read_predictions(self) -> "pd.DataFrame":
+        """What was predicted: the columns `PREDICTED`, as strings.
+
+        Raises:
+            OSError, ValueError: it cannot be read.
+        """
+        import pandas as pd
+
+        return pd.read_csv(self.predictions, usecols=PREDICTED, dtype=str, keep_default_na=False)
+
+    def read_corpus(self) -> "pd.DataFrame | None":
+        """What the run recorded of its corpus (see `fourm_ser.data.content`); None where its version did not.
+
+        Raises:
+            InputError: the record is damaged.
+        """
+        import pandas as pd
+
+        from fourm_ser.data.content import COLUMNS
+
+        path = self.corpus
+        if not path.is_file():
+            return None
+        try:
+            table = pd.read_csv(path, dtype=str, keep_default_na=False)
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
+        if tuple(table.columns) != COLUMNS:
+            raise InputError(f"{path}: expected the columns {', '.join(COLUMNS)}, found {', '.join(table.columns)}.")
+        return table
+
+    def forget(self) -> None:
+        """Remove a finished run's files, what says that it has finished last of all."""
+        if self.metrics.is_file():
+            shutil.rmtree(self._stages, ignore_errors=True)
+            for path in (self.record, self.corpus, self.failure, self.log, self.output, self.metrics):
+                path.unlink(missing_ok=True)
+
+
+def _read_checkpoint(path: Path) -> dict[str, Any]:
+    import torch
+
+    checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    return checkpoint
+
+
+def is_model(folder: Path) -> bool:
+    """Whether a folder is a model directory."""
+    return (folder / "labels.json").is_file()
+
+
+def model_folder(folder: Path) -> Path:
+    """The model directory that `folder` is, or holds as `model`.
+
+    Raises:
+        InputError: it is neither, or of a run that has not finished.
+    """
+    if (folder / "model.safetensors").is_file():
+        lacking = [name for name in ("config.yaml", "labels.json") if not (folder / name).is_file()]
+        if lacking:
+            raise InputError(f"{folder}: no {lacking[0]} there. Expected the whole folder `model` of a finished run.")
+        return folder
+    run = RunDirectory(folder)
+    if run.has_stopped:
+        raise InputError(
+            f"{folder}: this run has not finished. Go on with it: python -m fourm_ser.train resume={folder}"
+        )
+    if (run.model / "model.safetensors").is_file():
+        return model_folder(run.model)
+    what = "neither a model directory nor a finished run" if folder.is_dir() else "no such folder"
+    raise InputError(f"{folder}: {what}. Expected the folder `model` of a finished run, or the run's own.")
+
+
+def as_mapping(value: Any) -> dict[str, Any]:
+    """What was read from JSON or YAML, if it is keys and values.
+
+    Raises:
+        ValueError: it is anything else.
+    """
+    if not isinstance(value, dict):
+        raise ValueError("expected keys and values")
+    return value

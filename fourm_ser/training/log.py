@@ -1,0 +1,65 @@
+"""The log of a run: on the terminal, and in more detail in the run directory."""
+
+import logging
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from rich.logging import RichHandler
+
+from fourm_ser.distributed import rank
+from fourm_ser.errors import InputError
+
+# Remarks of Lightning's that are true of every run here, and no news to its user.
+EXPECTED = (
+    "The number of training batches",  # small corpora have few batches
+    "Found .* module.* in eval mode",  # frozen stems
+    ".*does not have many workers",  # stored features are read in the training process on purpose
+    "`isinstance.treespec, LeafSpec.` is deprecated",
+    "It is recommended to use .self.log.*sync_dist=True",  # metrics are those of all processes already
+    "Using `DistributedSampler` with the dataloaders",  # the batch sampler gives no utterance twice
+    "Detected call of `lr_scheduler.step",  # in 16-mixed the first steps find out by how much gradients can be scaled
+)
+
+
+@contextmanager
+def logged(path: Path) -> Iterator[None]:
+    """Send rank zero's log to the terminal, and in more detail to a file."""
+    root = logging.getLogger("fourm_ser")
+    if rank() != 0:
+        root.addHandler(logging.NullHandler())
+        root.propagate = False
+        logging.getLogger("pytorch_lightning").setLevel(logging.ERROR)
+        warnings.simplefilter("ignore")
+        yield
+        return
+    terminal = RichHandler(show_path=False, show_time=False, show_level=False, markup=False, highlighter=None)
+    terminal.setLevel(logging.INFO)
+    file = logging.FileHandler(path, encoding="utf-8")
+    file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
+    before, propagate = root.level, root.propagate
+    root.setLevel(logging.DEBUG)
+    root.propagate = False
+    for handler in (terminal, file):
+        root.addHandler(handler)
+    lightning = logging.getLogger("pytorch_lightning")
+    lightning_level = lightning.level
+    lightning.setLevel(logging.WARNING)
+    try:
+        with warnings.catch_warnings():
+            for message in EXPECTED:
+                warnings.filterwarnings("ignore", message)
+            yield
+    except Exception as error:
+        trace = None if isinstance(error, InputError) else sys.exc_info()
+        file.handle(logging.LogRecord("fourm_ser", logging.ERROR, __file__, 0, str(error), None, trace))
+        raise
+    finally:
+        for handler in (terminal, file):
+            root.removeHandler(handler)
+            handler.close()
+        root.setLevel(before)
+        root.propagate = propagate
+        lightning.setLevel(lightning_level)
