@@ -42,7 +42,9 @@ class OwnConvolutions(nn.Module):
 
     def one_by_one(self, samples: Tensor) -> Tensor:
         """Each utterance by itself, for a processor: padding costs no time. Without gradients, in pieces."""
-        run = partial(_run, self.conv_layers) if torch.is_grad_enabled() else self._in_pieces
+        run: Callable[[Tensor], Tensor] = self._in_pieces
+        if torch.is_grad_enabled():
+            run = partial(_run, self.conv_layers)
         # (1, 1, samples) -> (1, channels, frames) -> (frames, channels)
         rows = [run(row[None, None, :count])[0].T for row, count in zip(samples, self.lengths.tolist(), strict=True)]
         return pad(rows).transpose(1, 2)
