@@ -97,7 +97,8 @@ def training(frames: float, width: int, count: int = 64) -> Pass:
     def step(scratch: Any = scratch) -> None:  # the folder lives as long as this function
         batch = data.collate([data[place] for place in range(count)]).to(CPU)
         optimizer.zero_grad()
-        nn.functional.cross_entropy(head(fusion(batch.text, batch.audio).embedding), batch.labels).backward()
+        loss = nn.functional.cross_entropy(head(fusion(batch.text, batch.audio).embedding), batch.labels)
+        loss.backward()  # type: ignore[no-untyped-call]
         optimizer.step()
 
     return step

@@ -1,5 +1,6 @@
 """Speech encoders: the self-supervised models of the wav2vec 2.0, HuBERT and WavLM family, exact under padding."""
 
+import math
 from functools import partial
 from typing import Any, ClassVar
 
