@@ -132,17 +132,9 @@ def test_the_labels_logit_falls_with_the_angle_and_never_jumps(m1: float, m2: fl
     assert logits[-1] == pytest.approx(psi(m1 * math.pi + m2) - m3, abs=1e-6)
 
 
-@pytest.mark.parametrize(
-    ("margins", "sign", "dtype"),
-    [
-        ((1.0, 0.5, 0.0), 1, torch.float32),
-        ((1.0, 0.5, 0.0), -1, torch.float32),
-        ((1.0, 0.0, 0.35), 1, torch.float64),
-        ((1.35, 0.0, 0.0), -1, torch.float64),
-        ((4.0, 1.0, 0.2), 1, torch.float32),
-        ((4.0, 1.0, 0.2), -1, torch.float32),
-    ],
-)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("sign", [1, -1])
+@pytest.mark.parametrize("margins", [(1.0, 0.5, 0.0), (1.0, 0.0, 0.35), (1.35, 0.0, 0.0), (4.0, 1.0, 0.2)])
 def test_the_gradient_is_finite_at_the_ends(margins: tuple[float, float, float], sign: int, dtype: Any) -> None:
     torch.manual_seed(0)
     loss = built(4, 8, *margins, 64.0).to(dtype)
