@@ -22,12 +22,7 @@ HASHED = ("text", "audio")
 
 
 def content(frame: pd.DataFrame, split: Split, homes: list[str]) -> pd.DataFrame:
-    """What is used of a corpus, an utterance a row, in the order of ids.
-
-    Args:
-        frame: the utterances that are used, as `Corpus.frame` has them.
-        split: which of them train, validate and test.
-        homes: the corpus that each utterance is of, by its name.
+    """What is used of a corpus, whose `frame` and `homes` these are, an utterance a row, in the order of ids.
 
     Returns:
         Strings: `id`; `side` (train, val, test); `corpus`, the one that it is of; `speaker`, `session`, `emotion` (its
@@ -43,21 +38,16 @@ def content(frame: pd.DataFrame, split: Split, homes: list[str]) -> pd.DataFrame
         column: [name.removeprefix(f"{of}/") for name, of in zip(frame[column], home, strict=True)]
         for column in ("speaker", "session")  # a corpus of corpora puts the names of these before them
     }
-    return (
-        pd.DataFrame(
-            {
-                "id": frame["id"],
-                "side": side,
-                "corpus": home,
-                **named,
-                "emotion": frame["emotion"],
-                "text": [_hash(text) if text else "" for text in frame["text"]],
-                "audio": [_hash(f"{source} {start} {end}") for source, start, end in bounds],
-            }
-        )
-        .sort_values("id", kind="stable")
-        .reset_index(drop=True)
-    )
+    columns = {
+        "id": frame["id"],
+        "side": side,
+        "corpus": home,
+        **named,
+        "emotion": frame["emotion"],
+        "text": [_hash(text) if text else "" for text in frame["text"]],
+        "audio": [_hash(f"{source} {start} {end}") for source, start, end in bounds],
+    }
+    return pd.DataFrame(columns).sort_values("id", kind="stable", ignore_index=True)
 
 
 def digest_of(table: pd.DataFrame) -> str:
@@ -110,7 +100,7 @@ class Seen(NamedTuple):
 
 
 def seen(before: pd.DataFrame, now: pd.DataFrame, tested: pd.Series) -> Seen:
-    """Who of the `tested`, by their ids in a corpus of `now`, a run has seen in its corpus of `before`.
+    """Who of a test a run has seen: of the ids `tested` in the content `now`, by the content `before` that it recorded.
 
     An utterance is the same if its recording and segment are, whatever it is called; or, in a corpus of the same name,
     if id, speaker and transcript are (another version of the recordings). A speaker is the same in a corpus of the same

@@ -360,7 +360,7 @@ class Corpus(ABC):
     def _choose_emotions(self, frame: pd.DataFrame, source: Path) -> pd.DataFrame:
         """Keep the wanted emotions."""
         self.emotions = choose_classes(Counter(frame["emotion"]), self.wanted, self.drop_other, source)
-        for emotion in order_emotions(list(set(frame["emotion"]) - set(self.emotions))):
+        for emotion in order_emotions(set(frame["emotion"]) - set(self.emotions)):
             self._leave_out(frame[frame["emotion"] == emotion], f"emotion {emotion} is not in data.emotions")
         return frame[frame["emotion"].isin(self.emotions)].copy()
 

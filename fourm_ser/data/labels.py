@@ -80,7 +80,7 @@ def choose_classes(found: Counter[str], wanted: list[str] | None, drop_other: bo
     Raises:
         InputError: chosen ones that nobody has, others that nobody chose, names that cannot be a class's.
     """
-    classes = wanted or order_emotions(list(found))
+    classes = wanted or order_emotions(found)
     refuse_names(classes)
     absent = [emotion for emotion in classes if emotion not in found]
     if absent:
@@ -99,7 +99,7 @@ def choose_classes(found: Counter[str], wanted: list[str] | None, drop_other: bo
 
 def counted(counts: Counter[str]) -> str:
     """Counts by emotion, in words."""
-    return ", ".join(f"{counts[emotion]} {emotion}" for emotion in order_emotions(list(counts)))
+    return ", ".join(f"{counts[emotion]} {emotion}" for emotion in order_emotions(counts))
 
 
 def _name(key: str, value: Any) -> str:

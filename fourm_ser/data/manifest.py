@@ -1,6 +1,6 @@
 """The manifest: one row an utterance, the table that every corpus becomes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -111,7 +111,7 @@ def write_manifest(frame: pd.DataFrame, path: Path) -> None:
     write_table(path, frame[[*REQUIRED, *said]])
 
 
-def order_emotions(emotions: Sequence[str]) -> list[str]:
+def order_emotions(emotions: Iterable[str]) -> list[str]:
     """The distinct `emotions` in the canonical order of this package, labels that it does not know after them."""
     found = set(emotions)
     return [emotion for emotion in EMOTIONS if emotion in found] + sorted(found.difference(EMOTIONS), key=natural)

@@ -128,8 +128,8 @@ def _scan(path: str, before: Recording | None, decoded: Path) -> Recording | Inp
         if not reads_exactly(path):
             folder = decoded / hashlib.blake2b(os.fsencode(os.path.dirname(path)), digest_size=8).hexdigest()
             file = str(folder / f"{Path(path).stem}-{source}.flac")
-            is_known = before is not None and before.file == file
-            if not os.path.isfile(file) or (is_known and _hash(file) != before.digest):  # spoilt since
+            # What was decoded before may have been spoilt since.
+            if not os.path.isfile(file) or (before and before.file == file and before.digest != _hash(file)):
                 decode(path, Path(file))
         levels = check_recording(Path(file))
         digest = source if file == path else _hash(file)
