@@ -19,7 +19,7 @@ import torch
 
 from fourm_ser.data.audio import SAMPLE_RATE
 from fourm_ser.data.batch import Batch, Raw, Source, Stored, Utterances, loader
-from fourm_ser.data.readers import AudioReader, TextReader
+from fourm_ser.data.readers import AudioReader
 from fourm_ser.devices import (
     accelerator,
     computes_in,
@@ -233,7 +233,7 @@ def sources(encoders: dict[str, Encoder], files: list[str], tmp_path: Path) -> d
     store.read(TEXTS[0])  # leaves its file open, by a number that means nothing to another process
     frame = pd.DataFrame({"text": TEXTS, "file": files, "start": np.nan, "end": np.nan})
     return {
-        "text": Raw(TextReader(frame), encoders["text"].frontend),
+        "text": Raw(frame["text"].tolist().__getitem__, encoders["text"].frontend),
         "stored text": Stored(store, TEXTS),
         "audio": Raw(AudioReader(frame, 1.0), encoders["audio"].frontend),
     }

@@ -133,7 +133,7 @@ def file_stem(number: int, example: Example) -> str:
 
 def read_waveform(run: "OpenRun", example: Example) -> np.ndarray:
     """The utterance as the run reads it: [samples] at 16 kHz."""
-    return run.data.readers()["audio"](example.row)  # type: ignore[return-value]
+    return run.data.readers()["audio"](example.row)
 
 
 def draw_waveform(axes: "Axes", samples: np.ndarray) -> None:

@@ -18,7 +18,7 @@ import soxr
 
 from fourm_ser import SAMPLE_RATE as SAMPLE_RATE  # readers of recordings have it from here
 from fourm_ser.data.levels import Levels, Meter, mono, refuse_scale
-from fourm_ser.data.sound import blocks, empty, knows_length, open_sound, refuse_cut, sound_blocks
+from fourm_ser.data.sound import blocks, empty, knows_length, open_sound, opens, refuse_cut, sound_blocks
 from fourm_ser.errors import InputError
 
 SOUNDS = (
@@ -45,15 +45,12 @@ def read_audio(path: Path | str, start: float = math.nan, end: float = math.nan)
         rate, frames = file.samplerate, file.frames
         first = 0 if math.isnan(start) else round(start * rate)
         last = frames if math.isnan(end) else min(round(end * rate), frames)
-        if first >= last:
-            raise InputError(empty(path, frames / rate, start, end))
-        file.seek(first)
-        # No more memory at once than there are samples, whatever a damaged header promises.
-        read = [mono(block) for block in blocks(file, path, last - first)]
-    samples = read[0] if len(read) == 1 else np.concatenate(read) if read else np.empty(0, np.float32)
-    if not len(samples):
-        raise InputError(empty(path, 0.0, start, end))
-    samples = resample(samples, rate)
+        read = [np.empty(0, np.float32)]
+        if first < last:
+            file.seek(first)
+            # No more memory at once than there are samples, whatever a damaged header promises.
+            read += [mono(block) for block in blocks(file, path, last - first)]
+    samples = resample(np.concatenate(read), rate)
     if not len(samples):
         raise InputError(empty(path, frames / rate, start, end))
     return samples
@@ -65,10 +62,7 @@ def resample(samples: np.ndarray, rate: float) -> np.ndarray:
 
 
 def stated_seconds(path: Path | str) -> float:
-    """The length that a recording's header states, of which the last sample alone is decoded.
-
-    Args:
-        path: the recording; one of a format whose headers state no length is decoded as a whole first.
+    """The seconds that a recording's header states, of which the last sample alone is decoded.
 
     Raises:
         InputError: there is no such file, it cannot be decoded, it holds no samples, or it is plainly cut off.
@@ -86,9 +80,6 @@ def stated_seconds(path: Path | str) -> float:
 def check_recording(path: Path) -> Levels:
     """Decode a whole recording, in blocks, and measure its length and how loud it is.
 
-    Args:
-        path: the recording; one in which libsndfile does not find any sample is decoded as a whole first.
-
     Raises:
         InputError: there is no such file, it cannot be decoded, it holds no sample or one that is no number, or its
             samples are not scaled to full scale at 1.
@@ -103,11 +94,7 @@ def check_recording(path: Path) -> Levels:
 
 
 def readable(path: Path | str, target: Path) -> Path:
-    """What to read of a recording: itself where libsndfile finds any sample in it, else `target`, decoded from it.
-
-    Args:
-        path: the recording.
-        target: the FLAC that it is decoded to, where it has to be.
+    """What to read of a recording: itself where libsndfile finds any sample in it, else `target`, a FLAC of it.
 
     Raises:
         InputError: there is no such file, it holds no sound, or it is damaged or truncated.
@@ -116,7 +103,7 @@ def readable(path: Path | str, target: Path) -> Path:
 
 
 def decode(path: Path | str, target: Path) -> Path:
-    """Decode a recording as a whole to `target`, see `fourm_ser.data.decoding.extract_audio`; returns `target`."""
+    """Decode a recording by `fourm_ser.data.decoding.extract_audio` to `target`, which is returned."""
     from fourm_ser.data.decoding import extract_audio  # not everybody's recordings need FFmpeg
 
     extract_audio(Path(path), target)
@@ -125,11 +112,7 @@ def decode(path: Path | str, target: Path) -> Path:
 
 def reads_exactly(path: Path | str) -> bool:
     """Whether libsndfile knows a recording's length, and finds any sample of it. False of what is no recording."""
-    try:
-        with open_sound(path) as file:
-            return _finds_any(file)
-    except InputError:
-        return False
+    return opens(path, _finds_any)
 
 
 @contextmanager

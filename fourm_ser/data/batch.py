@@ -52,17 +52,11 @@ class Source(Protocol):
         ...
 
 
-class Raw:
-    """Raw utterances through an encoder's front end.
+class Raw(NamedTuple):
+    """Raw utterances, read by their positions in the manifest, through an encoder's front end."""
 
-    Args:
-        read: Position in the manifest -> what the front end reads; picklable.
-        frontend: The encoder's front end.
-    """
-
-    def __init__(self, read: Callable[[int], Any], frontend: Frontend) -> None:
-        self.read = read
-        self.frontend = frontend
+    read: Callable[[int], Any]  # picklable
+    frontend: Frontend
 
     def load(self, index: int) -> Inputs:
         return self.frontend(self.read(index))
@@ -71,17 +65,11 @@ class Raw:
         return self.frontend.collate(items)
 
 
-class Stored:
-    """Features from the store.
+class Stored(NamedTuple):
+    """Features from an encoder's store."""
 
-    Args:
-        store: The encoder's store.
-        keys: The key of each utterance, by its position in the manifest.
-    """
-
-    def __init__(self, store: FeatureStore, keys: Sequence[str]) -> None:
-        self.store = store
-        self.keys = keys
+    store: FeatureStore
+    keys: Sequence[str]  # by the utterance's position in the manifest
 
     def load(self, index: int) -> str:
         return self.keys[index]  # a batch is read at once
@@ -91,12 +79,7 @@ class Stored:
 
 
 class Utterances(Dataset[tuple[int, dict[str, Any]]]):
-    """Utterances of a manifest, each modality from its source.
-
-    Args:
-        labels: The class index of each utterance.
-        sources: Where each modality comes from.
-    """
+    """Utterances of a manifest with the class indices `labels`, each modality from its source."""
 
     def __init__(self, labels: np.ndarray, sources: Mapping[str, Source]) -> None:
         self.labels = labels
@@ -142,14 +125,7 @@ class AheadLoader(DataLoader[Batch]):
 
 
 def loader(dataset: Utterances, sampler: Iterable[list[int]], workers: int, pin_memory: bool) -> DataLoader[Batch]:
-    """A DataLoader over a dataset of utterances whose workers stay alive between epochs.
-
-    Args:
-        dataset: The utterances.
-        sampler: Which of them are a batch.
-        workers: Processes that read ahead; 0 reads in this one, for a GPU in a thread of it.
-        pin_memory: Whether batches lie in page-locked memory, for a GPU.
-    """
+    """A DataLoader whose workers stay alive between epochs; without any a thread reads ahead where memory is pinned."""
     kind = AheadLoader if pin_memory and not workers else DataLoader
     return kind(
         dataset,  # type: ignore[arg-type]

@@ -11,23 +11,18 @@ from fourm_ser.errors import listed
 
 COLUMNS = ("id", "side", "corpus", "speaker", "session", "emotion", "text", "audio")
 COMPARED = {
-    "speaker": ("speaker", "speakers"),
-    "session": ("session", "sessions"),
-    "emotion": ("label", "labels"),
-    "text": ("transcript", "transcripts"),
-    "audio": ("recording", "recordings"),
-    "side": ("side", "sides"),
+    "speaker": "speaker",
+    "session": "session",
+    "emotion": "label",
+    "text": "transcript",
+    "audio": "recording",
+    "side": "side",
 }
 HASHED = ("text", "audio")
 
 
 def content(frame: pd.DataFrame, split: Split, homes: list[str]) -> pd.DataFrame:
-    """What is used of a corpus, an utterance a row, in the order of ids.
-
-    Args:
-        frame: the utterances that are used, as `Corpus.frame` has them.
-        split: which of them train, validate and test.
-        homes: the corpus that each utterance is of, by its name.
+    """What is used of a corpus, whose `frame` and `homes` these are, an utterance a row, in the order of ids.
 
     Returns:
         Strings: `id`; `side` (train, val, test); `corpus`, the one that it is of; `speaker`, `session`, `emotion` (its
@@ -43,37 +38,27 @@ def content(frame: pd.DataFrame, split: Split, homes: list[str]) -> pd.DataFrame
         column: [name.removeprefix(f"{of}/") for name, of in zip(frame[column], home, strict=True)]
         for column in ("speaker", "session")  # a corpus of corpora puts the names of these before them
     }
-    return (
-        pd.DataFrame(
-            {
-                "id": frame["id"],
-                "side": side,
-                "corpus": home,
-                **named,
-                "emotion": frame["emotion"],
-                "text": [_hash(text) if text else "" for text in frame["text"]],
-                "audio": [_hash(f"{source} {start} {end}") for source, start, end in bounds],
-            }
-        )
-        .sort_values("id", kind="stable")
-        .reset_index(drop=True)
-    )
+    columns = {
+        "id": frame["id"],
+        "side": side,
+        "corpus": home,
+        **named,
+        "emotion": frame["emotion"],
+        "text": [_hash(text) if text else "" for text in frame["text"]],
+        "audio": [_hash(f"{source} {start} {end}") for source, start, end in bounds],
+    }
+    return pd.DataFrame(columns).sort_values("id", kind="stable", ignore_index=True)
 
 
 def digest_of(table: pd.DataFrame) -> str:
     """A hash of what is used of a corpus, whichever side it is on (16 hexadecimal digits)."""
-    rows = table[[column for column in COLUMNS if column != "side"]].to_csv(index=False, lineterminator="\n")
-    return hashlib.blake2b(rows.encode(), digest_size=8).hexdigest()
+    return _hash(table[[column for column in COLUMNS if column != "side"]].to_csv(index=False, lineterminator="\n"))
 
 
 def changes(before: pd.DataFrame, now: pd.DataFrame, sides: bool = True, rows: bool = True) -> str:
     """What is other than it was, in words; "" where nothing is.
 
-    Args:
-        before: the content that was used, as `content` gives it.
-        now: the content that is used now.
-        sides: whether it counts on which side an utterance is.
-        rows: whether it counts that utterances are gone or new.
+    With `sides` it counts on which side an utterance is, with `rows` that utterances are gone or new.
     """
     before, now = before.set_index("id"), now.set_index("id")
     both = before.index.intersection(now.index)
@@ -81,9 +66,9 @@ def changes(before: pd.DataFrame, now: pd.DataFrame, sides: bool = True, rows: b
     if rows:
         for ids, what in ((before.index.difference(now.index), "gone"), (now.index.difference(before.index), "new")):
             if len(ids):
-                said.append(f"{_count(len(ids), 'utterance', 'utterances')} {what} ({listed(list(ids))})")
+                said.append(f"{_count(len(ids), 'utterance')} {what} ({listed(list(ids))})")
     was, is_ = before.loc[both], now.loc[both]
-    for column, words in COMPARED.items():
+    for column, word in COMPARED.items():
         if column == "side" and not sides:
             continue
         other = both[(was[column] != is_[column]).to_numpy()]
@@ -91,16 +76,12 @@ def changes(before: pd.DataFrame, now: pd.DataFrame, sides: bool = True, rows: b
             continue
         pairs = zip(other, was.loc[other, column], is_.loc[other, column], strict=True)
         named = [key if column in HASHED else f"{key}: {old or 'none'}, now {new or 'none'}" for key, old, new in pairs]
-        said.append(f"{_count(len(other), *words)} changed ({listed(named)})")
+        said.append(f"{_count(len(other), word)} changed ({listed(named)})")
     return "; ".join(said)
 
 
 def shared(table: pd.DataFrame) -> list[tuple[str, str]]:
-    """The same recording, or segment of one, under two ids on two sides: pairs of ids, one for each recording.
-
-    Args:
-        table: what is used of a corpus, as `content` gives it.
-    """
+    """The same recording, or segment of one, under two ids on two sides of what `content` gives: a pair of ids each."""
     pairs = []
     for _, rows in table[table["audio"].duplicated(keep=False)].groupby("audio", sort=False):
         first = rows.iloc[0]
@@ -111,13 +92,7 @@ def shared(table: pd.DataFrame) -> list[tuple[str, str]]:
 
 
 class Seen(NamedTuple):
-    """Who of a test a model knows.
-
-    Attributes:
-        trained: ids of tested utterances that it was trained on.
-        validated: ids of those that chose its epoch.
-        speakers: tested speakers of whom it saw an utterance in either way.
-    """
+    """Who of a test a model knows: ids of utterances, and speakers of whom it saw an utterance in either way."""
 
     trained: list[str]
     validated: list[str]
@@ -125,16 +100,11 @@ class Seen(NamedTuple):
 
 
 def seen(before: pd.DataFrame, now: pd.DataFrame, tested: pd.Series) -> Seen:
-    """Who of a test a run has seen.
+    """Who of a test a run has seen: of the ids `tested` in the content `now`, by the content `before` that it recorded.
 
     An utterance is the same if its recording and segment are, whatever it is called; or, in a corpus of the same name,
     if id, speaker and transcript are (another version of the recordings). A speaker is the same in a corpus of the same
     name if its name is, and in any corpus if one of its utterances is the same.
-
-    Args:
-        before: what the run recorded of its corpus.
-        now: what is used of the corpus that is tested.
-        tested: ids of the utterances that are tested.
     """
     side = pd.Series("", index=now.index)
     for name in ("val", "train"):  # training wins
@@ -154,8 +124,8 @@ def seen(before: pd.DataFrame, now: pd.DataFrame, tested: pd.Series) -> Seen:
     )
 
 
-def _count(number: int, one: str, several: str) -> str:
-    return f"{number} {one if number == 1 else several}"
+def _count(number: int, word: str) -> str:
+    return f"{number} {word}" if number == 1 else f"{number} {word}s"
 
 
 def _hash(text: str) -> str:

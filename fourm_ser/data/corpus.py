@@ -20,7 +20,7 @@ from fourm_ser.data.labels import choose_classes, counted, fold_labels, read_cla
 from fourm_ser.data.manifest import order_emotions, write_manifest
 from fourm_ser.data.names import clean_cell, clean_columns, find_doubles, tell_doubles
 from fourm_ser.data.recordings import Recording, find_silent, scan_recordings
-from fourm_ser.data.release import LeftOut, Release
+from fourm_ser.data.release import LeftOut, Release, by_reason
 from fourm_ser.data.splits import SPLITS, Protocol, Split, check_protocol, gives_validation, read_split, split_manifest
 from fourm_ser.data.summary import level_counts, summarise, summarise_cleaning, told_cleaning
 from fourm_ser.data.transcripts import BEFORE, Cleaning
@@ -203,6 +203,7 @@ class Corpus(ABC):
             "cleaned": summarise_cleaning(self.cleaned, frame["id"]),
         }
         write_json(folder / "summary.json", {**about, **summarise(frame, self.emotions, left_out), **found})
+        log.info("data: the manifest and what was left out are in %s", folder)
         self._prepared = folder
         return folder
 
@@ -325,9 +326,8 @@ class Corpus(ABC):
 
     def _leave_out(self, frame: pd.DataFrame, reason: str) -> None:
         """Note rows that were not asked for."""
-        self.left_out += [
-            LeftOut(key, reason, where, False) for key, where in zip(frame["id"], frame["where"], strict=True)
-        ]
+        rows = zip(frame["id"], frame["where"], strict=True)
+        self.left_out += [LeftOut(key, reason, where, False) for key, where in rows]
 
     def _refuse_faults(self, source: Path) -> None:
         faults = [item for item in self.left_out if item.fault]
@@ -360,22 +360,19 @@ class Corpus(ABC):
     def _choose_emotions(self, frame: pd.DataFrame, source: Path) -> pd.DataFrame:
         """Keep the wanted emotions."""
         self.emotions = choose_classes(Counter(frame["emotion"]), self.wanted, self.drop_other, source)
-        for emotion in order_emotions(list(set(frame["emotion"]) - set(self.emotions))):
+        for emotion in order_emotions(set(frame["emotion"]) - set(self.emotions)):
             self._leave_out(frame[frame["emotion"] == emotion], f"emotion {emotion} is not in data.emotions")
         return frame[frame["emotion"].isin(self.emotions)].copy()
 
     def _check(self, frame: pd.DataFrame, source: Path) -> pd.DataFrame:
         """Decode the recordings, and leave out those that are missing, empty or damaged."""
         scanned = scan_recordings(frame["audio"].tolist(), source, self.cache, self.verify)
-        sound: list[Recording] = []
-        for key, audio, where in zip(frame["id"], frame["audio"], frame["where"], strict=True):
-            recording = scanned[audio]
-            if isinstance(recording, Recording):
-                sound.append(recording)
-            else:
-                self.left_out.append(LeftOut(key, BAD_RECORDING, f"{where}: {recording}", True))
-        bad = frame["audio"].map(lambda audio: isinstance(scanned[audio], InputError)).astype(bool)
-        frame = frame[~bad].copy()
+        results = [scanned[audio] for audio in frame["audio"]]
+        for key, where, result in zip(frame["id"], frame["where"], results, strict=True):
+            if isinstance(result, InputError):
+                self.left_out.append(LeftOut(key, BAD_RECORDING, f"{where}: {result}", True))
+        sound = [result for result in results if isinstance(result, Recording)]
+        frame = frame[np.array([isinstance(result, Recording) for result in results], dtype=bool)].copy()
         for column in ("file", "digest", "source", "seconds", "peak", "clipped", "quiet"):
             frame[column] = [getattr(recording, column) for recording in sound]
         return frame
@@ -407,24 +404,18 @@ class Corpus(ABC):
                 log.info("data: cropped %d utterances to %s s", len(long), self.max_seconds)
         frame = frame.assign(duration=frame["seconds"], seconds=frame["seconds"].clip(upper=self.max_seconds))
         silent = find_silent(frame)
-        self.left_out += [LeftOut(*said, True) for said in silent]
-        return frame[~frame["id"].isin([said[0] for said in silent])].drop(columns="quiet")
+        self.left_out += silent
+        return frame[~frame["id"].isin([item.id for item in silent])].drop(columns="quiet")
 
     def _report(self) -> None:
-        hours = self.frame["seconds"].sum() / 3600
-        log.info(
-            "data: %s, %d utterances, %.2f h, %d speakers",
-            self.name,
-            len(self.frame),
-            hours,
-            self.frame["speaker"].nunique(),
-        )
+        hours, speakers = self.frame["seconds"].sum() / 3600, self.frame["speaker"].nunique()
+        log.info("data: %s, %d utterances, %.2f h, %d speakers", self.name, len(self.frame), hours, speakers)
         for what, utterances in level_counts(self.frame).items():
             if utterances["count"]:
                 log.warning("data: %d %s, such as %s", utterances["count"], what, ", ".join(utterances["first"]))
-        faults = Counter(item.reason for item in self.left_out if item.fault)
-        for reason, count in Counter(item.reason for item in self.left_out).items():
-            log.log(logging.WARNING if reason in faults else logging.INFO, "data: left out %d: %s", count, reason)
+        for reason, items in by_reason(self.left_out).items():
+            level = logging.WARNING if any(item.fault for item in items) else logging.INFO
+            log.log(level, "data: left out %d: %s", len(items), reason)
         untrained = [emotion for emotion, count in zip(self.emotions, self.counts, strict=True) if not count]
         if untrained:
             log.warning("data: the train side has no utterance of %s", ", ".join(untrained))
@@ -436,9 +427,7 @@ class Corpus(ABC):
 
 def _told(items: list[LeftOut]) -> str:
     """What was left out, by reason, in words."""
-    first = {item.reason: item for item in reversed(items)}
-    counts = Counter(item.reason for item in items)
     return "; ".join(
-        f"{count} x {reason}, the first is {first[reason].id} ({first[reason].where})"
-        for reason, count in counts.items()
+        f"{len(alike)} x {reason}, the first is {alike[0].id} ({alike[0].where})"
+        for reason, alike in by_reason(items).items()
     )

@@ -2,7 +2,8 @@
 
 import hashlib
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import numpy as np
 from pytorch_lightning import LightningDataModule
@@ -11,7 +12,7 @@ from torch.utils.data import DataLoader
 from fourm_ser.data.batch import Batch, Raw, Source, Utterances, loader
 from fourm_ser.data.buckets import BucketBatchSampler
 from fourm_ser.data.corpus import Corpus
-from fourm_ser.data.readers import AudioReader, TextReader
+from fourm_ser.data.readers import AudioReader
 from fourm_ser.devices import resolve_workers
 from fourm_ser.distributed import rank, world
 from fourm_ser.errors import InputError
@@ -20,13 +21,7 @@ log = logging.getLogger(__name__)
 
 
 class EmotionDataModule(LightningDataModule):
-    """A corpus, served in batches. A stage says by `serve` where each modality comes from.
-
-    Args:
-        corpus: the corpus under its protocol; how it reads ahead and orders training is said there.
-        pin_memory: page-locked batches, for a GPU.
-        seed: seed of the order of training.
-    """
+    """A corpus, served in batches, trained on in an order of `seed`; `serve` says where each modality comes from."""
 
     def __init__(self, corpus: Corpus, pin_memory: bool, seed: int) -> None:
         super().__init__()
@@ -34,21 +29,19 @@ class EmotionDataModule(LightningDataModule):
         self.workers = resolve_workers(corpus.workers)
         self.sources: dict[str, Source] = {}
         self.batch_size = 1
-        self._prepared = False
 
     def prepare_data(self) -> None:
         """Make what is made once, in one process: the corpus's manifest, decoded sound, remembered recordings."""
-        if not self._prepared:  # Lightning asks once for each of its passes
-            log.info("data: the manifest and what was left out are in %s", self.corpus.prepare())
-            self._prepared = True
+        self.corpus.prepare()
 
     def setup(self, stage: str | None = None) -> None:
         """Load and split the corpus; the second call does nothing. Raises: see `Corpus.setup`."""
         self.corpus.setup()
 
-    def readers(self) -> dict[str, TextReader | AudioReader]:
+    def readers(self) -> dict[str, Callable[[int], Any]]:
         """What reads each modality's raw content, by position in the manifest."""
-        return {"text": TextReader(self.corpus.frame), "audio": AudioReader(self.corpus.frame, self.corpus.max_seconds)}
+        frame = self.corpus.frame
+        return {"text": frame["text"].tolist().__getitem__, "audio": AudioReader(frame, self.corpus.max_seconds)}
 
     def keys(self) -> dict[str, list[str]]:
         """A hash of what each modality's encoder reads, by position in the manifest: the store's keys."""

@@ -5,6 +5,7 @@ import os
 import re
 from collections.abc import Iterable, Iterator
 from itertools import groupby
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import soxr
 from fourm_ser import SAMPLE_RATE
 from fourm_ser.data.levels import mono, refuse_scale
 from fourm_ser.data.ogg import PADDING, ogg_links
-from fourm_ser.data.sound import knows_length, open_sound, refuse_no_numbers, sound_blocks, unreadable
+from fourm_ser.data.sound import knows_length, open_sound, opens, refuse_no_numbers, sound_blocks, unreadable
 from fourm_ser.errors import InputError
 from fourm_ser.files import whole
 
@@ -33,11 +34,7 @@ DIFFER = 1  # frames: some that count an MP3's frames count the one in which the
 
 
 def extract_audio(path: Path, target: Path) -> None:
-    """Decode a recording, or the first sound track of a video, to 16 kHz mono FLAC.
-
-    Args:
-        path: a file that libsndfile or FFmpeg reads.
-        target: the FLAC, 16 bit, written whole; channels are averaged.
+    """Decode a recording, or the first sound track of a video, to a FLAC: 16 kHz, 16 bit, the mean of the channels.
 
     Raises:
         InputError: there is no such file, it holds no sound, it is damaged or truncated, or its samples are not scaled
@@ -46,7 +43,7 @@ def extract_audio(path: Path, target: Path) -> None:
     count = 0
     with whole(target) as temporary:
         with soundfile.SoundFile(os.fsencode(temporary), "w", SAMPLE_RATE, 1, "PCM_16", format="FLAC") as flac:
-            for samples in _resampled(_checked(_gathered(_blocks(path)), path)):
+            for samples in _resampled(path):
                 flac.write(np.clip(samples, -1.0, 1.0))
                 count += len(samples)
         if not count:
@@ -56,22 +53,13 @@ def extract_audio(path: Path, target: Path) -> None:
 def _blocks(path: Path) -> Iterator[SoundBlock]:
     """A recording's sound as it is decoded: by libsndfile where that knows the length, else by FFmpeg."""
     links = ogg_links(path) if path.is_file() else []
-    if links and _opens(path):
+    if links and opens(path):
         yield from _by_links(path, links)
-    elif not links and _opens(path, known=True):
+    elif not links and opens(path, knows_length):
         with open_sound(path) as file:
             yield from ((file.samplerate, mono(block)) for block in sound_blocks(file, path))
     else:
         yield from _by_ffmpeg(path)
-
-
-def _opens(path: Path, known: bool = False) -> bool:
-    """Whether libsndfile reads a recording; with `known`, one whose length it knows."""
-    try:
-        with open_sound(path) as file:
-            return not known or knows_length(file)
-    except InputError:
-        return False
 
 
 def _by_links(path: Path, links: list[tuple[int, int]]) -> Iterator[SoundBlock]:
@@ -183,7 +171,7 @@ def _tag_length(head: bytes) -> int:
 
 def _gathered(blocks: Iterator[SoundBlock]) -> Iterator[SoundBlock]:
     """The same sound in blocks of seconds: what is done with each of a codec's frames costs more than decoding it."""
-    for rate, stretch in groupby(blocks, key=lambda block: block[0]):
+    for rate, stretch in groupby(blocks, key=itemgetter(0)):
         held: list[np.ndarray] = []
         for _, samples in stretch:
             held.append(samples)
@@ -194,17 +182,12 @@ def _gathered(blocks: Iterator[SoundBlock]) -> Iterator[SoundBlock]:
             yield rate, np.concatenate(held)
 
 
-def _checked(blocks: Iterator[SoundBlock], path: Path) -> Iterator[SoundBlock]:
-    for rate, samples in blocks:
-        refuse_no_numbers(samples, path)
-        refuse_scale(float(np.abs(samples).max(initial=0.0)), str(path))
-        yield rate, samples
-
-
-def _resampled(blocks: Iterator[SoundBlock]) -> Iterator[np.ndarray]:
+def _resampled(path: Path) -> Iterator[np.ndarray]:
     """Blocks at 16 kHz; where the rate changes in mid-stream, each stretch from its own."""
-    for rate, stretch in groupby(blocks, key=lambda block: block[0]):
+    for rate, stretch in groupby(_gathered(_blocks(path)), key=itemgetter(0)):
         stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32")
         for _, samples in stretch:
+            refuse_no_numbers(samples, path)
+            refuse_scale(float(np.abs(samples).max(initial=0.0)), str(path))
             yield stream.resample_chunk(samples)
         yield stream.resample_chunk(np.empty(0, np.float32), last=True)

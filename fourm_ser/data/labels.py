@@ -10,16 +10,14 @@ import pandas as pd
 from fourm_ser.data.manifest import EMOTIONS, order_emotions
 from fourm_ser.data.names import clean_cell
 from fourm_ser.errors import InputError
+from fourm_ser.values import shown
 
 # Columns beside those of the classes in tables of results, and the row of all classes together.
 TAKEN = ("id", "speaker", "emotion", "predicted", "start", "end", "text", "error", "utterances", "ua", "wa", "all")
 
 
 def read_classes(given: Any) -> list[str] | None:
-    """`data.emotions` as names.
-
-    Args:
-        given: names or whole numbers, in the order of their indices; None for all that the corpus has.
+    """`data.emotions`, names or whole numbers in the order of their indices, as names; None for all of a corpus.
 
     Raises:
         InputError: no list of two or more different names, or a name that cannot be a class's.
@@ -49,11 +47,7 @@ def read_label_map(given: Any) -> dict[str, str]:
 
 
 def refuse_names(emotions: Iterable[str]) -> None:
-    """Refuse classes that tables and records of results could not hold by their names.
-
-    Raises:
-        InputError: the first of them.
-    """
+    """Refuse classes that tables and records of results could not hold by their names (InputError)."""
     for emotion in emotions:
         if emotion.casefold() in TAKEN:
             reason = "has the name of something else in tables of results"
@@ -61,8 +55,8 @@ def refuse_names(emotions: Iterable[str]) -> None:
             reason = "holds a slash, ${ or a line break, which names of results cannot"
         else:
             continue
-        shown = emotion.replace("\n", "\\n").replace("\r", "\\r")
-        raise InputError(f"data.emotions: the class {shown} {reason}. Give it another name: data.label_map.")
+        name = emotion.replace("\n", "\\n").replace("\r", "\\r")
+        raise InputError(f"data.emotions: the class {name} {reason}. Give it another name: data.label_map.")
 
 
 def fold_labels(labels: pd.Series, label_map: Mapping[str, str], source: Path) -> pd.Series:
@@ -81,18 +75,12 @@ def fold_labels(labels: pd.Series, label_map: Mapping[str, str], source: Path) -
 
 
 def choose_classes(found: Counter[str], wanted: list[str] | None, drop_other: bool, source: Path) -> list[str]:
-    """The classes of a corpus, in the order of their indices.
-
-    Args:
-        found: the corpus's labels with their counts.
-        wanted: the classes that were chosen; None for all.
-        drop_other: allow labels that were not chosen.
-        source: the release or table, for errors.
+    """The classes of a corpus with these labels, in the order of their indices: those that are wanted, or all.
 
     Raises:
         InputError: chosen ones that nobody has, others that nobody chose, names that cannot be a class's.
     """
-    classes = wanted or order_emotions(list(found))
+    classes = wanted or order_emotions(found)
     refuse_names(classes)
     absent = [emotion for emotion in classes if emotion not in found]
     if absent:
@@ -111,7 +99,7 @@ def choose_classes(found: Counter[str], wanted: list[str] | None, drop_other: bo
 
 def counted(counts: Counter[str]) -> str:
     """Counts by emotion, in words."""
-    return ", ".join(f"{counts[emotion]} {emotion}" for emotion in order_emotions(list(counts)))
+    return ", ".join(f"{counts[emotion]} {emotion}" for emotion in order_emotions(counts))
 
 
 def _name(key: str, value: Any) -> str:
@@ -119,9 +107,9 @@ def _name(key: str, value: Any) -> str:
     if isinstance(value, int | float) and not isinstance(value, bool):
         value = str(value)
     if not isinstance(value, str):
-        said = "null" if value is None else str(value).lower() if isinstance(value, bool) else value
         raise InputError(
-            f"{key}: {said} is no name of an emotion. YAML reads yes, no, on, off and null so: put it in quotes."
+            f"{key}: {shown(value)} is no name of an emotion. YAML reads yes, no, on, off and null so: "
+            "put it in quotes."
         )
     name = clean_cell(value)
     if not name:

@@ -24,28 +24,16 @@ class SilentError(InputError):
 
 
 class Levels(NamedTuple):
-    """What was measured of a recording while it was decoded.
-
-    Attributes:
-        seconds: the recording's length.
-        peak: the largest sample, up or down, of what is heard: the mean of the channels.
-        clipped: the number of samples at the end of the scale, in any channel, behind two others there.
-        quiet: the parts where nothing is heard for at least 0.02 s, in seconds: `0-0.5 2.25-3`.
-    """
+    """What was measured of a recording while it was decoded."""
 
     seconds: float
-    peak: float
-    clipped: int
-    quiet: str
+    peak: float  # the largest sample, up or down, of what is heard: the mean of the channels
+    clipped: int  # samples at the end of the scale, in any channel, behind two others there
+    quiet: str  # the parts where nothing is heard for at least 0.02 s, in seconds: `0-0.5 2.25-3`
 
 
 class Meter:
-    """Measures a recording block by block.
-
-    Args:
-        rate: samples a second.
-        subtype: the format of the samples as libsndfile calls it, which says what their largest number is.
-    """
+    """Measures a recording of `rate` samples a second block by block; libsndfile's `subtype` tells the top."""
 
     def __init__(self, rate: int, subtype: str) -> None:
         self.rate, self.top = rate, TOPS.get(subtype, TOP)
@@ -101,13 +89,7 @@ def mono(block: np.ndarray) -> np.ndarray:
 
 
 def is_silent(quiet: str, start: float, end: float) -> bool:
-    """Whether nothing is heard in a part of a recording.
-
-    Args:
-        quiet: the parts where nothing is heard, as `Levels` has them.
-        start: the part's beginning, in seconds from the recording's.
-        end: the part's end, in seconds from the recording's beginning.
-    """
+    """Whether nothing is heard from `start` to `end` seconds, by the parts that `Levels` has as `quiet`."""
     spans = (span.split("-") for span in quiet.split())
     return any(float(first) - NEAR <= start and end <= float(last) + NEAR for first, last in spans)
 
@@ -122,13 +104,7 @@ def silence_message(name: str, start: float = math.nan, end: float = math.nan) -
 
 
 def refuse_silence(samples: np.ndarray, name: str, start: float = math.nan, end: float = math.nan) -> None:
-    """Refuse samples in which nothing is heard.
-
-    Args:
-        samples: [samples] of one channel.
-        name: what errors call the samples.
-        start: the second of the recording that they begin at; NaN for its beginning.
-        end: the second of the recording that they end at; NaN for its end.
+    """Refuse [samples] of one channel, from `start` to `end` seconds of a recording, in which nothing is heard.
 
     Raises:
         SilentError: none is louder than -80 dB of full scale.
@@ -138,15 +114,7 @@ def refuse_silence(samples: np.ndarray, name: str, start: float = math.nan, end:
 
 
 def refuse_scale(peak: float, name: str) -> None:
-    """Refuse samples that are not scaled to full scale at 1.
-
-    Args:
-        peak: the largest sample, up or down.
-        name: what errors call the samples.
-
-    Raises:
-        InputError: it is far beyond 1; the scale that it is likely to be on is named.
-    """
+    """Refuse samples whose `peak`, the largest one up or down, is far beyond full scale at 1 (InputError)."""
     if peak <= FULL_SCALE:
         return
     factor = next((scale for scale in SCALES if peak <= scale), None)

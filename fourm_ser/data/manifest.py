@@ -1,6 +1,6 @@
 """The manifest: one row an utterance, the table that every corpus becomes."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +10,7 @@ from fourm_ser.data.names import clean_columns, clean_path, decimal_hint, each, 
 from fourm_ser.data.paths import locate
 from fourm_ser.data.table import need_columns, read_table, refuse_shifted, told_rows
 from fourm_ser.errors import InputError
-from fourm_ser.files import whole
+from fourm_ser.files import write_table
 
 REQUIRED = ("id", "audio", "text", "emotion", "speaker")
 OPTIONAL = ("session", "split", "language", "start", "end", "duration")
@@ -71,10 +71,8 @@ def read_manifest(path: Path, audio_root: Path | None = None, delimiter: str | N
         rows = told_rows(repeated.index[repeated == first] + 2)
         raise InputError(f"{path}: the id {first} stands in {rows}. Every utterance needs an id of its own.")
     refuse_shifted(frame, NAMES, str(path))
-    for column in OPTIONAL:
-        if column not in frame.columns:
-            frame[column] = ""
-    frame = frame[[*REQUIRED, *OPTIONAL]].assign(row=frame.index + 2).reset_index(drop=True)
+    frame = frame.reindex(columns=[*REQUIRED, *OPTIONAL], fill_value="")
+    frame = frame.assign(row=frame.index + 2).reset_index(drop=True)
     return _located(_timed(frame, path), path, (audio_root or path.parent).resolve())
 
 
@@ -110,12 +108,10 @@ def _located(frame: pd.DataFrame, path: Path, root: Path) -> pd.DataFrame:
 def write_manifest(frame: pd.DataFrame, path: Path) -> None:
     """Write the manifest's columns of `frame` to `path` (CSV, UTF-8), whole; optional ones unless they are empty."""
     said = [column for column in OPTIONAL if column in frame.columns and not frame[column].isin(["", np.nan]).all()]
-    columns = [*REQUIRED, *said]
-    with whole(path) as temporary:
-        frame[columns].to_csv(temporary, index=False, lineterminator="\n")
+    write_table(path, frame[[*REQUIRED, *said]])
 
 
-def order_emotions(emotions: Sequence[str]) -> list[str]:
+def order_emotions(emotions: Iterable[str]) -> list[str]:
     """The distinct `emotions` in the canonical order of this package, labels that it does not know after them."""
     found = set(emotions)
     return [emotion for emotion in EMOTIONS if emotion in found] + sorted(found.difference(EMOTIONS), key=natural)

@@ -29,17 +29,11 @@ DIGITS = re.compile(r"(\d+)")
 
 
 class Double(NamedTuple):
-    """Values of a column that are probably one.
-
-    Attributes:
-        column: the column's name.
-        values: each value with the number of rows that have it.
-        first: the id of the first row of each value.
-    """
+    """Values of a column that are probably one name."""
 
     column: str
-    values: dict[str, int]
-    first: list[str]
+    values: dict[str, int]  # each with the number of rows that have it
+    first: list[str]  # the id of the first row of each
 
     def told(self) -> str:
         """The values in words."""
@@ -93,12 +87,7 @@ def likeness(text: str) -> str:
 
 
 def find_doubles(frame: pd.DataFrame, columns: Iterable[str]) -> list[Double]:
-    """Values that are probably one name in several spellings.
-
-    Args:
-        frame: a table with a column `id`.
-        columns: the columns that are searched; empty cells are no names.
-    """
+    """Values in some columns of a table with ids that are probably one name in several spellings."""
     found = []
     for column in columns:
         counts = Counter(frame[column].to_numpy().tolist())
@@ -116,13 +105,8 @@ def find_doubles(frame: pd.DataFrame, columns: Iterable[str]) -> list[Double]:
 def tell_doubles(doubles: Sequence[Double], source: Path, strict: bool) -> None:
     """Name what is probably one name in several spellings, which would be two classes, or on two sides of a split.
 
-    Args:
-        doubles: the values that are probably one name.
-        source: the release or table.
-        strict: make it an error instead of a warning.
-
     Raises:
-        InputError: with `strict`, the first of them.
+        InputError: with `strict`, instead of a warning.
     """
     if not doubles:
         return

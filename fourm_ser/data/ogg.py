@@ -17,11 +17,7 @@ PADDING = b"\0 \t\r\n"  # what programs fill files up with behind the sound
 def ogg_links(path: Path) -> list[tuple[int, int]]:
     """Where each link of an OGG begins and ends, in bytes.
 
-    Args:
-        path: a file of any kind.
-
-    Returns:
-        Nothing where it is no OGG, or one whose links hold several streams, such as a picture and sound.
+    There is none where a file is no OGG, or one whose links hold several streams, such as a picture and sound.
 
     Raises:
         InputError: an OGG that is cut off or damaged.

@@ -12,14 +12,10 @@ DRIVE = re.compile(r"[A-Za-z]:[\\/]")
 
 
 def locate(root: Path, audio: str) -> str:
-    """The absolute path of a recording. Whether there is any file, the reader says.
+    """The absolute path of what a cell names, relative to `root`. Whether there is any file, the reader says.
 
     A name with accents has two Unicode forms, and file systems keep the one that it was made in: where the name as it
     is written is not there, the file in the other form is meant.
-
-    Args:
-        root: the folder that it is relative to.
-        audio: the cell.
 
     Raises:
         InputError: what is written is no path of this machine, and there is no such file.

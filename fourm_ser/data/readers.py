@@ -1,19 +1,9 @@
-"""What reads an utterance's raw content. Worker processes that are spawned import this and not Lightning."""
+"""What reads an utterance's recording. Worker processes that are spawned import this and not Lightning."""
 
 import numpy as np
 import pandas as pd
 
 from fourm_ser.data.audio import SAMPLE_RATE, read_audio
-
-
-class TextReader:
-    """Reads transcripts by position in the manifest."""
-
-    def __init__(self, frame: pd.DataFrame) -> None:
-        self.texts = frame["text"].tolist()
-
-    def __call__(self, index: int) -> str:
-        return self.texts[index]
 
 
 class AudioReader:

@@ -12,6 +12,7 @@ from rich.progress import track
 
 from fourm_ser.data.audio import check_recording, decode, reads_exactly
 from fourm_ser.data.levels import is_silent, silence_message
+from fourm_ser.data.release import LeftOut
 from fourm_ser.errors import InputError, printable
 from fourm_ser.files import whole
 
@@ -21,30 +22,16 @@ SILENT = "nothing is heard"
 
 
 class Recording(NamedTuple):
-    """A recording that was decoded to its end.
+    """A recording that was decoded to its end, and is not again while `size`, `modified` and `ends` stay."""
 
-    Attributes:
-        path: the recording's absolute path.
-        size: the size in bytes; while it, `modified` and `ends` stay, the recording is not decoded again.
-        modified: the time of modification in nanoseconds.
-        ends: the hash of the first and the last bytes.
-        source: the hash of all bytes.
-        file: what to read: the recording itself, or the FLAC that it was decoded to.
-        digest: the hash of the bytes of `file`.
-        seconds: the length.
-        peak: the largest sample, up or down, of the mean of the channels.
-        clipped: the number of samples at the end of the scale, behind two others there.
-        quiet: the parts where nothing is heard, in seconds: `0-0.5 2.25-3`.
-    """
-
-    path: str
-    size: int
-    modified: int
-    ends: str
-    source: str
-    file: str
-    digest: str
-    seconds: float
+    path: str  # absolute
+    size: int  # bytes
+    modified: int  # nanoseconds
+    ends: str  # hash of the first and the last bytes
+    source: str  # hash of all bytes
+    file: str  # what to read: the recording itself, or the FLAC that it was decoded to
+    digest: str  # hash of the bytes of `file`
+    seconds: float  # this and what follows as in `Levels`
     peak: float
     clipped: int
     quiet: str
@@ -91,16 +78,8 @@ def scan_recordings(
     return scanned
 
 
-def find_silent(frame: pd.DataFrame) -> list[tuple[str, str, str]]:
-    """Utterances in which nothing is heard.
-
-    Args:
-        frame: a table of `id`, `where`, `audio` (its path), `start` (NaN for the beginning), `duration` and `seconds`
-            (the part of it that is used), and `quiet` (as `fourm_ser.data.levels.Levels` has it).
-
-    Returns:
-        For each, its id, the reason why it is left out, and where it stands.
-    """
+def find_silent(frame: pd.DataFrame) -> list[LeftOut]:
+    """Utterances in which nothing is heard, of a frame as `Corpus.frame` is, with the column `quiet` of `Recording`."""
     found = []
     for row in frame[frame["quiet"] != ""].to_dict("records"):
         start = 0.0 if math.isnan(row["start"]) else row["start"]
@@ -109,7 +88,7 @@ def find_silent(frame: pd.DataFrame) -> list[tuple[str, str, str]]:
             is_part = row["seconds"] < row["duration"] or not (math.isnan(row["start"]) and math.isnan(row["end"]))
             name = printable(row["audio"])
             said = silence_message(name, start, end) if is_part else silence_message(name)
-            found.append((row["id"], SILENT, f"{row['where']}: {said}"))
+            found.append(LeftOut(row["id"], SILENT, f"{row['where']}: {said}", True))
     return found
 
 
@@ -149,10 +128,8 @@ def _scan(path: str, before: Recording | None, decoded: Path) -> Recording | Inp
         if not reads_exactly(path):
             folder = decoded / hashlib.blake2b(os.fsencode(os.path.dirname(path)), digest_size=8).hexdigest()
             file = str(folder / f"{Path(path).stem}-{source}.flac")
-            spoilt = (
-                before is not None and before.file == file and os.path.isfile(file) and _hash(file) != before.digest
-            )
-            if spoilt or not os.path.isfile(file):
+            # What was decoded before may have been spoilt since.
+            if not os.path.isfile(file) or (before and before.file == file and before.digest != _hash(file)):
                 decode(path, Path(file))
         levels = check_recording(Path(file))
         digest = source if file == path else _hash(file)

@@ -24,13 +24,10 @@ Value = TypeVar("Value")
 
 
 class Utterance(NamedTuple):
-    """One utterance of a release; `where` (file:line) says where its label stands, the rest are a manifest's columns.
-
-    `audio` is an absolute path.
-    """
+    """One utterance of a release: a manifest's columns, and where (file:line) its label stands."""
 
     id: str
-    audio: str
+    audio: str  # an absolute path
     text: str
     emotion: str
     speaker: str
@@ -41,43 +38,33 @@ class Utterance(NamedTuple):
 
 
 class LeftOut(NamedTuple):
-    """What a corpus holds and no run sees.
+    """What a corpus holds and no run sees."""
 
-    Attributes:
-        id: the utterance, or the part of the release.
-        reason: one of a few, to count by.
-        where: the file, its line where it has one, and what is the matter there.
-        fault: whether something is wrong with it (an error with `data.strict`), or it was only not asked for.
-    """
+    id: str  # the utterance, or the part of the release
+    reason: str  # one of a few, to count by
+    where: str  # the file, its line where it has one, and what is the matter there
+    fault: bool  # whether something is wrong with it (an error with `data.strict`), or it was only not asked for
 
-    id: str
-    reason: str
-    where: str
-    fault: bool
+
+def by_reason(items: Iterable[LeftOut]) -> dict[str, list[LeftOut]]:
+    """What was left out, by the reason."""
+    found: dict[str, list[LeftOut]] = {}
+    for item in items:
+        found.setdefault(item.reason, []).append(item)
+    return found
 
 
 class Release(NamedTuple):
-    """What a reader found.
+    """What a reader found."""
 
-    Attributes:
-        frame: one row an utterance: a manifest's columns, `audio` an absolute path, and `where`.
-        left_out: what the release holds and `frame` does not.
-        root: the folder that a written manifest's `audio` is relative to.
-        source: the release or table, for errors.
-    """
-
-    frame: pd.DataFrame
+    frame: pd.DataFrame  # one row an utterance: a manifest's columns, `audio` an absolute path, and `where`
     left_out: list[LeftOut]
-    root: Path
-    source: Path
+    root: Path  # the folder that a written manifest's `audio` is relative to
+    source: Path  # the release or table, for errors
 
 
 class ReleaseBuilder:
-    """What a reader keeps and leaves out while it goes through a release.
-
-    Args:
-        root: the release's folder.
-    """
+    """What a reader keeps and leaves out while it goes through a release's folder."""
 
     def __init__(self, root: Path) -> None:
         self.root = root
@@ -157,20 +144,12 @@ class ReleaseBuilder:
     def release(self) -> Release:
         """All of it, in the order of ids."""
         frame = pd.DataFrame(sorted(self.utterances), columns=Utterance._fields)
-        for column in OPTIONAL:
-            if column not in frame.columns:
-                frame[column] = float("nan")
-        return Release(frame[[*REQUIRED, *OPTIONAL, "where"]], self.left_out, self.root, self.root)
+        frame = frame.reindex(columns=[*REQUIRED, *OPTIONAL, "where"])
+        return Release(frame, self.left_out, self.root, self.root)
 
 
-def find_root(corpus: str, root: Path, holds: Callable[[Path], bool], looked_for: str) -> Path:
-    """The release's own folder: `root`, or the one folder below it, at most two levels down, that holds the release.
-
-    Args:
-        corpus: the corpus's name, for errors.
-        root: what the user gave as data.root.
-        holds: the function that says whether a folder is the release's.
-        looked_for: what `holds` looks for, in words.
+def find_root(corpus: str, root: Path | str, holds: Callable[[Path], bool], looked_for: str) -> Path:
+    """The release's own folder: `root`, or the one below it, at most two levels down, that holds what is looked for.
 
     Raises:
         InputError: there is no such folder, or there are several.

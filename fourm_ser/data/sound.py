@@ -3,7 +3,7 @@
 import math
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -28,11 +28,7 @@ def knows_length(file: soundfile.SoundFile) -> bool:
 
 @contextmanager
 def open_sound(path: Path | str, part: BinaryIO | None = None) -> Iterator[soundfile.SoundFile]:
-    """A file opened by libsndfile.
-
-    Args:
-        path: the file.
-        part: the part of the file that is read; None for all.
+    """A file opened by libsndfile, or a `part` of it.
 
     Raises:
         InputError: there is no such file, or it cannot be decoded, now or later.
@@ -52,11 +48,17 @@ def open_sound(path: Path | str, part: BinaryIO | None = None) -> Iterator[sound
             raise InputError(unreadable(path, error.error_string)) from error
 
 
-def sound_blocks(file: soundfile.SoundFile, path: Path | str) -> Iterator[np.ndarray]:
-    """The samples of an open file whose length is known, from the first to the last.
+def opens(path: Path | str, fits: Callable[[soundfile.SoundFile], bool] = lambda file: True) -> bool:
+    """Whether libsndfile opens a file, and what it knows of it fits."""
+    try:
+        with open_sound(path) as file:
+            return fits(file)
+    except InputError:
+        return False
 
-    Yields:
-        [samples, channels] in float32.
+
+def sound_blocks(file: soundfile.SoundFile, path: Path | str) -> Iterator[np.ndarray]:
+    """The samples of an open file whose length is known, from the first to the last: [samples, channels] in float32.
 
     Raises:
         InputError: one is no number, or there are fewer than its header promises, or none.
@@ -82,11 +84,7 @@ def unreadable(path: Path | str, reason: str) -> str:
 
 
 def refuse_no_numbers(samples: np.ndarray, path: Path | str) -> None:
-    """Refuse NaN and infinite samples.
-
-    Raises:
-        InputError: there are some.
-    """
+    """Refuse NaN and infinite samples (InputError)."""
     if not np.isfinite(samples).all():
         raise InputError(f"{path}: the recording holds samples that are not numbers (NaN or infinite).")
 

@@ -12,54 +12,34 @@ from fourm_ser.checks import check_number, check_switch, check_word
 from fourm_ser.data.names import clean_columns, natural
 from fourm_ser.data.table import need_columns, read_table
 from fourm_ser.errors import InputError
-from fourm_ser.files import whole
+from fourm_ser.files import write_table
 
 SIDES = ("train", "val", "test")
-SMALLEST = 1e-9  # a share that is more than none
 SPLITS = ("random", "speaker", "session", "official")
 VALIDATIONS = ("random", "speakers", "session")
 OFFICIAL = {"train": "train", "val": "val", "dev": "val", "valid": "val", "validation": "val", "test": "test"}
 
 
 class Protocol(NamedTuple):
-    """How a corpus is split, by the keys of the same names in the config.
-
-    Attributes:
-        split: `random`, `speaker`, `session` or `official`.
-        fold: the speaker or session that is tested, counted from 0 in the order of names, numbers in them as numbers.
-        fractions: shares of train, validation and test in a random split.
-        stratify: keep the emotions' shares equal on all sides of what is drawn at random.
-        validation: what the validation side is made of where the split gives none: `speakers`, `session`, `random`.
-        validation_fraction: share that validates of the speakers, or of the utterances, that are not tested.
-        seed: seed of what is drawn at random.
-    """
+    """How a corpus is split, by the keys of the same names in the config: `fourm_ser.data.corpus.Corpus` says more."""
 
     split: str
-    fold: int
+    fold: int  # counted from 0 in the order of names, numbers in them as numbers
     fractions: tuple[float, float, float]
     stratify: bool
     validation: str
-    validation_fraction: float
+    validation_fraction: float  # of the speakers, or of the utterances, that are not tested
     seed: int
 
 
 def check_protocol(protocol: Protocol, splits: Iterable[str] = SPLITS) -> None:
-    """Refuse values that no corpus could be split by.
-
-    Args:
-        protocol: the protocol.
-        splits: the splits that there are.
-
-    Raises:
-        InputError: a value out of range, by its key.
-    """
+    """Refuse values that no corpus could be split by, out of the `splits` that there are (InputError)."""
     check_word("data.split", protocol.split, splits)
     check_number("data.fold", protocol.fold, "a fold, a whole number from 0", whole=True)
     check_switch("data.stratify", protocol.stratify)
     check_word("data.validation", protocol.validation, VALIDATIONS)
     share = protocol.validation_fraction
-    expected = "a share between 0 and 1"
-    check_number("data.validation_fraction", share, expected, least=SMALLEST, most=1 - SMALLEST)
+    check_number("data.validation_fraction", share, "a share between 0 and 1", most=1, above=True, below=True)
     check_number("data.split_seed", protocol.seed, "a whole number from 0 to 2^32 - 1", most=2**32 - 1, whole=True)
     shares = protocol.fractions
     are_numbers = isinstance(shares, list | tuple) and all(type(share) in (int, float) for share in shares)
@@ -85,16 +65,9 @@ class Split(NamedTuple):
 
 
 def split_manifest(frame: pd.DataFrame, protocol: Protocol) -> Split:
-    """Split a manifest's rows by a protocol.
+    """Split a manifest's rows by a protocol; each is on one side.
 
     The split depends on the utterances' ids, speakers, sessions and emotions, never on the order of rows.
-
-    Args:
-        frame: a manifest.
-        protocol: how to split it.
-
-    Returns:
-        Train, validation and test side; together each row once.
 
     Raises:
         InputError: what `check_protocol` refuses; a fold that does not exist, a column that the protocol needs and the
@@ -131,9 +104,8 @@ def _random(frame: pd.DataFrame, protocol: Protocol) -> np.ndarray:
     sides[test] = "test"
     rest = np.flatnonzero(sides == "train")
     if fractions[1] > 0:
-        sides[
-            rest[_draw(frame.iloc[rest], fractions[1] / (fractions[0] + fractions[1]), protocol, "data.fractions")]
-        ] = "val"
+        share = fractions[1] / (fractions[0] + fractions[1])
+        sides[rest[_draw(frame.iloc[rest], share, protocol, "data.fractions")]] = "val"
     return sides
 
 
@@ -190,7 +162,7 @@ def _validation(
         raise InputError("data.validation=session: utterances have no session. Use data.validation=speakers.")
     sessions = sorted(set(rest["session"]), key=natural)
     following = _rotated(sessions, lambda other: natural(other) > natural(session))
-    return np.flatnonzero(rest["session"] == following[0]) if following else np.array([], dtype=int)
+    return np.flatnonzero(rest["session"].isin(following[:1]))
 
 
 def _rotated(values: list, follows: Callable[..., bool]) -> list:  # type: ignore[type-arg]
@@ -215,41 +187,34 @@ def _official(frame: pd.DataFrame, protocol: Protocol) -> np.ndarray:
 
 
 def read_split(path: Path) -> pd.Series:
-    """Read a split file: a CSV in UTF-8 with the columns `id` and `split` (train, val or dev, test); see `read_table`.
-
-    Returns:
-        The side of each utterance, by its id.
+    """The sides by id in a split file: a CSV with the columns `id` and `split` (train, val or dev, test).
 
     Raises:
         InputError: the file, a column or a cell is not as described, or an id occurs twice.
     """
+    called = f"data.split_file={path}"
     if not path.is_file():
-        raise InputError(f"data.split_file={path}: no such file. Expected a CSV with the columns id and split.")
-    frame = read_table(path, f"data.split_file={path}")
-    need_columns(frame, ("id", "split"), f"data.split_file={path}")
+        raise InputError(f"{called}: no such file. Expected a CSV with the columns id and split.")
+    frame = read_table(path, called)
+    need_columns(frame, ("id", "split"), called)
     frame = clean_columns(frame)
     frame = frame[(frame != "").any(axis=1)]  # rows keep their numbers in the file
     if not len(frame):
-        raise InputError(f"data.split_file={path}: has no rows.")
+        raise InputError(f"{called}: has no rows.")
     unknown = frame[~frame["split"].isin(OFFICIAL)]
     if len(unknown):
-        raise InputError(
-            f"data.split_file={path}: row {unknown.index[0] + 2} holds the split {unknown['split'].iloc[0]!r}. "
-            f"Expected {', '.join(OFFICIAL)}."
-        )
+        row, word = unknown.index[0] + 2, unknown["split"].iloc[0]
+        raise InputError(f"{called}: row {row} holds the split {word!r}. Expected {', '.join(OFFICIAL)}.")
     repeated = frame[frame["id"].duplicated()]
     if len(repeated):
-        raise InputError(
-            f"data.split_file={path}: row {repeated.index[0] + 2} repeats the id {repeated['id'].iloc[0]}."
-        )
+        raise InputError(f"{called}: row {repeated.index[0] + 2} repeats the id {repeated['id'].iloc[0]}.")
     return frame.set_index("id")["split"].map(OFFICIAL)
 
 
 def write_split(frame: pd.DataFrame, split: Split, path: Path) -> None:
     """Write a split file for `read_split`, whole, in the order of ids."""
     sides = {frame["id"].iloc[row]: side for side, rows in split._asdict().items() for row in rows}
-    with whole(path) as temporary:
-        pd.DataFrame(sorted(sides.items()), columns=["id", "split"]).to_csv(temporary, index=False)
+    write_table(path, pd.DataFrame(sorted(sides.items()), columns=["id", "split"]))
 
 
 def _draw(frame: pd.DataFrame, fraction: float, protocol: Protocol, key: str) -> np.ndarray:
@@ -257,10 +222,9 @@ def _draw(frame: pd.DataFrame, fraction: float, protocol: Protocol, key: str) ->
     from sklearn.model_selection import train_test_split  # two seconds that most splits do not need
 
     labels = frame["emotion"].to_numpy() if protocol.stratify else None
+    rows = np.arange(len(frame))
     try:
-        _, drawn = train_test_split(
-            np.arange(len(frame)), test_size=fraction, random_state=protocol.seed, stratify=labels
-        )
+        _, drawn = train_test_split(rows, test_size=fraction, random_state=protocol.seed, stratify=labels)
     except ValueError as error:
         raise InputError(f"{key}: {len(frame)} utterances cannot be split so: {error}") from error
     return np.sort(drawn)

@@ -12,7 +12,7 @@ from rich.markup import escape
 from rich.table import Table
 
 from fourm_ser.data.names import Double, natural
-from fourm_ser.data.release import LeftOut
+from fourm_ser.data.release import LeftOut, by_reason
 from fourm_ser.data.splits import SIDES, Split
 from fourm_ser.terminal import make_table
 
@@ -23,12 +23,7 @@ SHOWN = 3  # examples of a fault; left_out.csv has all
 
 
 def summarise(frame: pd.DataFrame, emotions: Sequence[str], left_out: Sequence[LeftOut]) -> dict[str, Any]:
-    """What summary.json says of a corpus.
-
-    Args:
-        frame: a loaded corpus's utterances.
-        emotions: the corpus's classes in order.
-        left_out: what the corpus holds and is not among the utterances.
+    """What summary.json says of a loaded corpus's utterances, and of what it holds besides.
 
     Returns:
         Numbers of utterances in all, by emotion, and by session, official split, speaker and language (those it has)
@@ -38,7 +33,6 @@ def summarise(frame: pd.DataFrame, emotions: Sequence[str], left_out: Sequence[L
         all).
     """
     seconds = frame["duration"].to_numpy(dtype=float)
-    reasons = dict.fromkeys(item.reason for item in left_out)
     return {
         "utterances": len(frame),
         "hours": round(float(seconds.sum()) / 3600, 4),
@@ -52,11 +46,11 @@ def summarise(frame: pd.DataFrame, emotions: Sequence[str], left_out: Sequence[L
         "repeated": repeated_recordings(frame),
         "left_out": {
             reason: {
-                "fault": any(item.fault for item in left_out if item.reason == reason),
-                "count": sum(item.reason == reason for item in left_out),
-                "first": [f"{item.id} ({item.where})" for item in left_out if item.reason == reason][:SHOWN],
+                "fault": any(item.fault for item in items),
+                "count": len(items),
+                "first": [f"{item.id} ({item.where})" for item in items[:SHOWN]],
             }
-            for reason in reasons
+            for reason, items in by_reason(left_out).items()
         },
     }
 
@@ -69,11 +63,7 @@ def repeated_recordings(frame: pd.DataFrame) -> dict[str, Any]:
 
 
 def level_counts(frame: pd.DataFrame) -> dict[str, dict[str, Any]]:
-    """Utterances whose recordings are used, though something is unusual in their levels.
-
-    Returns:
-        By what it is, how many there are, and the first ids.
-    """
+    """How many utterances are used though something is unusual in their recordings' levels, by what, and the first."""
     unusual = {"clipped": frame["clipped"] > 0, "over full scale": frame["peak"] > 1.0}
     return {
         what: {"count": int(found.sum()), "first": frame["id"][found].tolist()[:SHOWN]}
@@ -82,11 +72,7 @@ def level_counts(frame: pd.DataFrame) -> dict[str, dict[str, Any]]:
 
 
 def summarise_cleaning(cleaned: Mapping[str, Sequence[str]], used: Iterable[str]) -> dict[str, Any]:
-    """What summary.json says of what was taken out of transcripts.
-
-    Args:
-        cleaned: what was taken out, by the utterance's id.
-        used: the utterances that are used.
+    """What summary.json says of what was taken out of transcripts, by id, of the utterances that are used.
 
     Returns:
         How many transcripts changed, how often each tag was taken out, the most frequent first, and the first ids.
@@ -112,15 +98,11 @@ def print_summary(summary: dict[str, Any]) -> None:
         if group == "by_language" and len(rows) == 1:
             continue
         table = _table(f"utterances by {group.removeprefix('by_')}", list(rows)[:ROWS], emotions)
-        for name in list(rows)[:ROWS]:
-            table.add_row(
-                escape(name) or "-", *(str(rows[name][emotion]) for emotion in emotions), str(sum(rows[name].values()))
-            )
-        if len(rows) > ROWS:
-            rest = Counter[str]()
-            for name in list(rows)[ROWS:]:
-                rest.update(rows[name])
-            table.add_row(f"{len(rows) - ROWS} more", *(str(rest[emotion]) for emotion in emotions), str(rest.total()))
+        lines = [(escape(name) or "-", Counter(counts)) for name, counts in rows.items()]
+        rest = sum((counts for _, counts in lines[ROWS:]), Counter[str]())
+        more = [(f"{len(rows) - ROWS} more", rest)] if len(rows) > ROWS else []
+        for name, counts in [*lines[:ROWS], *more]:
+            table.add_row(name, *(str(counts[emotion]) for emotion in emotions), str(counts.total()))
         table.add_section()
         table.add_row("all", *(str(n) for n in summary["emotions"].values()), str(summary["utterances"]))
         console.print(table)
@@ -140,9 +122,8 @@ def print_summary(summary: dict[str, Any]) -> None:
         columns = ["count", "reason", "first"]
         table = make_table("left out", columns, ["count"], overflow="fold", box=SIMPLE_HEAD)
         for reason, entry in summary["left_out"].items():
-            table.add_row(
-                str(entry["count"]), f"{'fault: ' if entry['fault'] else ''}{escape(reason)}", escape(entry["first"][0])
-            )
+            kind = "fault: " if entry["fault"] else ""
+            table.add_row(str(entry["count"]), kind + escape(reason), escape(entry["first"][0]))
         console.print(table)
     else:
         console.print("nothing was left out")

@@ -16,11 +16,7 @@ DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t"}
 
 
 def check_delimiter(key: str, value: object) -> None:
-    """Refuse what cannot stand between cells.
-
-    Raises:
-        InputError: it is neither null, nor a name, nor a single sign that is no letter, digit, quote or line end.
-    """
+    """Refuse what is no delimiter (InputError): neither null, nor a name, nor a sign that can stand between cells."""
     if value is None or (isinstance(value, str) and value in DELIMITERS):
         return
     if not isinstance(value, str) or len(value) != 1 or value.isalnum() or value in '"\r\n ':
@@ -31,11 +27,7 @@ def read_table(path: Path, called: str, delimiter: str | None = None) -> pd.Data
     """A CSV in UTF-8 with a header as it stands there: strings, "" where a cell is empty, and every record a row.
 
     The row at index n is row n + 2 as a spreadsheet shows it: the header is row 1. Blank rows are rows of empty cells.
-
-    Args:
-        path: the file.
-        called: what errors call the file.
-        delimiter: `comma`, `semicolon`, `tab`, or the sign itself; None recognises one of the three by the header.
+    A delimiter is `comma`, `semicolon`, `tab`, or the sign itself; None recognises one of the three by the header.
 
     Raises:
         InputError: it is no UTF-8, or no CSV; a name stands in the header twice, or a row has more or fewer cells.
@@ -62,11 +54,7 @@ def read_table(path: Path, called: str, delimiter: str | None = None) -> pd.Data
 
 
 def need_columns(frame: pd.DataFrame, required: Iterable[str], called: str) -> None:
-    """Refuse a table that lacks columns.
-
-    Raises:
-        InputError: the columns, and those that it has.
-    """
+    """Refuse a table that lacks columns (InputError)."""
     required = list(required)
     missing = [column for column in required if column not in frame.columns]
     if missing:
@@ -78,7 +66,7 @@ def need_columns(frame: pd.DataFrame, required: Iterable[str], called: str) -> N
 
 
 def refuse_shifted(frame: pd.DataFrame, columns: Iterable[str], called: str) -> None:
-    """Refuse rows whose cells stand a column too far to the right or left, though their number is right.
+    """Refuse rows whose cells stand a column too far to the right or left, though their number is right (InputError).
 
     Of two neighbouring columns a row is taken to be shifted where one cell holds what the other column holds more
     often, the other what no row but this has, and but for such rows the columns have no value in common: a table of
@@ -88,9 +76,6 @@ def refuse_shifted(frame: pd.DataFrame, columns: Iterable[str], called: str) -> 
         frame: a table, the row at index n being row n + 2 of its file, its columns in the file's order.
         columns: the columns that hold names, many rows the same.
         called: what errors call the table.
-
-    Raises:
-        InputError: the rows.
     """
     names, columns = list(frame.columns), set(columns)
     beside = [pair for pair in pairwise(names) if columns.issuperset(pair)]

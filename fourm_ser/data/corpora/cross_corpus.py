@@ -87,19 +87,19 @@ class CrossCorpus(Corpus):
         return {**super()._choices(), "train": self.train._choices(), "test": self.test._choices()}
 
     def _choose_emotions(self, frame: pd.DataFrame, source: Path) -> pd.DataFrame:
-        by_side = [set(frame["emotion"][frame["split"] == side]) for side in ("train", "test")]
-        shared = order_emotions(list(by_side[0] & by_side[1]))
+        trained, tested = (order_emotions(frame["emotion"][frame["split"] == side]) for side in ("train", "test"))
+        shared = [emotion for emotion in trained if emotion in tested]
         self.emotions = self.wanted or shared
         refuse_names(self.emotions)
         absent = [emotion for emotion in self.emotions if emotion not in shared]
         if absent or len(self.emotions) < 2:
             raise InputError(
-                f"data=cross_corpus: {self.train.name} has {', '.join(order_emotions(list(by_side[0])))}, "
-                f"{self.test.name} has {', '.join(order_emotions(list(by_side[1])))}. Expected two or more that both "
+                f"data=cross_corpus: {self.train.name} has {', '.join(trained)}, "
+                f"{self.test.name} has {', '.join(tested)}. Expected two or more that both "
                 f"have{', and all of data.emotions among them' if absent else ''}. Fold labels together by "
                 "data.label_map, or choose more by data.train.emotions and data.test.emotions."
             )
-        for emotion in order_emotions(list((by_side[0] | by_side[1]) - set(self.emotions))):
+        for emotion in order_emotions({*trained, *tested} - set(self.emotions)):
             self._leave_out(frame[frame["emotion"] == emotion], f"emotion {emotion} is not one of both corpora")
         return frame[frame["emotion"].isin(self.emotions)].copy()
 

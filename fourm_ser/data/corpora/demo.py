@@ -183,12 +183,8 @@ class DemoCorpus(Corpus):
 def synthesise(folder: Path, utterances: int = 1600, seed: int = 0) -> None:
     """Write `folder/manifest.csv` and `folder/wav/<id>.wav` (16 kHz, mono, 16 bit).
 
-    The same arguments give the same bytes. The manifest is written last, so that a folder with one is complete.
-
-    Args:
-        folder: the folder to write to; made where missing.
-        utterances: the number of utterances, shared out evenly over ten speakers and four emotions.
-        seed: the seed of the sentences, the speakers and the noise.
+    Ten speakers and four emotions share the utterances evenly. The same arguments give the same bytes. The manifest is
+    written last, so that a folder with one is complete.
 
     Raises:
         InputError: `utterances` is out of bounds, or espeak-ng, its data or one of its voices is not available.
@@ -270,11 +266,8 @@ def _sentence(negative: bool, rng: np.random.Generator) -> str:
 class _Espeak:
     """espeak-ng in a state of its own, so that what it says depends on nothing said before in the process.
 
-    Its global state (the phase of the pitch flutter, for one) outlives re-initialisation. A copy of the library under
-    another path is loaded afresh, with fresh state.
-
-    Args:
-        scratch: an empty folder for the copy.
+    Its global state (the phase of the pitch flutter, for one) outlives re-initialisation. A copy of the library in a
+    folder of its own is loaded afresh, with fresh state.
     """
 
     def __init__(self, scratch: Path) -> None:

@@ -114,14 +114,7 @@ class EsdCorpus(Corpus):
 
 
 def parse_rows(text: str, path: str) -> list[tuple[str, tuple[str, str], str]]:
-    """The rows of a speaker's text file.
-
-    Args:
-        text: the file's text.
-        path: the file's name, for errors.
-
-    Returns:
-        (utterance's id, (transcript, emotion), where the row stands), in the file's order.
+    """The rows of a speaker's text file: (utterance's id, (transcript, emotion), where the row stands), in order.
 
     Raises:
         InputError: a row that is not an id, a transcript and an emotion, or an emotion that ESD does not have.

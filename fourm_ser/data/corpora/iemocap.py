@@ -99,14 +99,7 @@ class IemocapCorpus(Corpus):
 
 
 def parse_labels(text: str, path: str) -> list[tuple[str, str, str]]:
-    """The label lines of a file of `dialog/EmoEvaluation`.
-
-    Args:
-        text: the file's text.
-        path: the file's name, for errors.
-
-    Returns:
-        (utterance's id, emotion or xxx, where the line stands), in the file's order.
+    """The label lines of a file of `dialog/EmoEvaluation`: (utterance's id, emotion or xxx, where the line stands).
 
     Raises:
         InputError: a label line of another form, an id that tells no speaker, or a label that IEMOCAP does not have.

@@ -95,16 +95,9 @@ class MeldCorpus(Corpus):
 
 
 def parse_table(text: str, path: str, side: str) -> list[tuple[str, tuple[str, str, str], str]]:
-    """The rows of one of the three tables.
+    """The rows of one of the three tables: (utterance's id, (transcript, emotion, speaker), where the row ends).
 
-    Args:
-        text: the file's text.
-        path: the file's name, for errors.
-        side: the table's side: `train`, `val` or `test`.
-
-    Returns:
-        (utterance's id, (transcript, emotion, speaker), where the row ends), in the file's order. Ids are
-        `<side>_dia<D>_utt<U>`, for dialogs are counted anew in each table.
+    Ids are `<side>_dia<D>_utt<U>`, for dialogs are counted anew in each table.
 
     Raises:
         InputError: text that is no such table, a row without a speaker or a number, an emotion that MELD does not have.
