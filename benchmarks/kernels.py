@@ -30,7 +30,7 @@ from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 from fourm_ser.config import CONF, build
 from fourm_ser.data.batch import Stored, Utterances
 from fourm_ser.devices import computes_in, device_name
-from fourm_ser.encoders.base import Encoder, Resources
+from fourm_ser.encoders.base import Encoder, Features, Resources
 from fourm_ser.encoders.convolutions import OwnConvolutions
 from fourm_ser.encoders.mel_lstm import BidirectionalLSTM
 from fourm_ser.encoders.store import FeatureStore
@@ -106,19 +106,20 @@ def training(frames: float, width: int, count: int = 64) -> Pass:
 
 def lstm() -> Pass:
     """The LSTM of lstm_mel, forwards and backwards."""
-    layer, features = BidirectionalLSTM(128, 128), torch.randn(32, 60, 128)
-    mask = torch.arange(60) < torch.linspace(20, 60, 32).long()[:, None]
-    return lambda: layer(features, mask).square().mean().backward()
+    layer, mask = BidirectionalLSTM(128, 128), torch.arange(60) < torch.linspace(20, 60, 32).long()[:, None]
+    sequence = Features(torch.randn(32, 60, 128), mask)
+    return lambda: layer(sequence).features.square().mean().backward()
 
 
-def packed(self: BidirectionalLSTM, features: Tensor, mask: Tensor) -> Tensor:
+def packed(self: BidirectionalLSTM, sequence: Features) -> Features:
     """The same LSTM, by torch's packed sequences."""
+    features, mask = sequence
     both = nn.LSTM(features.shape[2], self.forwards.hidden_size, batch_first=True, bidirectional=True)
     for way, suffix in ((self.forwards, ""), (self.backwards, "_reverse")):
         for name, parameter in way.named_parameters():
             setattr(both, name + suffix, parameter)
     given = pack_padded_sequence(features, mask.sum(1), batch_first=True, enforce_sorted=False)
-    return pad_packed_sequence(both(given)[0], batch_first=True)[0]
+    return Features(pad_packed_sequence(both(given)[0], batch_first=True)[0], mask)
 
 
 def torch_attention(

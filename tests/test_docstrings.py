@@ -6,17 +6,6 @@ from collections.abc import Iterator
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "fourm_ser"
-# Files whose docstrings do not follow yet.
-TODO = {
-    "encoders/attention.py",
-    "encoders/hub.py",
-    "encoders/mel_cnn.py",
-    "encoders/official.py",
-    "encoders/panns.py",
-    "encoders/spec_augment.py",
-    "encoders/vggish.py",
-    "kernels/attention.py",
-}
 
 ENTRY = re.compile(r"(\*{0,2}\w+(?:(?:, |/| and )\*{0,2}\w+)*):(?: |$)")
 RUNS_ON = re.compile(r"(\band|,|;)$")  # into the next entry
@@ -77,7 +66,7 @@ def offences(source: str) -> Iterator[str]:
 def test_each_entry_of_a_docstring_stands_alone_and_fits_the_signature() -> None:
     files = {path.relative_to(PACKAGE).as_posix(): path for path in sorted(PACKAGE.rglob("*.py"))}
     found = {name: list(offences(path.read_text(encoding="utf-8"))) for name, path in files.items()}
-    assert {name: wrong for name, wrong in found.items() if wrong and name not in TODO} == {}
+    assert {name: wrong for name, wrong in found.items() if wrong} == {}
 
 
 def test_entries_that_lean_on_others_are_found() -> None:

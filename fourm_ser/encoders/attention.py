@@ -23,19 +23,10 @@ def attention(
     scaling: float | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """Scaled dot-product attention, as Hugging Face's models ask for it.
+    """Scaled dot-product attention, as Hugging Face's models ask for it, without the weights.
 
-    Args:
-        module: the layer.
-        query, key, value: (batch, heads, time, width of a head); keys and values may have fewer heads.
-        attention_mask: (batch or 1, heads or 1, time or 1, time) bool, True where a key counts, or numbers to add to
-            the scores; None for all.
-        dropout: on the weights.
-        scaling: of the scores; None for 1 / sqrt(width).
-        **others: what torch's kernel takes besides.
-
-    Returns:
-        (batch, time, heads, width), and no weights.
+    Of queries, keys and values (batch, heads, time, width) it makes (batch, time, heads, width); keys and values may
+    have fewer heads. The mask (batch or 1, heads or 1, time or 1, time) is True where a key counts, or numbers to add.
     """
     masks = attention_mask is None or attention_mask.dtype == torch.bool
     alike = not getattr(module, "is_causal", True) and query.shape[1] == key.shape[1]
@@ -55,21 +46,11 @@ def mask(
     allow_is_bidirectional_skip: bool = False,
     **others: Any,
 ) -> Tensor | None:
-    """The mask that `attention` gets, as Hugging Face's models ask for it.
+    """The mask that `attention` gets, as Hugging Face's models ask for it: (batch, time) -> (batch, 1, time, time).
 
     Where nothing is padded, it is left out on a processor; to ask a device for that, the host would have to wait.
-
-    Args:
-        attention_mask: (batch, time) bool, True where a key counts; None for all.
-        device: where the mask is made.
-        allow_is_bidirectional_skip: whether it may be left out.
-        **others: what Hugging Face's function takes besides.
-
-    Returns:
-        (batch, 1, time, time) bool; None for all.
     """
-    known = attention_mask is None or torch.device(device).type == "cpu"
-    skip = allow_is_bidirectional_skip and known
+    skip = allow_is_bidirectional_skip and (attention_mask is None or torch.device(device).type == "cpu")
     return sdpa_mask(attention_mask=attention_mask, device=device, allow_is_bidirectional_skip=skip, **others)
 
 

@@ -121,17 +121,10 @@ def mask_hidden_states(
 
 
 def mask_on_device(model: Any, hidden: Tensor, own: Tensor | None) -> Tensor:
-    """SpecAugment, as Hugging Face's model does it, drawn on the device.
+    """SpecAugment of (batch, frames, width), as Hugging Face's model does it by its config, drawn on the device.
 
-    Park et al., 2019, https://arxiv.org/abs/1904.08779.
-
-    Args:
-        model: a self-supervised model, whose config says how much is masked, and whose vector it is masked with.
-        hidden: (batch, frames, width).
-        own: (batch, frames) bool, the frames that may be masked; None for all.
-
-    Returns:
-        The same, with the model's vector in spans of frames, and zeros in spans of features.
+    The model's vector stands in spans of `own` frames (batch, frames; None for all), zeros in spans of features. Park
+    et al., 2019, https://arxiv.org/abs/1904.08779.
     """
     config, (batch, frames, width) = model.config, hidden.shape
     if config.mask_time_prob > 0:

@@ -160,20 +160,15 @@ class Encoder(nn.Module, ABC):
     def lengths(self, read: Callable[[int], Any], known: np.ndarray) -> np.ndarray:
         """How long utterances are to this encoder, for batches of similar length.
 
-        Args:
-            read: position -> the raw utterance.
-            known: what the corpus says of each position: seconds, or characters.
+        To `read` one by its position costs; `known` is what the corpus says of all: seconds, or characters.
         """
         return known
 
     def unfreeze(self, what: Unfreeze) -> None:
-        """Let the named part of the stem train and freeze the rest; the top trains always.
-
-        Args:
-            what: `none`, `all`, or the number of last blocks.
+        """Let a part of the stem train and freeze the rest, see `Unfreeze`; the top trains always.
 
         Raises:
-            InputError: `what` is none of these, or there are fewer blocks.
+            InputError: `what` is no part, or there are fewer blocks.
         """
         self.stem.requires_grad_(what == "all")
         if what in ("none", "all"):
@@ -269,11 +264,7 @@ def zero_padding(hidden: Tensor, lengths: Tensor) -> Tensor:
 
 
 def require_random(weights: str, name: str) -> None:
-    """Refuse other weights for an audio encoder that is trained from nothing.
-
-    Raises:
-        InputError: `weights` is not `random`.
-    """
+    """Refuse other weights than `random` for an audio encoder that is trained from nothing."""
     if weights != "random":
         raise InputError(f"encoder.audio.weights={weights}: {name} has random weights only. Use weights=random.")
 

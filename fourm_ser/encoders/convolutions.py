@@ -22,17 +22,15 @@ class OwnConvolutions(nn.Module):
     The base models normalise the first convolution's output over time, so that in a padded batch an utterance's
     features depend on how far it is padded. Here they never do. Set `lengths` (batch,) in samples before each forward
     pass.
-
-    Args:
-        layers: the extractor's convolutional layers.
     """
 
     lengths: Tensor
+    conv_layers: Any  # for a type checker: layers of Hugging Face
 
     def __init__(self, layers: nn.ModuleList) -> None:
         super().__init__()
         self.conv_layers = layers
-        convolutions = [layer.conv for layer in self._layers()]
+        convolutions = [layer.conv for layer in self.conv_layers]
         self.kernels: list[int] = [convolution.kernel_size[0] for convolution in convolutions]
         self.strides: list[int] = [convolution.stride[0] for convolution in convolutions]
 
@@ -56,7 +54,7 @@ class OwnConvolutions(nn.Module):
         one over own frames.
         """
         samples = samples.masked_fill(~length_mask(self.lengths, samples.shape[1]), 0)
-        first, *others = self._layers()
+        first, *others = self.conv_layers
         if isinstance(getattr(first, "layer_norm", None), nn.GroupNorm):
             begin = partial(_convolve_and_norm, first)
             if first.gradient_checkpointing and first.training:
@@ -72,7 +70,7 @@ class OwnConvolutions(nn.Module):
 
     def _in_pieces(self, samples: Tensor) -> Tensor:
         """(1, 1, samples) -> (1, channels, frames)."""
-        begin, *others = self._layers()
+        begin, *others = self.conv_layers
         if isinstance(getattr(begin, "layer_norm", None), nn.GroupNorm):  # over all of the time: folded
             seen = samples[0].unfold(1, self.kernels[0], self.strides[0])  # (1, frames, kernel)
             own = seen.new_ones(seen.shape[:2], dtype=torch.bool)
@@ -84,10 +82,7 @@ class OwnConvolutions(nn.Module):
     def _first(self, weight: Tensor, bias: Tensor, samples: Tensor) -> Tensor:
         """The first layer, its norm folded: of one channel a convolution is a linear layer."""
         seen = samples[:, 0].unfold(1, self.kernels[0], self.strides[0])  # (1, frames, kernel)
-        return self._layers()[0].activation(nn.functional.linear(seen, weight, bias)).transpose(1, 2)
-
-    def _layers(self) -> list[Any]:
-        return list(self.conv_layers)
+        return self.conv_layers[0].activation(nn.functional.linear(seen, weight, bias)).transpose(1, 2)
 
 
 def count_frames(samples: Count, kernels: Sequence[int], strides: Sequence[int]) -> Count:
@@ -113,15 +108,8 @@ def _with_group_norm(convolution: nn.Conv1d, norm: nn.GroupNorm, seen: Tensor, o
     """Weights and biases of convolutions that do what a convolution of one channel and a group norm after it do.
 
     The norm's mean and variance follow from those of the samples that a frame sees: a channel with the weight w has
-    the mean w m and the variance w C w, where m and C are mean and covariance over the frames.
-
-    Args:
-        convolution, norm: the layers.
-        seen: (batch, frames, kernel), what each frame sees.
-        own: (batch, frames) bool, True where a frame counts.
-
-    Returns:
-        For each row (channels, kernel) and (channels,), in fp32.
+    the mean w m and the variance w C w, where m and C are mean and covariance over the frames. Of what each frame sees
+    (batch, frames, kernel), and which count (batch, frames), (batch, channels, kernel) and (batch, channels) in fp32.
     """
     kind = seen.device.type
     exact = torch.float64 if kind in ("cpu", "cuda") else torch.float32  # MPS and some of Intel's GPUs have no float64

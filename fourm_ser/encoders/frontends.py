@@ -10,6 +10,7 @@ import torchaudio
 from torch import Tensor, nn
 
 from fourm_ser import SAMPLE_RATE
+from fourm_ser.checks import check_word
 from fourm_ser.encoders.base import Inputs, pad
 from fourm_ser.errors import InputError
 
@@ -33,11 +34,7 @@ def count_frames(samples: int, window: int, hop: int) -> int:
 def span_of(frames: int, window: int, hop: int) -> tuple[float, float]:
     """From where to where frames reach, in seconds: each is a hop wide, about the middle of its window.
 
-    Args:
-        frames: How many there are.
-        window: Samples of a window, the first of which begins with the waveform; 0 where windows are centred on the
-            multiples of a hop.
-        hop: Samples from a frame to the next.
+    The first window of so many samples begins with the waveform; it is 0 where they are centred on multiples of a hop.
     """
     begin = (window - hop) / 2 / SAMPLE_RATE
     return begin, begin + frames * hop / SAMPLE_RATE
@@ -51,12 +48,9 @@ def mel_middles(mels: int, low: float, high: float, htk: bool) -> np.ndarray:
 
 
 class Waveform:
-    """Front end of the self-supervised models: a waveform, normalised where the model expects it.
+    """Front end of the self-supervised models: a waveform, normalised to zero mean and unit variance if asked for.
 
-    Args:
-        normalize: Whether each utterance is scaled to zero mean and unit variance.
-        receptive_field: Samples that one frame needs; a shorter utterance is padded to it with zeros.
-        stride: Samples from a frame of the model to the next.
+    The model's frames need `receptive_field` samples, to which a shorter utterance is padded, every `stride` samples.
     """
 
     def __init__(self, normalize: bool, receptive_field: int, stride: int) -> None:
@@ -95,11 +89,6 @@ class MelFrames:
         self.about, self.least = about, least
         self.power = torchaudio.transforms.MelSpectrogram(SAMPLE_RATE, **spectrogram)
         self.mels: int = self.power.n_mels
-
-    @property
-    def filters(self) -> Tensor:
-        """The mel filters (bins, mels)."""
-        return self.power.mel_scale.fb
 
     def logarithm(self, samples: Tensor) -> Tensor:
         """Samples -> the natural logarithm of the mel bands' power (time, mels)."""
@@ -162,8 +151,7 @@ class LevelledLogMel(LogMel):
 
     def __init__(self, *, level: str, **log_mel: Any) -> None:
         super().__init__(**log_mel)
-        if level not in LEVELS:
-            raise InputError(f"encoder.audio.frontend.level={level}: expected one of {', '.join(LEVELS)}.")
+        check_word("encoder.audio.frontend.level", level, LEVELS)
         self.level = level
         self.about["level"] = level
 

@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from filelock import FileLock
 from huggingface_hub import snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 
@@ -27,28 +26,16 @@ log = logging.getLogger(__name__)
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
 RANDOM = "try the pipeline with random weights (encoder.weights=random)"
-TOKENIZER_FILES = (
-    "sentencepiece.bpe.model",
-    "tokenizer*",
-    "vocab*",
-    "merges.txt",
-    "special_tokens_map.json",
-    "spiece.model",
-)
+TOKENIZER_FILES = (*VOCABULARY_FILES, "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json")
 ENCODER_FILES = ("preprocessor_config.json", *TOKENIZER_FILES)  # beside weights and config
 
 
 def checkpoint_folder(checkpoint: str, patterns: Sequence[str], key: str, instead: str = RANDOM) -> Path:
     """The folder that holds a Hugging Face checkpoint, fetched from the hub unless `checkpoint` is a folder.
 
-    Args:
-        checkpoint: a folder, or a hub id such as `bert-base-uncased`.
-        patterns: the files that are wanted.
-        key: the config's key that takes the folder, for the error.
-        instead: what does without the checkpoint, for the error.
-
     Raises:
-        InputError: there is no such folder, or the hub cannot give the checkpoint.
+        InputError: there is no such folder, or the hub cannot give the checkpoint (then the config's `key` takes a
+            folder, and `instead` does without).
     """
     folder = Path(checkpoint).expanduser()
     if folder.is_dir():
@@ -57,7 +44,7 @@ def checkpoint_folder(checkpoint: str, patterns: Sequence[str], key: str, instea
         raise InputError(f"{checkpoint}: no such folder. Expected a folder written by save_pretrained, or a hub id.")
     try:
         return Path(snapshot_download(checkpoint, allow_patterns=["config.json", *patterns]))
-    except (OSError, ValueError, HfHubHTTPError, LocalEntryNotFoundError) as error:
+    except (OSError, ValueError) as error:  # the hub's own are OSErrors
         raise InputError(
             f"{checkpoint}: the checkpoint cannot be fetched from the Hugging Face hub ({brief(error)}). Either "
             f"give a folder that holds it ({key}=PATH), or {instead}."
@@ -65,13 +52,7 @@ def checkpoint_folder(checkpoint: str, patterns: Sequence[str], key: str, instea
 
 
 def fetch_weights(checkpoint: str, patterns: Sequence[str], key: str, instead: str = RANDOM) -> Path:
-    """The folder of a checkpoint with its weights and config; safetensors where there are any.
-
-    Args:
-        checkpoint: a folder, or a hub id.
-        patterns: the files that are wanted beside them.
-        key: the config's key that takes the folder, for the error.
-        instead: what does without the checkpoint, for the error.
+    """The `checkpoint_folder` with weights and config, too; safetensors where there are any.
 
     Raises:
         InputError: as `checkpoint_folder`, or there is no config.
@@ -95,13 +76,8 @@ def load_model(
 ) -> "PreTrainedModel":
     """A Hugging Face model in fp32 with the weights that the config names, and never with others.
 
-    Args:
-        checkpoint: the hub id or folder that `weights=pretrained` stands for, if there is one.
-        weights: `pretrained`, `random`, or a folder written by save_pretrained.
-        architecture: the model's config for random weights: `model_type` and its fields.
-        overrides: fields of the model's config that hold whatever the weights (regularisation, padding).
-        modality: `text` or `audio`, for the errors' advice.
-        init_seed: the seed of random weights.
+    They are `pretrained`, of the checkpoint; `random`, drawn by `init_seed` for the architecture (`model_type` and
+    fields of the model's config); or a folder's. The overrides are fields that hold whatever the weights.
 
     Raises:
         InputError: weights that cannot be had, or that do not fit the architecture.
@@ -142,11 +118,7 @@ def load_model(
 
 
 def hidden_size(arguments: Mapping[str, Any], modality: str) -> int | None:
-    """How wide the hidden states are of the model that `load_model` would load; None where no config tells.
-
-    Args:
-        arguments: of an encoder, `checkpoint`, `weights` and `architecture` among them.
-        modality: `text` or `audio`.
+    """How wide the hidden states are of the model that an encoder of these arguments has; None where no config tells.
 
     Raises:
         InputError: a checkpoint that cannot be had.
@@ -158,22 +130,17 @@ def hidden_size(arguments: Mapping[str, Any], modality: str) -> int | None:
         source = arguments["checkpoint"] if weights == "pretrained" else weights
         if source is None:
             return None
-        return int(
-            AutoConfig.from_pretrained(checkpoint_folder(str(source), [], f"encoder.{modality}.checkpoint")).hidden_size
-        )
+        folder = checkpoint_folder(str(source), [], f"encoder.{modality}.checkpoint")
+        return int(AutoConfig.from_pretrained(folder).hidden_size)
     except (KeyError, TypeError, ValueError, OSError, AttributeError):
         return None  # what is wrong with it, loading says
 
 
 def load_tokenizer(source: str, weights: str, vocabulary: int, resources: Resources) -> PreTrainedTokenizerFast:
-    """The tokenizer of a checkpoint, or a small WordPiece one that is trained on the corpus's transcripts.
+    """The tokenizer of a checkpoint, or for `wordpiece` a small one that is trained on the corpus's transcripts.
 
-    Args:
-        source: `wordpiece` (train one), a hub id or a folder.
-        weights: with `random`, the hub is not asked: a tokenizer that is not on this machine already is replaced by a
-            trained one, which the log says.
-        vocabulary: size of a trained tokenizer's vocabulary, at most.
-        resources: the cache and the transcripts to train on.
+    With `random` weights the hub is not asked: a tokenizer that is not on this machine already is replaced by a trained
+    one, which the log says.
 
     Raises:
         InputError: the tokenizer cannot be had.
@@ -182,11 +149,11 @@ def load_tokenizer(source: str, weights: str, vocabulary: int, resources: Resour
         return train_wordpiece(resources, vocabulary)
     if weights == "random" and not Path(source).expanduser().is_dir():
         try:
-            folder = Path(
-                snapshot_download(source, allow_patterns=["config.json", *TOKENIZER_FILES], local_files_only=True)
+            patterns = ["config.json", *TOKENIZER_FILES]
+            return AutoTokenizer.from_pretrained(
+                snapshot_download(source, allow_patterns=patterns, local_files_only=True)
             )
-            return AutoTokenizer.from_pretrained(folder)
-        except (OSError, ValueError, HfHubHTTPError, LocalEntryNotFoundError):
+        except (OSError, ValueError):
             log.warning(
                 "text encoder: the tokenizer of %s is not on this machine; with random weights a WordPiece tokenizer "
                 "trained on the corpus's transcripts serves instead",
@@ -206,11 +173,7 @@ def load_tokenizer(source: str, weights: str, vocabulary: int, resources: Resour
 
 
 def train_wordpiece(resources: Resources, vocabulary: int) -> PreTrainedTokenizerFast:
-    """A lower-casing WordPiece tokenizer, trained once on the transcripts and kept in the cache by their hash.
-
-    Args:
-        resources: the cache and the transcripts.
-        vocabulary: the vocabulary's size, at most.
+    """A lower-casing WordPiece tokenizer of at most `vocabulary` tokens, trained once on the transcripts and cached.
 
     Raises:
         InputError: there is no transcript with a word in it.
@@ -228,26 +191,21 @@ def train_wordpiece(resources: Resources, vocabulary: int) -> PreTrainedTokenize
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
         if not path.is_file():
+            normalizer = normalizers.BertNormalizer(lowercase=True)
+            pre_tokenizer = pre_tokenizers.BertPreTokenizer()
             tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-            tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-            tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+            tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, pre_tokenizer
             # Trained alone, ids of single letters follow a random hash order and ties between merges with them: the
             # letters come first, in order, as if they were special.
-            words = (
-                word
-                for text in texts
-                for word, _ in tokenizer.pre_tokenizer.pre_tokenize_str(tokenizer.normalizer.normalize_str(text))
-            )
-            letters = sorted({letter for word in words for letter in word})
+            parts = (pre_tokenizer.pre_tokenize_str(normalizer.normalize_str(text)) for text in texts)
+            letters = sorted({letter for words in parts for word, _ in words for letter in word})
             trainer = trainers.WordPieceTrainer(
                 vocab_size=vocabulary,
                 special_tokens=[*SPECIAL_TOKENS, *letters, *(f"##{letter}" for letter in letters)],
                 show_progress=False,
             )
             tokenizer.train_from_iterator(texts, trainer)
-            trained = models.WordPiece(tokenizer.get_vocab(), unk_token="[UNK]")
-            normalizer, pre_tokenizer = tokenizer.normalizer, tokenizer.pre_tokenizer
-            tokenizer = Tokenizer(trained)
+            tokenizer = Tokenizer(models.WordPiece(tokenizer.get_vocab(), unk_token="[UNK]"))
             tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, pre_tokenizer
             tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
             ends = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
@@ -266,14 +224,12 @@ def train_wordpiece(resources: Resources, vocabulary: int) -> PreTrainedTokenize
 
 def describe_config(config: "PretrainedConfig") -> dict[str, Any]:
     """The fields of a model's config that its features depend on in evaluation mode, as JSON values."""
-    origin = {"transformers_version", "architectures", "_name_or_path", "dtype", "torch_dtype"}
+    others = {"transformers_version", "architectures", "_name_or_path", "dtype", "torch_dtype", "apply_spec_augment"}
     regularisation = ("dropout", "dropout_prob", "layerdrop")
     return {
         key: value
         for key, value in config.to_diff_dict().items()
-        if key not in origin | {"apply_spec_augment"}
-        and not key.endswith(regularisation)
-        and not key.startswith("mask_")
+        if key not in others and not key.endswith(regularisation) and not key.startswith("mask_")
     }
 
 

@@ -14,11 +14,9 @@ from fourm_ser.errors import InputError
 
 
 class TransformerStem(nn.Module):
-    """A transformer, up to the hidden states that are its features.
+    """A transformer of Hugging Face, up to the hidden states that are its features.
 
-    Args:
-        model: a model of Hugging Face.
-        layer: `last`, a hidden state's number, or `weighted` for all of them side by side.
+    They are the `last`, one by its number, or for `weighted` all of them side by side.
     """
 
     def __init__(self, model: Any, layer: str | int) -> None:
@@ -39,9 +37,6 @@ class WeightedSum(nn.Module):
     """A learned weighted sum over hidden states that lie side by side: one weight a state, through a softmax.
 
     It is that of SUPERB (Yang et al. 2021, https://arxiv.org/abs/2105.01051).
-
-    Args:
-        states: how many there are.
     """
 
     def __init__(self, states: int) -> None:
@@ -59,14 +54,7 @@ class TransformerEncoder(Encoder):
     """An encoder whose stem is a transformer, and whose features are its last hidden state, another, or all weighted.
 
     Hidden state 0 is what enters the first transformer layer, hidden state k what leaves the k-th. Layers behind the
-    chosen one are not kept.
-
-    Args:
-        name: the encoder's name in the store and in the log.
-        weights: `pretrained`, `random` or a folder.
-        stem: the transformer with its choice of `layer`.
-        spare: how many layers behind the chosen one have to stay.
-        gradient_checkpointing: while the stem trains, compute activations anew for the backward pass.
+    chosen one are not kept, but for `spare` ones.
 
     Raises:
         InputError: there is no such layer.

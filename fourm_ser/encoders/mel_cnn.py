@@ -14,12 +14,7 @@ from fourm_ser.errors import InputError
 
 
 class FrameNorm(nn.LayerNorm):
-    """A layer norm over the channels and bands of each frame: no frame sees another, so neither padding.
-
-    Args:
-        bands: height of the map.
-        channels: channels of the map.
-    """
+    """A layer norm over the channels and bands of each frame: no frame sees another, so neither padding."""
 
     def __init__(self, bands: int, channels: int) -> None:
         super().__init__((bands, channels))
@@ -30,15 +25,7 @@ class FrameNorm(nn.LayerNorm):
 
 
 class Block(nn.Module):
-    """A convolution, `FrameNorm`, ReLU.
-
-    Args:
-        before: channels of its input.
-        after: channels of its output.
-        kernel: size of the convolution in both directions; odd.
-        stride: the convolution's steps in time and in frequency.
-        bands: height of the map that it makes.
-    """
+    """A convolution with an odd kernel and a stride in time and in frequency, `FrameNorm` over `bands`, ReLU."""
 
     def __init__(self, *, before: int, after: int, kernel: int, stride: tuple[int, int], bands: int) -> None:
         super().__init__()
@@ -54,13 +41,7 @@ class Block(nn.Module):
 
 
 class MelCnnStem(nn.Module):
-    """Augmentation in training, convolutions, and a linear layer over each frame.
-
-    Args:
-        augment: what training changes of the frames.
-        convolutions: blocks from input to output.
-        frames: what is done to the channels and bands of each frame.
-    """
+    """Augmentation in training, convolutions, and `frames` over the channels and bands of each frame."""
 
     def __init__(self, augment: SpecAugment, convolutions: nn.ModuleList, frames: nn.Module) -> None:
         super().__init__()
@@ -132,19 +113,16 @@ class MelCnn(Encoder):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(init_seed)
             convolutions = nn.ModuleList()
-            for place, (before, after) in enumerate(pairwise(widths)):
-                time_step, band_step = strides[place]
+            for (before, after), (time_step, band_step) in zip(pairwise(widths), strides, strict=True):
                 bands = (bands - 1) // band_step + 1
-                size = kernel if place == 0 else 3
+                size = 3 if convolutions else kernel
                 stride = (time_step, band_step)
                 convolutions.append(Block(before=before, after=after, kernel=size, stride=stride, bands=bands))
             frames = nn.Sequential(
                 nn.Linear(bands * widths[-1], dim), nn.LayerNorm(dim), nn.ReLU(), nn.Dropout(dropout)
             )
-        self.stem, self.top = (
-            MelCnnStem(SpecAugment(**augment, bands=frontend.mels), convolutions, frames),
-            nn.Identity(),
-        )
+        self.stem = MelCnnStem(SpecAugment(**augment, bands=frontend.mels), convolutions, frames)
+        self.top = nn.Identity()
         self.stem_dim = self.dim = dim
 
     @classmethod

@@ -16,10 +16,6 @@ class BidirectionalLSTM(nn.Module):
 
     Forwards, padding comes after all that counts. Backwards, each row's own frames are turned round in place, so that
     padding comes last there, too: several times as fast on a CPU as a packed sequence.
-
-    Args:
-        width: width of the input.
-        hidden: units in each direction.
     """
 
     def __init__(self, width: int, hidden: int) -> None:
@@ -41,11 +37,7 @@ class BidirectionalLSTM(nn.Module):
 
 
 class MelLSTMStem(nn.Module):
-    """Convolutions over log-mel frames (kernel 3, stride 2, ReLU), each halving the time axis.
-
-    Args:
-        widths: channels of the input and of each convolution's output.
-    """
+    """Convolutions over log-mel frames (kernel 3, stride 2, ReLU) from width to width, each halving the time axis."""
 
     def __init__(self, widths: Sequence[int]) -> None:
         super().__init__()

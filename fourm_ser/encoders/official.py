@@ -42,18 +42,9 @@ NUMPY_DATA: list[Any] = [
 def fetch_file(url: str, *, digest: str | None, cache: Path, key: str = WEIGHTS, instead: str = RANDOM) -> Path:
     """Download a file once and keep it in `<cache>/weights`, under its name in the url.
 
-    Args:
-        url: where the file is.
-        digest: what the file's sha256 begins with, in hexadecimal; None where it is not known.
-        cache: the folder for what is made once.
-        key: the config's key that takes the file, for the error.
-        instead: what does without the file, for the error.
-
-    Returns:
-        The file's path.
-
     Raises:
-        InputError: the file cannot be had, comes incomplete, or is another than `digest` promises.
+        InputError: the file cannot be had (then the config's `key` takes one, and `instead` does without), it comes
+            incomplete, or its sha256 does not begin with `digest`, where that is known.
     """
     path = cache / "weights" / file_name(url)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -80,18 +71,10 @@ def fetch_file(url: str, *, digest: str | None, cache: Path, key: str = WEIGHTS,
 def official_file(
     source: str, *, url: str, digest: str | None, cache: Path, key: str = WEIGHTS, instead: str = RANDOM
 ) -> Path:
-    """The official file that a config's key names.
-
-    Args:
-        source: `pretrained`, the file, or a folder that holds it by its name.
-        url: where the file is; its name is the last part.
-        digest: what the sha256 of a downloaded file begins with; None where it is not known.
-        cache: the folder for what is made once.
-        key: the config's key that names the file, for errors.
-        instead: what does without the file, for errors.
+    """The official file that a config's key names: `pretrained`, the file, or a folder that holds it by its name.
 
     Raises:
-        InputError: there is no such file.
+        InputError: there is no such file, or it cannot be downloaded, see `fetch_file`.
     """
     if source == "pretrained":
         return fetch_file(url, digest=digest, cache=cache, key=key, instead=instead)
@@ -123,9 +106,7 @@ def file_name(url: str) -> str:
 def read_tensors(path: Path, inside: str | None = None) -> dict[str, Tensor]:
     """A file written by torch.save: tensors, or NumPy arrays, by name; no code of the file is run.
 
-    Args:
-        path: the file.
-        inside: the key under which the tensors lie, where the file has it.
+    They lie under the key `inside`, where the file has it.
 
     Raises:
         InputError: no such file, no file of tensors, or one with pickled objects.
@@ -144,15 +125,12 @@ def read_tensors(path: Path, inside: str | None = None) -> dict[str, Tensor]:
         content = content[inside]
     if not isinstance(content, Mapping) or not content:
         raise InputError(f"{path}: holds no tensors by name. Expected a state dict written by torch.save.")
-    tensors = {
-        str(name): torch.as_tensor(value) if isinstance(value, np.ndarray) else value for name, value in content.items()
-    }
-    others = [name for name, value in tensors.items() if not isinstance(value, Tensor)]
+    others = [str(name) for name, value in content.items() if not isinstance(value, Tensor | np.ndarray)]
     if others:
         raise InputError(
             f"{path}: holds more than tensors by name ({_first(others)}). Expected a state dict written by torch.save."
         )
-    return tensors
+    return {str(name): torch.as_tensor(value) for name, value in content.items()}
 
 
 def load_official(

@@ -24,12 +24,7 @@ UNUSED = ("spectrogram_extractor.", "logmel_extractor.", "fc1.", "fc_audioset.")
 
 
 class ConvBlock(nn.Module):
-    """Two convolutions with batch norm and ReLU.
-
-    Args:
-        before: channels of its input.
-        width: channels of its output.
-    """
+    """Two convolutions with batch norm and ReLU, from `before` channels to `width`."""
 
     def __init__(self, before: int, width: int) -> None:
         super().__init__()
@@ -45,11 +40,7 @@ class ConvBlock(nn.Module):
 
 
 class Cnn14(nn.Module):
-    """The network up to the pooling over the clip: six blocks, each but the last halving time and mels.
-
-    Args:
-        dropout: dropout behind each block.
-    """
+    """The network up to the pooling over the clip: six blocks with dropout, each but the last halving time and mels."""
 
     def __init__(self, dropout: float) -> None:
         super().__init__()
@@ -104,11 +95,7 @@ class Cnn14(nn.Module):
 
 
 class PannsStem(nn.Module):
-    """Cnn14's features of a batch.
-
-    Args:
-        network: Cnn14.
-    """
+    """Cnn14's features of a batch."""
 
     def __init__(self, network: Cnn14) -> None:
         super().__init__()
@@ -161,7 +148,7 @@ class PannsEncoder(Encoder):
             network.draw(init_seed)
         else:
             path = official_file(weights, url=url, digest=digest, cache=resources.cache)
-            constants = {"logmel_extractor.melW": self.frontend.filters}
+            constants = {"logmel_extractor.melW": self.frontend.power.mel_scale.fb}
             load_official(network, path, inside="model", ignore=UNUSED, constants=constants)
         self.stem, self.top = PannsStem(network), nn.Identity()
         self.stem_dim = self.dim = WIDTHS[-1]

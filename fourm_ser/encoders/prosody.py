@@ -32,12 +32,7 @@ def liftered_cosines(mels: int, cepstra: int) -> Tensor:
 class ProsodyStem(nn.Module):
     """Cepstra, pitch and voicing of each frame, what one convolution makes of them, and whether it is voiced.
 
-    Args:
-        augment: what training changes of speed and of the bands.
-        cosines: the matrix (mels, cepstra) that makes cepstra of mel bands.
-        convolution: over cepstra, pitch and voicing of neighbouring frames.
-        dropout: share of the convolution's features that training drops.
-        pitch_shift: octaves by which training moves an utterance's pitch at most.
+    The cosines (mels, cepstra) make cepstra of mel bands; training moves the pitch by `pitch_shift` octaves at most.
     """
 
     cosines: Tensor
@@ -53,27 +48,21 @@ class ProsodyStem(nn.Module):
     def forward(self, inputs: Inputs) -> Features:
         """`frames` (batch, time, mels + 2), `lengths` (batch,) -> features (batch, time, cepstra + channels + 3)."""
         frames, lengths = inputs["frames"], inputs["lengths"]
-        if self.augment.training:
-            frames, lengths = self._change(frames, lengths)
+        changes = self.augment.training  # each row draws its own speed, vocal tract and pitch
+        if changes and self.augment.stretch:
+            frames, lengths = self.augment.change_speed(frames, lengths)
         mask = length_mask(lengths, frames.shape[1])
         bands, pitch, voicing = torch.split(frames, [len(self.cosines), 1, 1], dim=2)
+        if changes and self.augment.shift:
+            bands = self.augment.move(bands)
+        if changes and self.pitch_shift:
+            pitch = pitch + self.pitch_shift * (2 * torch.rand(len(pitch), 1, 1, device=pitch.device) - 1)
         # Where nothing is voiced the highest autocorrelation is no pitch: it counts by how voiced the frame is.
         voiced = ((voicing - 0.4) / 0.4).clamp(0, 1)
         own = torch.cat([bands @ self.cosines, 2 * pitch * voiced, (voicing - 0.5) / 0.3], dim=2)
         own = own * mask[..., None]  # see `zero_padding`
         hidden = self.layers(self.convolution(own.transpose(1, 2)).transpose(1, 2))
         return Features(torch.cat([own, hidden, voiced], dim=2), mask)
-
-    def _change(self, frames: Tensor, lengths: Tensor) -> tuple[Tensor, Tensor]:
-        """Another speed, another vocal tract, another pitch, drawn for each row."""
-        if self.augment.stretch:
-            frames, lengths = self.augment.change_speed(frames, lengths)
-        bands, pitch, voicing = torch.split(frames, [len(self.cosines), 1, 1], dim=2)
-        if self.augment.shift:
-            bands = self.augment.move(bands)
-        if self.pitch_shift:
-            pitch = pitch + self.pitch_shift * (2 * torch.rand(len(pitch), 1, 1, device=pitch.device) - 1)
-        return torch.cat([bands, pitch, voicing], dim=2), lengths
 
 
 class ProsodyCnn(Encoder):

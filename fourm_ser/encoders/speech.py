@@ -95,11 +95,10 @@ class SpeechEncoder(TransformerEncoder):
             modality=self.modality,
             init_seed=init_seed,
         )
+        source = str(checkpoint if weights == "pretrained" else weights)
         if weights != "random":
-            source = str(checkpoint if weights == "pretrained" else weights)
-            stated = read_preprocessor(checkpoint_folder(source, [], "encoder.audio.checkpoint")).get(
-                "do_normalize", normalize
-            )
+            folder = checkpoint_folder(source, [], "encoder.audio.checkpoint")
+            stated = read_preprocessor(folder).get("do_normalize", normalize)
             if stated != normalize:
                 raise InputError(
                     f"{source}: its preprocessor_config.json says do_normalize={str(stated).lower()}, the config "
@@ -108,8 +107,8 @@ class SpeechEncoder(TransformerEncoder):
         config = model.config
         if not hasattr(config, "conv_kernel"):
             raise InputError(
-                f"{checkpoint if weights == 'pretrained' else weights}: {config.model_type} is no speech model. "
-                "Expected wav2vec 2.0, HuBERT or WavLM; text encoders belong to encoder.text."
+                f"{source}: {config.model_type} is no speech model. Expected wav2vec 2.0, HuBERT or WavLM; text "
+                "encoders belong to encoder.text."
             )
         model.feature_extractor = OwnConvolutions(model.feature_extractor.conv_layers)
         replace_attention(model)

@@ -41,13 +41,7 @@ class Place(NamedTuple):
 
 
 class FeatureStore:
-    """Features of one encoder, by key.
-
-    Args:
-        root: the folder of all stores.
-        name: the encoder's name.
-        fingerprint: the encoder's fingerprint.
-        made_by: what made the features, written into a new store's store.json.
+    """Features of one encoder, by key, in a folder of `root`; what they were made by is in the store.json.
 
     Raises:
         InputError: the folder holds a store of another format.
@@ -86,10 +80,7 @@ class FeatureStore:
 
     def read(self, key: str) -> Tensor:
         """The features of `key`: [time, dim] in float32."""
-        place = self._index[key]
-        features = np.empty(place.shape, place.dtype)
-        self._read_into(place, features)
-        return torch.from_numpy(features.astype(np.float32, copy=False))
+        return self.read_batch([key]).values[:-1].float()
 
     def read_batch(self, keys: Sequence[str]) -> Packed:
         """The features of `keys` in one piece, as they were written."""

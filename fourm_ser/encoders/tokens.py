@@ -15,24 +15,14 @@ if TYPE_CHECKING:
 
 
 class Known(NamedTuple):
-    """How much of a transcript, or of several, a tokenizer knows.
-
-    Attributes:
-        tokens: how many, without the special ones.
-        unknown: how many of them stand for what it does not know.
-    """
+    """How many tokens transcripts have, special ones aside, and how many of them a tokenizer does not know."""
 
     tokens: int
     unknown: int
 
 
 class Tokens:
-    """Front end of text: a transcript -> token ids.
-
-    Args:
-        tokenizer: a fast tokenizer with a padding token.
-        max_tokens: tokens kept of a transcript, special tokens included.
-    """
+    """Front end of text: a transcript -> token ids, at most `max_tokens` of them with the special ones."""
 
     def __init__(self, tokenizer: "PreTrainedTokenizerFast", max_tokens: int) -> None:
         self.tokenizer = tokenizer
@@ -72,12 +62,7 @@ class Tokens:
 
 
 def refuse_unknown(called: str, known: Known, about: str) -> None:
-    """Refuse words most of which a tokenizer does not know.
-
-    Args:
-        called: what they are, for the error.
-        known: how much of them it knows.
-        about: whose tokenizer it is, see `told_encoder`.
+    """Refuse words, which the error calls `called`, most of whose tokens the tokenizer of `about` does not know.
 
     Raises:
         InputError: more than half of the tokens are unknown.

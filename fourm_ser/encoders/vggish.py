@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from fourm_ser.encoders.base import Encoder, Features, Inputs, Resources, Unfreeze, length_mask
 from fourm_ser.encoders.frontends import Examples
 from fourm_ser.encoders.official import load_official, official_file, read_tensors
-from fourm_ser.errors import InputError
+from fourm_ser.errors import InputError, listed
 
 DIM = 128
 
@@ -75,12 +75,6 @@ class Vggish(nn.Module):
                 nn.init.kaiming_normal_(module.weight, nonlinearity="relu", generator=generator)
                 nn.init.zeros_(module.bias)  # type: ignore[arg-type]
 
-    def blocks(self) -> list[nn.Module]:
-        """The four convolutional stages and the three fully connected layers."""
-        ends = [place + 1 for place, layer in enumerate(self.features) if isinstance(layer, nn.MaxPool2d)]
-        stages = [self.features[start:end] for start, end in pairwise([0, *ends])]
-        return [*stages, *(self.embeddings[start : start + 2] for start in range(0, len(self.embeddings), 2))]
-
 
 def _largest(images: Tensor) -> Tensor:
     """Max pooling of 2 by 2 (examples, channels, even, even)."""
@@ -92,11 +86,7 @@ class Whitening(nn.Module):
     """The postprocessing of AudioSet's published features: PCA with whitening, then eight bits a value.
 
     A value that lies where two steps meet may fall on either side as batches round it: features of one utterance may
-    differ by one step of 255.
-
-    Args:
-        vectors: (128, 128), an eigenvector a row.
-        means: (128,).
+    differ by one step of 255. An eigenvector is a row of the vectors (128, 128).
     """
 
     pca_eigen_vectors: Tensor
@@ -115,12 +105,7 @@ class Whitening(nn.Module):
 
 
 class VggishStem(nn.Module):
-    """VGGish's features of a batch, postprocessed where AudioSet's parameters are given.
-
-    Args:
-        network: VGGish.
-        whitening: the postprocessing; None for none.
-    """
+    """VGGish's features of a batch, postprocessed where AudioSet's parameters are given."""
 
     def __init__(self, network: Vggish, whitening: Whitening | None) -> None:
         super().__init__()
@@ -203,14 +188,16 @@ class VggishEncoder(Encoder):
 
     def blocks(self) -> list[nn.Module]:
         """The four convolutional stages and the three fully connected layers."""
-        return self.stem.network.blocks()
+        features, connected = self.stem.network.features, self.stem.network.embeddings
+        ends = [place + 1 for place, layer in enumerate(features) if isinstance(layer, nn.MaxPool2d)]
+        stages = [features[start:end] for start, end in pairwise([0, *ends])]
+        return [*stages, *(connected[start : start + 2] for start in range(0, len(connected), 2))]
 
     def unfreeze(self, what: Unfreeze) -> None:
         if self.stem.whitening is not None and what != "none":
             raise InputError(
                 f"stage: unfreeze.audio={what}: {self.name} ends in AudioSet's postprocessing (encoder.audio.pca), "
-                "which rounds, and a rounding has no gradient: nothing would train. Use encoder.audio.pca=false, or "
-                "leave the encoder frozen (unfreeze.audio=none)."
+                "whose rounding has no gradient. Use encoder.audio.pca=false, or unfreeze.audio=none."
             )
         super().unfreeze(what)
 
@@ -240,7 +227,7 @@ def load_whitening(path: Path) -> Whitening:
         tensors = read_tensors(path)
     sizes = {"pca_eigen_vectors": DIM * DIM, "pca_means": DIM}
     if {name: tensor.numel() for name, tensor in tensors.items()} != sizes:
-        found = ", ".join(f"{name} {tuple(tensor.shape)}" for name, tensor in list(tensors.items())[:3])
+        found = listed([f"{name} {tuple(tensor.shape)}" for name, tensor in tensors.items()])
         raise InputError(
             f"{path}: holds {found}; PCA parameters of VGGish are pca_eigen_vectors ({DIM}, {DIM}) and pca_means "
             f"({DIM},)."

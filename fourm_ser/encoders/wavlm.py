@@ -16,11 +16,9 @@ from transformers.models.wavlm.modeling_wavlm import WavLMAttention
 class RelativeAttention(nn.Module):
     """Attention whose scores have a bias by the distance of key and query, which each query turns up or down.
 
-    It does what Hugging Face's module does, by scaled dot-product attention: a copy of the bias for each utterance,
-    the weights' mean over heads and, where no gradient is wanted, the weights themselves are not made.
-
-    Args:
-        original: Hugging Face's module, whose parameters it takes over under their names.
+    It does what Hugging Face's module does, with its parameters under their names, by scaled dot-product attention: a
+    copy of the bias for each utterance, the weights' mean over heads and, where no gradient is wanted, the weights
+    themselves are not made.
     """
 
     def __init__(self, original: Any) -> None:
@@ -66,7 +64,8 @@ class RelativeAttention(nn.Module):
         else:
             hides = torch.zeros_like(attention_mask, dtype=query.dtype).masked_fill(attention_mask.ne(1), -math.inf)
             bias = torch.addcmul(hides[:, None, None], gate, position_bias)
-        attended = _attend(query, key, value, bias, self.dropout if self.training else 0.0)
+        dropout = self.dropout if self.training else 0.0
+        attended = nn.functional.scaled_dot_product_attention(query, key, value, bias, dropout)
         # In memory times come before rows, as the original's: dropout draws its numbers in the order of memory.
         done = self.out_proj(attended.permute(2, 0, 1, 3).flatten(2)).transpose(0, 1)
         return done, None, position_bias
@@ -93,19 +92,6 @@ class RelativeAttention(nn.Module):
         growth = (steps.clamp(min=near).float() / near).log() / math.log(self.farthest / near) * (each_side - near)
         far = (near + growth).long().clamp(max=each_side - 1)
         return torch.where(steps < near, steps, far) + each_side * (distances > 0)
-
-
-def _attend(query: Tensor, key: Tensor, value: Tensor, bias: Tensor, dropout: float) -> Tensor:
-    """Attention of queries to keys (batch, heads, time, width), with a bias (batch, heads, time, time) of the scores.
-
-    On a processor torch's kernel gives no gradient by a bias, drops nothing out, and keeps the matrix units waiting in
-    bf16: for these, plain products.
-    """
-    if query.device.type != "cpu" or not (dropout or bias.requires_grad or query.dtype == torch.bfloat16):
-        return nn.functional.scaled_dot_product_attention(query, key, value, bias, dropout)
-    q, k, v, b = (tensor.flatten(0, 1) for tensor in (query, key, value, bias))
-    weights = torch.baddbmm(b, q, k.transpose(1, 2), alpha=query.shape[-1] ** -0.5).softmax(-1)
-    return torch.bmm(nn.functional.dropout(weights, dropout), v).view(query.shape)
 
 
 def replace_attention(model: PreTrainedModel) -> PreTrainedModel:

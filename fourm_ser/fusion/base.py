@@ -76,9 +76,7 @@ def zero_padding(sequence: Features) -> Features:
 def pool(sequence: Features, how: str) -> Tensor:
     """Pool (batch, time, dim) over each row's own frames into (batch, dim).
 
-    Args:
-        sequence: (batch, time, dim) features and their mask.
-        how: `first` (the text's [CLS] where text comes first), `mean`, `max`, `min` or `sum`.
+    `how` is `first` (the text's [CLS] where text comes first), `mean`, `max`, `min` or `sum`.
     """
     features, mask = sequence.features, sequence.mask[..., None]
     if how == "first":
@@ -106,26 +104,25 @@ class Attention(nn.Module):
         queries: width of the features that attend, and of the result.
         keys: width of the features that are attended to.
         heads: number of heads; divides `queries`.
-        dropout: dropout on the attention weights.
+        dropout: share of the attention weights that training drops, the config's `fusion.dropout`.
+
+    Raises:
+        InputError: a dropout out of range.
     """
 
     def __init__(self, *, queries: int, keys: int, heads: int, dropout: float) -> None:
         super().__init__()
+        check_dropout(dropout, "fusion.dropout")
         self.attention = nn.MultiheadAttention(queries, heads, dropout, kdim=keys, vdim=keys, batch_first=True)
 
     def forward(
         self, queries: Features, keys: Features, linear: nn.Linear, return_attention: bool = False
     ) -> tuple[Features, Tensor | None]:
-        """Attend.
-
-        Args:
-            queries: (batch, queries, width) features that ask, with zeros where padding stands.
-            keys: (batch, keys, width of theirs) features of the same utterances, with zeros where padding stands.
-            linear: the layer that the result goes through.
-            return_attention: whether the maps are wanted: without them they are never held in memory.
+        """Attend from (batch, queries, width) to (batch, keys, width), both with zeros where padding stands.
 
         Returns:
-            (batch, queries, width that `linear` gives), and the maps (batch, heads, queries, keys) when asked for.
+            (batch, queries, width that `linear` gives), and the maps (batch, heads, queries, keys) when asked for:
+            else they are never held in memory.
         """
         attending, attended = queries.features, keys.features
         if return_attention:
@@ -160,11 +157,6 @@ def in_turn(first: nn.Linear, second: nn.Linear, features: Tensor) -> Tensor:
 
     In training, where there are more frames than the result is wide, their product is made first: one layer then, of
     fewer operations. In evaluation an utterance's result would feel, in bf16, how many others there are.
-
-    Args:
-        first: the layer that is applied first.
-        second: the layer that is applied to the first one's result.
-        features: (batch, time, width) input of the first layer.
     """
     if not first.training or features.shape[:-1].numel() <= second.out_features:
         return second(first(features))
@@ -192,18 +184,13 @@ def check_width(width: int, key: str) -> int:
     return width
 
 
-def check_dropout(dropout: float, key: str) -> float:
-    """`dropout`, where it is a share that can be dropped; else an error that names the config's key."""
+def check_dropout(dropout: float, key: str) -> None:
+    """Refuse what is no share that can be dropped, by an error that names the config's key."""
     check_number(key, dropout, "a number from 0 to less than 1", most=1, below=True)
-    return dropout
 
 
-def check_heads(heads: int, dims: Mapping[str, int]) -> int:
-    """`heads`, if it divides the width of each modality's features.
-
-    Raises:
-        InputError: it does not; the counts of heads that do are named.
-    """
+def check_heads(heads: int, dims: Mapping[str, int]) -> None:
+    """Refuse `heads` that do not divide the width of each modality's features; the error names those that do."""
     is_count = isinstance(heads, int) and not isinstance(heads, bool) and heads > 0
     unfit = [modality for modality, width in dims.items() if not is_count or width % heads]
     if unfit:
@@ -211,4 +198,3 @@ def check_heads(heads: int, dims: Mapping[str, int]) -> int:
         fit = ", ".join(str(count) for count in range(1, common + 1) if common % count == 0)
         widths = " and ".join(f"the {modality} features' width {dims[modality]}" for modality in unfit)
         raise InputError(f"fusion.heads={heads}: does not divide {widths}. Expected one of {fit}.")
-    return heads

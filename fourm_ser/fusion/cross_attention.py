@@ -11,7 +11,6 @@ from fourm_ser.fusion.base import (
     Fusion,
     FusionOutput,
     MapAxes,
-    check_dropout,
     check_heads,
     check_modalities,
     check_pool,
@@ -58,7 +57,6 @@ class CrossAttentionFusion(Fusion):
         self.widths = {"text": dim, "audio": dim}
         self.pool = check_pool(pool, "fusion.pool")
         check_heads(heads, dims)
-        check_dropout(dropout, "fusion.dropout")
         self.text_attention = Attention(queries=dims["audio"], keys=dims["text"], heads=heads, dropout=dropout)
         self.text_linear = nn.Linear(dims["audio"], dim)
         self.text_layer_norm = nn.LayerNorm(dim)

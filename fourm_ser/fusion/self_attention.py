@@ -5,14 +5,13 @@ from types import MappingProxyType
 
 from torch import Tensor, nn
 
+from fourm_ser.checks import check_word
 from fourm_ser.encoders.base import Features
-from fourm_ser.errors import InputError
 from fourm_ser.fusion.base import (
     Attention,
     Fusion,
     FusionOutput,
     MapAxes,
-    check_dropout,
     check_heads,
     check_modalities,
     check_pool,
@@ -60,8 +59,7 @@ class SelfAttentionFusion(Fusion):
         audio_norm: str,
     ) -> None:
         super().__init__()
-        if audio_norm not in ("layer_norm", "min_max", "none"):
-            raise InputError(f"fusion.audio_norm={audio_norm}: expected layer_norm, min_max or none.")
+        check_word("fusion.audio_norm", audio_norm, ("layer_norm", "min_max", "none"))
         self.modalities = check_modalities(modalities, 2)
         width = dims["audio"]
         self.dim = width if dim is None else check_width(dim, "fusion.dim")
@@ -69,7 +67,6 @@ class SelfAttentionFusion(Fusion):
         self.pool = check_pool(pool, "fusion.pool")
         self.audio_norm = audio_norm
         check_heads(heads, dims)
-        check_dropout(dropout, "fusion.dropout")
         self.text_attention = Attention(queries=dims["text"], keys=dims["text"], heads=heads, dropout=dropout)
         self.text_linear = nn.Linear(dims["text"], width)
         self.text_layer_norm = nn.LayerNorm(width)
@@ -84,17 +81,15 @@ class SelfAttentionFusion(Fusion):
         text = zero_padding(text)
         attended, text_map = self.text_attention(text, text, self.text_linear, return_attention)
         text = zero_padding(Features(self.text_layer_norm(attended.features), text.mask))
-        audio = self._normalised(zero_padding(audio))
+        audio = zero_padding(audio)
+        normalised = _min_max(audio) if self.audio_norm == "min_max" else self.audio_layer_norm(audio.features)
+        audio = zero_padding(Features(normalised, audio.mask))
         # (batch, tokens + frames, audio's width)
         both = concatenate(text, audio)
         fused, fusion_map = self.fusion_attention(both, both, self.fusion_linear, return_attention)
         fused = Features(self.fusion_layer_norm(fused.features), fused.mask)
         attention = {"text": text_map, "fusion": fusion_map} if return_attention else {}
         return FusionOutput(pool(fused, self.pool), text, audio, attention)
-
-    def _normalised(self, audio: Features) -> Features:
-        features = _min_max(audio) if self.audio_norm == "min_max" else self.audio_layer_norm(audio.features)
-        return zero_padding(Features(features, audio.mask))
 
 
 def _min_max(sequence: Features) -> Tensor:

@@ -20,9 +20,6 @@ class RunningScale(nn.Module):
 
     As batch norm in evaluation, but in training, too: an utterance does not depend on the batch it comes in, which may
     hold it alone, and no gradient runs through the statistics. They are a part of the state.
-
-    Args:
-        dim: the number of components.
     """
 
     mean: Tensor
@@ -38,15 +35,13 @@ class RunningScale(nn.Module):
     def forward(self, embedding: Tensor) -> Tensor:
         """(batch, dim) -> the same."""
         if self.training:
-            self._remember(gather_rows(embedding.detach()))  # the whole batch, of all processes
+            whole = gather_rows(embedding.detach())  # the batch of all processes
+            self.batches += 1
+            share = (1 / self.batches).clamp(min=MEMORY)  # the first batches count alike
+            self.mean.lerp_(whole.mean(0), share)
+            self.square.lerp_(whole.square().mean(0), share)
         variance = (self.square - self.mean.square()).clamp(min=0)
         return (embedding - self.mean) * torch.rsqrt(variance + FLOOR)
-
-    def _remember(self, embedding: Tensor) -> None:
-        self.batches += 1
-        share = (1 / self.batches).clamp(min=MEMORY)  # the first batches count alike
-        self.mean.lerp_(embedding.mean(0), share)
-        self.square.lerp_(embedding.square().mean(0), share)
 
 
 class StatisticsFusion(Fusion):

@@ -10,7 +10,6 @@ from fourm_ser.fusion.base import (
     Fusion,
     FusionOutput,
     MapAxes,
-    check_dropout,
     check_heads,
     check_modalities,
     check_pool,
@@ -47,7 +46,6 @@ class UnimodalFusion(Fusion):
         self.pool = check_pool(pool, "fusion.pool")
         width = dims[modality]
         check_heads(heads, {modality: width})
-        check_dropout(dropout, "fusion.dropout")
         self.attention = Attention(queries=width, keys=width, heads=heads, dropout=dropout)
         self.linear = nn.Linear(width, dim)
         self.layer_norm = nn.LayerNorm(dim)

@@ -30,11 +30,11 @@ def attend(
         projected: queries, keys and values in this order, beside each other in one tensor (batch, time, 3 * heads,
             width) or in two or three; keys and values have the same times.
         heads: number of heads.
-        mask: (batch or 1, heads or 1, queries or 1, keys) bool, True where a key counts; None for all. One key of a
-            query counts at least.
+        mask: (batch or 1, heads or 1, queries or 1, keys) bool, True where a key counts, at least one for a query;
+            None for all.
         dropout: share of the weights that is dropped; the others grow to make up for it. In bf16 it is rounded to a
             multiple of 1 / 65,536.
-        scale: of the scores; None for 1 / sqrt(width).
+        scale: what scores are multiplied by; None for 1 / sqrt(width).
 
     Returns:
         (batch, queries, heads, width).

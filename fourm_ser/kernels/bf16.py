@@ -24,9 +24,6 @@ class LaidOutLinear(nn.Module):
     """A linear layer in bf16 whose weight lies as the processor's kernel wants it.
 
     The operators, here and in `LaidOutConvolution`, are those that torch's compiler calls on a processor.
-
-    Args:
-        layer: the layer, its weights in bf16.
     """
 
     def __init__(self, layer: nn.Linear) -> None:
@@ -42,11 +39,7 @@ class LaidOutLinear(nn.Module):
 
 
 class LaidOutConvolution(nn.Module):
-    """A convolution over time in bf16 whose weight lies as the processor's kernel wants it.
-
-    Args:
-        layer: the layer, its weights in bf16.
-    """
+    """A convolution over time in bf16 whose weight lies as the processor's kernel wants it."""
 
     def __init__(self, layer: nn.Conv1d) -> None:
         super().__init__()
@@ -72,8 +65,8 @@ def runs(kind: type[nn.Module]) -> bool:
 
     Which processors they run on hangs on the build of torch, and is not the same for all of them.
     """
-    layer: Any = nn.Linear(16, 16, device="meta") if kind is LaidOutLinear else nn.Conv1d(16, 16, 3, device="meta")
-    layer = layer.to_empty(device="cpu")  # a layer that draws no random numbers
+    sizes = (nn.Linear, 16, 16) if kind is LaidOutLinear else (nn.Conv1d, 16, 16, 3)
+    layer: Any = nn.utils.skip_init(*sizes)  # it draws no random numbers
     given = torch.linspace(-1, 1, 64).view((4, 16) if kind is LaidOutLinear else (1, 16, 4))
     with torch.no_grad():
         for parameter in layer.parameters():
@@ -88,12 +81,7 @@ def runs(kind: type[nn.Module]) -> bool:
 
 
 def lay_out(layer: nn.Module, kinds: Collection[type[nn.Module]]) -> nn.Module | None:
-    """The same layer, laid out; None where it is none that can be.
-
-    Args:
-        layer: the layer.
-        kinds: those of `LAYOUTS` that run here.
-    """
+    """The same layer, laid out by one of the `kinds` that run here; None where it is none that can be."""
     if type(layer) is nn.Linear and LaidOutLinear in kinds:
         return LaidOutLinear(layer)
     if type(layer) is not nn.Conv1d or LaidOutConvolution not in kinds or isinstance(layer.padding, str):
@@ -103,13 +91,7 @@ def lay_out(layer: nn.Module, kinds: Collection[type[nn.Module]]) -> nn.Module |
 
 @contextmanager
 def in_half_precision(encoder: nn.Module, device: torch.device, dtype: torch.dtype) -> Iterator[None]:
-    """Run a frozen stem in half precision meanwhile, without gradients; afterwards it is what it was.
-
-    Args:
-        encoder: the encoder whose stem runs.
-        device: where it runs.
-        dtype: bfloat16 or float16.
-    """
+    """Run an encoder's frozen stem in bfloat16 or float16 meanwhile, without gradients; then it is what it was."""
     with ExitStack() as stack:
         for module in encoder.modules():
             if isinstance(module, nn.Linear | nn.Conv1d | nn.Conv2d):

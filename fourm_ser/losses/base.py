@@ -65,11 +65,7 @@ class Loss(nn.Module, ABC):
         return [{"params": parameters, "lr": self.learning_rate, "weight_decay": 0.0}] if parameters else []
 
     def check_classifier(self) -> None:
-        """Refuse a loss that leaves the run without a classifier.
-
-        Raises:
-            InputError: it trains neither the head nor a classifier of its own.
-        """
+        """Refuse a loss that trains neither the head nor a classifier of its own."""
         if not self.uses_head and self.classifier() is None:
             raise InputError(
                 f"loss={self.name} draws embeddings together but trains no classifier: use it in a sum, such as "
@@ -79,10 +75,6 @@ class Loss(nn.Module, ABC):
 
 class FeatureLoss(Loss):
     """A loss on features, with class vectors of its own for each feature it acts on; its value is the sum over them.
-
-    Args:
-        on: the features that the loss acts on, any of `FEATURES`.
-        learning_rate: the learning rate of the class vectors.
 
     Raises:
         InputError: an unknown feature, one given twice, none, or a learning rate that is not positive.

@@ -10,13 +10,7 @@ from fourm_ser.losses.base import FeatureLoss, at_least_float32, check_not_negat
 
 
 class CosineClassifier(nn.Module):
-    """scale * cos(angle between the features and each class's vector).
-
-    Args:
-        dim: width of the features.
-        classes: number of classes.
-        scale: factor on the cosines.
-    """
+    """scale * cos(angle between the features and each class's vector)."""
 
     def __init__(self, dim: int, classes: int, scale: float) -> None:
         super().__init__()
