@@ -169,4 +169,4 @@ def compute_outputs(
         joined[kind] = {name.removeprefix(f"{kind} "): joined.pop(name) for name in own}
     values = {**{name: value / len(order) for name, value in losses.items()}, **metrics.compute()}
     # As Lightning's loggers keep numbers, in float32: every command records the same.
-    return Outputs(**joined, metrics={name: float(np.float32(value)) for name, value in values.items()})
+    return Outputs(**joined, metrics={name: float(np.float32(float(value))) for name, value in values.items()})
