@@ -154,8 +154,8 @@ class Experiment:
     def run(self) -> dict[str, Any]:
         """All of it, in order."""
         config = self.config
-        found = config.trainer.accelerator, config.trainer.precision, config.encode.precision
-        log.info("trainer: %s, precision %s; frozen encoders: %s", *found)
+        precisions = config.trainer.precision, config.encode.precision
+        log.info("trainer: %s, precision %s; frozen encoders: %s", config.trainer.accelerator, *precisions)
         torch.use_deterministic_algorithms(bool(config.trainer.get("deterministic", False)))  # in encoding passes, too
         with first():
             network = self._prepare()
