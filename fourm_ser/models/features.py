@@ -42,8 +42,7 @@ class Speed(ProgressColumn):
         return Text(f"{task.speed or 0.0:.0f}/s")
 
 
-Shard = list[list[int]]
-"""What is encoded and written together: batches of positions in the manifest."""
+Shard = list[list[int]]  # what is encoded and written together: batches of positions in the manifest
 
 
 class Encoding(NamedTuple):
@@ -245,15 +244,8 @@ class _Pass:
             finally:
                 writer.shutdown(cancel_futures=True)
         seconds, count = time.monotonic() - started, len({self.keys[row] for batch in plan for row in batch} & missing)
-        log.info(
-            "store: encoded %d utterances of %s with %s in %.1f s (%.0f/s): %s",
-            count,
-            encoder.modality,
-            encoder.name,
-            seconds,
-            count / seconds,
-            self.store.folder,
-        )
+        found = count, encoder.modality, encoder.name, seconds, count / seconds, self.store.folder
+        log.info("store: encoded %d utterances of %s with %s in %.1f s (%.0f/s): %s", *found)
 
     def _encode(
         self, batch: list[int], inputs: Inputs, pending: "deque[Future[None]]"
@@ -266,8 +258,7 @@ class _Pass:
             if length <= self.largest or len(part) == 1:
                 try:
                     given = own if own is not None else self.source.collate(list(map(self.source.load, part)))
-                    encoded = _Encoded.of(self.encoder.stem(moved(given, self.device)), self.half)
-                    yield part, encoded
+                    yield part, _Encoded.of(self.encoder.stem(moved(given, self.device)), self.half)
                     continue
                 except RuntimeError as error:
                     if not ran_out_of_memory(error):

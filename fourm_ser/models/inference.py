@@ -52,11 +52,7 @@ class Inference:
         audio: Inputs | Features | Packed | None,
         return_attention: bool = False,
     ) -> NetworkOutput:
-        """A batch of raw inputs, or of stored features, of each modality -> `NetworkOutput`.
-
-        Raises:
-            InputError: the device has no memory for it.
-        """
+        """A batch of raw inputs or stored features of each modality; InputError where there is no memory for it."""
         try:
             return self._run({"text": text, "audio": audio}, return_attention)
         except RuntimeError as error:
@@ -68,20 +64,17 @@ class Inference:
             ) from error
 
     def _run(self, given: Mapping[str, Inputs | Features | Packed | None], return_attention: bool) -> NetworkOutput:
-        inputs = {modality: moved(given[modality], self.device) for modality in self.network.by_modality}
-        for modality in self.conditions.stored:
-            if modality in inputs and not isinstance(inputs[modality], Features):
-                inputs[modality] = self.encode(modality, inputs[modality])  # type: ignore[arg-type]
-        with self.as_trained():
-            return self.network(inputs.get("text"), inputs.get("audio"), return_attention)
-
-    @torch.inference_mode()
-    def encode(self, modality: str, inputs: Inputs) -> Features:
-        """A frozen stem's features of a batch, rounded as in the store."""
         half = HALVES.get(self.encoding)
-        with autocast(self.device, half), tf32(self.conditions.encoding_tf32):
-            encoded = self.network.by_modality[modality].stem(inputs)
-        return Features(halved(encoded) if half else encoded.features.float(), encoded.mask)
+        inputs: dict[str, Inputs | Features | None] = {"text": None, "audio": None}
+        for modality, encoder in self.network.by_modality.items():
+            inputs[modality] = moved(given[modality], self.device)
+            if modality in self.conditions.stored and not isinstance(inputs[modality], Features):
+                with autocast(self.device, half), tf32(self.conditions.encoding_tf32):
+                    encoded = encoder.stem(inputs[modality])
+                # As in the store.
+                inputs[modality] = Features(halved(encoded) if half else encoded.features.float(), encoded.mask)
+        with self.as_trained():
+            return self.network(**inputs, return_attention=return_attention)
 
     @contextmanager
     def as_trained(self) -> Iterator[None]:
@@ -127,14 +120,14 @@ Step = Callable[[Batch], tuple[NetworkOutput, Mapping[str, Tensor], int]]
 def compute_outputs(
     step: Step, batches: Iterable[Batch], *, classes: Sequence[str], device: torch.device, pooled: bool = False
 ) -> Outputs:
-    """Run a network over utterances; of several processes that do a run, each over its share of every batch.
+    """Run a network over utterances, each once; of several processes, each over its share of every batch.
 
     Args:
         step: What is done with a batch, in evaluation mode.
-        batches: The utterances, each once.
+        batches: The utterances.
         classes: The classes that logits stand for, in their order.
         device: Where the network is.
-        pooled: Whether the features are wanted, too.
+        pooled: Whether `encoded` and `fused` are wanted, too.
     """
     from fourm_ser.models.metrics import EmotionMetrics  # takes seconds to import, and predictions need no metrics
 
@@ -169,4 +162,4 @@ def compute_outputs(
         joined[kind] = {name.removeprefix(f"{kind} "): joined.pop(name) for name in own}
     values = {**{name: value / len(order) for name, value in losses.items()}, **metrics.compute()}
     # As Lightning's loggers keep numbers, in float32: every command records the same.
-    return Outputs(**joined, metrics={name: float(np.float32(value)) for name, value in values.items()})
+    return Outputs(**joined, metrics={name: float(np.float32(float(value))) for name, value in values.items()})

@@ -1,7 +1,7 @@
 """The network: encoders, fusion, head."""
 
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -116,11 +116,7 @@ class EmotionNetwork(nn.Module):
         return {modality: encoder(given[modality]) for modality, encoder in self.by_modality.items()}
 
     def replace_head(self, loss: Loss) -> None:
-        """Let the classifier of a loss that trains no head take the head's place: its logits without the margin.
-
-        Args:
-            loss: the loss, set up.
-        """
+        """Let the classifier of a loss that trains no head take the head's place: its logits without the margin."""
         classifier = loss.classifier()
         if classifier is not None and not loss.uses_head:
             self.head = classifier
@@ -172,18 +168,10 @@ def build_network(config: DictConfig, classes: int, resources: Resources) -> Emo
 
 
 def known_widths(config: DictConfig) -> dict[str, int | None]:
-    """The width of the features of each modality that the fusion reads, without building an encoder.
-
-    None where only the encoder itself can tell.
-    """
-    widths: dict[str, int | None] = {}
-    for modality in config.fusion.modalities:
-        node = config.encoder.get(modality)
-        target = None if node is None else get_object(node._target_)
-        is_encoder = isinstance(target, type) and issubclass(target, Encoder)
-        arguments = OmegaConf.to_container(node, resolve=True) if is_encoder else {}
-        try:
-            widths[modality] = target.width(arguments) if is_encoder else None  # type: ignore[union-attr]
-        except (KeyError, TypeError, ValueError):
-            widths[modality] = None  # building it says what is wrong
+    """The width of the features of each modality that the fusion reads; None where only the built encoder can tell."""
+    widths: dict[str, int | None] = dict.fromkeys(config.fusion.modalities)
+    for modality in widths:
+        with suppress(AttributeError, KeyError, TypeError, ValueError):  # building it says what is wrong
+            node = config.encoder[modality]
+            widths[modality] = get_object(node._target_).width(OmegaConf.to_container(node, resolve=True))
     return widths

@@ -1,7 +1,6 @@
 """Where each modality of a network comes from: the store, filled with what it lacks, or raw through its front end."""
 
 import logging
-from collections import Counter
 from collections.abc import Iterable
 
 from fourm_ser.data.batch import Raw, Source, Stored
@@ -9,7 +8,7 @@ from fourm_ser.data.corpus import Corpus
 from fourm_ser.data.datamodule import EmotionDataModule
 from fourm_ser.data.transcripts import told_rule
 from fourm_ser.encoders.store import FeatureStore
-from fourm_ser.encoders.tokens import Known, Tokens, refuse_unknown, told_encoder
+from fourm_ser.encoders.tokens import Tokens, refuse_unknown, told_encoder
 from fourm_ser.models.directory import Model
 from fourm_ser.models.features import Encoding, fill_store
 from fourm_ser.models.network import EmotionNetwork
@@ -22,48 +21,28 @@ def compare_languages(network: EmotionNetwork, corpus: Corpus) -> None:
     spoken = sorted(set(corpus.frame["language"]) - {""})
     for encoder in network.by_modality.values():
         if encoder.languages is not None and not set(spoken) <= set(encoder.languages):
-            key = f"encoder.{encoder.modality}"
-            log.warning(
-                "%s=[%s]: the corpus speaks %s. Is %s.checkpoint the right one?",
-                f"{key}.languages",
-                ",".join(encoder.languages),
-                ", ".join(spoken),
-                key,
-            )
+            key, made_for = f"encoder.{encoder.modality}", ",".join(encoder.languages)
+            said = f"the corpus speaks {', '.join(spoken)}. Is {key}.checkpoint the right one?"
+            log.warning("%s.languages=[%s]: %s", key, made_for, said)
 
 
 def compare_cleaning(model: Model, corpus: Corpus) -> None:
     """Warn of a corpus whose transcripts are cleaned in another way than those that a model was trained on."""
     if "text" in model.network.by_modality and tuple(model.conditions.clean) != corpus.cleaning.patterns:
-        log.warning(
-            "data.clean=%s: the model was trained on transcripts of data.clean=%s",
-            told_rule(corpus.cleaning.patterns),
-            told_rule(model.conditions.clean),
-        )
+        rules = told_rule(corpus.cleaning.patterns), told_rule(model.conditions.clean)
+        log.warning("data.clean=%s: the model was trained on transcripts of data.clean=%s", *rules)
 
 
 def check_transcripts(network: EmotionNetwork, texts: Iterable[str]) -> None:
-    """Count the transcripts that are cut to the text encoder's longest, and refuse such as it does not know.
-
-    Args:
-        network: the network.
-        texts: the transcripts that it is to read, cleaned.
-
-    Raises:
-        InputError: the tokenizer does not know most of their tokens.
-    """
+    """Count the transcripts that the text encoder cuts; InputError where it does not know most of their tokens."""
     encoder = network.by_modality.get("text")
     if encoder is None or not isinstance(encoder.frontend, Tokens):
         return
-    tokens = encoder.frontend
-    total = Known(0, 0)
-    cut = 0
-    for text, often in Counter(texts).items():
-        ids = tokens.ids(text)
-        cut += often * (len(ids) > tokens.max_tokens)
-        known = tokens.known(ids)
-        total = Known(total.tokens + often * known.tokens, total.unknown + often * known.unknown)
-    refuse_unknown("data: the transcripts", total, told_encoder(encoder))
+    tokens, texts = encoder.frontend, list(texts)
+    ids = {text: tokens.ids(text) for text in set(texts)}
+    known = tokens.known([token for text in texts for token in ids[text]])
+    refuse_unknown("data: the transcripts", known, told_encoder(encoder))
+    cut = sum(len(ids[text]) > tokens.max_tokens for text in texts)
     if cut:
         log.info("data: cut %d transcripts to %d tokens (encoder.text.max_tokens)", cut, tokens.max_tokens)
 
@@ -73,10 +52,7 @@ def make_sources(
 ) -> tuple[dict[str, Source], dict[str, int]]:
     """Where each modality of a network comes from: the store where its stem is frozen, else raw through its front end.
 
-    Args:
-        network: the network.
-        data: the corpus, split.
-        encoding: how the store is filled, for all utterances of the corpus, with what it lacks.
+    What the store lacks of the corpus is encoded first.
 
     Returns:
         A source by modality, and how many distinct utterances were encoded for it.
@@ -93,19 +69,12 @@ def make_sources(
         # Features of another precision are other features.
         fingerprint = encoder.fingerprint() + encoding.changes
         store = FeatureStore(encoding.cache / "embeddings", encoder.name, fingerprint, about)
-        length = lengths[modality]
-        if store.missing(keys[modality]):
+        own, length = keys[modality], lengths[modality]
+        if store.missing(own):
             length = encoder.lengths(readers[modality], length)
         for part in data.corpus.parts:
             encoded[modality] += fill_store(
-                store,
-                encoder,
-                raw,
-                keys=keys[modality],
-                lengths=length,
-                encoding=encoding,
-                workers=data.workers,
-                rows=part,
+                store, encoder, raw, keys=own, lengths=length, encoding=encoding, workers=data.workers, rows=part
             )
-        sources[modality] = Stored(store, keys[modality])
+        sources[modality] = Stored(store, own)
     return sources, encoded

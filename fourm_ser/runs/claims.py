@@ -26,10 +26,10 @@ log = logging.getLogger(__name__)
 
 
 def record_content(now: pd.DataFrame, origin: str, directory: RunDirectory, write: bool = True) -> None:
-    """Hold a corpus against what a run recorded of it, or record it where the run begins.
+    """Hold what is used of a corpus against what a run recorded, or record it where the run begins.
 
     Args:
-        now: what is used of the corpus (see `fourm_ser.data.content`).
+        now: what is used (see `fourm_ser.data.content`).
         origin: where the corpus is, for the error.
         directory: the run directory.
         write: whether this process is the one that writes.
@@ -38,14 +38,13 @@ def record_content(now: pd.DataFrame, origin: str, directory: RunDirectory, writ
         InputError: it is not what the run began with: what changed.
     """
     before = directory.read_corpus()
-    if before is not None:
-        changed = changes(before, now)
-        if changed:
-            raise InputError(
-                f"{directory.path}: its corpus ({origin}) has changed since the run began: {changed}. Undo the change, "
-                "or begin another run: a result is that of one corpus."
-            )
-    elif write:
+    changed = "" if before is None else changes(before, now)
+    if changed:
+        raise InputError(
+            f"{directory.path}: its corpus ({origin}) has changed since the run began: {changed}. Undo the change, "
+            "or begin another run: a result is that of one corpus."
+        )
+    if before is None and write:
         write_table(directory.corpus, now)
 
 
@@ -81,33 +80,19 @@ def changes_since(
 
 
 def read_training(run: str | None, model: str | None) -> pd.DataFrame | None:
-    """What a model was trained on, as its run recorded it; None where that is not known.
-
-    Args:
-        run: the run directory; None where a model directory is given.
-        model: the model directory, whose run is known where it still lies in it.
-    """
+    """What the model of a run, or in a model directory, was trained on, by the run's record; None where it is lost."""
     folder = Path(model or "").expanduser().absolute().parent if run is None else Path(run).expanduser()
     training = RunDirectory(folder).read_corpus()
     if training is None:
-        log.warning(
-            "%s: nothing says whom the model was trained on: whether the test is speaker-independent is not known",
-            run or model,
-        )
+        said = "nothing says whom the model was trained on: whether the test is speaker-independent is not known"
+        log.warning("%s: %s", run or model, said)
     return training
 
 
 def refuse_changed(corpus: Corpus, training: pd.DataFrame, keys: Iterable[str], run: str) -> None:
     """Refuse a run's own corpus where it is not what the run was trained on any more.
 
-    Args:
-        corpus: the corpus, set up.
-        training: what the run was trained on, as `read_training` gives it.
-        keys: the keys of `data` that were given anew; beyond `NEUTRAL` a change is the purpose, and only told.
-        run: the run directory.
-
-    Raises:
-        InputError: what changed.
+    Where `keys` of `data` were given anew, a change is the purpose but for those that are `NEUTRAL`, and only told.
     """
     given = {key.removeprefix("data.").rpartition(".")[2] for key in keys}
     changed = changes(training, corpus.content, sides=not given & SPLITTING, rows="split_file" not in given)
@@ -127,15 +112,12 @@ def claim(corpus: Corpus, rows: np.ndarray, training: pd.DataFrame | None, allow
     Args:
         corpus: the corpus, set up.
         rows: positions of the tested utterances.
-        training: what the model was trained on, as `read_training` gives it; None where nothing is known.
-        allow_seen: whether utterances may be tested that the model was trained on.
+        training: what the model was trained on; None where nothing is known.
+        allow_seen: whether utterances may be tested that the model was trained on; else they are refused.
 
     Returns:
         `speaker_independent`; `seen_utterances` and `seen_speakers`: how many of those that are tested it was trained
         or validated on.
-
-    Raises:
-        InputError: utterances that it was trained on, and they are not allowed.
     """
     if training is None:
         return dict.fromkeys(("speaker_independent", "seen_utterances", "seen_speakers"))
@@ -149,13 +131,9 @@ def claim(corpus: Corpus, rows: np.ndarray, training: pd.DataFrame | None, allow
         )
     if found.speakers:
         log.warning(
-            "the model knows %d of %d tested speakers (%s): trained on %d and validated on %d of %d tested utterances",
-            len(found.speakers),
-            tested["speaker"].nunique(),
-            listed(found.speakers),
-            len(found.trained),
-            len(found.validated),
-            len(rows),
+            f"the model knows {len(found.speakers)} of {tested['speaker'].nunique()} tested speakers "
+            f"({listed(found.speakers)}): trained on {len(found.trained)} and validated on {len(found.validated)} of "
+            f"{len(rows)} tested utterances"
         )
     return {
         "speaker_independent": not found.speakers,
@@ -167,15 +145,8 @@ def claim(corpus: Corpus, rows: np.ndarray, training: pd.DataFrame | None, allow
 def folder_name(corpus: Corpus, side: str, training: pd.DataFrame | None, *others: Any) -> str:
     """A name for an evaluation's folder that no evaluation of anything else has.
 
-    Args:
-        corpus: set up.
-        side: the side that is tested.
-        training: what the run was trained on, as `read_training` gives it.
-        *others: what else tells evaluations apart; all false where it is what the run itself does.
-
-    Returns:
-        Corpus and side, the fold where the split has folds; and a hash where it is not the run's own corpus, or
-        anything else is other than in the run.
+    It is of corpus and side, and of the fold where the split has folds; with a hash where it is not the run's own
+    corpus, or any of `others`, what else tells evaluations apart, is true.
     """
     has_folds = corpus.split_file is None and corpus.protocol.split in ("speaker", "session")
     name = f"{corpus.name}-{side}" + (f"-fold{corpus.protocol.fold}" if has_folds else "")

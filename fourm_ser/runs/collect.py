@@ -1,7 +1,7 @@
 """From folders to runs: what finished, what failed, what is still under way, what has not begun."""
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from itertools import product
 from pathlib import Path
@@ -66,11 +66,7 @@ class Collection:
 
 
 def collect(folders: list[Path]) -> Collection:
-    """Read all runs under the folders.
-
-    Raises:
-        InputError: a folder that does not exist, or no run under any of them.
-    """
+    """Read all runs under the folders; InputError for a folder that is not there, or no run under any of them."""
     runs: dict[Path, Run] = {}
     waiting: dict[Path, list[list[str]]] = {}
     problems = []
@@ -107,7 +103,7 @@ def read_run(path: Path) -> Run:
     run = RunDirectory(path)
     command = _command(run)
     try:
-        config = upgrade(as_mapping(yaml.load(run.record.read_text(encoding="utf-8"), LOADER)))
+        config = upgrade(_read(run.record))
     except FileNotFoundError:
         config = {}
     except (OSError, ValueError, yaml.YAMLError) as error:
@@ -140,7 +136,7 @@ def planned(path: Path) -> list[list[str]]:
     from hydra.errors import HydraException
 
     try:
-        node = as_mapping(yaml.load(path.read_text(encoding="utf-8"), LOADER))["hydra"]
+        node = _read(path)["hydra"]
         words, sweeper = node["overrides"]["task"], node["sweeper"]
         if not sweeper["_target_"].endswith("BasicSweeper"):
             return []
@@ -148,11 +144,10 @@ def planned(path: Path) -> list[list[str]]:
         words = [f"{key}={value}" for key, value in (sweeper["params"] or {}).items() if key not in given] + words
         choices = []
         for parsed in OverridesParser.create().parse_overrides(words):
-            key = parsed.get_key_element()
-            if parsed.is_sweep_override():
-                choices.append([f"{key}={value}" for value in parsed.sweep_string_iterator()])
-            else:  # in the sweeper's own words: true becomes True
-                choices.append([f"{key}={parsed.get_value_element_as_str()}"])
+            is_swept = parsed.is_sweep_override()
+            # In the sweeper's own words: true becomes True.
+            values = parsed.sweep_string_iterator() if is_swept else [parsed.get_value_element_as_str()]
+            choices.append([f"{parsed.get_key_element()}={value}" for value in values])
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError, HydraException):
         return []
     return [_own(list(job)) for job in product(*choices)]
@@ -161,11 +156,10 @@ def planned(path: Path) -> list[list[str]]:
 def _command(run: RunDirectory) -> dict[str, Any]:
     """What Hydra recorded of the command line, as arguments of Run."""
     try:
-        hydra = as_mapping(yaml.load(run.hydra.read_text(encoding="utf-8"), LOADER))["hydra"]
-        choices: Mapping[str, Any] = hydra["runtime"]["choices"]
-        sources = hydra["runtime"]["config_sources"]
+        hydra = _read(run.hydra)["hydra"]
+        choices, sources = hydra["runtime"]["choices"].items(), hydra["runtime"]["config_sources"]
         return {
-            "options": {key: str(name) for key, name in choices.items() if name and not key.startswith("hydra/")},
+            "options": {key: str(name) for key, name in choices if name and not key.startswith("hydra/")},
             "overrides": _own([str(word) for word in hydra["overrides"]["task"]]),
             "folders": [source["path"] for source in sources if source["provider"] == "command-line"],
             "module": f"fourm_ser.{hydra['job']['name']}",
@@ -174,6 +168,10 @@ def _command(run: RunDirectory) -> dict[str, Any]:
         }
     except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
         return {"options": {}, "overrides": []}
+
+
+def _read(path: Path) -> dict[str, Any]:
+    return as_mapping(yaml.load(path.read_text(encoding="utf-8"), LOADER))
 
 
 def _own(overrides: list[str]) -> list[str]:

@@ -18,23 +18,16 @@ from fourm_ser.files import write_json
 
 if TYPE_CHECKING:
     import pandas as pd
+    from torch import Tensor
 
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C one reads a hundred runs in a second
 PREDICTED = ["id", "speaker", "emotion", "predicted"]  # columns of predictions.csv before the probabilities
-MARKS = (
-    "config.yaml",
-    "metrics.json",
-    "finished.json",
-)  # where one of these lies, a run, model, stage or evaluation does
+MARKS = ("config.yaml", "metrics.json", "finished.json")  # where one lies, a run, model, stage or evaluation does
 SWEEP = "multirun.yaml"  # Hydra's record of a sweep, in the folder above its runs
 
 
 class StageDirectory:
-    """What a stage of a run leaves, in the run directory's `stages/<number>-<name>`.
-
-    Args:
-        path: the stage's folder.
-    """
+    """What a stage of a run leaves, in the run directory's `stages/<number>-<name>`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -45,21 +38,18 @@ class StageDirectory:
         self.finished = path / "finished.json"  # how long it took: without it the stage has not finished
 
     def read_best(self) -> dict[str, Any]:
-        """The best checkpoint: `epoch`, and `state_dict` with `network.` or `loss.` before the names.
-
-        Raises:
-            InputError: the checkpoint is not there.
-        """
+        """The best checkpoint: `epoch` and `state_dict`, names under `network.` or `loss.`; InputError without one."""
         if not self.best.is_file():
             raise InputError(f"{self.best}: no such file. What a stage learned is read from its best checkpoint.")
         return _read_checkpoint(self.best)
 
-    def check_place(self) -> None:
-        """Refuse a run that was moved: Lightning's checkpoints name their folder, and best weights would be lost.
+    def read_weights(self, part: str) -> dict[str, "Tensor"]:
+        """What the best checkpoint holds of the `network` or the `loss`, by its names in there."""
+        state = self.read_best()["state_dict"].items()
+        return {name.removeprefix(f"{part}."): tensor for name, tensor in state if name.startswith(f"{part}.")}
 
-        Raises:
-            InputError: where the run was made.
-        """
+    def check_place(self) -> None:
+        """Refuse a run that was moved: Lightning's checkpoints name their folder, and best weights would be lost."""
         callbacks = _read_checkpoint(self.last)["callbacks"]
         places = {state["dirpath"] for state in callbacks.values() if "dirpath" in state}
         if places != {str(self.last.parent)}:
@@ -76,11 +66,7 @@ class StageDirectory:
 
 
 class RunDirectory:
-    """A run directory, whether or not it is there. The folder of an evaluation has results of the same names.
-
-    Args:
-        path: the directory.
-    """
+    """A run directory, whether or not it is there. The folder of an evaluation has results of the same names."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -137,14 +123,7 @@ class RunDirectory:
 
     @contextmanager
     def locked(self, wait: bool = False) -> Iterator[None]:
-        """Keep other processes out of the run.
-
-        Args:
-            wait: whether to wait for another process that does the run.
-
-        Raises:
-            BusyError: another process does the run, and it is not waited for.
-        """
+        """Keep other processes out of the run; one that does it now is waited for, or refused by a BusyError."""
         try:
             with FileLock(self.path / ".lock").acquire(timeout=-1 if wait else 0):
                 yield
@@ -158,11 +137,7 @@ class RunDirectory:
         return upgrade(config)
 
     def read_finished_record(self) -> DictConfig:
-        """The config of a finished run.
-
-        Raises:
-            InputError: there is none, or the run has not finished.
-        """
+        """The run's config; refused where it has not finished."""
         if not self.record.is_file() or not self.model.is_dir():
             missing = self.record.name if not self.record.is_file() else f"{self.model.name}/"
             hint = " It is a model directory: give the run's own." if is_model(self.path) else ""
@@ -176,8 +151,8 @@ class RunDirectory:
             FileNotFoundError: the run has none.
             ValueError: they are damaged, unfinished, or have no accuracy.
         """
-        # Earlier versions wrote what is undefined as words that are no JSON.
         text = self.metrics.read_text(encoding="utf-8")
+        # Earlier versions wrote what is undefined as words that are no JSON.
         metrics = as_mapping(json.loads(text, parse_constant=lambda word: None))
         if metrics.get("finished") is not True:
             raise ValueError("does not say that the run has finished")
@@ -192,29 +167,16 @@ class RunDirectory:
         return metrics
 
     def read_failure(self) -> dict[str, Any]:
-        """Why the run ended, `error`, and its `overrides`.
-
-        Raises:
-            OSError, ValueError: it cannot be read.
-        """
+        """Why the run ended, `error`, and its `overrides`; OSError or ValueError where it cannot be read."""
         return as_mapping(json.loads(self.failure.read_text(encoding="utf-8")))
 
     def write_failure(self, error: Exception, overrides: Sequence[str] = ()) -> None:
-        """Say why the run ended before its results; it is gone as soon as the run goes on.
-
-        Args:
-            error: what ended the run.
-            overrides: the run's `key=value` words.
-        """
+        """Say why the run, of these `key=value` words, ended before its results; gone as soon as it goes on."""
         said = str(error) if isinstance(error, InputError) else f"{type(error).__name__}: {error}"
         write_json(self.failure, {"error": said, "overrides": list(overrides)})
 
     def read_predictions(self) -> "pd.DataFrame":
-        """What was predicted: the columns `PREDICTED`, as strings.
-
-        Raises:
-            OSError, ValueError: it cannot be read.
-        """
+        """What was predicted: the columns `PREDICTED`, as strings; OSError or ValueError where they cannot be read."""
         import pandas as pd
 
         return pd.read_csv(self.predictions, usecols=PREDICTED, dtype=str, keep_default_na=False)
@@ -261,11 +223,7 @@ def is_model(folder: Path) -> bool:
 
 
 def model_folder(folder: Path) -> Path:
-    """The model directory that `folder` is, or holds as `model`.
-
-    Raises:
-        InputError: it is neither, or of a run that has not finished.
-    """
+    """The model directory that `folder` is, or holds as `model`; InputError where it is neither, or unfinished."""
     if (folder / "model.safetensors").is_file():
         lacking = [name for name in ("config.yaml", "labels.json") if not (folder / name).is_file()]
         if lacking:
@@ -283,11 +241,7 @@ def model_folder(folder: Path) -> Path:
 
 
 def as_mapping(value: Any) -> dict[str, Any]:
-    """What was read from JSON or YAML, if it is keys and values.
-
-    Raises:
-        ValueError: it is anything else.
-    """
+    """What was read from JSON or YAML, if it is keys and values; else ValueError."""
     if not isinstance(value, dict):
         raise ValueError("expected keys and values")
     return value

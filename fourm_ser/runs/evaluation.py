@@ -1,8 +1,7 @@
 """A trained model on any side of any corpus: metrics with intervals, tables, figures."""
 
 import logging
-import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ from rich.progress import track
 from rich.table import Table
 from torch import Tensor
 
+from fourm_ser.checks import check_word
 from fourm_ser.config import build, refuse_missing
 from fourm_ser.data.batch import Batch
 from fourm_ser.data.corpora.cross_corpus import CrossCorpus
@@ -21,8 +21,8 @@ from fourm_ser.data.datamodule import EmotionDataModule
 from fourm_ser.data.manifest import order_emotions
 from fourm_ser.devices import copies_ahead, find_device, resolve_budget, sent
 from fourm_ser.errors import InputError
-from fourm_ser.figures import confusion_figure, reliability_figure, save_figure
-from fourm_ser.files import write_json, write_table
+from fourm_ser.figures import reliability_figure, save_figure
+from fourm_ser.files import finite, write_table
 from fourm_ser.losses.base import Loss
 from fourm_ser.models.directory import Model, load_model
 from fourm_ser.models.features import Encoding
@@ -31,10 +31,10 @@ from fourm_ser.models.metrics import BINS
 from fourm_ser.models.network import NetworkOutput
 from fourm_ser.models.sources import check_transcripts, compare_cleaning, compare_languages, make_sources
 from fourm_ser.runs.claims import claim, folder_name, read_training, refuse_changed
-from fourm_ser.runs.directory import RunDirectory, is_model
+from fourm_ser.runs.directory import PREDICTED, RunDirectory, is_model
 from fourm_ser.runs.intervals import bootstrap
 from fourm_ser.runs.resampling import FEWEST, unit_of
-from fourm_ser.runs.results import confusion_counts, predictions_frame, undefined
+from fourm_ser.runs.results import write_metrics, write_predictions
 from fourm_ser.terminal import make_table
 
 log = logging.getLogger(__name__)
@@ -69,8 +69,8 @@ def run(config: DictConfig, changes: Mapping[str, Any] | None) -> dict[str, Any]
     if training is not None and changes is not None:
         refuse_changed(corpus, training, changes, config.run)
     claims = claim(corpus, rows, training, config.allow_seen)
-    target = _target(config, changes, corpus, classes, model, training)
-    unit_of(corpus.frame["speaker"].to_numpy()[rows], config.resample)  # refused before anything is computed
+    directory = _find_place(config, changes, corpus, classes, model, training)
+    resampled = unit_of(corpus.frame["speaker"].to_numpy()[rows], config.resample)
     inference = Inference(model, device, exact=record is not None)
     budgets = [resolve_budget(key, config.encode[key], device) for key in ("max_seconds", "max_tokens")]
     data = EmotionDataModule(corpus, pin_memory=copies_ahead(device), seed=0)
@@ -86,10 +86,19 @@ def run(config: DictConfig, changes: Mapping[str, Any] | None) -> dict[str, Any]
         loss = load_loss(RunDirectory(folder.parent), record, corpus, model)
     batches = track(data.dataloader(rows), "evaluating", transient=True)
     outputs = compute_outputs(step_of(inference, loss, classes), batches, classes=classes, device=device)
-    tables = make_tables(corpus, classes, outputs)
-    metrics = write(RunDirectory(target), tables, corpus, classes, outputs, config, model, claims)
-    show(metrics, tables, target, corpus, outputs, config)
-    return metrics
+    about = {
+        **corpus.protocol_record(),
+        **claims,
+        "classes": classes,
+        "model_classes": model.emotions,
+        "side": config.side,
+        "utterances": len(rows),
+        "left_out": len(corpus.left_out),
+        "model": str(config.model if config.run is None else config.run),
+        "resamples": config.resamples,
+        "resampled": resampled,
+    }
+    return write(directory, corpus, outputs, about, config)
 
 
 def _find(config: DictConfig, changes: Mapping[str, Any] | None) -> tuple[DictConfig | None, Path, DictConfig]:
@@ -131,8 +140,7 @@ def find_corpus(node: DictConfig, emotions: list[str], classes: str, cache: Path
     Raises:
         InputError: it lacks some of the classes and `classes` is `all`, or it has fewer than two.
     """
-    if classes not in ("all", "shared"):
-        raise InputError(f"classes={classes}: expected all or shared.")
+    check_word("classes", classes, ("all", "shared"))
     corpus: Corpus = build(node, cache=cache)
     if isinstance(corpus, CrossCorpus):
         corpus.setup()
@@ -162,25 +170,18 @@ def find_corpus(node: DictConfig, emotions: list[str], classes: str, cache: Path
 def load_loss(directory: RunDirectory, record: DictConfig, corpus: Corpus, model: Model) -> Loss | None:
     """The loss that a run trained with, at its best epoch; None where its checkpoint is not there any more."""
     try:
-        state = directory.last_stage.read_best()["state_dict"]
+        state = directory.last_stage.read_weights("loss")
     except InputError as error:
         log.warning("the loss is left out: %s", error)
         return None
     loss: Loss = build(record.loss)
     loss.setup(len(model.emotions), model.network.widths, corpus.counts)
-    own = {name.removeprefix("loss."): tensor for name, tensor in state.items() if name.startswith("loss.")}
-    loss.load_state_dict(own)
+    loss.load_state_dict(state)
     return loss.eval()
 
 
 def step_of(inference: Inference, loss: Loss | None, classes: Sequence[str]) -> Step:
-    """What is done with a batch.
-
-    Args:
-        inference: The model.
-        loss: The loss, whose terms are computed, too; None for none.
-        classes: Those of the model's that count, among which it chooses.
-    """
+    """What is done with a batch: the model chooses among `classes` of its own, and the loss's terms are computed."""
     columns = [inference.emotions.index(emotion) for emotion in classes]
     loss = None if loss is None else loss.to(inference.device)
 
@@ -195,103 +196,65 @@ def step_of(inference: Inference, loss: Loss | None, classes: Sequence[str]) -> 
     return step
 
 
-def _target(
+def _find_place(
     config: DictConfig,
     changes: Mapping[str, Any] | None,
     corpus: Corpus,
     classes: list[str],
     model: Model,
     training: pd.DataFrame | None,
-) -> Path:
-    """The folder of the results; what it replaces is told.
-
-    Raises:
-        InputError: it is a run directory.
-    """
+) -> RunDirectory:
+    """Where the results go, which is no run; what they replace is told."""
     if config.output is not None:
-        target = Path(config.output).expanduser()
+        place = RunDirectory(Path(config.output).expanduser())
     else:
         home = RunDirectory(Path() if config.run is None else Path(config.run).expanduser())
-        protocol = None if changes is None else {key: changes[key] for key in sorted({*changes} - {"data.fold"})}
         others = [
-            corpus.protocol if protocol is None else protocol,
+            corpus.protocol if changes is None else {key: changes[key] for key in sorted({*changes} - {"data.fold"})},
             [] if classes == model.emotions else classes,
             "" if config.run is not None else str(Path(config.model).expanduser().absolute()),
         ]
-        target = home.evaluations / folder_name(corpus, config.side, training, *others)
-    if RunDirectory(target).record.is_file():
-        raise InputError(f"output={target}: is a run or a model: its own results would be lost. Choose another folder.")
-    if RunDirectory(target).metrics.is_file():
-        log.warning("%s: replaces the results of an earlier evaluation", target)
-    return target
-
-
-def make_tables(corpus: Corpus, classes: list[str], outputs: Outputs) -> dict[str, pd.DataFrame]:
-    """The tables by name: `predictions`, `confusions`, `speakers`."""
-    predictions = predictions_frame(corpus, classes, outputs.rows, outputs.probabilities)
-    return {
-        "predictions": predictions,
-        "confusions": worst_confusions(predictions, corpus.frame["text"].iloc[outputs.rows].tolist()),
-        "speakers": by_speaker(predictions, classes),
-    }
+        place = RunDirectory(home.evaluations / folder_name(corpus, config.side, training, *others))
+    if place.record.is_file():
+        raise InputError(
+            f"output={place.path}: is a run or a model: its own results would be lost. Choose another folder."
+        )
+    if place.metrics.is_file():
+        log.warning("%s: replaces the results of an earlier evaluation", place.path)
+    return place
 
 
 def write(
-    directory: RunDirectory,
-    tables: Mapping[str, pd.DataFrame],
-    corpus: Corpus,
-    classes: list[str],
-    outputs: Outputs,
-    config: DictConfig,
-    model: Model,
-    claims: Mapping[str, Any],
+    directory: RunDirectory, corpus: Corpus, outputs: Outputs, about: Mapping[str, Any], config: DictConfig
 ) -> dict[str, Any]:
-    """Write the tables and figures, metrics.json last of all; returns what it holds."""
-    for name, table in tables.items():
-        write_table(directory.path / f"{name}.csv", table)
-    probabilities, labels = outputs.probabilities, corpus.label[outputs.rows]
-    predicted = probabilities.argmax(1)
-    counts = confusion_counts(labels, predicted, len(classes))
-    save_figure(confusion_figure(counts, classes), directory.confusion_matrix)
-    figure = reliability_figure(probabilities.max(1), predicted == labels, outputs.metrics["ece"], BINS)
-    save_figure(figure, directory.reliability)
-    side = config.side
-    speakers = tables["predictions"]["speaker"].to_numpy()
-    resampled = unit_of(speakers, config.resample)
-    groups = speakers if resampled == "speakers" else None
-    found = bootstrap(labels, probabilities, classes, resamples=config.resamples, seed=config.seed, groups=groups)
-    metrics: dict[str, Any] = {f"{side}/{name}": _number(value) for name, value in outputs.metrics.items()}
-    for name, (low, high) in found.items():
-        metrics |= {f"{side}/{name}/low": _number(low), f"{side}/{name}/high": _number(high)}
-    metrics |= {
-        **corpus.protocol_record(),
-        **claims,
-        "classes": classes,
-        "model_classes": model.emotions,
-        "side": side,
-        "utterances": len(labels),
-        "left_out": len(corpus.left_out),
-        "model": str(config.model if config.run is None else config.run),
-        "resamples": config.resamples,
-        "resampled": resampled,
-        "speakers": len(set(speakers)),
-    }
-    for reason in undefined({f"{side}/{name}": value for name, value in outputs.metrics.items()}):
-        log.info("metrics.json: %s", reason)
-    write_json(directory.metrics, metrics)
-    return metrics
+    """Write the tables and figures, and metrics.json last of all; print and return what it holds."""
+    side, classes = about["side"], about["classes"]
+    predictions = write_predictions(directory, corpus, classes, outputs)
+    mistakes = surest_mistakes(predictions, corpus.frame["text"].iloc[outputs.rows].tolist())
+    write_table(directory.path / "confusions.csv", mistakes)
+    speakers = by_speaker(predictions, classes)
+    write_table(directory.path / "speakers.csv", speakers)
+    confidence, right = outputs.probabilities.max(1), outputs.predicted == outputs.labels
+    save_figure(reliability_figure(confidence, right, outputs.metrics["ece"], BINS), directory.reliability)
+    groups = predictions["speaker"].to_numpy() if about["resampled"] == "speakers" else None
+    times = {"resamples": config.resamples, "seed": config.seed}
+    intervals = bootstrap(outputs.labels, outputs.probabilities, classes, **times, groups=groups)
+    metrics = {f"{side}/{name}": value for name, value in outputs.metrics.items()}
+    for name, (low, high) in intervals.items():
+        metrics |= finite({f"{side}/{name}/low": low, f"{side}/{name}/high": high})
+    written = write_metrics(directory, {**metrics, **about, "speakers": len(speakers)})
+    show(written, outputs.metrics, speakers, mistakes.head(config.shown))
+    Console().print(f"written to {directory.path}")
+    return written
 
 
-def _number(value: float) -> float | None:
-    return float(value) if math.isfinite(value) else None
-
-
-def worst_confusions(predictions: pd.DataFrame, texts: list[str]) -> pd.DataFrame:
+def surest_mistakes(predictions: pd.DataFrame, texts: list[str]) -> pd.DataFrame:
     """The utterances that were mistaken, the surest mistakes first, with their transcripts."""
-    sure = [row[row["predicted"]] for row in predictions.to_dict("records")]
-    own = [row[row["emotion"]] for row in predictions.to_dict("records")]
-    table = predictions[["id", "speaker", "emotion", "predicted"]].assign(
-        probability=sure, probability_of_label=own, text=texts
+    rows = predictions.to_dict("records")
+    table = predictions[PREDICTED].assign(
+        probability=[row[row["predicted"]] for row in rows],
+        probability_of_label=[row[row["emotion"]] for row in rows],
+        text=texts,
     )
     wrong = table[table["emotion"] != table["predicted"]]
     return wrong.sort_values("probability", ascending=False, kind="stable").reset_index(drop=True)
@@ -299,29 +262,19 @@ def worst_confusions(predictions: pd.DataFrame, texts: list[str]) -> pd.DataFram
 
 def by_speaker(predictions: pd.DataFrame, classes: list[str]) -> pd.DataFrame:
     """UA, WA and the recall of each class by speaker; empty where a speaker has no utterance of a class."""
-    right = (predictions["emotion"] == predictions["predicted"]).astype(float)
-    groups = predictions.assign(right=right).groupby("speaker")
-    recall = predictions.assign(right=right).pivot_table(
-        index="speaker", columns="emotion", values="right", aggfunc="mean"
-    )
-    recall = recall.reindex(columns=classes)
+    scored = predictions.assign(right=(predictions["emotion"] == predictions["predicted"]).astype(float))
+    recall = scored.pivot_table(index="speaker", columns="emotion", values="right").reindex(columns=classes)
+    groups = scored.groupby("speaker")
     table = pd.DataFrame({"utterances": groups.size(), "ua": recall.mean(axis=1), "wa": groups["right"].mean()})
     return table.join(recall.add_prefix("recall/")).reset_index()
 
 
-def show(
-    metrics: Mapping[str, Any],
-    tables: Mapping[str, pd.DataFrame],
-    folder: Path,
-    corpus: Corpus,
-    outputs: Outputs,
-    config: DictConfig,
-) -> None:
-    """Print the metrics with their intervals, the speakers, and the worst confusions."""
-    console, side = Console(), config.side
-    title = f"{len(outputs.rows)} utterances of {corpus.name}, side {side}"
+def show(metrics: Mapping[str, Any], names: Iterable[str], speakers: pd.DataFrame, mistakes: pd.DataFrame) -> None:
+    """Print what metrics.json holds, of these metrics with their intervals, the speakers, and the surest mistakes."""
+    console, side = Console(), metrics["side"]
+    title = f"{metrics['utterances']} utterances of {metrics['corpus']}, side {side}"
     table = make_table(title, ["metric", "value", "95% interval"], ["value", "95% interval"])
-    for name in outputs.metrics:
+    for name in names:
         value, low, high = (metrics.get(f"{side}/{name}{end}") for end in ("", "/low", "/high"))
         interval = "" if low is None or high is None else f"{low:.4f} to {high:.4f}"
         table.add_row(name, "-" if value is None else f"{value:.4f}", interval)
@@ -333,12 +286,10 @@ def show(
         console.print("the model knows speakers that are tested: not speaker-independent")
     if metrics["classes"] != metrics["model_classes"]:
         console.print(f"the model chose among {', '.join(metrics['classes'])} alone (classes=shared)")
-    speakers, worst = tables["speakers"], tables["confusions"].head(config.shown)
     console.print(_plain(speakers.rename(columns=lambda name: name.removeprefix("recall/")), "by speaker: recalls"))
-    if len(worst):
+    if len(mistakes):
         columns = ["id", "emotion", "predicted", "probability", "text"]
-        console.print(_plain(worst[columns], "the surest mistakes"))
-    console.print(f"written to {folder}")
+        console.print(_plain(mistakes[columns], "the surest mistakes"))
 
 
 def _plain(frame: pd.DataFrame, title: str) -> Table:

@@ -68,17 +68,16 @@ class OpenRun:
         device: torch.device = torch.device("cpu"),  # noqa: B008 - a constant
         name: str | None = None,
     ) -> None:
-        self.run_dir, self.device = run_dir, device
+        self.run_dir, self.directory, self.device = run_dir, RunDirectory(run_dir), device
         self.name = run_dir.resolve().name if name is None else name
-        directory = RunDirectory(run_dir)
-        self.config = directory.read_finished_record()
+        self.config = self.directory.read_finished_record()
         self.cache = Path(self.config.cache).expanduser() if cache is None else cache
         self.config.cache, self.config.trainer.accelerator = str(self.cache), device.type
-        self.network, self.emotions, _ = load_model(directory.model, self.cache)
+        self.network, self.emotions, _ = load_model(self.directory.model, self.cache)
         self.corpus: Corpus = build(self.config.data, cache=self.cache)
         self.data = EmotionDataModule(self.corpus, pin_memory=copies_ahead(device), seed=self.config.seed)
         self.data.setup()
-        record_content(self.corpus.content, self.corpus.origin, directory, write=False)
+        record_content(self.corpus.content, self.corpus.origin, self.directory, write=False)
         if self.corpus.emotions != self.emotions:
             raise InputError(
                 f"{run_dir}: the model's classes are {', '.join(self.emotions)}, the corpus now has "
@@ -92,30 +91,22 @@ class OpenRun:
         return Snapshot(f"after {list(self.config.stage)[-1]}", self.network)
 
     def snapshots(self) -> Iterator[Snapshot]:
-        """The network before training and after each stage, built anew but for the last, which is the trained one.
-
-        Raises:
-            InputError: a stage's checkpoint is not there.
-        """
+        """The network before training and after each stage, built anew but for the last, which is the trained one."""
         yield Snapshot("before training", self._untrained())
-        stages = list(self.config.stage.items())
-        for number, (name, stage) in enumerate(stages[:-1]):
+        for number, (name, stage) in enumerate(list(self.config.stage.items())[:-1]):
             network = self._untrained()
-            state = RunDirectory(self.run_dir).stage(number, name).read_best()["state_dict"]
-            own = {key.removeprefix("network."): tensor for key, tensor in state.items() if key.startswith("network.")}
-            network.load_state_dict({**network.state_dict(), **own})
+            network.load_state_dict(
+                {**network.state_dict(), **self.directory.stage(number, name).read_weights("network")}
+            )
             for modality, encoder in network.by_modality.items():
                 encoder.unfreeze(stage.unfreeze[modality])
             yield Snapshot(f"after {name}", network)
         yield self.trained
 
     def batches(self, network: EmotionNetwork, rows: np.ndarray, doing: str = "") -> Iterator[Batch]:
-        """Utterances in padded batches of similar length, raw or from the store, on this run's device.
+        """Utterances by their positions, in padded batches of similar length, raw or from the store, on the device.
 
-        Args:
-            network: a network of this run; frozen stems are read from the store, which is filled with what it lacks.
-            rows: positions in the manifest.
-            doing: what the progress bar says; without, there is none.
+        Frozen stems are read from the store, which is filled with what it lacks. A bar shows what is being done.
         """
         sources, _ = make_sources(network, self.data, Encoding.of(self.config))
         self.data.serve(sources, BATCH)
@@ -147,22 +138,14 @@ class OpenRun:
         return network.eval()
 
     def class_vectors(self) -> np.ndarray | None:
-        """The vectors that the loss learned for the classes, at the last stage's best epoch.
+        """The vectors that the loss learned for the classes, (classes, dim), at the last stage's best epoch.
 
-        Returns:
-            (classes, dim), of the first term of the loss that has vectors for the embedding and a weight other than 0;
-            None where no term has.
-
-        Raises:
-            InputError: the checkpoint is not there.
+        They are of its first term that has vectors for the embedding and a weight other than 0; None where none has.
         """
-        state = RunDirectory(self.run_dir).last_stage.read_best()["state_dict"]
-        loss = build(self.config.loss)
+        loss, shape = build(self.config.loss), (len(self.emotions), self.network.fusion.dim)
         unused = set(loss.losses) - set(loss.active) if isinstance(loss, SumLoss) else set()
-        passed_over = tuple(f"loss.terms.{name}." for name in unused)
-        for name, tensor in state.items():
-            is_of_loss = name.startswith("loss.") and not name.startswith(passed_over)
-            shape = (len(self.emotions), self.network.fusion.dim)
-            if is_of_loss and "embedding" in name.split(".") and tensor.shape == shape:
+        passed_over = tuple(f"terms.{name}." for name in unused)
+        for name, tensor in self.directory.last_stage.read_weights("loss").items():
+            if not name.startswith(passed_over) and "embedding" in name.split(".") and tensor.shape == shape:
                 return tensor.float().numpy()
         return None

@@ -13,6 +13,7 @@ from rich.console import Console
 from fourm_ser.data.corpus import Corpus
 from fourm_ser.figures import confusion_figure, curves_figure, save_figure
 from fourm_ser.files import finite, write_json, write_table
+from fourm_ser.models.inference import Outputs
 from fourm_ser.runs.directory import PREDICTED, RunDirectory
 from fourm_ser.terminal import make_table
 
@@ -25,85 +26,52 @@ class Results(NamedTuple):
     Attributes:
         metrics: what metrics.json holds.
         emotions: the classes in the order of their indices.
-        labels: class index of each test utterance.
-        predicted: predicted class index of each test utterance.
+        outputs: what the network makes of the test side.
         predictions: what predictions.csv holds.
         figures: paths of the figures.
     """
 
     metrics: dict[str, Any]
     emotions: list[str]
-    labels: list[int]
-    predicted: list[int]
+    outputs: Outputs
     predictions: pd.DataFrame
     figures: list[Path]
 
 
-def write_results(
-    directory: RunDirectory,
-    corpus: Corpus,
-    metrics: Mapping[str, Any],
-    index: np.ndarray,
-    probabilities: np.ndarray,
-) -> Results:
-    """Write what a run leaves; metrics.json last, for it says that the run has finished.
-
-    Args:
-        directory: the run directory.
-        corpus: the run's corpus.
-        metrics: flat metrics; what is undefined becomes null, and the log says why.
-        index: (n,) positions of the test utterances in the manifest.
-        probabilities: (n, classes).
-    """
-    labels, predicted = corpus.label[index], probabilities.argmax(1)
-    predictions = predictions_frame(corpus, corpus.emotions, index, probabilities)
-    write_table(directory.predictions, predictions)
-
-    counts = confusion_counts(labels, predicted, len(corpus.emotions))
-    save_figure(confusion_figure(counts, corpus.emotions), directory.confusion_matrix)
+def write_results(directory: RunDirectory, corpus: Corpus, metrics: Mapping[str, Any], outputs: Outputs) -> Results:
+    """Write what a run leaves of its test side; metrics.json last, for it says that the run has finished."""
+    predictions = write_predictions(directory, corpus, corpus.emotions, outputs)
+    figures = [directory.confusion_matrix]
     curves = {name: pd.read_csv(path) for name, path in directory.tables.items()}
     if curves:
         save_figure(curves_figure(curves), directory.training_curves)
-    figures = [directory.confusion_matrix, *([directory.training_curves] if curves else [])]
+        figures.append(directory.training_curves)
+    written = write_metrics(directory, {**metrics, "finished": True})
+    return Results(written, corpus.emotions, outputs, predictions, figures)
 
+
+def write_predictions(directory: RunDirectory, corpus: Corpus, classes: list[str], outputs: Outputs) -> pd.DataFrame:
+    """Write the confusion matrix and predictions.csv: the columns `PREDICTED`, then the probability of each class."""
+    known = corpus.frame[PREDICTED[:-1]].iloc[outputs.rows].reset_index(drop=True)
+    predicted = pd.DataFrame({PREDICTED[-1]: [classes[label] for label in outputs.predicted]})
+    predictions = pd.concat([known, predicted, pd.DataFrame(outputs.probabilities, columns=classes)], axis=1)
+    write_table(directory.predictions, predictions)
+    pairs = np.bincount(outputs.labels * len(classes) + outputs.predicted, minlength=len(classes) ** 2)
+    save_figure(confusion_figure(pairs.reshape(len(classes), -1), classes), directory.confusion_matrix)
+    return predictions
+
+
+def write_metrics(directory: RunDirectory, metrics: Mapping[str, Any]) -> dict[str, Any]:
+    """Write metrics.json and return what it holds: what is undefined becomes null, and the log says why."""
     for reason in undefined(metrics):
         log.info("metrics.json: %s", reason)
-    written = {**finite(metrics), "finished": True}
+    written: dict[str, Any] = finite(metrics)
     write_json(directory.metrics, written)
-    return Results(written, corpus.emotions, labels.tolist(), predicted.tolist(), predictions, figures)
-
-
-def predictions_frame(corpus: Corpus, classes: list[str], index: np.ndarray, probabilities: np.ndarray) -> pd.DataFrame:
-    """What predictions.csv holds: the columns `PREDICTED`, then the probability of each class.
-
-    Args:
-        corpus: the corpus.
-        classes: the classes in the order of the probabilities.
-        index: (n,) positions of the utterances in the manifest.
-        probabilities: (n, classes).
-    """
-    known = corpus.frame[PREDICTED[:-1]].iloc[index].reset_index(drop=True)
-    predicted = pd.DataFrame({PREDICTED[-1]: [classes[label] for label in probabilities.argmax(1)]})
-    return pd.concat([known, predicted, pd.DataFrame(probabilities, columns=classes)], axis=1)
-
-
-def confusion_counts(labels: np.ndarray, predicted: np.ndarray, classes: int) -> np.ndarray:
-    """How many utterances of each class (rows) were taken for each (columns): (classes, classes).
-
-    Args:
-        labels: (n,) class indices.
-        predicted: (n,) class indices.
-        classes: number of classes.
-    """
-    return np.bincount(labels * classes + predicted, minlength=classes**2).reshape(classes, classes)
+    return written
 
 
 def undefined(metrics: Mapping[str, Any]) -> list[str]:
-    """Why metrics are no numbers, a sentence each.
-
-    Args:
-        metrics: flat metrics by their full names, such as `test/recall/anger`.
-    """
+    """Why metrics are no numbers, a sentence each, by their full names, such as `test/recall/anger`."""
     reasons = []
     for name, value in metrics.items():
         if not isinstance(value, float) or math.isfinite(value):

@@ -18,14 +18,7 @@ from pytorch_lightning import seed_everything
 from fourm_ser.config import build
 from fourm_ser.data.corpus import Corpus
 from fourm_ser.data.datamodule import EmotionDataModule
-from fourm_ser.devices import (
-    MIXED,
-    autocast,
-    copies_ahead,
-    find_device,
-    ran_out_of_memory,
-    tf32,
-)
+from fourm_ser.devices import MIXED, autocast, copies_ahead, find_device, ran_out_of_memory, tf32
 from fourm_ser.distributed import barrier, first, joined, launched, rank, world
 from fourm_ser.encoders.base import Resources
 from fourm_ser.encoders.hub import ENCODER_FILES, fetch_weights
@@ -73,10 +66,10 @@ def run(config: DictConfig, run_dir: Path, own_process: bool = False) -> dict[st
             with joined(config.trainer.accelerator):
                 return _run(config, directory, own_process)
         metrics = _run(config, directory, own_process)
-        if not metrics:
-            launch(directory.read_record(), directory)
-            metrics = directory.read_metrics()
-        return metrics
+        if metrics:
+            return metrics
+        launch(directory.read_record(), directory)
+        return directory.read_metrics()
     except OtherRunError:
         raise
     except Exception as error:
@@ -131,21 +124,12 @@ def resume(run_dir: Path, own_process: bool = False) -> dict[str, Any]:
 
 
 class Experiment:
-    """What the steps of a run share.
-
-    Args:
-        config: the resolved config.
-        directory: the run directory.
-    """
+    """What the steps of a run share."""
 
     def __init__(self, config: DictConfig, directory: RunDirectory) -> None:
         self.config, self.directory = config, directory
         self.cache = Path(config.cache).expanduser()
-        self.stages = read_stages(
-            build(config.stage),
-            build(config.optimizer),
-            build(config.scheduler),
-        )
+        self.stages = read_stages(build(config.stage), build(config.optimizer), build(config.scheduler))
         self.loss: Loss = build(config.loss)
         self.corpus: Corpus = build(config.data, cache=self.cache)  # reads nothing, but checks its keys
         self._refuse_misfits()
@@ -170,12 +154,8 @@ class Experiment:
     def run(self) -> dict[str, Any]:
         """All of it, in order."""
         config = self.config
-        log.info(
-            "trainer: %s, precision %s; frozen encoders: %s",
-            config.trainer.accelerator,
-            config.trainer.precision,
-            config.encode.precision,
-        )
+        precisions = config.trainer.precision, config.encode.precision
+        log.info("trainer: %s, precision %s; frozen encoders: %s", config.trainer.accelerator, *precisions)
         torch.use_deterministic_algorithms(bool(config.trainer.get("deterministic", False)))  # in encoding passes, too
         with first():
             network = self._prepare()
@@ -186,14 +166,9 @@ class Experiment:
             network.fusion.compile(dynamic=True)
             network.head.compile(dynamic=True)
         for encoder in network.by_modality.values():
-            size = sum(parameter.numel() for parameter in encoder.parameters())
-            log.info(
-                "%s encoder: %s, %.1f M parameters, weights: %s",
-                encoder.modality,
-                encoder.name,
-                size / 1e6,
-                encoder.weights,
-            )
+            size = sum(parameter.numel() for parameter in encoder.parameters()) / 1e6
+            found = encoder.modality, encoder.name, size, encoder.weights
+            log.info("%s encoder: %s, %.1f M parameters, weights: %s", *found)
             for stage in self.stages:  # what a later stage may not unfreeze is known before the first
                 encoder.unfreeze(stage.unfreeze[encoder.modality])
         compare_languages(network, self.corpus)
@@ -258,7 +233,8 @@ class Experiment:
             loggers = [logger.stage(folder) for logger in self.loggers]
             skips = any(not encoder.frozen and encoder.skips_parts for encoder in network.by_modality.values())
             given: Any = OmegaConf.to_container(self.config.trainer)
-            trainer = build_trainer(stage, self.directory, trainer_arguments(given, self.device, skips), loggers)
+            arguments = trainer_arguments(given, self.device, skips)
+            trainer = build_trainer(stage, self.directory, logger=loggers, **arguments)
             with self._explained(stage, module), self._computing(network, trained):
                 trainer.fit(module, datamodule=self.data, ckpt_path=last, weights_only=True)
             if rank() == 0:
@@ -278,10 +254,7 @@ class Experiment:
 
     @contextmanager
     def _explained(self, stage: Stage, module: EmotionModule) -> Iterator[None]:
-        """Say of what ends a stage where it did so, by whom, and what there is to go on from or to lower.
-
-        A loss that is not finite, or no memory left.
-        """
+        """Say of a loss that is not finite, or no memory left, over what it was, and what to go on from or to lower."""
         try:
             yield
         except NotFiniteError as error:
@@ -332,7 +305,6 @@ class Experiment:
         """Write the model directory and the run's results, and return what metrics.json holds."""
         config, encoders = self.config, network.by_modality
         origins = [encoder.weights for encoder in encoders.values()]
-        test = outputs["test"]
         metrics = {
             **{f"{side}/{name}": value for side in ("test", "val") for name, value in outputs[side].metrics.items()},
             **self.corpus.protocol_record(),
@@ -355,7 +327,7 @@ class Experiment:
             clean=list(self.corpus.cleaning.patterns),
         )
         save_model(self.directory.model, Model(network, self.corpus.emotions, conditions), config, left_out)
-        results = write_results(self.directory, self.corpus, metrics, test.rows, test.probabilities)
+        results = write_results(self.directory, self.corpus, metrics, outputs["test"])
         for logger in self.loggers:
             logger.finish(results)
         return results.metrics

@@ -22,10 +22,6 @@ def launch(config: DictConfig, directory: RunDirectory) -> None:
 
     Lightning would start them by repeating this process's command line: a whole sweep, where this is a job of one.
 
-    Args:
-        config: the resolved config, which is recorded.
-        directory: the run directory.
-
     Raises:
         InputError: what one of the processes ended with; or the run is on several machines.
     """
@@ -55,10 +51,8 @@ def launch(config: DictConfig, directory: RunDirectory) -> None:
     if code != 0:
         if directory.failure.is_file():
             raise InputError(directory.read_failure()["error"])
-        raise InputError(
-            f"{directory.path}: its {count} processes ended with exit code {code} and left no word. "
-            "The same command goes on."
-        )
+        said = f"its {count} processes ended with exit code {code} and left no word. The same command goes on."
+        raise InputError(f"{directory.path}: {said}")
 
 
 def _file(descriptor: int) -> int:

@@ -14,6 +14,7 @@ import pandas as pd
 from pytorch_lightning.loggers import Logger
 from pytorch_lightning.utilities import rank_zero_only
 
+from fourm_ser.checks import check_word
 from fourm_ser.errors import InputError
 from fourm_ser.files import whole, write_text
 from fourm_ser.runs.directory import RunDirectory, StageDirectory
@@ -37,11 +38,7 @@ class RunLogger(ABC):
 
 
 class EpochTable(Logger):
-    """A stage's metrics as CSV, one row an epoch; a resumed stage goes on in the same table.
-
-    Args:
-        path: the table.
-    """
+    """A stage's metrics as CSV, one row an epoch; a resumed stage goes on in the same table."""
 
     def __init__(self, path: Path) -> None:
         super().__init__()
@@ -64,15 +61,10 @@ class EpochTable(Logger):
     @rank_zero_only
     def log_metrics(self, metrics: dict[str, float], step: int | None = None) -> None:
         """Merge metrics into their epoch's row."""
-        values = dict(metrics)
-        epoch = values.pop("epoch", None)
-        values = {name: value for name, value in values.items() if name.startswith(("train/", "val/"))}
-        if epoch is None or not values:
+        values = {name: value for name, value in metrics.items() if name.startswith(("train/", "val/"))}
+        if "epoch" not in metrics or not values:
             return
-        self.rows.setdefault(int(epoch), {}).update(values)
-        self._write()
-
-    def _write(self) -> None:
+        self.rows.setdefault(int(metrics["epoch"]), {}).update(values)
         table = pd.DataFrame.from_dict(self.rows, orient="index").sort_index()
         with whole(self.path) as temporary:
             table[sorted(table.columns)].to_csv(temporary, index_label="epoch")
@@ -108,16 +100,10 @@ class WandB(RunLogger):
         tags: list[str],
         name: str | None,
     ) -> None:
-        if mode not in ("online", "offline", "disabled"):
-            raise InputError(f"logger.wandb.mode={mode}: expected online, offline or disabled.")
-        self.arguments: dict[str, Any] = {
-            "project": project,
-            "entity": entity,
-            "group": group,
-            "job_type": job_type,
-            "name": name,
-        }
-        self.tags, self.mode = tags, mode
+        check_word("logger.wandb.mode", mode, ("online", "offline", "disabled"))
+        self.arguments: dict[str, Any] = {"project": project, "entity": entity, "name": name}
+        self.arguments |= {"group": group, "job_type": job_type, "tags": [tag for tag in tags if tag]}
+        self.mode = mode
         self.run: Any = None
 
     def start(self, directory: RunDirectory, config: Mapping[str, Any]) -> None:
@@ -136,7 +122,6 @@ class WandB(RunLogger):
             id=directory.wandb.read_text(encoding="utf-8").strip(),
             resume="allow",
             mode=mode,  # type: ignore[arg-type]
-            tags=[tag for tag in self.tags if tag],
             dir=directory.path,
             config=dict(config),
             settings=wandb.Settings(console="off"),
@@ -154,21 +139,21 @@ class WandB(RunLogger):
     def finish(self, results: Results) -> None:
         import wandb
 
+        outputs = results.outputs
         self.run.summary.update(results.metrics)
         self.run.log(
             {
                 "test/predictions": wandb.Table(dataframe=results.predictions),
                 "test/confusion_matrix": wandb.plot.confusion_matrix(
-                    y_true=results.labels, preds=results.predicted, class_names=results.emotions
+                    y_true=outputs.labels.tolist(), preds=outputs.predicted.tolist(), class_names=results.emotions
                 ),
                 **{path.stem: wandb.Image(str(path)) for path in results.figures},
             }
         )
         self.run.finish()
         if self.run.offline:
-            log.info(
-                "wandb: logged offline; upload it with: wandb sync %s", shlex.quote(str(Path(self.run.dir).parent))
-            )
+            folder = shlex.quote(str(Path(self.run.dir).parent))
+            log.info("wandb: logged offline; upload it with: wandb sync %s", folder)
 
 
 class TensorBoard(RunLogger):

@@ -9,7 +9,7 @@ import math
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
-from fourm_ser.errors import InputError
+from fourm_ser.checks import check_number
 
 
 def constant(optimizer: Optimizer, steps: int, steps_per_epoch: int) -> LambdaLR:
@@ -63,12 +63,9 @@ class Plateau(LambdaLR):
     def __init__(
         self, optimizer: Optimizer, steps: int, steps_per_epoch: int, patience: int, gamma: float, floor: float
     ) -> None:
-        if patience < 1:
-            raise InputError(f"scheduler.patience={patience}: expected 1 or more epochs.")
-        if not 0 < gamma < 1:
-            raise InputError(f"scheduler.gamma={gamma}: expected a number between 0 and 1.")
-        if not 0 <= floor <= 1:
-            raise InputError(f"scheduler.floor={floor}: expected a share from 0 to 1.")
+        check_number("scheduler.patience", patience, "1 or more epochs", least=1)
+        check_number("scheduler.gamma", gamma, "a number between 0 and 1", most=1, above=True, below=True)
+        check_number("scheduler.floor", floor, "a share from 0 to 1", most=1)
         self.patience, self.gamma, self.floor = patience, gamma, floor
         self.best, self.waited, self.share = -math.inf, 0, 1.0
         super().__init__(optimizer, lambda now: self.share)

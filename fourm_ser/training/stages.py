@@ -8,17 +8,16 @@ from typing import Any
 import torch
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
-from pytorch_lightning.loggers import Logger
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
+from fourm_ser.checks import check_number
 from fourm_ser.encoders.base import Unfreeze
 from fourm_ser.errors import InputError
 from fourm_ser.runs.directory import RunDirectory
 
 log = logging.getLogger(__name__)
 
-MODALITIES = ("text", "audio")
 OWN_KEYS = ("tf32", "compile", "keep_freed_memory")  # of the config's `trainer`, unknown to Lightning's
 
 
@@ -54,12 +53,7 @@ class Stage:
 
 
 def read_stages(entries: Mapping[str, Any], optimizer: Any, scheduler: Any) -> list[Stage]:
-    """The config's stages in the order they run.
-
-    Args:
-        entries: The config's `stage`, instantiated.
-        optimizer: The run's own, for stages whose `optimizer` is null.
-        scheduler: The run's own, for stages whose `scheduler` is null.
+    """The config's stages in the order they run; those without an optimizer or a scheduler take the run's own.
 
     Raises:
         InputError: no stage, a key that a stage does not have, one that is missing, a value out of range.
@@ -71,27 +65,18 @@ def read_stages(entries: Mapping[str, Any], optimizer: Any, scheduler: Any) -> l
             raise InputError(f"stage.{name}={entry}: expected a stage with the keys {', '.join(sorted(fields))}.")
         for problem, keys in (("unknown key", set(entry) - fields), ("missing key", fields - set(entry))):
             if keys:
-                raise InputError(
-                    f"stage.{name}: {problem} {', '.join(sorted(keys))}. "
-                    f"A stage has the keys {', '.join(sorted(fields))}."
-                )
+                known = f"A stage has the keys {', '.join(sorted(fields))}."
+                raise InputError(f"stage.{name}: {problem} {', '.join(sorted(keys))}. {known}")
         unfreeze = entry["unfreeze"]
-        found = ", ".join(unfreeze) if isinstance(unfreeze, Mapping) else unfreeze
-        if not isinstance(unfreeze, Mapping) or set(unfreeze) != set(MODALITIES):
+        if not isinstance(unfreeze, Mapping) or set(unfreeze) != {"text", "audio"}:
+            found = ", ".join(unfreeze) if isinstance(unfreeze, Mapping) else unfreeze
             raise InputError(f"stage.{name}.unfreeze: expected the keys text and audio, found {found}.")
         for key in ("epochs", "batch_size", "accumulate"):
-            if type(entry[key]) is not int or entry[key] < 1:
-                raise InputError(f"stage.{name}.{key}={entry[key]}: expected a whole number, 1 or more.")
+            check_number(f"stage.{name}.{key}", entry[key], "a whole number, 1 or more", least=1, whole=True)
         for key in ("encoder_learning_rate", "patience", "gradient_clip"):
-            if entry[key] is not None and (type(entry[key]) not in (int, float) or entry[key] <= 0):
-                raise InputError(f"stage.{name}.{key}={entry[key]}: expected more than 0, or null.")
-        values = {
-            **entry,
-            "optimizer": entry["optimizer"] or optimizer,
-            "scheduler": entry["scheduler"] or scheduler,
-            "unfreeze": dict(unfreeze),
-        }
-        stages.append(Stage(name=str(name), number=len(stages), **values))
+            check_number(f"stage.{name}.{key}", entry[key], "more than 0", above=True, null=True)
+        own = {"optimizer": entry["optimizer"] or optimizer, "scheduler": entry["scheduler"] or scheduler}
+        stages.append(Stage(**{**entry, **own}, name=str(name), number=len(stages)))
     if not stages:
         raise InputError("stage: no stage to run. Choose stage=transfer, stage=finetune or stage=two_stage.")
     return stages
@@ -127,13 +112,9 @@ class ProgressBar(RichProgressBar):
 
 
 def trainer_arguments(config: Mapping[str, Any], device: torch.device, find_unused: bool) -> dict[str, Any]:
-    """The arguments of Lightning's Trainer in the config's `trainer`.
+    """The arguments of Lightning's Trainer in the config's `trainer`, on a device.
 
-    Args:
-        config: The config's `trainer`, resolved; `OWN_KEYS` are this package's.
-        device: Where it trains.
-        find_unused: Whether parts of what trains may take no part in a step; several processes then have to look for
-            them after each.
+    `find_unused`: parts of what trains may take no part in a step, and several processes look for them after each.
     """
     arguments = {key: value for key, value in config.items() if key not in OWN_KEYS}
     arguments["accelerator"] = device.type
@@ -142,30 +123,19 @@ def trainer_arguments(config: Mapping[str, Any], device: torch.device, find_unus
     return arguments
 
 
-def build_trainer(
-    stage: Stage, directory: RunDirectory, arguments: Mapping[str, Any], loggers: list[Logger]
-) -> Trainer:
-    """The Trainer of a stage: progress bar, best and last checkpoint by validation UA, early stopping.
+def build_trainer(stage: Stage, directory: RunDirectory, **arguments: Any) -> Trainer:
+    """The Trainer of a stage: progress bar, best (by validation UA) and last checkpoint, early stopping.
 
     Args:
         stage: The stage.
         directory: The run directory.
-        arguments: More arguments of the Trainer, as `trainer_arguments` gives them.
-        loggers: The stage's loggers.
+        **arguments: More arguments of the Trainer: the loggers, and those that `trainer_arguments` gives.
     """
     folder = directory.stage(stage.number, stage.name)
-    best = ModelCheckpoint(
-        folder.best.parent,
-        folder.best.stem,
-        monitor="val/ua",
-        mode="max",
-        enable_version_counter=False,
-        save_on_train_epoch_end=True,
-    )
+    when: dict[str, Any] = {"enable_version_counter": False, "save_on_train_epoch_end": True}
+    best = ModelCheckpoint(folder.best.parent, folder.best.stem, monitor="val/ua", mode="max", **when)
     # A checkpoint of its own: `save_last` beside a monitor writes only when the best improves.
-    last = ModelCheckpoint(
-        folder.last.parent, folder.last.stem, monitor=None, enable_version_counter=False, save_on_train_epoch_end=True
-    )
+    last = ModelCheckpoint(folder.last.parent, folder.last.stem, monitor=None, **when)
     callbacks: list[Callback] = [best]
     if stage.patience is not None:
         callbacks.append(StopWhenDone("val/ua", patience=stage.patience, mode="max", check_on_train_epoch_end=True))
@@ -176,7 +146,6 @@ def build_trainer(
         gradient_clip_val=stage.gradient_clip,
         accumulate_grad_batches=stage.accumulate,
         callbacks=callbacks,
-        logger=loggers,
         default_root_dir=directory.path,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,

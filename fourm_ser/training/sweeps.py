@@ -34,11 +34,6 @@ from fourm_ser.keys import check_config
 from fourm_ser.runs.collect import Run, read_run
 from fourm_ser.runs.directory import RunDirectory
 
-EXTRAS = {
-    "hydra_joblib_launcher": "joblib",
-    "hydra_submitit_launcher": "submitit",
-    "hydra_optuna_sweeper": "optuna",
-}
 BASIC = ("hydra._internal.core_plugins.basic_launcher.BasicLauncher", "BasicSweeper")
 NO_PART = ("sweep", "sweep.skip_finished", "sweep.dry_run")  # of what a job is
 SHOWN = ("val/ua", "test/ua", "test/wa", "test/f1_macro")
@@ -68,12 +63,14 @@ class Job(NamedTuple):
     words: list[str]
     folder: Path
 
+    def chosen(self, keys: list[str]) -> dict[str, str]:
+        """What it has for some keys."""
+        values = {_key(word): word.partition("=")[2] for word in self.words}
+        return {key: values.get(key, "") for key in keys}
+
 
 def job(config: DictConfig) -> float:
-    """Do one job of a sweep; it never raises, which would end the other jobs.
-
-    Args:
-        config: the job's composed config.
+    """Do one job of a sweep, by its composed config; it never raises, which would end the other jobs.
 
     Returns:
         The best validation UA, for sweepers that optimise it; NaN where the job failed, as its failure.json tells.
@@ -121,10 +118,6 @@ def _take_gpu(sweep: Path, number: int) -> None:
     """Show this process, one of several that do a sweep's jobs side by side, one GPU alone.
 
     Each takes one that no other has; those for whom none is left share, by the number of their job.
-
-    Args:
-        sweep: the sweep's folder.
-        number: the job's number.
     """
     global _gpu
     if _gpu is not None:
@@ -158,11 +151,11 @@ def has_finished(config: DictConfig, directory: RunDirectory) -> bool:
     """
     if not directory.metrics.is_file() or directory.failure.is_file():
         return False
-    asked: dict[str, Any] = OmegaConf.to_container(config, resolve=True)  # type: ignore[assignment]
     record = directory.read_record()
-    found = OmegaConf.to_container(record)
+    asked: Any = OmegaConf.to_container(config, resolve=True)
+    found: Any = OmegaConf.to_container(record)
     settle(asked)
-    settle(found)  # type: ignore[arg-type]
+    settle(found)
     if not _agrees({key: value for key, value in asked.items() if key not in ("resume", "sweep")}, found):
         return False
     from fourm_ser.runs.claims import changes_since
@@ -189,9 +182,9 @@ def _discard_damaged(directory: RunDirectory) -> None:
 
 def read_job(folder: Path) -> Run:
     """What became of the job in a run directory, which need not be there: its `state` is then `not begun`."""
-    directory = RunDirectory(folder)
     if not folder.is_dir():
         return Run(folder, "not begun")
+    directory = RunDirectory(folder)
     if directory.failure.is_file():  # also where an earlier run of another config left its results
         return Run(folder, "failed", directory.read_failure()["error"])
     run = read_run(folder)
@@ -257,8 +250,7 @@ class Sweep(Callback):
         """Print the table of the jobs and write it as jobs.csv; how many did not finish."""
         jobs = self.jobs or _begun_since(self.folder, self.started)
         runs = [read_job(job.folder) for job in jobs]
-        _write_table(self.folder / "jobs.csv", self.varied, jobs, runs)
-        _print_table(self.folder, self.varied, jobs, runs)
+        _report(self.folder, self.varied, jobs, runs)
         best = self.folder / "optimization_results.yaml"
         if best.is_file() and best.stat().st_mtime >= self.started:
             found = yaml.safe_load(best.read_text(encoding="utf-8"))
@@ -286,18 +278,14 @@ def _need_plugins(config: DictConfig) -> None:
         package, _, rest = config.hydra[group]._target_.partition(".")
         plugin = rest.partition(".")[0]
         if package == "hydra_plugins" and (find_spec(package) is None or find_spec(f"{package}.{plugin}") is None):
-            raise InputError(
-                f'hydra.{group}: {plugin} is not installed. pip install "fourm_ser[{EXTRAS.get(plugin, plugin)}]"'
-            )
+            extra = plugin.removeprefix("hydra_").partition("_")[0]
+            raise InputError(f'hydra.{group}: {plugin} is not installed. pip install "fourm_ser[{extra}]"')
 
 
 def _plan(config: DictConfig) -> tuple[list[str], list[Job]]:
     """The keys that vary and the jobs; none where a sweeper chooses them as it goes.
 
     Composing takes a good part of a second, so that not every job is composed but every value once.
-
-    Raises:
-        InputError: a value cannot be composed.
     """
     from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.global_hydra import GlobalHydra
@@ -351,56 +339,38 @@ def _key(word: str) -> str:
 
 def _begun_since(folder: Path, started: float) -> list[Job]:
     """The jobs that Hydra started in a folder since a time, in their order."""
-    found = []
-    for record in folder.glob("*/.hydra/hydra.yaml"):
-        if record.stat().st_mtime >= started - 1.0:
-            hydra = yaml.safe_load(record.read_text(encoding="utf-8"))["hydra"]
-            found.append((hydra["job"]["num"], Job(hydra["overrides"]["task"], record.parent.parent)))
-    return [job for _, job in sorted(found, key=lambda pair: pair[0])]
+    records = [path for path in folder.glob("*/.hydra/hydra.yaml") if path.stat().st_mtime >= started - 1.0]
+    runs = [read_run(path.parent.parent) for path in records]
+    return [Job(run.overrides, run.path) for run in sorted(runs, key=lambda run: run.job)]
 
 
-def _rows(varied: list[str], jobs: list[Job]) -> list[list[str]]:
-    """What each job has for the keys that vary."""
-    chosen = [{_key(word): word.partition("=")[2] for word in job.words} for job in jobs]
-    return [[values.get(key, "") for key in varied] for values in chosen]
-
-
-def _write_table(path: Path, varied: list[str], jobs: list[Job], runs: list[Run]) -> None:
-    with whole(path) as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
-        table = csv.writer(file)
-        table.writerow(["cell", *varied, "state", *SHOWN, "why"])
-        for job, row, run in zip(jobs, _rows(varied, jobs), runs, strict=True):
-            metrics = [run.metrics.get(name, "") for name in SHOWN]
-            table.writerow([job.folder.name, *row, run.state, *metrics, run.why])
-
-
-def _print_table(folder: Path, varied: list[str], jobs: list[Job], runs: list[Run]) -> None:
+def _report(folder: Path, varied: list[str], jobs: list[Job], runs: list[Run]) -> None:
+    """Write the table of the jobs as jobs.csv and print it, and why those ended that did not finish."""
     from rich.console import Console
 
     from fourm_ser.terminal import make_table
 
-    table = make_table(f"sweep in {folder}", ["job", *varied, "state", *SHOWN], SHOWN, overflow="fold")
-    for job, row, run in zip(jobs, _rows(varied, jobs), runs, strict=True):
-        metrics = [run.metrics.get(name) for name in SHOWN]
-        shown = ["" if value is None else f"{value:.4f}" for value in metrics]
-        table.add_row(job.folder.name, *row, run.state, *shown)
+    shown = make_table(f"sweep in {folder}", ["job", *varied, "state", *SHOWN], SHOWN, overflow="fold")
+    with whole(folder / "jobs.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
+        written = csv.writer(file)
+        written.writerow(["cell", *varied, "state", *SHOWN, "why"])
+        for job, run in zip(jobs, runs, strict=True):
+            row = [job.folder.name, *job.chosen(varied).values(), run.state]
+            metrics = [run.metrics.get(name) for name in SHOWN]
+            written.writerow([*row, *metrics, run.why])
+            shown.add_row(*row, *("" if value is None else f"{value:.4f}" for value in metrics))
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 200  # a file is not cut to 80 columns
-    Console(width=width).print(table)
+    Console(width=width).print(shown)
     states = [run.state for run in runs]
     print(", ".join(f"{states.count(state)} {state}" for state in dict.fromkeys(states)) or "no job began")
-    for job, row, run in zip(jobs, _rows(varied, jobs), runs, strict=True):
+    for job, run in zip(jobs, runs, strict=True):
         if run.state not in ("finished", "not begun"):
-            words = [f"{key}={value}" for key, value in zip(varied, row, strict=True)]
+            words = [f"{key}={value}" for key, value in job.chosen(varied).items()]
             print(f"{run.state}: {job.folder.name} {' '.join(words)}: {run.why}")
 
 
 def slurm_script(config: DictConfig, jobs: int) -> str:
-    """The batch script that hydra/launcher=submitit_slurm hands to sbatch.
-
-    Args:
-        config: the multirun's composed config.
-        jobs: how many jobs the array has.
-    """
+    """The batch script, for an array of so many jobs, that hydra/launcher=submitit_slurm hands to sbatch."""
     from submitit import SlurmExecutor
 
     class Executor(SlurmExecutor):
@@ -410,11 +380,10 @@ def slurm_script(config: DictConfig, jobs: int) -> str:
         def affinity(cls) -> int:
             return 1
 
-    given = OmegaConf.to_container(config.hydra.launcher, resolve=True)
-    assert isinstance(given, dict)
-    folder = given.pop("submitit_folder")
-    values = {key: value for key, value in given.items() if key not in ("_target_", "max_num_timeout")}
-    executor = Executor(folder=folder)
+    given: Any = OmegaConf.to_container(config.hydra.launcher, resolve=True)
+    executor = Executor(folder=given["submitit_folder"])
+    beside = ("submitit_folder", "_target_", "max_num_timeout")
+    values = {key: value for key, value in given.items() if key not in beside}
     executor.update_parameters(**executor._convert_parameters(values))
     executor.parameters["map_count"] = jobs
     return str(executor._make_submission_file_text(executor._submitit_command_str, "job"))

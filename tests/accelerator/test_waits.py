@@ -84,8 +84,8 @@ def test_a_steady_training_step_waits_for_nothing(
 ) -> None:
     steps = Steps(pretend)
 
-    def with_steps(*arguments: Any) -> Trainer:
-        trainer: Any = build_trainer(*arguments)
+    def with_steps(*given: Any, **arguments: Any) -> Trainer:
+        trainer: Any = build_trainer(*given, **arguments)
         trainer.callbacks.insert(0, steps)
         return trainer
 

@@ -13,7 +13,7 @@ from omegaconf import DictConfig
 
 from fourm_ser.data.manifest import write_manifest
 from fourm_ser.errors import InputError
-from fourm_ser.runs import evaluation
+from fourm_ser.runs import evaluation, results
 from fourm_ser.runs.finished import OpenRun
 from tests.conftest import CONF
 from tests.drawn import Drawn, pixels, written
@@ -80,7 +80,8 @@ def test_the_figures_are_of_the_predictions(
     two_stage_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     saved = dict[str, Figure]()
-    monkeypatch.setattr(evaluation, "save_figure", lambda figure, path: saved.update({path.stem: figure}))
+    for module in (evaluation, results):
+        monkeypatch.setattr(module, "save_figure", lambda figure, path: saved.update({path.stem: figure}))
     evaluate(f"run={two_stage_run}", f"output={tmp_path}", changes={})
     predictions = pd.read_csv(tmp_path / "predictions.csv")
     emotions = OpenRun(two_stage_run).emotions

@@ -11,6 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from fourm_ser.data.corpus import Corpus
+from fourm_ser.models.inference import Outputs
 from fourm_ser.runs import results
 from fourm_ser.runs.directory import RunDirectory
 from tests.drawn import Drawn, marks, pixels, written
@@ -25,8 +26,10 @@ def test_the_figures_of_a_run_are_of_its_predictions_and_epochs(
     label = generator.integers(0, 3, 40)
     label[:8] = 0  # no matrix is its own transpose by chance
     frame = pd.DataFrame({"id": [f"u{n}" for n in range(40)], "speaker": "s1", "emotion": np.array(EMOTIONS)[label]})
-    corpus = cast(Corpus, SimpleNamespace(frame=frame, label=label, emotions=EMOTIONS))
-    index, probabilities = np.arange(5, 40), generator.dirichlet(np.ones(3), 35)
+    corpus = cast(Corpus, SimpleNamespace(frame=frame, emotions=EMOTIONS))
+    probabilities = generator.dirichlet(np.ones(3), 35)
+    likeliest = probabilities.argmax(1)
+    outputs = SimpleNamespace(rows=np.arange(5, 40), labels=label[5:], probabilities=probabilities, predicted=likeliest)
     table = pd.DataFrame({"epoch": range(3), "train/loss": [1.4, 1.2, 1.1], "val/loss": [1.5, 1.3, 1.35]})
     table["val/ua"], table["val/wa"] = [0.3, 0.6, 0.5], [0.2, 0.5, 0.55]
     epochs = RunDirectory(tmp_path).stage(0, "transfer").epochs
@@ -34,10 +37,9 @@ def test_the_figures_of_a_run_are_of_its_predictions_and_epochs(
     table.to_csv(epochs, index=False)
     saved = dict[str, Figure]()
     monkeypatch.setattr(results, "save_figure", lambda figure, path: saved.update({path.stem: figure}))
-    results.write_results(RunDirectory(tmp_path), corpus, {"test/ua": 0.5}, index, probabilities)
+    results.write_results(RunDirectory(tmp_path), corpus, {"test/ua": 0.5}, cast(Outputs, outputs))
     Drawn(saved["confusion_matrix"])
     counts = {place: text.split("\n")[0] for place, text in written(saved["confusion_matrix"].axes[0]).items()}
-    likeliest = probabilities.argmax(1)
     assert counts == {
         (EMOTIONS[row], EMOTIONS[column]): str(int(((label[5:] == row) & (likeliest == column)).sum()))
         for row, column in product(range(3), repeat=2)

@@ -258,13 +258,13 @@ from pathlib import Path
 from fourm_ser.training.experiment import resume
 from fourm_ser.training.loggers import EpochTable
 
-def write(self, own=EpochTable._write):
-    own(self)
+def write(self, metrics, step=None, own=EpochTable.log_metrics):
+    own(self, metrics, step)
     if self.path.parent.name == sys.argv[2] and len(self.rows) == 3:
         os.kill(os.getpid(), signal.SIGKILL)
 
 if __name__ == "__main__":
-    EpochTable._write = write
+    EpochTable.log_metrics = write
     resume(Path(sys.argv[1]))
 """
 
