@@ -1,9 +1,10 @@
 """Command lines: paths are taken as they are, and what Hydra cannot use is said in one line."""
 
+import logging
 import os
 import re
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -14,6 +15,8 @@ from hydra.core.override_parser.types import Override, Quote, QuotedString, Valu
 from hydra.errors import CompactHydraException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
+
+from fourm_ser.errors import InputError
 
 PLACES = ("hydra.run.dir", "hydra.sweep.dir")  # where a command writes: one place, also for many runs
 PATHS = re.compile(
@@ -27,6 +30,24 @@ SWEEP = re.compile(r"\+{0,2}(sweep=(?!null$).+|hydra\.mode=(RunMode\.)?MULTIRUN)
 CALL = re.compile(r"\w+\(.*\)", re.DOTALL)
 INTERPOLATION = re.compile(r"(\\*)\$\{")
 FULL_ERROR = "HYDRA_FULL_ERROR"
+
+
+def start(command: Callable[[], Any], literal: Collection[str] = ()) -> None:
+    """Call what `hydra.main` made, on this process's arguments; `literal` is that of `quoted`."""
+    sys.argv[1:] = quoted(sys.argv[1:], literal)
+    with one_line():
+        command()
+
+
+@contextmanager
+def told_plainly(level: int = logging.INFO) -> Iterator[None]:
+    """Log this package's messages from a level on as they are, and end with one line where the input is bad."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("fourm_ser").setLevel(level)
+    try:
+        yield
+    except (InputError, OSError) as error:
+        sys.exit(f"error: {error}")
 
 
 def quoted(arguments: Sequence[str], literal: Collection[str] = ()) -> list[str]:

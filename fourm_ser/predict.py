@@ -1,13 +1,12 @@
 """Predict emotions: python -m fourm_ser.predict model=DIR audio=FILE text="what is said"."""
 
-import logging
 import sys
 from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
 
-from fourm_ser.commandline import one_line, quoted
+from fourm_ser.commandline import start, told_plainly
 from fourm_ser.config import CONF
 from fourm_ser.errors import InputError, printable
 from fourm_ser.keys import check_config
@@ -19,12 +18,8 @@ LITERAL = ("model", "audio", "text", "manifest", "output", "asr")
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="predict")
 def predict(config: DictConfig) -> None:
     """Predict as the composed config says; exit code 1 where a recording could not be predicted on."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logging.getLogger("fourm_ser").setLevel(logging.INFO)
-    try:
+    with told_plainly():
         failed = run(config)
-    except (InputError, OSError) as error:
-        sys.exit(f"error: {error}")
     if failed:
         sys.exit(1)
 
@@ -111,9 +106,7 @@ def is_many(config: DictConfig) -> bool:
 
 def main() -> None:
     """The command."""
-    sys.argv[1:] = quoted(sys.argv[1:], LITERAL)
-    with one_line():
-        predict()
+    start(predict, LITERAL)
 
 
 if __name__ == "__main__":
