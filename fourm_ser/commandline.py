@@ -158,12 +158,9 @@ def explain(error: Exception) -> str:
 
 
 def no_such_key(key: str, known: Collection[str], node: Mapping[Any, Any] | None = None) -> str:
-    """That nothing reads a key, with the nearest name beside it.
+    """That nothing reads a full key, `fusion.hedas`, with the nearest of the names known in its place, `heads`.
 
-    Args:
-        key: The full key: `fusion.hedas`.
-        known: The names that are known in its place: `heads`.
-        node: What stands in its place: a node in it that has a key of just that name comes first.
+    Of what stands in its place, a node that has a key of just that name comes first.
     """
     place, dot, name = key.rpartition(".")
     nodes = (node or {}).items() if dot else ()

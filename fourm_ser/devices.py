@@ -169,8 +169,7 @@ def copies_ahead(device: torch.device) -> bool:
 class HostCopy:
     """A tensor on its way from its device to the host, which nothing waits for until it is asked for.
 
-    Args:
-        tensor: the tensor. On a processor it is its own copy.
+    On a processor a tensor is its own copy.
     """
 
     def __init__(self, tensor: Tensor) -> None:

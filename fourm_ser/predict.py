@@ -25,10 +25,7 @@ def predict(config: DictConfig) -> None:
 
 
 def run(config: DictConfig) -> int:
-    """Predict, print, and write what there is to write.
-
-    Returns:
-        How many recordings could not be predicted on.
+    """Predict, print, and write what there is to write; returns how many recordings could not be predicted on.
 
     Raises:
         InputError: keys that do not fit each other, no model, and what a single recording is refused for.
@@ -68,10 +65,7 @@ def run(config: DictConfig) -> int:
 
 
 def check(config: DictConfig) -> Path | None:
-    """Refuse keys that do not fit each other, before anything is loaded.
-
-    Returns:
-        Where the table goes; None where there is none.
+    """Refuse keys that do not fit each other, before anything is loaded; returns where the table goes, if anywhere.
 
     Raises:
         InputError: the keys.
@@ -90,12 +84,11 @@ def check(config: DictConfig) -> Path | None:
         if config[key] == "":
             raise InputError(f"{key}: the path is empty.")
     manifest = None if config.manifest is None else Path(config.manifest).expanduser()
-    source = config.audio if config.manifest is None else config.manifest
-    table = table_path(config.output, source, is_cut=manifest is not None or config.window is not None)
+    is_cut = manifest is not None or config.window is not None
+    table = table_path(config.output, config.manifest or config.audio, is_cut)
     if table is not None:
-        check_table(
-            table, manifest, overwrite=config.overwrite, is_certain=config.output is not None or is_many(config)
-        )
+        is_certain = config.output is not None or is_many(config)
+        check_table(table, manifest, overwrite=config.overwrite, is_certain=is_certain)
     return table
 
 
