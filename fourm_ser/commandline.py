@@ -55,11 +55,8 @@ def quoted(arguments: Sequence[str], literal: Collection[str] = ()) -> list[str]
 
     What Hydra reads as that same path stays as it is written, for the words of a run are recorded, and name the jobs
     of a sweep. What stands in quotes, lists, `null` and `${...}` stay Hydra's, and so do commas where there are many
-    runs: unless something of that whole name exists.
-
-    Args:
-        arguments: the words of the command line.
-        literal: keys behind which everything but `null` is a path or a text as it stands.
+    runs: unless something of that whole name exists. Behind the keys `literal` everything but `null` is a path or a
+    text as it stands.
     """
     several = any(word in ("-m", "--multirun") or SWEEP.fullmatch(word) for word in arguments)
     result = []

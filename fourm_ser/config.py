@@ -83,7 +83,7 @@ def settle(config: MutableMapping[Any, Any]) -> None:
     """Make the relative paths of a config absolute, in place; what begins with `~` holds everywhere and stays.
 
     Of the corpora all of `OF_DATA` are paths, and `cache` is one; of the encoders, whose keys may also be names of the
-    hub, those of `OF_ENCODERS` that exist here. Nothing in the config may wait for another key any more.
+    hub, those of `OF_ENCODERS` that exist here. The config is resolved, or a record.
     """
     _settle(config.get("data"), OF_DATA, lambda path: True)
     _settle(config.get("encoder"), OF_ENCODERS, lambda path: path not in WORDS and Path(path).exists())
@@ -103,9 +103,10 @@ def _settle(node: Any, keys: tuple[str, ...], is_path: Callable[[str], bool], de
 def upgrade(node: Node) -> Node:
     """Bring a config, or a part, that an earlier version recorded to what this one would have recorded, in place."""
     if isinstance(node, DictConfig):
-        waiting = {key for key in node if OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key)}
+        keys: list[Any] = list(node)
+        waiting = {key for key in keys if OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key)}
         with open_dict(node):
-            _upgrade(node, [key for key in node if key not in waiting])
+            _upgrade(node, [key for key in keys if key not in waiting])
     elif isinstance(node, dict):
         _upgrade(node, list(node))
     elif isinstance(node, list | ListConfig):

@@ -89,9 +89,8 @@ class Planner:
             return [Window(length, (number, 0), item)]
         if item.text is not None:
             raise InputError(
-                f"{item.name}: its text cannot be divided over {len(parts)} windows. Leave the text out and let "
-                "asr=... transcribe each of them, cut the recording into utterances, or predict on its first part "
-                "alone (window=null)."
+                f"{item.name}: its text cannot be divided over {len(parts)} windows. Leave it out and let asr=... "
+                "transcribe each of them, cut the recording into utterances, or predict on its beginning: window=null"
             )
         return [Window(part.end - part.start, (number, place), part) for place, part in enumerate(parts)]
 

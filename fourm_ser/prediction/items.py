@@ -75,18 +75,12 @@ def checked(item: Item) -> Item:
         audio = audio.detach().cpu()
         audio = (audio.float() if audio.is_floating_point() else audio).numpy()  # NumPy has no bfloat16
     if not isinstance(audio, np.ndarray):
-        raise InputError(
-            f"audio: a {type(audio).__name__} cannot be read as a recording. Expected a path, or an array [samples]."
-        )
+        raise InputError(f"audio: a {type(audio).__name__} cannot be read. Expected a path, or an array [samples].")
     if audio.ndim != 1:
-        raise InputError(
-            f"audio: an array of the shape {list(audio.shape)} cannot be read as a recording. Expected [samples] of "
-            "one channel: average the channels first."
-        )
+        raise InputError(f"audio: has the shape {list(audio.shape)}. Expected [samples]: average the channels first.")
     if audio.dtype.kind != "f":
         raise InputError(
-            f"audio: an array of the type {audio.dtype} cannot be read as a recording. Expected floats with full scale "
-            "at 1: divide 16-bit samples by 32768."
+            f"audio: has the type {audio.dtype}. Expected floats with full scale at 1: divide 16-bit samples by 32768."
         )
     if isinstance(item.rate, bool) or not isinstance(item.rate, int | float | np.number) or not 0 < item.rate < 1e9:
         raise InputError(f"rate={item.rate}: expected the array's samples a second, such as 16000.")
@@ -119,8 +113,10 @@ def seconds(item: Item) -> float:
     Raises:
         InputError: there is no such recording, it cannot be decoded, or the segment is outside it.
     """
-    is_array = isinstance(item.audio, np.ndarray)
-    whole = len(item.audio) / SAMPLE_RATE if is_array else stated_seconds(os.fspath(item.audio))
+    if isinstance(item.audio, np.ndarray):
+        whole = len(item.audio) / SAMPLE_RATE
+    else:
+        whole = stated_seconds(os.fspath(item.audio))  # type: ignore[arg-type]
     start = 0.0 if math.isnan(item.start) else item.start
     end = whole if math.isnan(item.end) else min(item.end, whole)
     if not 0 <= start < end:

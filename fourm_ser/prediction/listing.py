@@ -6,7 +6,7 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from fourm_ser.data.audio import SOUNDS
 from fourm_ser.data.names import clean_cell, clean_columns, clean_path, decimal_hint
@@ -19,13 +19,7 @@ log = logging.getLogger(__name__)
 
 
 class Entry(NamedTuple):
-    """One recording of many.
-
-    Attributes:
-        id: what the table calls it, or its path in the folder.
-        item: what to predict on.
-        error: what is wrong with its row; None where nothing is.
-    """
+    """One recording of many: its id in the table or path in the folder, and what is wrong with it, if anything."""
 
     id: str
     item: Item
@@ -140,7 +134,7 @@ def _found(path: Path) -> tuple[Item, InputError | None]:
     return Item(None), InputError(f"{path}: {reason}.")
 
 
-def _entry(row: dict[str, str], path: Path, reads_audio: bool, reads_text: bool) -> Entry:
+def _entry(row: dict[Any, str], path: Path, reads_audio: bool, reads_text: bool) -> Entry:
     text = row["text"] if reads_text else None
     try:
         start, end = (_seconds(row, column) for column in ("start", "end"))
