@@ -28,7 +28,7 @@ from transformers import AutoModel
 
 from fourm_ser.config import CONF, build
 from fourm_ser.data.batch import Raw
-from fourm_ser.devices import HALVES, computes_in, device_name, find_device, resolve_budget, resolve_workers
+from fourm_ser.devices import HALVES, computes_in, find_device, resolve_budget, resolve_workers
 from fourm_ser.encoders.base import Encoder, Resources
 from fourm_ser.encoders.speech import SpeechEncoder
 from fourm_ser.encoders.store import FeatureStore
@@ -109,6 +109,15 @@ def work(encoder: Encoder, corpus: Corpus) -> float:
             run(raw[place])
         counts.append(counter.get_total_flops())
     return float(np.polyval(np.polyfit(lengths[picked], counts, 2), lengths).sum())
+
+
+def device_name(device: torch.device) -> str:
+    """What a device is called: the card's name, or the kind of processor."""
+    module: Any = torch.get_device_module(device)
+    if hasattr(module, "get_device_name"):
+        return str(module.get_device_name(device))
+    about: Any = torch.cpu.get_capabilities() if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities") else {}
+    return str(about.get("cpu_name", device.type))
 
 
 def synchronize(device: torch.device) -> None:

@@ -27,9 +27,10 @@ from rich.table import Table
 from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
+from benchmarks.encoding import device_name
 from fourm_ser.config import CONF, build
 from fourm_ser.data.batch import Stored, Utterances
-from fourm_ser.devices import computes_in, device_name
+from fourm_ser.devices import computes_in
 from fourm_ser.encoders.base import Encoder, Features, Resources
 from fourm_ser.encoders.convolutions import OwnConvolutions
 from fourm_ser.encoders.mel_lstm import BidirectionalLSTM

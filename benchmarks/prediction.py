@@ -21,9 +21,9 @@ from hydra import compose, initialize_config_dir
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.encoding import RATE, Corpus
+from benchmarks.encoding import RATE, Corpus, device_name
 from fourm_ser.config import CONF
-from fourm_ser.devices import device_name, find_device
+from fourm_ser.devices import find_device
 from fourm_ser.encoders.base import Resources
 from fourm_ser.errors import InputError
 from fourm_ser.models.directory import Conditions, Model

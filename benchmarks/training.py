@@ -29,11 +29,11 @@ from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
-from benchmarks.encoding import RATE, matmul_peak, peak_memory, synchronize
+from benchmarks.encoding import RATE, device_name, matmul_peak, peak_memory, synchronize
 from fourm_ser.config import CONF, build
 from fourm_ser.data.batch import Raw, Source, Stored, Utterances, loader
 from fourm_ser.data.buckets import BucketBatchSampler
-from fourm_ser.devices import MIXED, copies_ahead, device_name, find_device, resolve_trainer_precision
+from fourm_ser.devices import MIXED, copies_ahead, find_device, resolve_trainer_precision
 from fourm_ser.encoders.base import Resources
 from fourm_ser.encoders.store import FeatureStore
 from fourm_ser.kernels.memory import keep_freed_memory

@@ -21,7 +21,7 @@ class Number(NamedTuple):
 
     least: float = 0
     most: float = math.inf
-    whole: bool = True
+    whole: bool = False
     above: bool = False
     below: bool = False
     words: tuple[str | None, ...] = ()
@@ -42,36 +42,14 @@ class Number(NamedTuple):
         return " or ".join([f"{kind} {limits}", *("null" if word is None else word for word in self.words)])
 
 
-def check_number(
-    key: str,
-    value: Any,
-    expected: str,
-    *,
-    least: float = 0.0,
-    most: float = math.inf,
-    whole: bool = False,
-    above: bool = False,
-    below: bool = False,
-    null: bool = False,
-) -> None:
-    """Refuse what is no number in a range.
-
-    Args:
-        key: the config's key.
-        value: what is given for it.
-        expected: what was expected, in words.
-        least: the smallest one.
-        most: the largest one.
-        whole: only whole numbers are allowed, and no 3.0.
-        above: `least` itself is too small.
-        below: `most` itself is too large.
-        null: None is allowed, too.
+def check_number(key: str, value: Any, expected: str, *, null: bool = False, **limits: Any) -> None:
+    """Refuse what is not `expected` (in words): no number within the limits, the fields of `Number`, or a whole 3.0.
 
     Raises:
         InputError: it is none.
     """
-    rule = Number(least, most, whole, above, below, (None,) if null else ())
-    if not rule.allows(value) or (whole and isinstance(value, float)):
+    rule = Number(**limits, words=(None,) if null else ())
+    if not rule.allows(value) or (rule.whole and isinstance(value, float)):
         raise InputError(f"{key}={value}: expected {expected}{', or null' if null else ''}.")
 
 
@@ -99,12 +77,6 @@ def check_switch(key: str, value: Any) -> None:
 
 def check_text(key: str, value: Any, expected: str, null: bool = False) -> None:
     """Refuse what is no text, or an empty one; YAML reads a bare `no` or `2` as something else.
-
-    Args:
-        key: the config's key.
-        value: what is given for it.
-        expected: what was expected, in words.
-        null: None is allowed, too.
 
     Raises:
         InputError: it is none.

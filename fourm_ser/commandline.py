@@ -1,9 +1,10 @@
 """Command lines: paths are taken as they are, and what Hydra cannot use is said in one line."""
 
+import logging
 import os
 import re
 import sys
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
 from pathlib import Path
@@ -14,6 +15,8 @@ from hydra.core.override_parser.types import Override, Quote, QuotedString, Valu
 from hydra.errors import CompactHydraException, HydraException, MissingConfigException, OverrideParseException
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
+
+from fourm_ser.errors import InputError
 
 PLACES = ("hydra.run.dir", "hydra.sweep.dir")  # where a command writes: one place, also for many runs
 PATHS = re.compile(
@@ -29,16 +32,31 @@ INTERPOLATION = re.compile(r"(\\*)\$\{")
 FULL_ERROR = "HYDRA_FULL_ERROR"
 
 
+def start(command: Callable[[], Any], literal: Collection[str] = ()) -> None:
+    """Call what `hydra.main` made, on this process's arguments; `literal` is that of `quoted`."""
+    sys.argv[1:] = quoted(sys.argv[1:], literal)
+    with one_line():
+        command()
+
+
+@contextmanager
+def told_plainly(level: int = logging.INFO) -> Iterator[None]:
+    """Log this package's messages from a level on as they are, and end with one line where the input is bad."""
+    logging.basicConfig(format="%(message)s", level=logging.WARNING)
+    logging.getLogger("fourm_ser").setLevel(level)
+    try:
+        yield
+    except (InputError, OSError) as error:
+        sys.exit(f"error: {error}")
+
+
 def quoted(arguments: Sequence[str], literal: Collection[str] = ()) -> list[str]:
     """Command-line arguments of which Hydra takes paths as they are, whatever characters they hold.
 
     What Hydra reads as that same path stays as it is written, for the words of a run are recorded, and name the jobs
     of a sweep. What stands in quotes, lists, `null` and `${...}` stay Hydra's, and so do commas where there are many
-    runs: unless something of that whole name exists.
-
-    Args:
-        arguments: the words of the command line.
-        literal: keys behind which everything but `null` is a path or a text as it stands.
+    runs: unless something of that whole name exists. Behind the keys `literal` everything but `null` is a path or a
+    text as it stands.
     """
     several = any(word in ("-m", "--multirun") or SWEEP.fullmatch(word) for word in arguments)
     result = []
@@ -137,12 +155,9 @@ def explain(error: Exception) -> str:
 
 
 def no_such_key(key: str, known: Collection[str], node: Mapping[Any, Any] | None = None) -> str:
-    """That nothing reads a key, with the nearest name beside it.
+    """That nothing reads a full key, `fusion.hedas`, with the nearest of the names known in its place, `heads`.
 
-    Args:
-        key: The full key: `fusion.hedas`.
-        known: The names that are known in its place: `heads`.
-        node: What stands in its place: a node in it that has a key of just that name comes first.
+    Of what stands in its place, a node that has a key of just that name comes first.
     """
     place, dot, name = key.rpartition(".")
     nodes = (node or {}).items() if dot else ()

@@ -51,11 +51,7 @@ def refuse_missing(config: DictConfig) -> None:
 
 
 def build(node: Any, **arguments: Any) -> Any:
-    """Build what a config node describes, out of plain numbers, lists and dicts.
-
-    Args:
-        node: a config node, with `_target_` wherever a class stands.
-        **arguments: further arguments of the node's class.
+    """Build what a config node (`_target_` wherever a class stands) describes, out of plain numbers, lists and dicts.
 
     Raises:
         InputError: what the class itself says of its arguments, or a key that it does not take.
@@ -76,12 +72,7 @@ def build(node: Any, **arguments: Any) -> Any:
 
 
 def _at_full_key(message: str, error: str) -> str:
-    """What a class says of `group.key`, said of the place where its node lies: `loss.terms.center.key`.
-
-    Args:
-        message: the class's message, which begins with the key as if the node lay at the top of its group.
-        error: Hydra's message, whose last line names the node.
-    """
+    """A class's message of `group.key`, said of where its node lies by Hydra's error: `loss.terms.center.key`."""
     place = error.rpartition("full_key: ")[2].strip()
     group = place.partition(".")[0]
     is_short = message.startswith(f"{group}.") and not message.startswith(f"{place}.")
@@ -92,10 +83,7 @@ def settle(config: MutableMapping[Any, Any]) -> None:
     """Make the relative paths of a config absolute, in place; what begins with `~` holds everywhere and stays.
 
     Of the corpora all of `OF_DATA` are paths, and `cache` is one; of the encoders, whose keys may also be names of the
-    hub, those of `OF_ENCODERS` that exist here.
-
-    Args:
-        config: a resolved config, or a mapping read from a record.
+    hub, those of `OF_ENCODERS` that exist here. The config is resolved, or a record.
     """
     _settle(config.get("data"), OF_DATA, lambda path: True)
     _settle(config.get("encoder"), OF_ENCODERS, lambda path: path not in WORDS and Path(path).exists())
@@ -113,17 +101,12 @@ def _settle(node: Any, keys: tuple[str, ...], is_path: Callable[[str], bool], de
 
 
 def upgrade(node: Node) -> Node:
-    """Bring a config that an earlier version recorded to what this one would have recorded, in place.
-
-    Args:
-        node: a config or a part of one, plain or not, resolved or not.
-
-    Returns:
-        The same node.
-    """
+    """Bring a config, or a part, that an earlier version recorded to what this one would have recorded, in place."""
     if isinstance(node, DictConfig):
+        keys: list[Any] = list(node)
+        waiting = {key for key in keys if OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key)}
         with open_dict(node):
-            _upgrade(node, [key for key in node if not _is_open(node, key)])
+            _upgrade(node, [key for key in keys if key not in waiting])
     elif isinstance(node, dict):
         _upgrade(node, list(node))
     elif isinstance(node, list | ListConfig):
@@ -147,8 +130,3 @@ def _upgrade(node: MutableMapping[Any, Any], keys: list[Any]) -> None:
     if "frontend" not in node and any(name in node for name in numbers.split()):
         nested = {name: node.pop(name) for name in numbers.split() if name in node}
         node["frontend"] = {"_target_": f"fourm_ser.encoders.frontends.{frontend}", **nested}
-
-
-def _is_open(node: DictConfig, key: Any) -> bool:
-    """Whether a key waits for a value, or takes another's."""
-    return OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key)

@@ -8,7 +8,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fourm_ser.checks import check_number
 from fourm_ser.errors import InputError
 
 HALVES = {"bf16": torch.bfloat16, "16": torch.float16}
@@ -23,23 +22,17 @@ BUDGETS = {"max_seconds": (24.0, 240.0), "max_tokens": (2_000.0, 32_000.0)}
 MOST_WORKERS = 8  # beyond it they wait for the disk, or for the process that they feed
 
 
-def accelerator() -> torch.device | None:
-    """The kind of GPU that PyTorch sees here: CUDA (AMD's cards, too), MPS, or another of its accelerators."""
-    return torch.accelerator.current_accelerator(check_available=True)
-
-
 def find_device(name: str, key: str) -> torch.device:
-    """The device of a name.
+    """The device of a name; `auto` is the GPU where there is one, but for Apple's MPS, on which nothing was ever run.
 
     Args:
-        name: `auto` (the GPU where there is one, but for Apple's MPS, on which nothing here was ever run), `cpu`,
-            `gpu`, or PyTorch's own name of what is here: `cuda`, `mps`.
+        name: `auto`, `cpu`, `gpu`, or PyTorch's own name of the GPU here: `cuda` (AMD's cards, too), `mps` or another.
         key: the config's key, for the error.
 
     Raises:
         InputError: there is no such device here; those that there are.
     """
-    here = accelerator()
+    here = torch.accelerator.current_accelerator(check_available=True)
     if name == "cpu" or (name == "auto" and (here is None or here.type == "mps")):
         return torch.device("cpu")
     if here is not None and name in ("auto", "gpu", here.type):
@@ -127,19 +120,9 @@ def _native(names: dict[str, torch.dtype], device: torch.device, full: str) -> s
     return next((name for name, dtype in names.items() if dtype == half), full)
 
 
-def resolve_budget(key: str, value: str | float, device: torch.device) -> float:
-    """Replace `auto` in `encode.max_seconds` or `encode.max_tokens` by what a batch may hold on a device.
-
-    A processor is fastest on batches whose activations stay near its caches.
-
-    Raises:
-        InputError: it is no positive number.
-    """
-    if value == "auto":
-        return BUDGETS[key][device.type != "cpu"]
-    if isinstance(value, str) or not value > 0:
-        raise InputError(f"encode.{key}={value}: expected a number above 0, or auto.")
-    return float(value)
+def resolve_budget(key: str, value: Any, device: torch.device) -> float:
+    """Replace `auto` in `encode.max_seconds` or `encode.max_tokens` by what a batch may hold on a device."""
+    return BUDGETS[key][device.type != "cpu"] if value == "auto" else float(value)
 
 
 def autocast(device: torch.device, half: torch.dtype | None) -> torch.autocast:
@@ -169,20 +152,13 @@ def resolve_workers(workers: Any) -> int:
 
     Processors are those that it is bound to, and not more than its threads are limited to, as launchers do where
     several jobs share a machine.
-
-    Raises:
-        InputError: it is no number from 0.
     """
-    if workers == "auto":
-        return min(MOST_WORKERS, _processors())
-    check_number("data.workers", workers, "auto, or a number of processes from 0", whole=True)
-    return int(workers)
-
-
-def _processors() -> int:
+    if workers != "auto":
+        return int(workers)
     bound = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     limit = os.environ.get("OMP_NUM_THREADS", "")
-    return min(bound, int(limit)) if limit.isdecimal() and int(limit) else bound
+    processors = min(bound, int(limit)) if limit.isdecimal() and int(limit) else bound
+    return min(MOST_WORKERS, processors)
 
 
 def copies_ahead(device: torch.device) -> bool:
@@ -193,8 +169,7 @@ def copies_ahead(device: torch.device) -> bool:
 class HostCopy:
     """A tensor on its way from its device to the host, which nothing waits for until it is asked for.
 
-    Args:
-        tensor: the tensor. On a processor it is its own copy.
+    On a processor a tensor is its own copy.
     """
 
     def __init__(self, tensor: Tensor) -> None:
@@ -227,12 +202,3 @@ def free_memory(device: torch.device) -> None:
     """Give back what a device holds for tensors that are gone."""
     if device.type != "cpu":
         torch.get_device_module(device).empty_cache()
-
-
-def device_name(device: torch.device) -> str:
-    """What a device is called: the card's name, or the kind of processor."""
-    module: Any = torch.get_device_module(device)
-    if hasattr(module, "get_device_name"):
-        return str(module.get_device_name(device))
-    about: Any = torch.cpu.get_capabilities() if device.type == "cpu" and hasattr(torch.cpu, "get_capabilities") else {}
-    return str(about.get("cpu_name", device.type))

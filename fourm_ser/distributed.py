@@ -37,11 +37,7 @@ def world() -> int:
 
 @contextmanager
 def joined(accelerator: str) -> Iterator[None]:
-    """Connect the processes that torchrun started, for as long as the block runs.
-
-    Args:
-        accelerator: the config's `trainer.accelerator`, which says what the processes' tensors lie on.
-    """
+    """Connect the processes that torchrun started, whose tensors lie on `trainer.accelerator`, while the block runs."""
     global _waiting
     device = find_device(accelerator, "trainer.accelerator")
     if device.type != "cpu":

@@ -47,12 +47,7 @@ def save_figure(figure: Figure, path: Path) -> None:
 
 
 def confusion_figure(counts: np.ndarray, emotions: Sequence[str]) -> Figure:
-    """The confusion matrix: share of each label's utterances by colour, counts as numbers.
-
-    Args:
-        counts: (classes, classes): rows are the labels, columns the predictions.
-        emotions: the classes in the order of their indices.
-    """
+    """The confusion matrix, (classes, classes) by label and prediction: shares of the label by colour, and counts."""
     size = 1.1 * len(emotions) + 1.6
     figure = Figure(figsize=(size + 0.8, size))
     axes = figure.subplots()
@@ -71,11 +66,7 @@ def confusion_figure(counts: np.ndarray, emotions: Sequence[str]) -> Figure:
 
 
 def curves_figure(stages: Mapping[str, pd.DataFrame]) -> Figure:
-    """Loss and validation accuracy over the epochs, a column a stage.
-
-    Args:
-        stages: each stage's metrics.csv by its name: `epoch`, `train/loss`, `val/loss`, `val/ua`, `val/wa`.
-    """
+    """Loss and validation accuracy over the epochs, a column a stage, out of each stage's metrics.csv by its name."""
     figure = Figure(figsize=(4.2 * len(stages) + 0.6, 5.4))
     grid = figure.subplots(2, len(stages), sharex="col", sharey="row", squeeze=False)
     for column, (name, table) in enumerate(stages.items()):
@@ -100,11 +91,8 @@ def curves_figure(stages: Mapping[str, pd.DataFrame]) -> Figure:
 def reliability_figure(confidence: np.ndarray, correct: np.ndarray, ece: float, bins: int) -> Figure:
     """The reliability diagram (Guo et al. 2017): accuracy of the predictions of each confidence, and how many they are.
 
-    Args:
-        confidence: (n,) the probability of the emotion that was predicted.
-        correct: (n,) whether it is the label.
-        ece: the expected calibration error, for the title.
-        bins: the number of bins of confidence, the same that the error was computed over.
+    Of each utterance, (n,), the probability of what was predicted, and whether it is the label; `ece`, the expected
+    calibration error, was computed over the same number of bins.
     """
     figure = Figure(figsize=(4.8, 5.4))
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))

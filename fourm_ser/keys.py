@@ -43,6 +43,7 @@ GIVEN = {  # what this package passes itself: a key of that name would be lost, 
     },
 }
 FREE = ("data", "logger", "stage")  # names are the user's, or the classes' below; a stage's keys are checked by stages
+BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 REFERENCE = re.compile(r"\$\{(\.*)([\w.]+)\}")
 
 
@@ -59,8 +60,7 @@ def check_config(command: str, config: DictConfig, words: Sequence[str] = (), cl
         InputError: a value out of its range, a key that nothing reads, one that the encoder's weights make void.
     """
     check_values(command, config)
-    for problem in _problems(command, config, classes):
-        raise InputError(problem)
+    _check_keys(command, config, classes)
     check_weights(config, words)
 
 
@@ -82,14 +82,11 @@ def check_weights(config: DictConfig, words: Sequence[str]) -> None:
             value = node.get(key)
             is_path = key == "checkpoint" and weights == "random" and str(value).startswith((".", "/", "~"))
             if weights != "pretrained" and value is not None and (f"{place}.{key}" in said or is_path):
+                is_tokenizer = key == "checkpoint" and "tokenizer" in node
+                hint = f" (a tokenizer alone: {place}.tokenizer=...)" if is_tokenizer else ""
                 raise InputError(
                     f"{place}.{key}={value}: is not read while {place}.weights={weights}. Add "
-                    f"{place}.weights=pretrained, or leave {place}.{key} out"
-                    + (
-                        f" (a tokenizer alone: {place}.tokenizer=...)."
-                        if key == "checkpoint" and "tokenizer" in node
-                        else "."
-                    )
+                    f"{place}.weights=pretrained, or leave {place}.{key} out{hint}."
                 )
         shape = [key for key in said if key.startswith(f"{place}.architecture")]
         if weights != "random" and shape:
@@ -99,8 +96,8 @@ def check_weights(config: DictConfig, words: Sequence[str]) -> None:
             )
 
 
-def _problems(command: str, config: DictConfig, classes: bool) -> Iterator[str]:
-    """What is wrong with the keys, what needs no class first."""
+def _check_keys(command: str, config: DictConfig, classes: bool) -> None:
+    """Refuse keys that nothing reads, first where no class is needed to tell."""
     raw: dict[str, Any] = OmegaConf.to_container(config, resolve=False)  # type: ignore[assignment]
     primary = _read(f"{command}.yaml")
     groups = [name for name in _groups(primary) if (CONF / name).is_dir()]
@@ -108,40 +105,39 @@ def _problems(command: str, config: DictConfig, classes: bool) -> Iterator[str]:
     raw.pop("hydra", None)
     read = set(_references(raw, ()))
     top = {*own, *groups}
-    yield from _beyond("", raw, top, read)
+    _refuse_beyond("", raw, top, read)
     nodes = [(key, node) for key, node in raw.items() if key in top and isinstance(node, dict)]
     for key, node in nodes:
-        if "_target_" not in node and key not in FREE:
+        if "_target_" not in node and key not in FREE and (classes or key != "trainer"):
             known = _names(own.get(key))
             for file in sorted((CONF / key).glob("*.yaml")) if key in groups else ():
                 option = _read(f"{key}/{file.name}")
                 known |= {*option, *_groups(option)} - {"defaults"}
-            if key != "trainer":
-                yield from _beyond(key, node, known, read)
-            elif classes:
-                yield from _beyond(key, node, known | _trainer(), read)
+            if key == "trainer":
+                known |= _parameters("pytorch_lightning.Trainer") or set()
+            _refuse_beyond(key, node, known, read)
         elif key == "logger":
-            yield from (
-                no_such_key(f"logger.{name}", ()) for name, entry in node.items() if not isinstance(entry, dict)
-            )
+            for name, entry in node.items():
+                if not isinstance(entry, dict):
+                    raise InputError(no_such_key(f"logger.{name}", ()))
     for key, node in nodes if classes else ():
-        yield from _below(key, node, _names(own.get(key)), read)
+        _check_built(key, node, _names(own.get(key)), read)
 
 
-def _below(place: str, node: dict[str, Any], own: set[str], read: Collection[str]) -> Iterator[str]:
-    """What is wrong with the keys of a node and of those below that are built from classes."""
+def _check_built(place: str, node: dict[str, Any], own: set[str], read: set[str]) -> None:
+    """Refuse keys that nothing reads in a node and in those below that are built from classes."""
     takes = _parameters(node["_target_"]) if isinstance(node.get("_target_"), str) else None
     if takes is not None:
-        yield from _beyond(place, node, takes | own, read, HYDRA_S)
+        _refuse_beyond(place, node, takes | own, read, HYDRA_S)
     for key, value in node.items():
         if isinstance(value, dict) and key == "architecture" and place.startswith("encoder."):
-            yield from _architecture(f"{place}.{key}", value, read)
+            _check_architecture(f"{place}.{key}", value, read)
         elif isinstance(value, dict):
-            yield from _below(f"{place}.{key}", value, _names(None), read)
+            _check_built(f"{place}.{key}", value, set(), read)
 
 
-def _architecture(place: str, node: dict[str, Any], read: Collection[str]) -> Iterator[str]:
-    """What is wrong with the fields of a transformers config, which takes any."""
+def _check_architecture(place: str, node: dict[str, Any], read: set[str]) -> None:
+    """Refuse fields that a transformers config, which takes any, does not have."""
     kind = node.get("model_type")
     if not isinstance(kind, str) or "${" in kind:
         return
@@ -150,22 +146,21 @@ def _architecture(place: str, node: dict[str, Any], read: Collection[str]) -> It
     if kind not in CONFIG_MAPPING:
         near = get_close_matches(kind, CONFIG_MAPPING.keys(), n=1)
         advice = f"Did you mean {near[0]}?" if near else "Expected one that transformers knows: bert, wav2vec2, ..."
-        yield f"{place}.model_type={kind}: no such model. {advice}"
-        return
+        raise InputError(f"{place}.model_type={kind}: no such model. {advice}")
     described = CONFIG_MAPPING[kind]()
-    yield from _beyond(place, node, {*described.to_dict(), *described.attribute_map}, read)
+    _refuse_beyond(place, node, {*described.to_dict(), *described.attribute_map}, read)
 
 
-def _beyond(
-    place: str, node: dict[str, Any], known: set[str], read: Collection[str], passed: Collection[str] = ()
-) -> Iterator[str]:
-    """Sentences about the keys of a node that are not known; `passed` are, but are no advice."""
+def _refuse_beyond(
+    place: str, node: dict[str, Any], known: set[str], read: set[str], passed: Collection[str] = ()
+) -> None:
+    """Refuse the keys of a node that are not known; `passed` are, but are no advice."""
     for name in node:
         key = f"{place}.{name}" if place else str(name)
         if name in GIVEN.get(place, ()):
-            yield f"{key}: is not for the config: it is set by what else the config says. Leave it out."
-        elif name not in known and name not in passed and not any(f"{other}.".startswith(f"{key}.") for other in read):
-            yield no_such_key(key, known - GIVEN.get(place, set()), node)
+            raise InputError(f"{key}: is not for the config: it is set by what else the config says. Leave it out.")
+        if name not in known and name not in passed and not any(f"{other}.".startswith(f"{key}.") for other in read):
+            raise InputError(no_such_key(key, known - GIVEN.get(place, set()), node))
 
 
 def _references(value: Any, path: tuple[str, ...]) -> Iterator[str]:
@@ -190,36 +185,19 @@ def _parameters(target: str) -> set[str] | None:
         found = get_object(target)
     except Exception:  # whatever it is, building it says so
         return None
-    if not inspect.isclass(found):
-        taken, takes_any = _named(found)
-        return None if takes_any else taken
+    functions = [found]
+    if inspect.isclass(found):
+        functions = [base.__dict__["__init__"] for base in found.__mro__[:-1] if "__init__" in base.__dict__]
     names: set[str] = set()
-    for base in found.__mro__[:-1]:
-        if "__init__" in base.__dict__:
-            own, goes_on = _named(base.__dict__["__init__"])
-            if own is None and not goes_on:
-                return None
-            names |= (own or set()) - {"self"}
-            if not goes_on:
-                return names
-    return None if any("__init__" in base.__dict__ for base in found.__mro__[:-1]) else names
-
-
-def _named(function: Any) -> tuple[set[str] | None, bool]:
-    """The names of a function's parameters, and whether it takes others too; for a function of these alone, None."""
-    try:
-        parameters = inspect.signature(function).parameters.values()
-    except (TypeError, ValueError):  # written in C
-        return None, False
-    by_name = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-    takes_any = any(parameter.kind == inspect.Parameter.VAR_KEYWORD for parameter in parameters)
-    return {parameter.name for parameter in parameters if parameter.kind in by_name}, takes_any
-
-
-def _trainer() -> set[str]:
-    from pytorch_lightning import Trainer
-
-    return set(inspect.signature(Trainer).parameters)
+    for function in functions:
+        try:
+            parameters = inspect.signature(function).parameters.values()
+        except (TypeError, ValueError):  # written in C
+            return None
+        names |= {parameter.name for parameter in parameters if parameter.kind in BY_NAME}
+        if not any(parameter.kind == inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+            return names - {"self"}
+    return None if functions else names
 
 
 def _groups(option: dict[str, Any]) -> list[str]:

@@ -1,13 +1,12 @@
 """Predict emotions: python -m fourm_ser.predict model=DIR audio=FILE text="what is said"."""
 
-import logging
 import sys
 from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig
 
-from fourm_ser.commandline import one_line, quoted
+from fourm_ser.commandline import start, told_plainly
 from fourm_ser.config import CONF
 from fourm_ser.errors import InputError, printable
 from fourm_ser.keys import check_config
@@ -19,21 +18,14 @@ LITERAL = ("model", "audio", "text", "manifest", "output", "asr")
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="predict")
 def predict(config: DictConfig) -> None:
     """Predict as the composed config says; exit code 1 where a recording could not be predicted on."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    logging.getLogger("fourm_ser").setLevel(logging.INFO)
-    try:
+    with told_plainly():
         failed = run(config)
-    except (InputError, OSError) as error:
-        sys.exit(f"error: {error}")
     if failed:
         sys.exit(1)
 
 
 def run(config: DictConfig) -> int:
-    """Predict, print, and write what there is to write.
-
-    Returns:
-        How many recordings could not be predicted on.
+    """Predict, print, and write what there is to write; returns how many recordings could not be predicted on.
 
     Raises:
         InputError: keys that do not fit each other, no model, and what a single recording is refused for.
@@ -73,10 +65,7 @@ def run(config: DictConfig) -> int:
 
 
 def check(config: DictConfig) -> Path | None:
-    """Refuse keys that do not fit each other, before anything is loaded.
-
-    Returns:
-        Where the table goes; None where there is none.
+    """Refuse keys that do not fit each other, before anything is loaded; returns where the table goes, if anywhere.
 
     Raises:
         InputError: the keys.
@@ -95,12 +84,11 @@ def check(config: DictConfig) -> Path | None:
         if config[key] == "":
             raise InputError(f"{key}: the path is empty.")
     manifest = None if config.manifest is None else Path(config.manifest).expanduser()
-    source = config.audio if config.manifest is None else config.manifest
-    table = table_path(config.output, source, is_cut=manifest is not None or config.window is not None)
+    is_cut = manifest is not None or config.window is not None
+    table = table_path(config.output, config.manifest or config.audio, is_cut)
     if table is not None:
-        check_table(
-            table, manifest, overwrite=config.overwrite, is_certain=config.output is not None or is_many(config)
-        )
+        is_certain = config.output is not None or is_many(config)
+        check_table(table, manifest, overwrite=config.overwrite, is_certain=is_certain)
     return table
 
 
@@ -111,9 +99,7 @@ def is_many(config: DictConfig) -> bool:
 
 def main() -> None:
     """The command."""
-    sys.argv[1:] = quoted(sys.argv[1:], LITERAL)
-    with one_line():
-        predict()
+    start(predict, LITERAL)
 
 
 if __name__ == "__main__":

@@ -2,13 +2,12 @@
 
 import json
 import logging
-import sys
 from pathlib import Path
 
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from fourm_ser.commandline import one_line, quoted
+from fourm_ser.commandline import start, told_plainly
 from fourm_ser.config import CONF, build, refuse_missing
 from fourm_ser.errors import InputError
 from fourm_ser.keys import check_config
@@ -17,12 +16,9 @@ from fourm_ser.keys import check_config
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="prepare")
 def prepare(config: DictConfig) -> None:
     """Prepare the composed corpus and print what is in it."""
-    logging.basicConfig(format="%(message)s", level=logging.WARNING)
-    try:
+    with told_plainly(logging.WARNING):
         check_config("prepare", config)
         show(config)
-    except (InputError, OSError) as error:
-        sys.exit(f"error: {error}")
 
 
 def show(config: DictConfig) -> None:
@@ -73,9 +69,7 @@ def check_split_file(path: Path) -> None:
 
 def main() -> None:
     """The command."""
-    sys.argv[1:] = quoted(sys.argv[1:])
-    with one_line():
-        prepare()
+    start(prepare)
 
 
 if __name__ == "__main__":

@@ -15,14 +15,9 @@ def make_table(
     overflow: OverflowMethod = "ellipsis",
     **options: Any,
 ) -> Table:
-    """A table without rows, its title on the left.
+    """A `rich.table.Table` without rows, its title on the left, the columns that hold numbers set to the right.
 
-    Args:
-        title: What stands above it; None for nothing.
-        columns: The heads of its columns.
-        numbers: Which columns hold numbers, and are set to the right.
-        overflow: What becomes of cells that are longer than the terminal has room for: `fold` shows all of them.
-        **options: Of `rich.table.Table`.
+    Of cells that the terminal has no room for `overflow="fold"` shows all.
     """
     table = Table(title=title, title_justify="left", **options)
     for name in columns:

@@ -6,7 +6,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from fourm_ser.commandline import one_line, quoted
+from fourm_ser.commandline import start
 from fourm_ser.config import CONF, upgrade
 from fourm_ser.errors import InputError
 from fourm_ser.keys import check_config
@@ -50,10 +50,8 @@ def main() -> None:
     if any(argument.startswith("resume=") and argument != "resume=null" for argument in sys.argv[1:]):
         resume(sys.argv[1:])
         return
-    sys.argv[1:] = quoted(sys.argv[1:])
     try:
-        with one_line():
-            train()
+        start(train)
     finally:
         sweeps.close()
 

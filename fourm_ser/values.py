@@ -1,10 +1,8 @@
 """What the numbers, switches and choices of a command may be, whatever class reads them later."""
 
-from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 
 from fourm_ser.checks import Number
 from fourm_ser.errors import InputError
@@ -23,10 +21,12 @@ class Choice(NamedTuple):
         return " or ".join(shown(value) for value in self.values)
 
 
+ABSENT: Any = object()
 SWITCH = Choice((True, False))
-SEED = Number(most=2**32 - 1)
-COUNT = Number(least=1)
-ABOVE_0 = Number(whole=False, above=True)
+WHOLE = Number(whole=True)
+SEED = WHOLE._replace(most=2**32 - 1)
+COUNT = WHOLE._replace(least=1)
+ABOVE_0 = Number(above=True)
 BUDGETS = {f"encode.{key}": ABOVE_0._replace(words=("auto",)) for key in ("max_seconds", "max_tokens")}
 SECONDS = ABOVE_0._replace(words=(None,))
 
@@ -56,7 +56,7 @@ RULES: dict[str, dict[str, Number | Choice]] = {
         "resample": Choice(("auto", "speakers", "utterances")),
         "classes": Choice(("all", "shared")),
         "allow_seen": SWITCH,
-        "shown": Number(),
+        "shown": WHOLE,
         "batch_size": COUNT._replace(words=(None,)),
         **BUDGETS,
     },
@@ -66,18 +66,18 @@ RULES: dict[str, dict[str, Number | Choice]] = {
         "auto_window": ABOVE_0,
         "batch_size": COUNT,
         "batch_seconds": ABOVE_0,
-        "workers": Number(),
+        "workers": WHOLE,
         "format": Choice(("table", "json")),
         "overwrite": SWITCH,
     },
     "analyze": {
         "seed": SEED,
-        "examples.each": Number(),
-        "examples.mistakes": Number(),
-        "correlation.folds": Number(least=2),
+        "examples.each": WHOLE,
+        "examples.mistakes": WHOLE,
+        "correlation.folds": WHOLE._replace(least=2),
         "correlation.components": COUNT,
-        "correlation.regularisation": Number(whole=False),
-        "correlation.draws": Number(least=100),
+        "correlation.regularisation": Number(),
+        "correlation.draws": WHOLE._replace(least=100),
         "contribution.shuffles": COUNT,
         "attribution.steps": COUNT,
         "attribution.tolerance": ABOVE_0,
@@ -87,32 +87,16 @@ RULES: dict[str, dict[str, Number | Choice]] = {
 
 
 def check_values(command: str, config: DictConfig) -> None:
-    """Refuse values that no class refuses before something was loaded or written.
-
-    Args:
-        command: its name.
-        config: its composed config.
+    """Refuse values of a command's composed config that no class refuses before something was loaded or written.
 
     Raises:
         InputError: the first one, by its key.
     """
     for key, rule in RULES[command].items():
-        for value in _found(config, key):
-            if not rule.allows(value):
-                raise InputError(f"{key}={shown(value)}: expected {rule}.")
-
-
-def _found(config: DictConfig, key: str) -> Iterator[Any]:
-    """The value of a key, if it is there and can be told yet."""
-    *path, name = key.split(".")
-    node: Any = config
-    for part in path:
-        node = node.get(part) if isinstance(node, DictConfig) else None
-    if isinstance(node, DictConfig) and name in node and not OmegaConf.is_missing(node, name):
-        try:
-            yield node[name]
-        except OmegaConfBaseException:  # an interpolation, which is refused where it is resolved
-            return
+        # What is not there, or waits for a value or another key, is refused where it is resolved.
+        value = OmegaConf.select(config, key, default=ABSENT, throw_on_resolution_failure=False)
+        if value is not ABSENT and not rule.allows(value):
+            raise InputError(f"{key}={shown(value)}: expected {rule}.")
 
 
 def shown(value: Any) -> str:

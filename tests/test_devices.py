@@ -4,7 +4,6 @@ import os
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -20,7 +19,6 @@ from fourm_ser.devices import (
     resolve_devices,
     resolve_encode_precision,
     resolve_trainer_precision,
-    resolve_workers,
     tf32,
 )
 from fourm_ser.errors import InputError
@@ -122,13 +120,6 @@ def test_budgets_and_processes_follow_the_device(monkeypatch: pytest.MonkeyPatch
     assert resolve_devices("auto", CPU) == 1
     with pytest.raises(InputError, match=r"trainer\.devices=4: PyTorch sees 3 GPUs here"):
         resolve_devices(4, CUDA)
-
-
-@pytest.mark.parametrize("workers", [-1, 1.5, True, "many", None])
-def test_workers_are_a_number_or_auto(workers: Any) -> None:
-    with pytest.raises(InputError, match=r"data\.workers=.*: expected auto, or a number"):
-        resolve_workers(workers)
-    assert resolve_workers(0) == 0
 
 
 def test_tf32_is_what_was_said_and_afterwards_what_it_was() -> None:

@@ -12,16 +12,10 @@ SPREAD = 8.0  # of what is added to the logarithm of a length, times the number 
 def cut_by_length(
     lengths: Sequence[float] | np.ndarray, *, total: float, padding: float, count: float = math.inf
 ) -> Iterator[slice]:
-    """Cut what is sorted by length into batches, each as large as it may be.
+    """Cut what is sorted by length, the shortest first, into batches; yields which places are one.
 
-    Args:
-        lengths: The lengths, the shortest first.
-        total: The length of a batch, padding included. What is longer by itself is a batch of its own.
-        padding: The share of a batch that may be padding.
-        count: How many may be in a batch.
-
-    Yields:
-        Which places are a batch, in order.
+    A batch is as large as it may be: `total` is its length, padding included (what is longer by itself is a batch of
+    its own), `padding` the share of it that may be padding, and `count` how many may be in it.
     """
     start, own = 0, 0.0  # of the batch: its first place, and its length without padding
     for place, length in enumerate(lengths):
@@ -53,10 +47,10 @@ class BucketBatchSampler(Sampler[list[int]]):
         rows: positions in the manifest.
         lengths: length of each utterance of the manifest, in any unit, more than 0.
         batch_size: utterances in a batch, over all processes.
-        shuffle: see above.
+        shuffle: whether each epoch has an order of its own.
         seed: seed of the order.
-        rank: this process, of
-        world: so many processes.
+        rank: number of this process, from 0.
+        world: number of processes.
         classes: class index of each utterance of the manifest, to balance; None for every utterance once.
     """
 
@@ -65,6 +59,7 @@ class BucketBatchSampler(Sampler[list[int]]):
         rows: np.ndarray,
         lengths: np.ndarray,
         batch_size: int,
+        *,
         shuffle: bool = False,
         seed: int = 0,
         rank: int = 0,

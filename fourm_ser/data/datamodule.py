@@ -92,7 +92,16 @@ class EmotionDataModule(LightningDataModule):
         lengths = self.lengths()["audio" if "audio" in self.sources else "text"]
         classes = self.corpus.label if shuffle and self.corpus.sampler == "balanced" else None
         try:
-            return BucketBatchSampler(rows, lengths, self.batch_size, shuffle, self.seed, rank(), world(), classes)
+            return BucketBatchSampler(
+                rows,
+                lengths,
+                self.batch_size,
+                shuffle=shuffle,
+                seed=self.seed,
+                rank=rank(),
+                world=world(),
+                classes=classes,
+            )
         except ValueError as error:
             raise InputError(f"trainer.devices: {error}. Use fewer, or a larger batch_size of the stage.") from error
 

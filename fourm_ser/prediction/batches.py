@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
+from fourm_ser.checks import check_number
 from fourm_ser.data.buckets import cut_by_length
 from fourm_ser.errors import InputError
 from fourm_ser.prediction.items import Cutting, Item, Window, checked, decoded, seconds
@@ -24,12 +25,7 @@ PADDING = 0.1  # of a batch, at most
 class Planner:
     """Makes batches of similar length out of any number of items, of which it holds a few hundred.
 
-    Attributes:
-        modalities: What the model reads: `text`, `audio` or both.
-        transcribes: Whether a recogniser gives the texts that are missing.
-        max_seconds: The seconds that longer recordings are cropped to; None for any length.
-        batch_size: Windows in a batch, at most.
-        batch_seconds: Seconds of audio in a batch, padding included. A longer window is a batch of its own.
+    Its numbers are those of a `Predictor`; with `transcribes` a recogniser gives the texts that are missing.
 
     Raises:
         InputError: numbers out of range.
@@ -43,20 +39,18 @@ class Planner:
 
     def __post_init__(self) -> None:
         for name in ("batch_size", "batch_seconds"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int | float) or not 1 <= value < math.inf:
-                raise InputError(f"{name}={value}: expected a number of at least 1.")
+            check_number(name, getattr(self, name), "a number of at least 1", least=1)
 
     def batches(
-        self, items: Iterable[Item], planned: dict[int, list[Window] | InputError], cutting: Cutting, scratch: Path
+        self,
+        items: Iterable[Item],
+        planned: dict[int, list[Window] | InputError],
+        cutting: Cutting | None,
+        scratch: Path,
     ) -> Iterator[list[Window]]:
-        """Batches of similar length.
+        """Batches of similar length; MP3s, videos and their like are decoded into the folder `scratch`.
 
-        Args:
-            items: What to predict on.
-            planned: Gets the windows of each item as it is planned, by its number, or why there are none.
-            cutting: Which recordings are cut into windows, and how.
-            scratch: Where MP3s, videos and their like are decoded to, see `decoded_file`.
+        `planned` gets the windows of each item as it is planned, by its number, or why there are none.
         """
         source = enumerate(items)
         cropped = 0
@@ -79,7 +73,7 @@ class Planner:
             what = "1 recording is" if cropped == 1 else f"{cropped} recordings are"
             log.warning("%s longer than %g s: only so much was heard, as in training", what, self.max_seconds)
 
-    def windows(self, number: int, item: Item, cutting: Cutting, target: Path) -> list[Window]:
+    def windows(self, number: int, item: Item, cutting: Cutting | None, target: Path) -> list[Window]:
         """An item checked, decoded to `target` where that is needed, and cut.
 
         Raises:
@@ -90,14 +84,13 @@ class Planner:
         if item.audio is None:
             return [Window(float(len(item.text or "")), (number, 0), item)]
         length = seconds(item)
-        parts = cutting.parts(item, length)
+        parts = [item] if cutting is None else cutting.parts(item, length)
         if len(parts) == 1:
             return [Window(length, (number, 0), item)]
         if item.text is not None:
             raise InputError(
-                f"{item.name}: its text cannot be divided over {len(parts)} windows. Leave the text out and let "
-                "asr=... transcribe each of them, cut the recording into utterances, or predict on its first part "
-                "alone (window=null)."
+                f"{item.name}: its text cannot be divided over {len(parts)} windows. Leave it out and let asr=... "
+                "transcribe each of them, cut the recording into utterances, or predict on its beginning: window=null"
             )
         return [Window(part.end - part.start, (number, place), part) for place, part in enumerate(parts)]
 

@@ -75,18 +75,12 @@ def checked(item: Item) -> Item:
         audio = audio.detach().cpu()
         audio = (audio.float() if audio.is_floating_point() else audio).numpy()  # NumPy has no bfloat16
     if not isinstance(audio, np.ndarray):
-        raise InputError(
-            f"audio: a {type(audio).__name__} cannot be read as a recording. Expected a path, or an array [samples]."
-        )
+        raise InputError(f"audio: a {type(audio).__name__} cannot be read. Expected a path, or an array [samples].")
     if audio.ndim != 1:
-        raise InputError(
-            f"audio: an array of the shape {list(audio.shape)} cannot be read as a recording. Expected [samples] of "
-            "one channel: average the channels first."
-        )
+        raise InputError(f"audio: has the shape {list(audio.shape)}. Expected [samples]: average the channels first.")
     if audio.dtype.kind != "f":
         raise InputError(
-            f"audio: an array of the type {audio.dtype} cannot be read as a recording. Expected floats with full scale "
-            "at 1: divide 16-bit samples by 32768."
+            f"audio: has the type {audio.dtype}. Expected floats with full scale at 1: divide 16-bit samples by 32768."
         )
     if isinstance(item.rate, bool) or not isinstance(item.rate, int | float | np.number) or not 0 < item.rate < 1e9:
         raise InputError(f"rate={item.rate}: expected the array's samples a second, such as 16000.")
@@ -114,15 +108,15 @@ def decoded(item: Item, target: Path) -> Item:
 
 
 def seconds(item: Item) -> float:
-    """Length of the segment, in seconds: a file's by its header, which is not decoded.
-
-    Args:
-        item: An item that was checked, with audio.
+    """Length of the segment of a checked item with audio, in seconds: a file's by its header, which is not decoded.
 
     Raises:
         InputError: there is no such recording, it cannot be decoded, or the segment is outside it.
     """
-    whole = _whole(item)
+    if isinstance(item.audio, np.ndarray):
+        whole = len(item.audio) / SAMPLE_RATE
+    else:
+        whole = stated_seconds(os.fspath(item.audio))  # type: ignore[arg-type]
     start = 0.0 if math.isnan(item.start) else item.start
     end = whole if math.isnan(item.end) else min(item.end, whole)
     if not 0 <= start < end:
@@ -131,14 +125,7 @@ def seconds(item: Item) -> float:
 
 
 def read(item: Item, expected: float) -> np.ndarray:
-    """The segment's samples.
-
-    Args:
-        item: An item that was checked, with audio.
-        expected: The seconds that it should have.
-
-    Returns:
-        [samples] at 16 kHz, float32.
+    """The segment's [samples] at 16 kHz, float32, of a checked item with audio; `expected` seconds of them.
 
     Raises:
         InputError: the recording cannot be read to its end, or is not scaled to full scale at 1.
@@ -173,8 +160,10 @@ class Cutting(NamedTuple):
     hop: float
 
     @classmethod
-    def of(cls, window: float | str | None, hop: float | None, auto_window: float, max_seconds: float | None) -> Self:
-        """What the keys `window`, `hop` and `auto_window` of the command say.
+    def of(
+        cls, window: float | str | None, hop: float | None, auto_window: float, max_seconds: float | None
+    ) -> Self | None:
+        """What the keys `window`, `hop` and `auto_window` of the command say; None where nothing is cut.
 
         Args:
             window: Seconds; `auto` for windows where an item is longer than in training; None for none.
@@ -188,7 +177,7 @@ class Cutting(NamedTuple):
         if window is None and hop is not None:
             raise InputError(f"hop={hop}: with window=null there are no windows. Leave hop out.")
         if window is None or (isinstance(window, str) and max_seconds is None):
-            return cls(*WHOLE)
+            return None
         longest = max_seconds or math.inf
         if isinstance(window, str):
             window = min(auto_window, longest)
@@ -215,26 +204,10 @@ class Cutting(NamedTuple):
             )
 
     def parts(self, item: Item, length: float) -> list[Item]:
-        """An item in windows, the last of which ends where the item does; the item itself where it is not cut.
-
-        Args:
-            item: What is cut.
-            length: Its length in seconds.
-        """
+        """An item of a length in seconds in windows, the last of which ends where it does; itself where it is short."""
         if length <= max(self.longest, self.window):
             return [item]
         begin = 0.0 if math.isnan(item.start) else item.start
         count = math.ceil((length - self.window) / self.hop - 1e-6)
         starts = [begin + place * self.hop for place in range(count)] + [begin + length - self.window]
         return [item._replace(start=start, end=start + self.window) for start in starts]
-
-
-WHOLE = Cutting(math.inf, 1.0, 1.0)
-"""Nothing is cut."""
-
-
-def _whole(item: Item) -> float:
-    """The whole recording's length in seconds."""
-    if isinstance(item.audio, np.ndarray):
-        return len(item.audio) / SAMPLE_RATE
-    return stated_seconds(os.fspath(item.audio))  # type: ignore[arg-type]

@@ -6,9 +6,7 @@ import os
 import stat
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import NamedTuple
-
-import pandas as pd
+from typing import Any, NamedTuple
 
 from fourm_ser.data.audio import SOUNDS
 from fourm_ser.data.names import clean_cell, clean_columns, clean_path, decimal_hint
@@ -21,13 +19,7 @@ log = logging.getLogger(__name__)
 
 
 class Entry(NamedTuple):
-    """One recording of many.
-
-    Attributes:
-        id: what the table calls it, or its path in the folder.
-        item: what to predict on.
-        error: what is wrong with its row; None where nothing is.
-    """
+    """One recording of many: its id in the table or path in the folder, and what is wrong with it, if anything."""
 
     id: str
     item: Item
@@ -50,7 +42,9 @@ def read_listing(path: Path, modalities: Sequence[str]) -> list[Entry]:
     Raises:
         InputError: the file or its columns are not as described, or an id is empty or occurs twice.
     """
-    frame = _read(path)
+    if not path.is_file():
+        raise InputError(f"manifest={path}: no such file. Expected a CSV with the columns id and audio.")
+    frame = read_table(path, f"manifest={path}")
     reads_text = "text" in modalities and "text" in frame.columns
     reads_audio = "audio" in modalities or not reads_text
     required = ["id", *(["audio"] if reads_audio else [])]
@@ -77,8 +71,7 @@ def read_listing(path: Path, modalities: Sequence[str]) -> list[Entry]:
             wordless,
             len(frame),
         )
-    rows = zip(*(frame[column] for column in frame.columns), strict=True)
-    return [_entry(dict(zip(frame.columns, row, strict=True)), path, reads_audio, reads_text) for row in rows]
+    return [_entry(row, path, reads_audio, reads_text) for row in frame.to_dict("records")]
 
 
 def find_recordings(folder: Path) -> list[Entry]:
@@ -111,9 +104,7 @@ def find_recordings(folder: Path) -> list[Entry]:
 def _walk(folder: Path, above: tuple[tuple[int, int], ...]) -> Iterator[tuple[Path, InputError | None]]:
     """What is in a folder and below it, and why a folder cannot be looked into.
 
-    Args:
-        folder: the folder.
-        above: device and number of the folders that it lies in: a link back to one of them would have no end.
+    `above` are device and number of the folders that it lies in: a link back to one of them would have no end.
     """
     try:
         status = folder.stat()
@@ -143,13 +134,7 @@ def _found(path: Path) -> tuple[Item, InputError | None]:
     return Item(None), InputError(f"{path}: {reason}.")
 
 
-def _read(path: Path) -> pd.DataFrame:
-    if not path.is_file():
-        raise InputError(f"manifest={path}: no such file. Expected a CSV with the columns id and audio.")
-    return read_table(path, f"manifest={path}")
-
-
-def _entry(row: dict[str, str], path: Path, reads_audio: bool, reads_text: bool) -> Entry:
+def _entry(row: dict[Any, str], path: Path, reads_audio: bool, reads_text: bool) -> Entry:
     text = row["text"] if reads_text else None
     try:
         start, end = (_seconds(row, column) for column in ("start", "end"))
@@ -161,9 +146,8 @@ def _entry(row: dict[str, str], path: Path, reads_audio: bool, reads_text: bool)
         place = None if audio is None else locate(path.parent.resolve(), audio)
     except InputError as error:
         return Entry(row["id"], Item(None, text), error)
-    if place is None:
-        return Entry(row["id"], Item(None, text), None)
-    return Entry(row["id"], Item(place, text, start=start, end=end), None)
+    item = Item(None, text) if place is None else Item(place, text, start=start, end=end)
+    return Entry(row["id"], item, None)
 
 
 def _seconds(row: dict[str, str], column: str) -> float:

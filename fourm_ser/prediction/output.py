@@ -28,18 +28,18 @@ BAR = 24  # letters of a probability of 1
 
 
 def predict_one(
-    predictor: Predictor, item: Item, cutting: Cutting, *, name: str, table: Path | None, even_whole: bool, json: bool
+    predictor: Predictor,
+    item: Item,
+    cutting: Cutting | None,
+    *,
+    name: str,
+    table: Path | None,
+    even_whole: bool,
+    json: bool,
 ) -> None:
-    """Predict on a single recording or text, print what was found, and write it where that is asked for.
+    """Predict on a single recording or text, and print what was found, as JSON and nothing else where that is said.
 
-    Args:
-        predictor: The model.
-        item: What to predict on.
-        cutting: Whether it is cut into windows, and how.
-        name: What it is called in the table.
-        table: Where the table of its windows goes, and beside it their figure; None for nowhere.
-        even_whole: Whether what is not cut is written, too.
-        json: Print JSON and nothing else.
+    The windows that it was cut into are written to `table`, and drawn beside it; with `even_whole` one of all, too.
 
     Raises:
         InputError: why it cannot be predicted on.
@@ -75,15 +75,10 @@ def predict_one(
         _say(f"written: {path}", json)
 
 
-def predict_many(predictor: Predictor, entries: list[Entry], cutting: Cutting, *, table: Path, json: bool) -> int:
-    """Predict on many recordings, write the table, and print what is in it.
-
-    Args:
-        predictor: The model.
-        entries: What to predict on, or why that cannot be.
-        cutting: Which recordings are cut into windows, and how.
-        table: Where the table goes.
-        json: Print the table's rows as JSON, and nothing else.
+def predict_many(
+    predictor: Predictor, entries: list[Entry], cutting: Cutting | None, *, table: Path, json: bool
+) -> int:
+    """Predict on many recordings, write the table, and print what is in it, or its rows as JSON and nothing else.
 
     Returns:
         How many recordings could not be predicted on.
@@ -125,12 +120,7 @@ def predict_many(predictor: Predictor, entries: list[Entry], cutting: Cutting, *
 
 
 def as_record(name: str, moment: Moment) -> Record:
-    """What was found of one recording, or of one window of it.
-
-    Args:
-        name: The recording's id; what is no UTF-8 in it is escaped.
-        moment: What was found.
-    """
+    """What was found of one recording, or of one window of it; what is no UTF-8 in the recording's id is escaped."""
     prediction = moment.prediction
     start, end = (None if math.isnan(value) else round(value, 6) for value in (moment.start, moment.end))
     return {

@@ -10,13 +10,14 @@ from typing import Any, NamedTuple, Self
 import torch
 from torch.utils.data import DataLoader
 
+from fourm_ser.checks import check_number
 from fourm_ser.data.audio import SAMPLE_RATE
 from fourm_ser.devices import find_device
 from fourm_ser.errors import InputError
 from fourm_ser.models.directory import Model, load_model
 from fourm_ser.models.inference import Inference
 from fourm_ser.prediction.batches import Planner, decoded_file
-from fourm_ser.prediction.items import WHOLE, Audio, Cutting, Item, Window
+from fourm_ser.prediction.items import Audio, Cutting, Item, Window
 from fourm_ser.prediction.loading import Loaded, Prepared, WindowDataset, with_arrays, with_tensors
 from fourm_ser.runs.directory import model_folder
 
@@ -84,8 +85,7 @@ class Predictor:
         batch_seconds: float = 128.0,
         workers: int = 0,
     ) -> None:
-        if isinstance(workers, bool) or not isinstance(workers, int) or workers < 0:
-            raise InputError(f"workers={workers}: expected a number of processes, or 0.")
+        check_number("workers", workers, "a number of processes, or 0", whole=True)
         self.inference = Inference(model, device)
         self.emotions, self.max_seconds = model.emotions, model.conditions.max_seconds
         encoders = model.network.by_modality
@@ -184,9 +184,6 @@ class Predictor:
 
         Items are taken a few hundred ahead; memory does not grow with their number.
 
-        Args:
-            items: Recordings with their texts.
-
         Yields:
             For each item in order its prediction, or why there is none.
         """
@@ -211,8 +208,7 @@ class Predictor:
                 and there is no recogniser; numbers that make no windows.
         """
         for name, value in (("window", window), ("hop", window if hop is None else hop)):
-            if isinstance(value, bool) or not isinstance(value, int | float):
-                raise InputError(f"{name}={value}: expected a number of seconds.")
+            check_number(name, value, "a number of seconds")
         cutting = Cutting(window, window, window / 2 if hop is None else hop)
         (moments,) = self.along([Item(audio, None, rate)], cutting)
         if isinstance(moments, InputError):
@@ -221,12 +217,8 @@ class Predictor:
             raise moments[0].error or AssertionError
         return moments
 
-    def along(self, items: Iterable[Item], cutting: Cutting) -> Iterator[list[Moment] | InputError]:
-        """Predict the emotion of any number of recordings, along those that are long.
-
-        Args:
-            items: Recordings. Long ones have no text, for one cannot be divided over windows.
-            cutting: Which are cut, and how.
+    def along(self, items: Iterable[Item], cutting: Cutting | None) -> Iterator[list[Moment] | InputError]:
+        """Predict the emotion of any number of recordings, along those that are cut: they have no text to be divided.
 
         Yields:
             For each item in order its moments, one where it was not cut; or why there are none.
@@ -234,12 +226,12 @@ class Predictor:
         Raises:
             InputError: numbers that make no windows.
         """
-        if cutting != WHOLE:
+        if cutting is not None:
             cutting.refuse_impossible(self.max_seconds)
         return self._run(items, self.workers, cutting)
 
     def _predictions(self, items: Iterable[Item], workers: int) -> Iterator[Prediction | InputError]:
-        for moments in self._run(items, workers, WHOLE):
+        for moments in self._run(items, workers, None):
             if isinstance(moments, InputError):
                 yield moments
             else:
@@ -248,7 +240,7 @@ class Predictor:
                 assert result is not None
                 yield result
 
-    def _run(self, items: Iterable[Item], workers: int, cutting: Cutting) -> Iterator[list[Moment] | InputError]:
+    def _run(self, items: Iterable[Item], workers: int, cutting: Cutting | None) -> Iterator[list[Moment] | InputError]:
         planned: dict[int, list[Window] | InputError] = {}
         found: dict[tuple[int, int], Prediction | InputError] = {}
         with tempfile.TemporaryDirectory() as folder:

@@ -21,12 +21,9 @@ Record = dict[str, Any]
 
 
 def table_path(output: str | None, source: str | None, is_cut: bool) -> Path | None:
-    """Where the table goes: beside the recording, folder or manifest, under its name; None where there is none.
+    """Where the table goes: `output`, or beside the recording, folder or manifest, under its name; None for nowhere.
 
-    Args:
-        output: Where it is asked for; None where it is not.
-        source: The recording, folder or manifest; None for a text alone.
-        is_cut: Whether a single recording may have several rows: one is only printed.
+    A single row is only printed, where no output is asked for: a recording has several where it may be cut.
 
     Raises:
         InputError: the source has no name.
@@ -49,12 +46,8 @@ def table_path(output: str | None, source: str | None, is_cut: bool) -> Path | N
 def check_table(table: Path, manifest: Path | None, *, overwrite: bool, is_certain: bool) -> None:
     """Refuse a table that cannot be written, or that would replace what is not to be replaced.
 
-    Args:
-        table: Where it goes.
-        manifest: What is predicted on; None where it is no manifest.
-        overwrite: Whether it may replace an older one.
-        is_certain: Whether there will be a table: a recording that turns out not to be cut leaves none, and may lie
-            anywhere.
+    Unless it is certain that there will be a table, its folder need not be writable: a recording that turns out not to
+    be cut leaves none, and may lie anywhere.
 
     Raises:
         InputError: the path, and what to do.

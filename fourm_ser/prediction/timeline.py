@@ -18,11 +18,8 @@ HATCHES = ("", "//", "..", "\\\\", "xx")  # tell more classes apart than there a
 def timeline_figure(moments: Sequence[Moment], emotions: Sequence[str]) -> Figure:
     """The probabilities of a recording's windows, stacked over time, and above them which emotion is the likeliest.
 
-    Windows may overlap: each is drawn from half way to the one before to half way to the one behind.
-
-    Args:
-        moments: the windows in order; one without a prediction stays empty.
-        emotions: the classes in the order of their indices.
+    Windows may overlap: each is drawn from half way to the one before to half way to the one behind. One without a
+    prediction stays empty.
     """
     middles = np.array([(moment.start + moment.end) / 2 for moment in moments])
     edges = np.concatenate([[moments[0].start], (middles[1:] + middles[:-1]) / 2, [moments[-1].end]])

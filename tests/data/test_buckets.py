@@ -26,7 +26,7 @@ def padding(batches: list[list[int]]) -> float:
 
 
 def order(seed: int = 0, epoch: int = 0, shuffle: bool = True, size: int = 8) -> list[list[int]]:
-    sampler = BucketBatchSampler(ROWS, LENGTHS, size, shuffle, seed)
+    sampler = BucketBatchSampler(ROWS, LENGTHS, size, shuffle=shuffle, seed=seed)
     sampler.set_epoch(epoch)
     return list(sampler)
 
@@ -38,7 +38,7 @@ def test_every_row_comes_exactly_once(shuffle: bool) -> None:
         assert sorted(row for batch in batches for row in batch) == ROWS.tolist()
         assert max(map(len, batches)) <= size
         assert sum(len(batch) < size for batch in batches) <= 1
-        assert len(batches) == -(-len(ROWS) // size) == len(BucketBatchSampler(ROWS, LENGTHS, size, shuffle))
+        assert len(batches) == -(-len(ROWS) // size) == len(BucketBatchSampler(ROWS, LENGTHS, size, shuffle=shuffle))
 
 
 def test_the_order_depends_on_seed_and_epoch_alone() -> None:
@@ -74,7 +74,7 @@ def test_lengths_within_a_batch_are_similar(shuffle: bool) -> None:
     batches = order(shuffle=shuffle)
     assert at_random > 0.3
     assert padding(batches) < at_random / 4
-    assert BucketBatchSampler(ROWS, LENGTHS, 8, shuffle).padding() == pytest.approx(padding(batches))
+    assert BucketBatchSampler(ROWS, LENGTHS, 8, shuffle=shuffle).padding() == pytest.approx(padding(batches))
 
 
 def test_batches_of_a_small_corpus_mix_emotions_that_differ_in_length() -> None:
@@ -131,8 +131,11 @@ def test_lengths_are_those_of_the_manifests_rows() -> None:
 @pytest.mark.parametrize("count", [16, 17, 19, 33])  # none, one and three beside whole batches
 def test_ranks_share_the_batches_of_a_single_process(count: int, world: int, shuffle: bool) -> None:
     rows, size = ROWS[:count], 8
-    alone = BucketBatchSampler(rows, LENGTHS, size, shuffle, seed=3)
-    ranks = [BucketBatchSampler(rows, LENGTHS, size, shuffle, seed=3, rank=rank, world=world) for rank in range(world)]
+    alone = BucketBatchSampler(rows, LENGTHS, size, shuffle=shuffle, seed=3)
+    ranks = [
+        BucketBatchSampler(rows, LENGTHS, size, shuffle=shuffle, seed=3, rank=rank, world=world)
+        for rank in range(world)
+    ]
     for epoch in range(2):
         for sampler in (alone, *ranks):
             sampler.set_epoch(epoch)
@@ -289,9 +292,10 @@ def test_padding_is_the_share_of_a_batch_that_no_utterance_fills() -> None:
 def test_ranks_share_balanced_batches(count: int, world: int) -> None:
     rows = ROWS[:count]
     ranks = [
-        BucketBatchSampler(rows, LENGTHS, 8, True, 3, rank=rank, world=world, classes=CLASSES) for rank in range(world)
+        BucketBatchSampler(rows, LENGTHS, 8, shuffle=True, seed=3, rank=rank, world=world, classes=CLASSES)
+        for rank in range(world)
     ]
-    alone = BucketBatchSampler(rows, LENGTHS, 8, True, 3, classes=CLASSES)
+    alone = BucketBatchSampler(rows, LENGTHS, 8, shuffle=True, seed=3, classes=CLASSES)
     for epoch in range(2):
         for sampler in (alone, *ranks):
             sampler.set_epoch(epoch)
