@@ -8,6 +8,7 @@ Otherwise each seed is a repeat.
 """
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -27,7 +28,8 @@ from fourm_ser.report.axes import (
 from fourm_ser.report.corpora import Corpora
 from fourm_ser.runs.collect import Run
 
-SHOWN = ("ua", "wa", "f1_macro", "f1_weighted", "ece")
+SHOWN = {"ua": "UA", "wa": "WA", "f1_macro": "macro F1", "f1_weighted": "weighted F1", "ece": "ECE"}
+ACCURACIES = ("ua", "wa")  # what is drawn and tested
 
 
 @dataclass
@@ -85,17 +87,10 @@ class Section:
         return self.protocol["classes"].split(", ")
 
     def values(self, metric: str) -> pd.DataFrame:
-        """A test metric by cell (rows) and repeat (columns), seeds averaged within a fold; NaN where there is no run.
-
-        Args:
-            metric: the metric's name in metrics.json, without `test/`.
-        """
-        named = f"test/{metric}"
-        if named not in self.table:
-            return pd.DataFrame(index=range(len(self.cells)), columns=[], dtype=float)
-        return self.table.pivot_table(index="cell", columns="repeat", values=named, aggfunc="mean").reindex(
-            range(len(self.cells))
-        )
+        """A test metric by cell (rows) and repeat (columns), seeds averaged within a fold; NaN without a run."""
+        known = self.table.reindex(columns=["cell", "repeat", f"test/{metric}"])
+        by_repeat = known.pivot_table(index="cell", columns="repeat", values=f"test/{metric}")
+        return by_repeat.reindex(range(len(self.cells)))
 
     def summary(self, metric: str) -> pd.DataFrame:
         """Mean, standard deviation (of a sample, n - 1) and number of repeats of a metric, a row a cell."""
@@ -185,8 +180,7 @@ def _make_section(runs: list[Run], corpora: Corpora, problems: list[str]) -> Sec
         (cell.runs if run.state == "finished" else cell.others).append(run)
     for cell in cells.values():
         cell.runs = _without_doubles(cell, problems)
-    position = {name: {value: number for number, value in enumerate(values)} for name, values in axes.items()}
-    ordered = sorted(cells.values(), key=lambda cell: [position[name][value] for name, value in cell.values.items()])
+    ordered = sorted(cells.values(), key=lambda cell: [axes[name].index(value) for name, value in cell.values.items()])
     repeat, table = _tabulate(ordered)
     section = Section(_state(runs), axes, constants, ordered, repeat, table, corpora.differences(runs))
     _note(section)
@@ -201,8 +195,7 @@ def _without_doubles(cell: Cell, problems: list[str]) -> list[Run]:
         if key in newest:
             problems.append(f"{newest[key].path}: the same run as {run.path}, which is newer and is used instead.")
         newest[key] = run
-    kept = {run.path for run in newest.values()}
-    return [run for run in cell.runs if run.path in kept]
+    return [run for run in cell.runs if newest[repeat_of(run)] is run]
 
 
 def repeat_of(run: Run) -> tuple[str, ...]:
@@ -217,11 +210,9 @@ def _tabulate(cells: list[Cell]) -> tuple[str, pd.DataFrame]:
         for run in cell.runs:
             seed, fold, drawn = repeat_of(run)
             kept = {name: value for name, value in run.metrics.items() if name.startswith(("test/", "seconds/"))}
-            rows.append({"cell": number, "seed": seed, "fold": fold, "drawn": drawn, **kept})
-    words = ["cell", "seed", "fold", "drawn"]
-    table = pd.DataFrame(rows, columns=None if rows else words)
-    numbers = [str(name) for name in table.columns if name not in words]
-    table = table.astype(dict.fromkeys(numbers, float))
+            numbers = {name: math.nan if value is None else float(value) for name, value in kept.items()}
+            rows.append({"cell": number, "seed": seed, "fold": fold, "drawn": drawn, **numbers})
+    table = pd.DataFrame(rows, columns=None if rows else ["cell", "seed", "fold", "drawn"])
     folds, draws = table["fold"].nunique(), table["drawn"].nunique()
     repeat = "fold" if folds > 1 else "split" if draws > 1 else "seed"
     table["repeat"] = table[{"fold": "fold", "split": "drawn", "seed": "seed"}[repeat]]
@@ -244,20 +235,18 @@ def _note(section: Section) -> None:
         section.notes.append("Not speaker-independent: speakers of the test side were also trained on.")
     seeds = section.table["seed"].nunique()
     repeats = section.table["repeat"].nunique()
+    over = f"Mean and standard deviation are over {repeats} {section.repeat}s"
     if repeats == 1:
         section.notes.append("Each cell ran once: there is no deviation over repeats.")
-    elif section.repeat != "seed" and seeds > 1:
+    elif section.repeat == "seed":
         section.notes.append(
-            f"Mean and standard deviation are over {repeats} {section.repeat}s; the {seeds} seeds are averaged within "
-            f"each {section.repeat} first."
+            f"{over}, tested on the same utterances: the deviation tells how much training varies, not how much other "
+            "speakers would."
         )
-    elif section.repeat != "seed":
-        section.notes.append(f"Mean and standard deviation are over {repeats} {section.repeat}s.")
+    elif seeds > 1:
+        section.notes.append(f"{over}; the {seeds} seeds are averaged within each {section.repeat} first.")
     else:
-        section.notes.append(
-            f"Mean and standard deviation are over {repeats} seeds, tested on the same utterances: the deviation tells "
-            "how much training varies, not how much other speakers would."
-        )
+        section.notes.append(f"{over}.")
     behind = [cell for number, cell in enumerate(section.cells) if number not in section.complete]
     if behind:
         section.notes.append(
@@ -274,18 +263,13 @@ def _recorded(run: Run) -> list[str]:
 
 def _state(runs: list[Run]) -> dict[str, str]:
     """A section's protocol, from what runs recorded, or before any finished from what was asked for."""
-    finished = [run for run in runs if run.state == "finished"]
-    if finished:
-        return dict(zip(("corpus", "split", "validation", "classes"), _recorded(finished[0]), strict=True))
-    data = runs[0].config.get("data", {})
-    emotions = data.get("emotions") or ["all"]
-    corpus = runs[0].options.get("data") or describe("data", data)
-    return {
-        "corpus": corpus,
-        "split": str(data.get("split", "unknown")),
-        "validation": str(data.get("validation", "unknown")),
-        "classes": ", ".join(str(emotion) for emotion in emotions),
-    }
+    words = next((_recorded(run) for run in runs if run.state == "finished"), None)
+    if words is None:
+        data = runs[0].config.get("data", {})
+        asked = [str(data.get(name, "unknown")) for name in ("split", "validation")]
+        corpus = runs[0].options.get("data") or describe("data", data)
+        words = [corpus, *asked, ", ".join(map(str, data.get("emotions") or ["all"]))]
+    return dict(zip(("corpus", "split", "validation", "classes"), words, strict=True))
 
 
 def _tell_apart(sections: list[Section], parts: list[list[Run]], corpora: Corpora, problems: list[str]) -> None:

@@ -1,9 +1,7 @@
 """What one axis does by itself, whatever is chosen on the others."""
 
-import math
 from typing import NamedTuple
 
-import numpy as np
 from scipy import stats
 
 from fourm_ser.report.cells import Section
@@ -45,14 +43,6 @@ class Effects(NamedTuple):
     over: str
 
 
-def t_interval(values: np.ndarray) -> tuple[float, float]:
-    """95% interval of a mean by Student's t; NaN for fewer than two values."""
-    if len(values) < 2:
-        return math.nan, math.nan
-    half = stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
-    return float(values.mean() - half), float(values.mean() + half)
-
-
 def marginal_effects(section: Section, axis: str, metric: str) -> Effects:
     """Mean effect of each value of an axis over all settings of the other axes.
 
@@ -76,6 +66,7 @@ def marginal_effects(section: Section, axis: str, metric: str) -> Effects:
     by_setting = deviations.groupby("setting").mean()
     repeated = len(by_repeat) > 1
     chosen = by_repeat if repeated else by_setting
-    effects = [Effect(value, float(chosen[value].mean()), *t_interval(chosen[value].to_numpy())) for value in present]
+    mean, half = chosen.mean(), stats.t.ppf((1 + LEVEL) / 2, len(chosen) - 1) * chosen.sem()
+    effects = [Effect(value, mean[value], mean[value] - half[value], mean[value] + half[value]) for value in present]
     over = f"{section.repeat}s" if repeated else "settings of the other axes"
     return Effects(axis, effects, len(by_setting), len(chosen), over)
