@@ -104,7 +104,7 @@ class Section:
     @property
     def complete(self) -> list[int]:
         """The cells that have as many runs as any other: only those compete for the best."""
-        most = max((len(cell.runs) for cell in self.cells), default=0)
+        most = max(len(cell.runs) for cell in self.cells)
         return [number for number, cell in enumerate(self.cells) if cell.runs and len(cell.runs) == most]
 
     def best(self, metric: str) -> int:

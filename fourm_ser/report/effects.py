@@ -9,13 +9,9 @@ from fourm_ser.runs.resampling import LEVEL
 
 
 class Effect(NamedTuple):
-    """What a value of an axis adds to a metric.
+    """What a value of an axis adds to a metric: its mean distance from the mean over the axis's values.
 
-    Attributes:
-        value: the value of the axis.
-        mean: the value's distance from the mean over the axis's values.
-        low: the lower end of the 95% interval of `mean`; NaN where nothing was repeated.
-        high: the upper end of the 95% interval of `mean`; NaN where nothing was repeated.
+    With the ends of the mean's 95% interval, which are NaN where nothing was repeated.
     """
 
     value: str

@@ -3,7 +3,7 @@
 import math
 from collections import Counter
 from datetime import UTC, datetime
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +24,7 @@ from fourm_ser.runs.resampling import FEWEST
 def write_page(
     sections: list[Section], collection: Collection, problems: list[str], folder: Path, metric: str
 ) -> list[str]:
-    """Write report.html.
-
-    Args:
-        sections: what `make_sections` made of the runs.
-        collection: the runs that were found, and the jobs that have not begun.
-        problems: what was found wrong, in sentences.
-        folder: the folder to write to.
-        metric: the test metric that makes the best cell.
-
-    Returns:
-        All problems, with those that came up while predictions were read.
-    """
+    """Write report.html; returns the problems, in sentences, with those that came up while predictions were read."""
     problems = list(problems)
     views = [_view(section, metric, problems) for section in sections]
     environment = Environment(
@@ -61,11 +50,8 @@ def write_page(
 
 def _view(section: Section, metric: str, problems: list[str]) -> dict[str, Any]:
     """All that the template shows of a section."""
-    predictions = []
-    for cell in section.cells:
-        table, wrong = tests.read_predictions(cell.runs)
-        predictions.append(table)
-        problems += wrong
+    predictions, wrong = zip(*(tests.read_predictions(cell.runs) for cell in section.cells), strict=True)
+    problems += chain(*wrong)
     view: dict[str, Any] = {
         "title": title(section),
         "protocol": {name.removeprefix("data."): value for name, value in section.protocol.items()},
@@ -86,10 +72,14 @@ def _view(section: Section, metric: str, problems: list[str]) -> dict[str, Any]:
     best = section.best(metric)
     view["best"] = section.cells[best].name
     view["rows"] = rows_of(section, metric)
+    spread = "± its standard deviation" if section.table["repeat"].nunique() > 1 else "of one run"
+    heat_words = (
+        f"Mean over {section.repeat}s {spread}, in percent. The stronger the colour, the higher; the best is framed."
+    )
     effects, effects_words = effects_figure(section)
     training, training_words = training_curves(section, best, metric)
     view["groups"] = [
-        ("Every cell", _heat_words(section), heat_maps(section)),
+        ("Every cell", heat_words, heat_maps(section)),
         ("What each axis does", effects_words, effects),
         (
             "Recall of each class",
@@ -106,11 +96,6 @@ def _view(section: Section, metric: str, problems: list[str]) -> dict[str, Any]:
     ]
     view["tests"] = _tests(section, tests.compare(section, predictions, metric), best)
     return view
-
-
-def _heat_words(section: Section) -> str:
-    spread = "± its standard deviation" if section.table["repeat"].nunique() > 1 else "of one run"
-    return f"Mean over {section.repeat}s {spread}, in percent. The stronger the colour, the higher; the best is framed."
 
 
 def _missing(section: Section) -> list[tuple[str, ...]]:
@@ -152,19 +137,20 @@ def _tests(section: Section, comparisons: list[Comparison], best: int) -> dict[s
     of_ua = [comparison for comparison in comparisons if comparison.metric == "ua"]
     repeats = max(comparison.repeats for comparison in of_ua)
     with_wilcoxon = sum(not math.isnan(comparison.wilcoxon) for comparison in of_ua)
-    with_bootstrap = sum(comparison.bootstrap is not None for comparison in of_ua)
-    over = {comparison.resampled for comparison in of_ua if comparison.bootstrap is not None}
+    resampled = [comparison.resampled for comparison in of_ua if comparison.bootstrap is not None]
+    least = tests.least_p(repeats)
+    corrected = min(1.0, least * with_wilcoxon)
     return {
         "tables": tables,
-        "resampled": " or ".join(sorted(over)),
+        "resampled": " or ".join(sorted(set(resampled))),
         "fewest": FEWEST,
         "baseline": section.cells[section.baseline].name,
-        "bootstrap_count": with_bootstrap,
+        "bootstrap_count": len(resampled),
         "wilcoxon_count": with_wilcoxon,
         "repeats": repeats,
-        "least": _p(tests.least_p(repeats)),
-        "least_corrected": _p(min(1.0, tests.least_p(repeats) * with_wilcoxon)),
-        "hopeless": min(1.0, tests.least_p(repeats) * with_wilcoxon) > 0.05,
+        "least": _p(least),
+        "least_corrected": _p(corrected),
+        "hopeless": corrected > 0.05,
         "resamples": tests.RESAMPLES,
     }
 

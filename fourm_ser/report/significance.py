@@ -17,13 +17,9 @@ RESAMPLES = 9999
 
 
 class Interval(NamedTuple):
-    """A bootstrapped difference.
+    """An observed difference, the ends of its bootstrapped 95% interval, and its two-sided p value.
 
-    Attributes:
-        difference: the difference as observed.
-        low: the lower end of the difference's 95% interval.
-        high: the upper end of the difference's 95% interval.
-        p: two-sided p value: the smallest error at which the interval still leaves zero out.
+    That is the smallest error at which the interval still leaves zero out.
     """
 
     difference: float
@@ -130,8 +126,7 @@ def least_p(n: int) -> float:
 def holm(values: Sequence[float]) -> list[float]:
     """Holm's (1979) step-down correction: times the number of hypotheses not yet rejected, never below one before it.
 
-    Args:
-        values: p values; NaN for a test that was not done, which counts as none and stays NaN.
+    A p value of NaN, of a test that was not done, counts as none and stays NaN.
     """
     p = np.asarray(values, dtype=float)
     order = np.argsort(p)  # NaN come last
@@ -141,15 +136,11 @@ def holm(values: Sequence[float]) -> list[float]:
     return corrected.tolist()
 
 
-def compare(section: Section, predictions: list[pd.DataFrame], metric: str) -> list[Comparison]:
+def compare(section: Section, predictions: Sequence[pd.DataFrame], metric: str) -> list[Comparison]:
     """Compare the best cell and the baseline with every other cell that has finished runs; one has to be complete.
 
-    Holm's correction is over all pairs of the section, for each metric and each test by itself.
-
-    Args:
-        section: the section.
-        predictions: each cell's predictions, as `read_predictions` reads them.
-        metric: the metric that makes the best cell.
+    The best is that of `metric`; predictions are each cell's, as `read_predictions` reads them. Holm's correction is
+    over all pairs of the section, for each metric and each test by itself.
     """
     best, baseline = section.best(metric), section.baseline
     others = [number for number, cell in enumerate(section.cells) if cell.runs]
@@ -165,7 +156,7 @@ def compare(section: Section, predictions: list[pd.DataFrame], metric: str) -> l
     return found
 
 
-def _pair(section: Section, predictions: list[pd.DataFrame], first: int, second: int) -> list[Comparison]:
+def _pair(section: Section, predictions: Sequence[pd.DataFrame], first: int, second: int) -> list[Comparison]:
     common = predictions[first].merge(
         predictions[second], left_index=True, right_index=True, suffixes=("_first", "_second")
     )
@@ -183,9 +174,10 @@ def _pair(section: Section, predictions: list[pd.DataFrame], first: int, second:
         groups = speakers if resampled == "speakers" else None
         bootstrap = paired_bootstrap(emotions, ours, theirs, groups=groups)
     comparisons = []
+    runs = section.table[section.table["cell"].isin([first, second])]
     for metric in ACCURACIES:
-        runs = section.table.pivot_table(f"test/{metric}", ["seed", "fold", "drawn", "repeat"], "cell", sort=False)
-        values = runs[[first, second]].dropna().groupby("repeat").mean()
+        by_run = runs.pivot_table(f"test/{metric}", ["seed", "fold", "drawn", "repeat"], "cell", sort=False)
+        values = by_run.dropna().groupby("repeat").mean()
         p = wilcoxon(values[first].to_numpy(), values[second].to_numpy())
         found = bootstrap.get(metric)
         comparisons.append(Comparison(first, second, metric, len(means), resampled, found, len(values), p))

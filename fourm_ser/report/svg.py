@@ -13,14 +13,7 @@ WIDTH = 330  # of figures that fit a phone
 
 
 class Chart(NamedTuple):
-    """A chart of the report, and the table that says the same.
-
-    Attributes:
-        title: what the chart shows.
-        image: the SVG element.
-        header: the table's column names.
-        rows: the table's rows.
-    """
+    """A chart of the report as an SVG element, and the header and rows of the table that says the same."""
 
     title: str
     image: Markup
