@@ -1,11 +1,4 @@
-"""From runs to tables: which settings differ, which runs repeat each other, means and deviations over the repeats.
-
-A *section* holds the runs of one protocol: the same corpus, split, validation and classes. A *cell* is one choice on
-every *axis*, the settings in which a section's runs differ; its runs differ in `seed`, `data.fold` and
-`data.split_seed` alone. Where a section has several folds (or drawn splits), each is one *repeat*, and seeds are
-averaged within it first: a fold's seeds are tested on the same utterances and are no further evidence about others.
-Otherwise each seed is a repeat.
-"""
+"""From runs to tables: which settings differ, which runs repeat each other, means and deviations over the repeats."""
 
 import json
 import math
@@ -34,7 +27,7 @@ ACCURACIES = ("ua", "wa")  # what is drawn and tested
 
 @dataclass
 class Cell:
-    """One choice on every axis.
+    """One choice on every axis; its runs differ in `seed`, `data.fold` and `data.split_seed` alone.
 
     Attributes:
         values: the cell's choice on each axis.
@@ -61,11 +54,14 @@ class Cell:
 
 @dataclass
 class Section:
-    """The runs of one protocol.
+    """The runs of one protocol: the same corpus, split, validation and classes.
+
+    Where there are several folds (or drawn splits), each is a repeat, and seeds are averaged within it first: a fold's
+    seeds are tested on the same utterances and are no further evidence about others. Otherwise each seed is a repeat.
 
     Attributes:
         protocol: `corpus`, `split`, `validation`, `classes`; then what tells the section from others alike.
-        axes: the values of each axis in their order.
+        axes: the settings in which the runs differ, and the values of each in their order.
         constants: options in which the runs agree.
         cells: the cells in the order of their values.
         repeat: what a repeat is: `fold`, `split` (drawn anew by data.split_seed), or `seed`.
@@ -108,9 +104,8 @@ class Section:
         return [number for number, cell in enumerate(self.cells) if cell.runs and len(cell.runs) == most]
 
     def best(self, metric: str) -> int:
-        """The complete cell with the highest mean, the first of equals; the lowest for `ece`."""
-        means = self.summary(metric)["mean"].loc[self.complete].to_numpy()
-        return self.complete[int(means.argmin() if metric == "ece" else means.argmax())]
+        """The complete cell with the highest mean, the first of equals."""
+        return next(number for number in self.ranked(metric) if number in self.complete)
 
     @property
     def baseline(self) -> int:
@@ -119,10 +114,7 @@ class Section:
 
 
 def make_sections(runs: Iterable[Run]) -> tuple[list[Section], list[str]]:
-    """Part runs by protocol, and the runs of each into cells.
-
-    Args:
-        runs: the runs, finished or not; those without a config are left out.
+    """Part runs by protocol, and the runs of each into cells; those without a config are left out.
 
     Returns:
         The sections, those with finished runs first, and what was set aside, in sentences.

@@ -239,12 +239,11 @@ def _ends(histories: dict[str, pd.DataFrame]) -> list[list[str]]:
 
 def time_figure(section: Section) -> list[Chart]:
     """Seconds of training by cell and stage."""
-    rows = [
-        (cell.name, {str(stage): float(value) for stage, value in cell_seconds(section, number).items()})
-        for number, cell in enumerate(section.cells)
-        if cell.runs
-    ]
-    rows = [(name, shares) for name, shares in rows if shares]
+    rows = []
+    for number, cell in enumerate(section.cells):
+        shares = {str(stage): float(value) for stage, value in cell_seconds(section, number).items()}
+        if shares:
+            rows.append((cell.name, shares))
     if not rows:
         return []
     rows.sort(key=lambda row: -sum(row[1].values()))

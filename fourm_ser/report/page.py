@@ -103,7 +103,7 @@ def _missing(section: Section) -> list[tuple[str, ...]]:
 
     In the order of the template's columns: cell, run, state, why, where, and the command that goes on with it.
     """
-    rows = []
+    rows: list[tuple[str, ...]] = []
     everything = list(dict.fromkeys(repeat_of(run) for cell in section.cells for run in [*cell.runs, *cell.others]))
     for cell in section.cells:
         for run in cell.others:
