@@ -27,15 +27,7 @@ def main() -> None:
 
 
 def report(folders: list[Path], output: Path, metric: str = "ua") -> list[str]:
-    """Write the report of all runs under the folders.
-
-    Args:
-        folders: sweeps, runs, or folders of them.
-        output: the folder to write to.
-        metric: the test metric that makes the best cell.
-
-    Returns:
-        What there is to say about it, a line each.
+    """Write the report of all runs under the folders to `output`; returns what there is to say about it, a line each.
 
     Raises:
         InputError: a folder that does not exist, or no run at all.

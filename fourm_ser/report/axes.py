@@ -29,17 +29,18 @@ def find_axes(settings: list[dict[str, str]], given: set[str], options: set[str]
         given: names that some command line gave a value to.
         options: the names that are groups.
     """
+
+    def count(*names: str) -> int:
+        return len({tuple(setting.get(name, ABSENT) for name in names) for setting in settings})
+
     names = sorted({name for setting in settings for name in setting}, key=lambda name: rank(name, options))
-    differing = [name for name in names if len({setting.get(name, ABSENT) for setting in settings}) > 1]
+    differing = [name for name in names if count(name) > 1]
     axes = [name for name in differing if name in options & given]
     for chosen in (given - options, options, set(differing)):
         for name in differing:
             several = len({setting[name] for setting in settings if name in setting}) > 1
-            if (
-                name in chosen
-                and name not in axes
-                and (not _follows(name, axes, settings) or (several and name in given))
-            ):
+            follows = count(*axes) == count(*axes, name)
+            if name in chosen and name not in axes and (not follows or (several and name in given)):
                 axes.append(name)
     return sorted(axes, key=lambda name: rank(name, options))
 
@@ -79,17 +80,6 @@ def protocol_of(run: Run) -> dict[str, str]:
 def is_place(name: str) -> bool:
     parts = name.split(".")
     return name in PLACE or parts[0] == "logger" or (parts[0] == "data" and parts[-1] in PLACE_OF_DATA)
-
-
-def _follows(name: str, axes: list[str], settings: list[dict[str, str]]) -> bool:
-    """Whether the values on the axes tell the value of `name`."""
-    seen: dict[tuple[str, ...], str] = {}
-    for setting in settings:
-        key = tuple(setting.get(axis, ABSENT) for axis in axes)
-        value = setting.get(name, ABSENT)
-        if seen.setdefault(key, value) != value:
-            return False
-    return True
 
 
 def rank(name: str, options: set[str]) -> tuple[bool, int, int, str]:

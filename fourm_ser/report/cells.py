@@ -1,13 +1,7 @@
-"""From runs to tables: which settings differ, which runs repeat each other, means and deviations over the repeats.
-
-A *section* holds the runs of one protocol: the same corpus, split, validation and classes. A *cell* is one choice on
-every *axis*, the settings in which a section's runs differ; its runs differ in `seed`, `data.fold` and
-`data.split_seed` alone. Where a section has several folds (or drawn splits), each is one *repeat*, and seeds are
-averaged within it first: a fold's seeds are tested on the same utterances and are no further evidence about others.
-Otherwise each seed is a repeat.
-"""
+"""From runs to tables: which settings differ, which runs repeat each other, means and deviations over the repeats."""
 
 import json
+import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
@@ -27,12 +21,13 @@ from fourm_ser.report.axes import (
 from fourm_ser.report.corpora import Corpora
 from fourm_ser.runs.collect import Run
 
-SHOWN = ("ua", "wa", "f1_macro", "f1_weighted", "ece")
+SHOWN = {"ua": "UA", "wa": "WA", "f1_macro": "macro F1", "f1_weighted": "weighted F1", "ece": "ECE"}
+ACCURACIES = ("ua", "wa")  # what is drawn and tested
 
 
 @dataclass
 class Cell:
-    """One choice on every axis.
+    """One choice on every axis; its runs differ in `seed`, `data.fold` and `data.split_seed` alone.
 
     Attributes:
         values: the cell's choice on each axis.
@@ -59,11 +54,14 @@ class Cell:
 
 @dataclass
 class Section:
-    """The runs of one protocol.
+    """The runs of one protocol: the same corpus, split, validation and classes.
+
+    Where there are several folds (or drawn splits), each is a repeat, and seeds are averaged within it first: a fold's
+    seeds are tested on the same utterances and are no further evidence about others. Otherwise each seed is a repeat.
 
     Attributes:
         protocol: `corpus`, `split`, `validation`, `classes`; then what tells the section from others alike.
-        axes: the values of each axis in their order.
+        axes: the settings in which the runs differ, and the values of each in their order.
         constants: options in which the runs agree.
         cells: the cells in the order of their values.
         repeat: what a repeat is: `fold`, `split` (drawn anew by data.split_seed), or `seed`.
@@ -85,17 +83,10 @@ class Section:
         return self.protocol["classes"].split(", ")
 
     def values(self, metric: str) -> pd.DataFrame:
-        """A test metric by cell (rows) and repeat (columns), seeds averaged within a fold; NaN where there is no run.
-
-        Args:
-            metric: the metric's name in metrics.json, without `test/`.
-        """
-        named = f"test/{metric}"
-        if named not in self.table:
-            return pd.DataFrame(index=range(len(self.cells)), columns=[], dtype=float)
-        return self.table.pivot_table(index="cell", columns="repeat", values=named, aggfunc="mean").reindex(
-            range(len(self.cells))
-        )
+        """A test metric by cell (rows) and repeat (columns), seeds averaged within a fold; NaN without a run."""
+        known = self.table.reindex(columns=["cell", "repeat", f"test/{metric}"])
+        by_repeat = known.pivot_table(index="cell", columns="repeat", values=f"test/{metric}")
+        return by_repeat.reindex(range(len(self.cells)))
 
     def summary(self, metric: str) -> pd.DataFrame:
         """Mean, standard deviation (of a sample, n - 1) and number of repeats of a metric, a row a cell."""
@@ -109,13 +100,12 @@ class Section:
     @property
     def complete(self) -> list[int]:
         """The cells that have as many runs as any other: only those compete for the best."""
-        most = max((len(cell.runs) for cell in self.cells), default=0)
+        most = max(len(cell.runs) for cell in self.cells)
         return [number for number, cell in enumerate(self.cells) if cell.runs and len(cell.runs) == most]
 
     def best(self, metric: str) -> int:
-        """The complete cell with the highest mean, the first of equals; the lowest for `ece`."""
-        means = self.summary(metric)["mean"].loc[self.complete].to_numpy()
-        return self.complete[int(means.argmin() if metric == "ece" else means.argmax())]
+        """The complete cell with the highest mean, the first of equals."""
+        return next(number for number in self.ranked(metric) if number in self.complete)
 
     @property
     def baseline(self) -> int:
@@ -124,10 +114,7 @@ class Section:
 
 
 def make_sections(runs: Iterable[Run]) -> tuple[list[Section], list[str]]:
-    """Part runs by protocol, and the runs of each into cells.
-
-    Args:
-        runs: the runs, finished or not; those without a config are left out.
+    """Part runs by protocol, and the runs of each into cells; those without a config are left out.
 
     Returns:
         The sections, those with finished runs first, and what was set aside, in sentences.
@@ -185,8 +172,7 @@ def _make_section(runs: list[Run], corpora: Corpora, problems: list[str]) -> Sec
         (cell.runs if run.state == "finished" else cell.others).append(run)
     for cell in cells.values():
         cell.runs = _without_doubles(cell, problems)
-    position = {name: {value: number for number, value in enumerate(values)} for name, values in axes.items()}
-    ordered = sorted(cells.values(), key=lambda cell: [position[name][value] for name, value in cell.values.items()])
+    ordered = sorted(cells.values(), key=lambda cell: [axes[name].index(value) for name, value in cell.values.items()])
     repeat, table = _tabulate(ordered)
     section = Section(_state(runs), axes, constants, ordered, repeat, table, corpora.differences(runs))
     _note(section)
@@ -201,8 +187,7 @@ def _without_doubles(cell: Cell, problems: list[str]) -> list[Run]:
         if key in newest:
             problems.append(f"{newest[key].path}: the same run as {run.path}, which is newer and is used instead.")
         newest[key] = run
-    kept = {run.path for run in newest.values()}
-    return [run for run in cell.runs if run.path in kept]
+    return [run for run in cell.runs if newest[repeat_of(run)] is run]
 
 
 def repeat_of(run: Run) -> tuple[str, ...]:
@@ -217,11 +202,9 @@ def _tabulate(cells: list[Cell]) -> tuple[str, pd.DataFrame]:
         for run in cell.runs:
             seed, fold, drawn = repeat_of(run)
             kept = {name: value for name, value in run.metrics.items() if name.startswith(("test/", "seconds/"))}
-            rows.append({"cell": number, "seed": seed, "fold": fold, "drawn": drawn, **kept})
-    words = ["cell", "seed", "fold", "drawn"]
-    table = pd.DataFrame(rows, columns=None if rows else words)
-    numbers = [str(name) for name in table.columns if name not in words]
-    table = table.astype(dict.fromkeys(numbers, float))
+            numbers = {name: math.nan if value is None else float(value) for name, value in kept.items()}
+            rows.append({"cell": number, "seed": seed, "fold": fold, "drawn": drawn, **numbers})
+    table = pd.DataFrame(rows, columns=None if rows else ["cell", "seed", "fold", "drawn"])
     folds, draws = table["fold"].nunique(), table["drawn"].nunique()
     repeat = "fold" if folds > 1 else "split" if draws > 1 else "seed"
     table["repeat"] = table[{"fold": "fold", "split": "drawn", "seed": "seed"}[repeat]]
@@ -244,20 +227,18 @@ def _note(section: Section) -> None:
         section.notes.append("Not speaker-independent: speakers of the test side were also trained on.")
     seeds = section.table["seed"].nunique()
     repeats = section.table["repeat"].nunique()
+    over = f"Mean and standard deviation are over {repeats} {section.repeat}s"
     if repeats == 1:
         section.notes.append("Each cell ran once: there is no deviation over repeats.")
-    elif section.repeat != "seed" and seeds > 1:
+    elif section.repeat == "seed":
         section.notes.append(
-            f"Mean and standard deviation are over {repeats} {section.repeat}s; the {seeds} seeds are averaged within "
-            f"each {section.repeat} first."
+            f"{over}, tested on the same utterances: the deviation tells how much training varies, not how much other "
+            "speakers would."
         )
-    elif section.repeat != "seed":
-        section.notes.append(f"Mean and standard deviation are over {repeats} {section.repeat}s.")
+    elif seeds > 1:
+        section.notes.append(f"{over}; the {seeds} seeds are averaged within each {section.repeat} first.")
     else:
-        section.notes.append(
-            f"Mean and standard deviation are over {repeats} seeds, tested on the same utterances: the deviation tells "
-            "how much training varies, not how much other speakers would."
-        )
+        section.notes.append(f"{over}.")
     behind = [cell for number, cell in enumerate(section.cells) if number not in section.complete]
     if behind:
         section.notes.append(
@@ -274,18 +255,13 @@ def _recorded(run: Run) -> list[str]:
 
 def _state(runs: list[Run]) -> dict[str, str]:
     """A section's protocol, from what runs recorded, or before any finished from what was asked for."""
-    finished = [run for run in runs if run.state == "finished"]
-    if finished:
-        return dict(zip(("corpus", "split", "validation", "classes"), _recorded(finished[0]), strict=True))
-    data = runs[0].config.get("data", {})
-    emotions = data.get("emotions") or ["all"]
-    corpus = runs[0].options.get("data") or describe("data", data)
-    return {
-        "corpus": corpus,
-        "split": str(data.get("split", "unknown")),
-        "validation": str(data.get("validation", "unknown")),
-        "classes": ", ".join(str(emotion) for emotion in emotions),
-    }
+    words = next((_recorded(run) for run in runs if run.state == "finished"), None)
+    if words is None:
+        data = runs[0].config.get("data", {})
+        asked = [str(data.get(name, "unknown")) for name in ("split", "validation")]
+        corpus = runs[0].options.get("data") or describe("data", data)
+        words = [corpus, *asked, ", ".join(map(str, data.get("emotions") or ["all"]))]
+    return dict(zip(("corpus", "split", "validation", "classes"), words, strict=True))
 
 
 def _tell_apart(sections: list[Section], parts: list[list[Run]], corpora: Corpora, problems: list[str]) -> None:

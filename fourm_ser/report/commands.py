@@ -9,13 +9,6 @@ from fourm_ser.report.cells import repeat_of
 from fourm_ser.runs.collect import Run
 
 
-def command(run: Run) -> str:
-    """What repeats a run in a new directory."""
-    if not run.recorded and not run.overrides:
-        return _from_record(run)
-    return _line(run, run.overrides)
-
-
 def resume_command(run: Run) -> str:
     """What goes on with an unfinished run."""
     return f"python -m fourm_ser.train resume={shlex.quote(str(run.path))}"
@@ -41,18 +34,21 @@ def cell_commands(runs: list[Run]) -> list[str]:
                 if len(column) > 1 or name in named
             ]
             return [_line(runs[0], [*common.pop(), *repeats], several=True)]
-    return [command(run) for run in runs]
+    return [_repeat(run) for run in runs]
+
+
+def _repeat(run: Run) -> str:
+    """What repeats a run in a new directory."""
+    if run.recorded or run.overrides:
+        return _line(run, run.overrides)
+    record = shlex.quote(str(run.directory.record))
+    return f"mkdir -p again && cp {record} again/ && python -m fourm_ser.train resume=again"
 
 
 def _line(run: Run, words: list[str], several: bool = False) -> str:
     start = ["python", "-m", run.module, *(["-m"] if several else [])]
     folders = [word for folder in run.folders for word in ("--config-dir", folder)]
     return shlex.join([*start, *folders, *words])
-
-
-def _from_record(run: Run) -> str:
-    record = shlex.quote(str(run.directory.record))
-    return f"mkdir -p again && cp {record} again/ && python -m fourm_ser.train resume=again"
 
 
 def _key(word: str) -> str:

@@ -6,44 +6,43 @@ from itertools import product
 import numpy as np
 import pandas as pd
 
-from fourm_ser.report.cells import Cell, Section, in_words
+from fourm_ser.report.cells import ACCURACIES, SHOWN, Cell, Section, in_words
 from fourm_ser.report.effects import Effects, marginal_effects
 from fourm_ser.report.svg import Chart, Grid, bars, curves, heat_map, interval_plot
 from fourm_ser.report.tables import cell_seconds, percent
 
-METRICS = {"ua": "UA", "wa": "WA"}
 FACETS = 6  # heat maps beside each other; with more settings of the other axes, their mean is shown
 PANELS = 24  # training curves of so many cells
 
 
-def heat_maps(section: Section, metric: str) -> list[Chart]:
+def heat_maps(section: Section) -> list[Chart]:
     """UA and WA by encoder and loss, a map for each setting of the other axes while these are few."""
-    rows, columns = _two_axes(section)
-    others = [name for name in section.axes if name not in (rows, columns)]
+    axes = _two_axes(section)
+    others = [name for name in section.axes if name not in axes]
     settings = list(product(*(section.axes[name] for name in others)))
     figures = []
-    for name, shown in METRICS.items():
-        means, stds = section.summary(name)["mean"], section.summary(name)["std"]
-        span = means.min(), means.max()
+    for metric in ACCURACIES:
+        summary = section.summary(metric)
         for setting in settings if len(settings) <= FACETS else [None]:
-            chosen = {
-                number: cell
+            chosen = [
+                number
                 for number, cell in enumerate(section.cells)
                 if cell.runs and (setting is None or tuple(cell.values[other] for other in others) == setting)
-            }
+            ]
             if not chosen:
                 continue
+            best = section.best(metric) if setting is not None else -1
             where = "".join(f", {in_words(*choice)}" for choice in zip(others, setting or (), strict=False))
             if setting is None:
                 where = f", mean over {', '.join(others)}"
-            best = section.best(name) if setting is not None else -1
-            grid = _cells_grid(section, chosen, rows, columns, means, stds, span, best)
+            title = f"Test {SHOWN[metric]}{where}"
             alt = (
-                f"Heat map of test {shown}{where}: rows {rows}, columns {columns}. "
-                f"From {100 * span[0]:.2f} to {100 * span[1]:.2f} percent over all cells"
+                f"Heat map of test {SHOWN[metric]}{where}: rows {axes[0]}, columns {axes[1]}. "
+                f"From {100 * summary['mean'].min():.2f} to {100 * summary['mean'].max():.2f} percent over all cells"
                 + (f"; the best is {section.cells[best].name}." if best in chosen else ".")
             )
-            figures.append(_grid_chart(f"Test {shown}{where}", alt, grid, f"{rows} \\ {columns}"))
+            grid = _means_grid(section, axes, chosen, summary, best)
+            figures.append(_grid_chart(title, alt, grid, " \\ ".join(axes)))
     return figures
 
 
@@ -52,56 +51,42 @@ def _grid_chart(title: str, alt: str, grid: Grid, corner: str, between: str = " 
     table = [
         [name, *(between.join(lines) for lines in texts)] for name, texts in zip(grid.rows, grid.texts, strict=True)
     ]
-    return Chart(title, alt, heat_map(grid, alt), [corner, *grid.columns], table)
+    return Chart(title, heat_map(grid, alt), [corner, *grid.columns], table)
 
 
-def _cells_grid(
-    section: Section,
-    chosen: dict[int, Cell],
-    rows: str,
-    columns: str,
-    means: pd.Series,
-    stds: pd.Series,
-    span: tuple[float, float],
-    best: int,
-) -> Grid:
-    names = {axis: section.axes.get(axis, [section.constants.get(axis, "all")]) for axis in (rows, columns)}
-    shade = np.full((len(names[rows]), len(names[columns])), math.nan)
-    texts: list[list[list[str]]] = [[["-"] for _ in names[columns]] for _ in names[rows]]
-    marked = set()
-    positions: dict[tuple[int, int], list[int]] = {}
-    for number, cell in chosen.items():
-        position = tuple(names[axis].index(cell.values[axis]) if axis in cell.values else 0 for axis in (rows, columns))
-        positions.setdefault((position[0], position[1]), []).append(number)
-    for position, numbers in positions.items():
-        mean = float(means.loc[numbers].mean())
-        shade[position] = (mean - span[0]) / (span[1] - span[0]) if span[1] > span[0] else 1.0
-        mark = "†" if any(chosen[number].random_weights for number in numbers) else ""
-        star = "" if all(number in section.complete for number in numbers) else "*"
-        lines = [f"{100 * mean:.2f}{mark}{star}"]
-        if len(numbers) == 1 and not math.isnan(stds[numbers[0]]):
-            lines.append(f"± {100 * stds[numbers[0]]:.2f}")
-        texts[position[0]][position[1]] = lines
+def _means_grid(section: Section, axes: tuple[str, str], chosen: list[int], summary: pd.DataFrame, best: int) -> Grid:
+    """The means of some cells of a section by two axes."""
+    rows, columns = (section.axes.get(axis, [section.constants.get(axis, "all")]) for axis in axes)
+    low, high = summary["mean"].min(), summary["mean"].max()
+    shade, marked = np.full((len(rows), len(columns)), math.nan), set()
+    texts = [[["-"] for _ in columns] for _ in rows]
+    for place in np.ndindex(shade.shape):
+        here = {axes[0]: rows[place[0]], axes[1]: columns[place[1]]}
+        numbers = [
+            n for n in chosen if all(section.cells[n].values.get(axis, here[axis]) == here[axis] for axis in axes)
+        ]
+        if not numbers:
+            continue
+        mean = summary["mean"][numbers].mean()
+        shade[place] = (mean - low) / (high - low) if high > low else 1.0
+        lines = percent(mean, summary["std"][numbers[0]] if len(numbers) == 1 else math.nan).split(" ", 1)
+        lines[0] += "†" if any(section.cells[number].random_weights for number in numbers) else ""
+        lines[0] += "" if set(numbers) <= set(section.complete) else "*"
+        texts[place[0]][place[1]] = lines
         if best in numbers:
-            marked.add(position)
-    return Grid(names[rows], names[columns], shade, texts, marked)
+            marked.add(place)
+    return Grid(rows, columns, shade, texts, marked)
 
 
 def _two_axes(section: Section) -> tuple[str, str]:
     """The axes of the heat map: encoder and loss where they vary, else those with most values."""
     varied = [name for name, values in section.axes.items() if len(values) > 1]
-    left = sorted(varied, key=lambda name: -len(section.axes[name]))
-
-    def take(group: str) -> str | None:
-        name = next((name for name in varied if name in left and name.replace(".", "/").split("/")[0] == group), None)
-        if name is not None:
-            left.remove(name)
-        return name
-
-    rows, columns = take("encoder"), take("loss")
+    group = {name: name.replace(".", "/").split("/")[0] for name in varied}
+    rows, columns = (next((name for name in varied if group[name] == wanted), "") for wanted in ("encoder", "loss"))
+    left = [name for name in varied if name not in (rows, columns)]
+    left.sort(key=lambda name: -len(section.axes[name]))
     rows = rows or (left.pop(0) if left else "encoder")
-    columns = columns or (left.pop(0) if left else next(name for name in ("loss", "encoder") if name != rows))
-    return rows, columns
+    return rows, columns or (left.pop(0) if left else "loss")
 
 
 def effects_figure(section: Section) -> tuple[list[Chart], str]:
@@ -109,8 +94,9 @@ def effects_figure(section: Section) -> tuple[list[Chart], str]:
     varied = [name for name, values in section.axes.items() if len(values) > 1]
     figures = []
     words = ""
-    for name, shown in METRICS.items():
-        found = [marginal_effects(section, axis, name) for axis in varied]
+    for metric in ACCURACIES:
+        shown = SHOWN[metric]
+        found = [marginal_effects(section, axis, metric) for axis in varied]
         drawn = [effects for effects in found if effects.effects]
         words = _effects_words(drawn, [effects.axis for effects in found if not effects.effects])
         if not drawn:
@@ -131,7 +117,7 @@ def effects_figure(section: Section) -> tuple[list[Chart], str]:
         ]
         header = ["axis", "value", "effect (points)", "95% interval"]
         image = interval_plot(groups, f"effect on {shown}, percentage points", alt)
-        figures.append(Chart(f"Effect on {shown}", alt, image, header, table))
+        figures.append(Chart(f"Effect on {shown}", image, header, table))
     return figures, words
 
 
@@ -153,15 +139,12 @@ def _effects_words(drawn: list[Effects], left_out: list[str]) -> str:
 def recall_map(section: Section, metric: str) -> list[Chart]:
     """Recall of each class, a row a cell."""
     ranked = section.ranked(metric)
-    by_class = {emotion: section.summary(f"recall/{emotion}") for emotion in section.classes}
-    rows = [section.cells[number].name for number in ranked]
-    shade = np.array([[table["mean"][number] for table in by_class.values()] for number in ranked])
+    by_class = [section.summary(f"recall/{emotion}") for emotion in section.classes]
+    shade = np.array([[table["mean"][number] for table in by_class] for number in ranked])
     texts = [
-        [percent(table["mean"][number], table["std"][number]).split(" ± ") for table in by_class.values()]
-        for number in ranked
+        [percent(table["mean"][number], table["std"][number]).split(" ", 1) for table in by_class] for number in ranked
     ]
-    texts = [[[line[0], *(f"± {text}" for text in line[1:])] for line in row] for row in texts]
-    grid = Grid(rows, section.classes, shade, texts, set())
+    grid = Grid([section.cells[number].name for number in ranked], section.classes, shade, texts)
     weakest = section.classes[int(np.nanargmin(np.nanmean(shade, axis=0)))] if np.isfinite(shade).any() else "none"
     alt = f"Heat map of the recall of each class by cell, best cell first. On average {weakest} is recognised least."
     return [_grid_chart("Recall of each class, percent", alt, grid, "cell")]
@@ -171,31 +154,23 @@ def confusion_map(section: Section, best: int, predictions: pd.DataFrame) -> lis
     """The confusion matrix of the best cell, summed over its runs."""
     if predictions.empty:
         return []
-    classes = section.classes
-    counts = pd.crosstab(predictions["emotion"], predictions["predicted"]).reindex(
-        index=classes, columns=classes, fill_value=0
-    )
-    shares = counts.div(counts.sum(axis=1).clip(lower=1), axis=0).to_numpy()
+    classes, name = section.classes, section.cells[best].name
+    table = pd.crosstab(predictions["emotion"], predictions["predicted"])
+    counts = table.reindex(index=classes, columns=classes, fill_value=0).to_numpy()
+    shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     indices = range(len(classes))
-    texts = [[[str(counts.iloc[r, c]), f"{100 * shares[r, c]:.0f}%"] for c in indices] for r in indices]
+    texts = [[[str(counts[r, c]), f"{100 * shares[r, c]:.0f}%"] for c in indices] for r in indices]
     wrong = [(shares[r, c], classes[r], classes[c]) for r, c in product(indices, repeat=2) if r != c]
     share, label, taken = max(wrong, default=(0.0, "nothing", "nothing"))
-    cell = section.cells[best]
     runs = predictions.groupby(level=["seed", "fold", "drawn"]).ngroups
     alt = (
-        f"Confusion matrix of {cell.name}, summed over {runs} runs: rows are the labels, columns the predictions. "
+        f"Confusion matrix of {name}, summed over {runs} runs: rows are the labels, columns the predictions. "
         f"The most frequent mistake is {label} taken for {taken}, {100 * share:.0f} percent of {label}."
     )
-    grid = Grid(classes, classes, shares, texts, set())
-    title = f"{cell.name}, summed over {_runs_words(section, cell)}"
-    return [_grid_chart(title, alt, grid, "label \\ predicted", " · ")]
-
-
-def _runs_words(section: Section, cell: Cell) -> str:
-    rows = section.table[section.table["cell"] == section.cells.index(cell)]
-    counts = {"fold": rows["fold"].nunique(), "split": rows["drawn"].nunique(), "seed": rows["seed"].nunique()}
-    words = [f"{count} {name}s" for name, count in counts.items() if count > 1]
-    return " and ".join(words) or "one run"
+    repeats = section.table.loc[section.table["cell"] == best, ["fold", "drawn", "seed"]].nunique()
+    words = [f"{n} {what}" for n, what in zip(repeats, ("folds", "splits", "seeds"), strict=True) if n > 1]
+    title = f"{name}, summed over {' and '.join(words) or 'one run'}"
+    return [_grid_chart(title, alt, Grid(classes, classes, shares, texts), "label \\ predicted", " · ")]
 
 
 def training_curves(section: Section, best: int, metric: str) -> tuple[list[Chart], str]:
@@ -218,7 +193,7 @@ def training_curves(section: Section, best: int, metric: str) -> tuple[list[Char
         alt = f"Curves of {what} over the epochs, {cell.name}, {len(histories)} runs; last values in the table."
         image = curves(lines, stages, alt, None if keys is losses else (0.0, 1.0))
         header = ["run", "stage", "epochs", "last training loss", "last validation loss", "best validation UA (%)"]
-        figures.append(Chart(f"{cell.name}: {what}", alt, image, header, _ends(histories)))
+        figures.append(Chart(f"{cell.name}: {what}", image, header, _ends(histories)))
     words = "Each run is a thin line, their mean, as far as all of them went, a thick one. "
     if len(ranked) > PANELS:
         words += f"Drawn are the best {PANELS} of {len(ranked)} cells; the others' are in their stages/*/metrics.csv."
@@ -264,12 +239,11 @@ def _ends(histories: dict[str, pd.DataFrame]) -> list[list[str]]:
 
 def time_figure(section: Section) -> list[Chart]:
     """Seconds of training by cell and stage."""
-    rows = [
-        (cell.name, {str(stage): float(value) for stage, value in cell_seconds(section, number).items()})
-        for number, cell in enumerate(section.cells)
-        if cell.runs
-    ]
-    rows = [(name, shares) for name, shares in rows if shares]
+    rows = []
+    for number, cell in enumerate(section.cells):
+        shares = {str(stage): float(value) for stage, value in cell_seconds(section, number).items()}
+        if shares:
+            rows.append((cell.name, shares))
     if not rows:
         return []
     rows.sort(key=lambda row: -sum(row[1].values()))
@@ -282,4 +256,4 @@ def time_figure(section: Section) -> list[Chart]:
         [name, *(f"{shares[stage]:.1f}" if stage in shares else "-" for stage in stages), f"{sum(shares.values()):.1f}"]
         for name, shares in rows
     ]
-    return [Chart("Seconds of training", alt, bars(rows, alt), ["cell", *stages, "together"], table)]
+    return [Chart("Seconds of training", bars(rows, alt), ["cell", *stages, "together"], table)]

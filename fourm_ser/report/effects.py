@@ -1,9 +1,7 @@
 """What one axis does by itself, whatever is chosen on the others."""
 
-import math
 from typing import NamedTuple
 
-import numpy as np
 from scipy import stats
 
 from fourm_ser.report.cells import Section
@@ -11,13 +9,9 @@ from fourm_ser.runs.resampling import LEVEL
 
 
 class Effect(NamedTuple):
-    """What a value of an axis adds to a metric.
+    """What a value of an axis adds to a metric: its mean distance from the mean over the axis's values.
 
-    Attributes:
-        value: the value of the axis.
-        mean: the value's distance from the mean over the axis's values.
-        low: the lower end of the 95% interval of `mean`; NaN where nothing was repeated.
-        high: the upper end of the 95% interval of `mean`; NaN where nothing was repeated.
+    With the ends of the mean's 95% interval, which are NaN where nothing was repeated.
     """
 
     value: str
@@ -45,14 +39,6 @@ class Effects(NamedTuple):
     over: str
 
 
-def t_interval(values: np.ndarray) -> tuple[float, float]:
-    """95% interval of a mean by Student's t; NaN for fewer than two values."""
-    if len(values) < 2:
-        return math.nan, math.nan
-    half = stats.t.ppf((1 + LEVEL) / 2, len(values) - 1) * values.std(ddof=1) / math.sqrt(len(values))
-    return float(values.mean() - half), float(values.mean() + half)
-
-
 def marginal_effects(section: Section, axis: str, metric: str) -> Effects:
     """Mean effect of each value of an axis over all settings of the other axes.
 
@@ -76,6 +62,7 @@ def marginal_effects(section: Section, axis: str, metric: str) -> Effects:
     by_setting = deviations.groupby("setting").mean()
     repeated = len(by_repeat) > 1
     chosen = by_repeat if repeated else by_setting
-    effects = [Effect(value, float(chosen[value].mean()), *t_interval(chosen[value].to_numpy())) for value in present]
+    mean, half = chosen.mean(), stats.t.ppf((1 + LEVEL) / 2, len(chosen) - 1) * chosen.sem()
+    effects = [Effect(value, mean[value], mean[value] - half[value], mean[value] + half[value]) for value in present]
     over = f"{section.repeat}s" if repeated else "settings of the other axes"
     return Effects(axis, effects, len(by_setting), len(chosen), over)

@@ -1,52 +1,30 @@
 """report.html: one file that opens from disk, with everything in it."""
 
 import math
+from collections import Counter
 from datetime import UTC, datetime
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 
 from fourm_ser import __version__
 from fourm_ser.files import write_text
 from fourm_ser.report import significance as tests
-from fourm_ser.report.cells import SHOWN, Section, repeat_of
+from fourm_ser.report.cells import ACCURACIES, SHOWN, Section, repeat_of
 from fourm_ser.report.commands import cell_commands, resume_command, waiting_command
 from fourm_ser.report.drawings import confusion_map, effects_figure, heat_maps, recall_map, time_figure, training_curves
 from fourm_ser.report.significance import Comparison
-from fourm_ser.report.tables import best_of, percent, title
-from fourm_ser.runs.collect import Collection, Run
+from fourm_ser.report.tables import rows_of, title
+from fourm_ser.runs.collect import Collection
 from fourm_ser.runs.resampling import FEWEST
-
-NAMES = {"ua": "UA", "wa": "WA", "f1_macro": "macro F1", "f1_weighted": "weighted F1", "ece": "ECE"}
-
-
-class ResultRow(NamedTuple):
-    """A cell in the table of results: choices, then text and whether it is the best, by metric."""
-
-    choices: list[str]
-    numbers: list[tuple[str, bool]]
-    n: int
-    random: bool
-    complete: bool
 
 
 def write_page(
     sections: list[Section], collection: Collection, problems: list[str], folder: Path, metric: str
 ) -> list[str]:
-    """Write report.html.
-
-    Args:
-        sections: what `make_sections` made of the runs.
-        collection: the runs that were found, and the jobs that have not begun.
-        problems: what was found wrong, in sentences.
-        folder: the folder to write to.
-        metric: the test metric that makes the best cell.
-
-    Returns:
-        All problems, with those that came up while predictions were read.
-    """
+    """Write report.html; returns the problems, in sentences, with those that came up while predictions were read."""
     problems = list(problems)
     views = [_view(section, metric, problems) for section in sections]
     environment = Environment(
@@ -56,14 +34,11 @@ def write_page(
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    states: dict[str, int] = {}
-    for run in collection.runs:
-        states[run.state] = states.get(run.state, 0) + 1
     page = environment.get_template("report.html.j2").render(
         version=__version__,
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
-        metric=NAMES[metric],
-        states=states,
+        metric=SHOWN[metric],
+        states=Counter(run.state for run in collection.runs),
         waiting={sweep: [waiting_command(job) for job in jobs] for sweep, jobs in collection.waiting.items()},
         lost=[run for run in collection.runs if not run.config],
         problems=problems,
@@ -75,11 +50,8 @@ def write_page(
 
 def _view(section: Section, metric: str, problems: list[str]) -> dict[str, Any]:
     """All that the template shows of a section."""
-    predictions = []
-    for cell in section.cells:
-        table, wrong = tests.read_predictions(cell.runs)
-        predictions.append(table)
-        problems += wrong
+    predictions, wrong = zip(*(tests.read_predictions(cell.runs) for cell in section.cells), strict=True)
+    problems += chain(*wrong)
     view: dict[str, Any] = {
         "title": title(section),
         "protocol": {name.removeprefix("data."): value for name, value in section.protocol.items()},
@@ -99,11 +71,15 @@ def _view(section: Section, metric: str, problems: list[str]) -> dict[str, Any]:
         return view
     best = section.best(metric)
     view["best"] = section.cells[best].name
-    view["rows"] = _rows(section, metric)
+    view["rows"] = rows_of(section, metric)
+    spread = "± its standard deviation" if section.table["repeat"].nunique() > 1 else "of one run"
+    heat_words = (
+        f"Mean over {section.repeat}s {spread}, in percent. The stronger the colour, the higher; the best is framed."
+    )
     effects, effects_words = effects_figure(section)
     training, training_words = training_curves(section, best, metric)
     view["groups"] = [
-        ("Every cell", _heat_words(section), heat_maps(section, metric)),
+        ("Every cell", heat_words, heat_maps(section)),
         ("What each axis does", effects_words, effects),
         (
             "Recall of each class",
@@ -122,53 +98,25 @@ def _view(section: Section, metric: str, problems: list[str]) -> dict[str, Any]:
     return view
 
 
-def _rows(section: Section, metric: str) -> list[ResultRow]:
-    summaries = {name: section.summary(name) for name in SHOWN}
-    best = {name: best_of(section, name) for name in SHOWN if name != "ece"}
-    rows = []
-    for number in section.ranked(metric):
-        cell = section.cells[number]
-        numbers = [
-            (percent(table["mean"][number], table["std"][number]), number in best.get(name, set()))
-            for name, table in summaries.items()
-        ]
-        n = int(summaries[metric]["n"][number])
-        complete = number in section.complete
-        rows.append(ResultRow(list(cell.values.values()), numbers, n, cell.random_weights, complete))
-    return rows
+def _missing(section: Section) -> list[tuple[str, ...]]:
+    """What did not finish, and the seeds and folds that a cell lacks of those that any cell of the section has.
 
-
-def _heat_words(section: Section) -> str:
-    spread = "± its standard deviation" if section.table["repeat"].nunique() > 1 else "of one run"
-    return f"Mean over {section.repeat}s {spread}, in percent. The stronger the colour, the higher; the best is framed."
-
-
-def _missing(section: Section) -> list[dict[str, str]]:
-    """What did not finish, and the seeds and folds that a cell lacks of those that any cell of the section has."""
-    rows = []
+    In the order of the template's columns: cell, run, state, why, where, and the command that goes on with it.
+    """
+    rows: list[tuple[str, ...]] = []
     everything = list(dict.fromkeys(repeat_of(run) for cell in section.cells for run in [*cell.runs, *cell.others]))
     for cell in section.cells:
         for run in cell.others:
-            rows.append({"cell": cell.name, "what": _which(run), "state": run.state, "why": run.why, **_mend(run)})
+            seed, fold, _ = repeat_of(run)
+            again = run.state in ("unfinished", "failed") and run.directory.record.is_file()
+            command = resume_command(run) if again else ""
+            rows.append((cell.name, f"seed {seed}, fold {fold}", run.state, run.why, str(run.path), command))
         begun = {repeat_of(run) for run in [*cell.runs, *cell.others]}
         for seed, fold, drawn in everything:
             if (seed, fold, drawn) not in begun:
                 what = f"seed {seed}, fold {fold}" + (f", split {drawn}" if section.repeat == "split" else "")
-                why = "other cells have this seed and fold"
-                rows.append(
-                    {"cell": cell.name, "what": what, "state": "not run", "why": why, "command": "", "path": ""}
-                )
+                rows.append((cell.name, what, "not run", "other cells have this seed and fold", "", ""))
     return rows
-
-
-def _which(run: Run) -> str:
-    seed, fold, _ = repeat_of(run)
-    return f"seed {seed}, fold {fold}"
-
-
-def _mend(run: Run) -> dict[str, str]:
-    again = run.state in ("unfinished", "failed") and run.directory.record.is_file()
-    return {"path": str(run.path), "command": resume_command(run) if again else ""}
 
 
 def _tests(section: Section, comparisons: list[Comparison], best: int) -> dict[str, Any] | None:
@@ -176,7 +124,7 @@ def _tests(section: Section, comparisons: list[Comparison], best: int) -> dict[s
     if not comparisons:
         return None
     tables = []
-    for metric, against in product(tests.METRICS, ("best", "baseline")):
+    for metric, against in product(ACCURACIES, ("best", "baseline")):
         shown = [
             comparison
             for comparison in comparisons
@@ -185,23 +133,24 @@ def _tests(section: Section, comparisons: list[Comparison], best: int) -> dict[s
         if shown:
             reference = section.cells[best if against == "best" else section.baseline].name
             rows = [_test_row(section, comparison, against) for comparison in shown]
-            tables.append({"metric": NAMES[metric], "against": against, "reference": reference, "rows": rows})
+            tables.append({"metric": SHOWN[metric], "against": against, "reference": reference, "rows": rows})
     of_ua = [comparison for comparison in comparisons if comparison.metric == "ua"]
     repeats = max(comparison.repeats for comparison in of_ua)
     with_wilcoxon = sum(not math.isnan(comparison.wilcoxon) for comparison in of_ua)
-    with_bootstrap = sum(comparison.bootstrap is not None for comparison in of_ua)
-    over = {comparison.resampled for comparison in of_ua if comparison.bootstrap is not None}
+    resampled = [comparison.resampled for comparison in of_ua if comparison.bootstrap is not None]
+    least = tests.least_p(repeats)
+    corrected = min(1.0, least * with_wilcoxon)
     return {
         "tables": tables,
-        "resampled": " or ".join(sorted(over)),
+        "resampled": " or ".join(sorted(set(resampled))),
         "fewest": FEWEST,
         "baseline": section.cells[section.baseline].name,
-        "bootstrap_count": with_bootstrap,
+        "bootstrap_count": len(resampled),
         "wilcoxon_count": with_wilcoxon,
         "repeats": repeats,
-        "least": _p(tests.least_p(repeats)),
-        "least_corrected": _p(min(1.0, tests.least_p(repeats) * with_wilcoxon)),
-        "hopeless": min(1.0, tests.least_p(repeats) * with_wilcoxon) > 0.05,
+        "least": _p(least),
+        "least_corrected": _p(corrected),
+        "hopeless": corrected > 0.05,
         "resamples": tests.RESAMPLES,
     }
 

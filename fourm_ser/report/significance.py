@@ -8,23 +8,18 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
-from fourm_ser.report.cells import Section, repeat_of
+from fourm_ser.report.cells import ACCURACIES, Section, repeat_of
 from fourm_ser.runs.collect import Run
 from fourm_ser.runs.directory import PREDICTED
 from fourm_ser.runs.resampling import LEVEL, tails, unit_of
 
 RESAMPLES = 9999
-METRICS = ("ua", "wa")
 
 
 class Interval(NamedTuple):
-    """A bootstrapped difference.
+    """An observed difference, the ends of its bootstrapped 95% interval, and its two-sided p value.
 
-    Attributes:
-        difference: the difference as observed.
-        low: the lower end of the difference's 95% interval.
-        high: the upper end of the difference's 95% interval.
-        p: two-sided p value: the smallest error at which the interval still leaves zero out.
+    That is the smallest error at which the interval still leaves zero out.
     """
 
     difference: float
@@ -43,9 +38,9 @@ class Comparison(NamedTuple):
         utterances: how many test utterances both have; 0 where there is nothing to resample.
         resampled: `speakers` of these utterances, or the `utterances` themselves.
         bootstrap: the difference's interval and p value over what is resampled; None without any.
-        bootstrap_holm: the bootstrap's p value after Holm's correction; NaN without one.
         repeats: how many repeats both have.
         wilcoxon: p value of the signed-rank test over these repeats; NaN with fewer than two.
+        bootstrap_holm: the bootstrap's p value after Holm's correction; NaN without one.
         wilcoxon_holm: the signed-rank test's p value after Holm's correction; NaN without one.
     """
 
@@ -55,10 +50,10 @@ class Comparison(NamedTuple):
     utterances: int
     resampled: str
     bootstrap: Interval | None
-    bootstrap_holm: float
     repeats: int
     wilcoxon: float
-    wilcoxon_holm: float
+    bootstrap_holm: float = math.nan
+    wilcoxon_holm: float = math.nan
 
 
 def paired_bootstrap(
@@ -103,7 +98,7 @@ def paired_bootstrap(
 
     ends = ((1 - LEVEL) / 2, (1 + LEVEL) / 2) if groups is None else tails(len(counts))
     result = {}
-    for metric, observed, sampled in zip(METRICS, both(counts[None]), both(drawn), strict=True):
+    for metric, observed, sampled in zip(ACCURACIES, both(counts[None]), both(drawn), strict=True):
         low, high = np.quantile(sampled, ends)
         rarer = float(min((sampled <= 0).sum(), (sampled >= 0).sum()) + 1) / (RESAMPLES + 1)
         p = 2 * rarer
@@ -131,37 +126,28 @@ def least_p(n: int) -> float:
 def holm(values: Sequence[float]) -> list[float]:
     """Holm's (1979) step-down correction: times the number of hypotheses not yet rejected, never below one before it.
 
-    Args:
-        values: p values; NaN for a test that was not done, which counts as none and stays NaN.
+    A p value of NaN, of a test that was not done, counts as none and stays NaN.
     """
     p = np.asarray(values, dtype=float)
-    done = np.flatnonzero(~np.isnan(p))
-    corrected = np.full(p.shape, np.nan)
-    least = 0.0
-    for rank, index in enumerate(done[np.argsort(p[done], kind="stable")]):
-        least = max(least, min(1.0, (len(done) - rank) * p[index]))
-        corrected[index] = least
+    order = np.argsort(p)  # NaN come last
+    left = np.count_nonzero(~np.isnan(p)) - np.arange(len(p))
+    corrected = np.empty_like(p)
+    corrected[order] = np.minimum(np.maximum.accumulate(left * p[order]), 1.0)
     return corrected.tolist()
 
 
-def compare(section: Section, predictions: list[pd.DataFrame], metric: str) -> list[Comparison]:
-    """Compare the best cell and the baseline with every other cell that has finished runs.
+def compare(section: Section, predictions: Sequence[pd.DataFrame], metric: str) -> list[Comparison]:
+    """Compare the best cell and the baseline with every other cell that has finished runs; one has to be complete.
 
-    Holm's correction is over all pairs of the section, for each metric and each test by itself.
-
-    Args:
-        section: the section.
-        predictions: each cell's predictions, as `read_predictions` reads them.
-        metric: the metric that makes the best cell.
+    The best is that of `metric`; predictions are each cell's, as `read_predictions` reads them. Holm's correction is
+    over all pairs of the section, for each metric and each test by itself.
     """
-    if not section.complete:
-        return []
     best, baseline = section.best(metric), section.baseline
     others = [number for number, cell in enumerate(section.cells) if cell.runs]
     pairs = [(best, other) for other in others if other != best]
     pairs += [(other, baseline) for other in others if baseline != best and other not in (best, baseline)]
     found = [comparison for pair in pairs for comparison in _pair(section, predictions, *pair)]
-    for name in METRICS:
+    for name in ACCURACIES:
         indices = [index for index, comparison in enumerate(found) if comparison.metric == name]
         of_bootstrap = holm([b.p if (b := found[index].bootstrap) else math.nan for index in indices])
         of_wilcoxon = holm([found[index].wilcoxon for index in indices])
@@ -170,7 +156,7 @@ def compare(section: Section, predictions: list[pd.DataFrame], metric: str) -> l
     return found
 
 
-def _pair(section: Section, predictions: list[pd.DataFrame], first: int, second: int) -> list[Comparison]:
+def _pair(section: Section, predictions: Sequence[pd.DataFrame], first: int, second: int) -> list[Comparison]:
     common = predictions[first].merge(
         predictions[second], left_index=True, right_index=True, suffixes=("_first", "_second")
     )
@@ -184,27 +170,17 @@ def _pair(section: Section, predictions: list[pd.DataFrame], first: int, second:
     )
     resampled = unit_of(means["speaker"].to_numpy())
     if len(means):
-        emotions, ours, theirs, speakers = (
-            means[name].to_numpy() for name in ("emotion", "first", "second", "speaker")
-        )
+        emotions, speakers, ours, theirs = (means[name].to_numpy() for name in means)
         groups = speakers if resampled == "speakers" else None
         bootstrap = paired_bootstrap(emotions, ours, theirs, groups=groups)
     comparisons = []
-    runs = section.table.set_index(["seed", "fold", "drawn"])
-    for metric in METRICS:
-        both = pd.concat(
-            [runs[runs["cell"] == number][["repeat", f"test/{metric}"]] for number in (first, second)],
-            axis=1,
-            join="inner",
-            keys=["first", "second"],
-        )
-        values = both.xs(f"test/{metric}", axis=1, level=1).groupby(both["first"]["repeat"]).mean()
-        p = wilcoxon(values["first"].to_numpy(), values["second"].to_numpy())
-        comparisons.append(
-            Comparison(
-                first, second, metric, len(means), resampled, bootstrap.get(metric), math.nan, len(values), p, math.nan
-            )
-        )
+    runs = section.table[section.table["cell"].isin([first, second])]
+    for metric in ACCURACIES:
+        by_run = runs.pivot_table(f"test/{metric}", ["seed", "fold", "drawn", "repeat"], "cell", sort=False)
+        values = by_run.dropna().groupby("repeat").mean()
+        p = wilcoxon(values[first].to_numpy(), values[second].to_numpy())
+        found = bootstrap.get(metric)
+        comparisons.append(Comparison(first, second, metric, len(means), resampled, found, len(values), p))
     return comparisons
 
 

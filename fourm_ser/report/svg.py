@@ -1,7 +1,7 @@
 """Figures of the report as SVG: drawn by hand, so that they follow the page's light or dark colours by CSS."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -13,18 +13,9 @@ WIDTH = 330  # of figures that fit a phone
 
 
 class Chart(NamedTuple):
-    """A chart of the report, and the table that says the same.
-
-    Attributes:
-        title: what the chart shows.
-        alt: what one sees in the chart, in sentences.
-        image: the SVG element.
-        header: the table's column names.
-        rows: the table's rows.
-    """
+    """A chart of the report as an SVG element, and the header and rows of the table that says the same."""
 
     title: str
-    alt: str
     image: Markup
     header: list[str]
     rows: list[list[str]]
@@ -45,7 +36,7 @@ class Grid(NamedTuple):
     columns: list[str]
     shade: np.ndarray
     texts: list[list[list[str]]]
-    marked: set[tuple[int, int]]
+    marked: Collection[tuple[int, int]] = ()
 
 
 def heat_map(grid: Grid, alt: str) -> Markup:

@@ -1,23 +1,46 @@
 """results.csv for programs, results.md and results.tex for people."""
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import NamedTuple
 
 import pandas as pd
 
-from fourm_ser.files import whole, write_text
+from fourm_ser.files import write_table, write_text
 from fourm_ser.report.cells import SHOWN, Section
 
 # What a paper's table has; everything else is in results.csv.
-COLUMNS = {"ua": "UA", "wa": "WA", "f1_macro": "macro F1", "f1_weighted": "weighted F1"}
-TEX = {
-    "\\": r"\textbackslash{}",
-    "~": r"\textasciitilde{}",
-    "^": r"\textasciicircum{}",
-    "<": r"\textless{}",
-    ">": r"\textgreater{}",
-    "†": r"\dag{}",
-    "·": r"\textperiodcentered{}",
-} | {sign: "\\" + sign for sign in "&%$#_{}"}
+COLUMNS = [name for name in SHOWN if name != "ece"]
+TEX = str.maketrans(
+    {
+        "\\": r"\textbackslash{}",
+        "~": r"\textasciitilde{}",
+        "^": r"\textasciicircum{}",
+        "<": r"\textless{}",
+        ">": r"\textgreater{}",
+        "†": r"\dag{}",
+        "·": r"\textperiodcentered{}",
+        **{sign: "\\" + sign for sign in "&%$#_{}"},
+    }
+)
+
+
+class Row(NamedTuple):
+    """A cell in a table of results.
+
+    Attributes:
+        choices: the cell's choice on each axis.
+        numbers: mean and deviation in percent of each metric, and whether it is the best.
+        n: the number of repeats.
+        random: whether an encoder began with random weights.
+        complete: whether the cell has as many runs as any other.
+    """
+
+    choices: list[str]
+    numbers: dict[str, tuple[str, bool]]
+    n: int
+    random: bool
+    complete: bool
 
 
 def results_frame(sections: list[Section]) -> pd.DataFrame:
@@ -57,23 +80,16 @@ def cell_seconds(section: Section, number: int) -> pd.Series:
     return times.mean().rename(lambda name: name.removeprefix("seconds/"))
 
 
-def percent(mean: float, std: float, plus_minus: str = " ± ") -> str:
+def percent(mean: float, std: float) -> str:
     """`80.66 ± 1.20` from shares; the mean alone where nothing was repeated."""
     if pd.isna(mean):
         return "-"
-    return f"{100 * mean:.2f}" if pd.isna(std) else f"{100 * mean:.2f}{plus_minus}{100 * std:.2f}"
-
-
-def best_of(section: Section, metric: str) -> set[int]:
-    """The complete cells whose mean reads like the highest: what is printed in bold."""
-    means = section.summary(metric)["mean"].loc[section.complete].round(4)
-    return set(means.index[means == means.max()])
+    return f"{100 * mean:.2f}" if pd.isna(std) else f"{100 * mean:.2f} ± {100 * std:.2f}"
 
 
 def write_tables(sections: list[Section], folder: Path) -> None:
     """Write results.csv, results.md and results.tex."""
-    with whole(folder / "results.csv") as temporary:
-        results_frame(sections).to_csv(temporary, index=False)
+    write_table(folder / "results.csv", results_frame(sections))
     write_text(folder / "results.md", "\n".join(_markdown(section) for section in sections))
     head = "% \\usepackage{booktabs}. Mean and standard deviation in percent, the best in bold.\n"
     write_text(folder / "results.tex", head + "\n".join(_tex(section) for section in sections))
@@ -90,57 +106,52 @@ def statement(section: Section) -> str:
     return "; ".join(f"{name.removeprefix('data.')}: {value}" for name, value in section.protocol.items())
 
 
-def rows_of(section: Section, bold: str, plus_minus: str) -> list[list[str]]:
-    """The table's rows in the order of UA, the best of each column set in bold.
-
-    Args:
-        section: the section.
-        bold: the pattern for the best, such as `**{}**`.
-        plus_minus: the text between mean and deviation.
-    """
-    summaries = {metric: section.summary(metric) for metric in COLUMNS}
-    best = {metric: best_of(section, metric) for metric in COLUMNS}
+def rows_of(section: Section, metric: str) -> list[Row]:
+    """A row a cell with finished runs, the highest mean of a metric first. The best accuracies and F1 are marked."""
+    summaries = {name: section.summary(name) for name in SHOWN}
+    best = {}
+    for name in COLUMNS:
+        means = summaries[name]["mean"].loc[section.complete].round(4)
+        best[name] = set(means.index[means == means.max()])
     rows = []
-    for number in section.ranked("ua"):
+    for number in section.ranked(metric):
         cell = section.cells[number]
-        marks = ("†" if cell.random_weights else "") + ("" if number in section.complete else " (incomplete)")
-        choice = list(cell.values.values())
-        choice[-1] += marks
-        numbers = [
-            (bold if number in best[metric] else "{}").replace(
-                "{}", percent(summary["mean"][number], summary["std"][number], plus_minus)
-            )
-            for metric, summary in summaries.items()
-        ]
-        rows.append([*choice, *numbers, str(int(summaries["ua"]["n"][number]))])
+        numbers = {
+            name: (percent(table["mean"][number], table["std"][number]), number in best.get(name, ()))
+            for name, table in summaries.items()
+        }
+        n = int(summaries[metric]["n"][number])
+        rows.append(Row(list(cell.values.values()), numbers, n, cell.random_weights, number in section.complete))
     return rows
 
 
+def _lines(section: Section, bold: str) -> Iterator[tuple[list[str], list[str]]]:
+    """The choices and the numbers of each row of a paper's table, the best in `bold`, a pattern such as `**{}**`."""
+    for row in rows_of(section, "ua"):
+        marks = ("†" if row.random else "") + ("" if row.complete else " (incomplete)")
+        shown = [row.numbers[name] for name in COLUMNS]
+        numbers = [bold.format(text) if best else text for text, best in shown]
+        yield [*row.choices[:-1], row.choices[-1] + marks], [*numbers, str(row.n)]
+
+
 def _markdown(section: Section) -> str:
-    header = [*section.axes, *(f"{name} (%)" for name in COLUMNS.values()), f"{section.repeat}s"]
+    header = [*section.axes, *(f"{SHOWN[name]} (%)" for name in COLUMNS), f"{section.repeat}s"]
     rows = [header, ["---"] * len(section.axes) + ["---:"] * (len(COLUMNS) + 1)]
-    rows += [[text.replace("|", "\\|") for text in row] for row in rows_of(section, "**{}**", " ± ")]
+    rows += [[*(text.replace("|", "\\|") for text in words), *numbers] for words, numbers in _lines(section, "**{}**")]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
     notes = "\n".join(f"- {note}" for note in section.notes)
     return f"## {title(section)}\n\n{statement(section)}\n\n{notes}\n\n{table}\n"
 
 
 def _tex(section: Section) -> str:
-    # Numbers are marked for TeX after the words are escaped.
-    rows = []
-    for row in rows_of(section, "<b>{}</b>", " ± "):
-        escaped = [_escape(text) for text in row[: len(section.axes)]]
-        numbers = [text.replace("<b>", r"\textbf{").replace("</b>", "}") for text in row[len(section.axes) :]]
-        rows.append([*escaped, *(text.replace(" ± ", r"\,$\pm$\,") for text in numbers)])
-    header = [_escape(name) for name in (*section.axes, *COLUMNS.values(), f"{section.repeat}s")]
+    header = [*section.axes, *(SHOWN[name] for name in COLUMNS), f"{section.repeat}s"]
+    rows = [[name.translate(TEX) for name in header]]
+    for words, numbers in _lines(section, r"\textbf{{{}}}"):
+        rows.append([*(text.translate(TEX) for text in words), *(x.replace(" ± ", r"\,$\pm$\,") for x in numbers)])
+    head, *lines = [f"{' & '.join(row)} \\\\" for row in rows]
     notes = "".join(f"% {note}\n" for note in [statement(section), *section.notes])
-    lines = "\n".join(f"{' & '.join(row)} \\\\" for row in rows)
     shape = "l" * len(section.axes) + "r" * (len(COLUMNS) + 1)
     return (
-        f"{notes}\\begin{{tabular}}{{{shape}}}\n\\toprule\n{' & '.join(header)} \\\\\n\\midrule\n{lines}\n"
+        f"{notes}\\begin{{tabular}}{{{shape}}}\n\\toprule\n{head}\n\\midrule\n" + "\n".join(lines) + "\n"
         "\\bottomrule\n\\end{tabular}\n"
     )
-
-
-def _escape(text: str) -> str:
-    return "".join(TEX.get(sign, sign) for sign in text)

@@ -58,7 +58,7 @@ def check_order(cells: list[tuple[float, Heat]]) -> None:
 
 
 def test_heat_maps_show_the_mean_of_each_cell(section: Section, numbers: pd.DataFrame) -> None:
-    for figure, metric in zip(heat_maps(section, "ua"), ("ua", "wa"), strict=True):
+    for figure, metric in zip(heat_maps(section), ("ua", "wa"), strict=True):
         assert figure.title == f"Test {metric.upper()}"
         means = numbers[f"test/{metric}"]
         cells = read_heat_map(figure.image, ENCODERS, LOSSES)
