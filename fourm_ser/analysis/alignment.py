@@ -1,13 +1,13 @@
 """How near an utterance's speech and text features lie in the fusion, by emotion, under several runs."""
 
 from collections import Counter
-from collections.abc import Sequence
-from itertools import product
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
+from fourm_ser.analysis.drawing import legend_below
 from fourm_ser.analysis.findings import Finding, UnsuitedError
 from fourm_ser.errors import InputError
 from fourm_ser.figures import line_style
@@ -24,13 +24,6 @@ def alignment(runs: list[OpenRun], side: str) -> list[Finding]:
 
     The features are those that a fusion hands on, pooled over time: text and speech brought to one width and
     normalised, as the 4M-SER study compares losses by them.
-
-    Args:
-        runs: runs that read the same utterances.
-        side: the side whose utterances are read: `train`, `val`, `test` or `all`.
-
-    Returns:
-        One finding.
 
     Raises:
         InputError: runs of other utterances, or labels, than the first.
@@ -55,20 +48,19 @@ def alignment(runs: list[OpenRun], side: str) -> list[Finding]:
         raise UnsuitedError(
             f"No run has speech and text features of one width and space to compare: {'; '.join(left_out)}."
         )
-    _check_same(used, side)
-    table = pd.concat([similarities(name, run, features) for name, run, features in used], ignore_index=True)
-    emotions = used[0][1].emotions
-    sizes = table[table["run"] == used[0][0]]["emotion"].value_counts()
-    emotions = [emotion for emotion in emotions if emotion in sizes.index]
-    windows = {emotion: window_of(int(sizes[emotion])) for emotion in emotions}
-    shown = _summary(table, emotions)
+    tables = [similarities(name, run, features) for name, run, features in used]
+    _check_same(used, tables, side)
+    table = pd.concat(tables, ignore_index=True)
+    sizes = tables[0]["emotion"].value_counts()
+    windows = {emotion: window_of(int(sizes[emotion])) for emotion in used[0][1].emotions if emotion in sizes}
+    shown = _summary(table, list(windows))
     words = _words(used, shown, windows, left_out)
     alt = (
         "A column an emotion; above, cosine similarity of speech and text features along the emotion's utterances, "
         "below, their Euclidean distance; a smoothed line a run."
     )
     title = f"Speech and text features within the fusion ({side})"
-    figure = alignment_figure(table, emotions, windows)
+    figure = alignment_figure(table, windows)
     return [Finding("alignment", title, words, table, figure, alt, shown)]
 
 
@@ -111,29 +103,19 @@ def window_of(count: int) -> int:
     return window + 1 - window % 2
 
 
-def moving_average(values: np.ndarray, window: int) -> np.ndarray:
-    """The centred mean of `window` values (odd) at each position, of those that there are at both ends."""
-    sums = np.concatenate([[0.0], np.cumsum(values)])
-    positions = np.arange(len(values))
-    start, end = np.maximum(positions - window // 2, 0), np.minimum(positions + window // 2 + 1, len(values))
-    return (sums[end] - sums[start]) / (end - start)
-
-
-def _check_same(used: Sequence[tuple[str, OpenRun, Outputs]], side: str) -> None:
+def _check_same(used: Sequence[tuple[str, OpenRun, Outputs]], tables: Sequence[pd.DataFrame], side: str) -> None:
     """Refuse runs of other utterances than the first."""
-    first, reference, features = used[0]
-    ids = reference.corpus.frame["id"].to_numpy()[features.rows].tolist()
-    emotions = [reference.emotions[label] for label in features.labels]
-    for name, run, own in used[1:]:
-        found = run.corpus.frame["id"].to_numpy()[own.rows].tolist()
-        if found != ids:
-            shared = len(set(found) & set(ids))
+    first, reference, _ = used[0]
+    ids, emotions = tables[0]["id"].tolist(), tables[0]["emotion"].tolist()
+    for (name, run, _), own in zip(used, tables, strict=True):
+        if own["id"].tolist() != ids:
+            shared = len(set(own["id"]) & set(ids))
             raise InputError(
                 f"side={side}: {first} has {len(ids)} utterances of {reference.corpus.name} there and {name} "
-                f"{len(found)} of {run.corpus.name}, of which {shared} are the same. Alignment compares runs on the "
+                f"{len(own)} of {run.corpus.name}, of which {shared} are the same. Alignment compares runs on the "
                 "same utterances: give runs of one corpus, split and fold."
             )
-        if [run.emotions[label] for label in own.labels] != emotions:
+        if own["emotion"].tolist() != emotions:
             raise InputError(
                 f"side={side}: {first} and {name} label the same utterances with other emotions. Alignment compares "
                 "runs of one data.label_map."
@@ -142,15 +124,10 @@ def _check_same(used: Sequence[tuple[str, OpenRun, Outputs]], side: str) -> None
 
 def _summary(table: pd.DataFrame, emotions: Sequence[str]) -> pd.DataFrame:
     """Mean and standard deviation by run and emotion."""
-    rows = []
-    parts = dict(iter(table.groupby(["run", "emotion"])))
-    for run, emotion in product(table["run"].unique(), emotions):
-        part = parts[run, emotion]
-        row: dict[str, object] = {"run": run, "emotion": emotion, "utterances": len(part)}
-        for measure in MEASURES:
-            row |= {f"{measure}_mean": part[measure].mean(), f"{measure}_std": part[measure].std()}
-        rows.append(row)
-    return pd.DataFrame(rows)
+    wanted = {f"{measure}_{how}": (measure, how) for measure in MEASURES for how in ("mean", "std")}
+    found = table.groupby(["run", "emotion"]).agg(utterances=("id", "size"), **wanted)
+    order = pd.MultiIndex.from_product([table["run"].unique(), emotions], names=["run", "emotion"])
+    return found.reindex(order).reset_index()
 
 
 def _words(
@@ -161,9 +138,9 @@ def _words(
         ordered = part.sort_values("cosine_mean")[["emotion", "cosine_mean"]].to_numpy()
         (lowest, low), (highest, high) = ordered[0], ordered[-1]
         told.append(f"{run} from {low:.2f} ({lowest}) to {high:.2f} ({highest})")
-    same = len(set(windows.values())) == 1
     spans = ", ".join(f"{window} for {emotion}" for emotion, window in windows.items())
-    spans = str(next(iter(windows.values()))) if same else spans
+    if len(set(windows.values())) == 1:
+        spans = str(next(iter(windows.values())))
     words = (
         "Each utterance's text and speech features as the fusion normalises them, averaged over time, compared with "
         "each other: the nearer the cosine is to 1 and the smaller the distance, the closer the modalities lie. Lines "
@@ -180,18 +157,21 @@ def _words(
     return words
 
 
-def alignment_figure(table: pd.DataFrame, emotions: Sequence[str], windows: dict[str, int]) -> Figure:
-    """Smoothed similarity and distance along the utterances: a column an emotion, a row a measure, a line a run."""
+def alignment_figure(table: pd.DataFrame, windows: Mapping[str, int]) -> Figure:
+    """Smoothed similarity and distance along the utterances: a column an emotion, a row a measure, a line a run.
+
+    The table has the rows of `similarities`, and `windows` how many utterances each emotion's moving average is over.
+    """
     runs = list(dict.fromkeys(table["run"]))
-    figure = Figure(figsize=(max(2.5 * len(emotions), 5.0) + 0.5, 5.2), layout="constrained")
-    grid = figure.subplots(len(MEASURES), len(emotions), squeeze=False, sharex="col", sharey="row")
-    for column, emotion in enumerate(emotions):
+    figure = Figure(figsize=(max(2.5 * len(windows), 5.0) + 0.5, 5.2), layout="constrained")
+    grid = figure.subplots(len(MEASURES), len(windows), squeeze=False, sharex="col", sharey="row")
+    for column, (emotion, window) in enumerate(windows.items()):
         for row, measure in enumerate(MEASURES):
             axes = grid[row][column]
             for index, run in enumerate(runs):
-                values = table[(table["run"] == run) & (table["emotion"] == emotion)][measure].to_numpy()
+                values = table[(table["run"] == run) & (table["emotion"] == emotion)][measure]
                 colour, style = line_style(index)
-                smooth = moving_average(values, windows[emotion])
+                smooth = values.rolling(window, center=True, min_periods=1).mean()
                 axes.plot(np.arange(1, len(values) + 1), smooth, style, color=colour, linewidth=1.4, label=run)
                 axes.axhline(values.mean(), xmin=0.96, color=colour, linewidth=3)
             axes.grid(alpha=0.3)
@@ -201,7 +181,5 @@ def alignment_figure(table: pd.DataFrame, emotions: Sequence[str], windows: dict
         grid[-1][column].set_xlabel("utterance of the emotion", fontsize="small")
     for row, name in enumerate(MEASURES.values()):
         grid[row][0].set_ylabel(name, fontsize="small")
-    handles, labels = grid[0][0].get_legend_handles_labels()
-    columns = min(len(runs), max(2, 2 * len(emotions) // 2))
-    figure.legend(handles, labels, loc="outside lower center", ncols=columns, frameon=False, fontsize="small")
+    legend_below(figure, grid[0][0], min(len(runs), max(2, len(windows))))
     return figure

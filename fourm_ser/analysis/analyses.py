@@ -15,11 +15,11 @@ from fourm_ser.analysis.examples import Example, choose_examples
 from fourm_ser.analysis.findings import Finding, Part, UnsuitedError, write_finding
 from fourm_ser.analysis.gradcam import gradcam
 from fourm_ser.analysis.page import write_page
-from fourm_ser.analysis.projection import projection
+from fourm_ser.analysis.projection import finished_runs, projection
 from fourm_ser.analysis.space import space
 from fourm_ser.devices import find_device
 from fourm_ser.errors import InputError
-from fourm_ser.runs.collect import Run, collect
+from fourm_ser.runs.collect import Run
 from fourm_ser.runs.directory import RunDirectory, is_model
 from fourm_ser.runs.finished import OpenRun
 
@@ -38,10 +38,7 @@ QUESTIONS = {
 
 
 def run(config: Mapping[str, Any]) -> list[Part]:
-    """Do the analyses and write them.
-
-    Args:
-        config: what conf/analyze.yaml describes, resolved.
+    """Do the analyses that a config as conf/analyze.yaml describes, resolved, and write them.
 
     Raises:
         InputError: no run, an unknown part, runs that cannot be opened, or no analysis that the run could have.
@@ -80,17 +77,9 @@ def open_runs(config: Mapping[str, Any]) -> list[OpenRun]:
     models = [path for path in given if is_model(path)]
     if models:
         raise InputError(f"{models[0]}: is a model directory. Analyses need the run: give the folder above it.")
-    collection = collect(given)
-    problems = collection.problems + [
-        f"{found.path}: {found.state}: {found.why}." for found in collection.runs if found.state != "finished"
-    ]
-    if problems:
-        raise InputError(f"{' '.join(problems)} Give finished runs, or sweeps of nothing else.")
-    by_path = {found.path.resolve(): found for found in collection.runs}
+    by_path = {found.path.resolve(): found for found in finished_runs(given)}
     first = given[0].resolve()
-    ordered = ([by_path[first]] if first in by_path else []) + [
-        found for path, found in by_path.items() if path != first
-    ]
+    ordered = sorted(by_path.values(), key=lambda found: found.path.resolve() != first)
     device = find_device(config["device"], "device")
     cache = None if config["cache"] is None else Path(config["cache"]).expanduser()
     names = name_runs(ordered)

@@ -26,14 +26,9 @@ LEFT = 12  # columns before the words, for the map's name
 def attention(run: OpenRun, examples: Sequence[Example], side: str) -> list[Finding]:
     """Attention maps of utterances over time and words, the first token's attention, and the modalities' shares.
 
-    Args:
-        run: the run.
-        examples: the utterances whose maps are drawn.
-        side: the side whose utterances the shares are taken of.
-
     Returns:
-        A finding an utterance; `attention-first-token` where the text attends to itself; `attention-shares` where text
-        and audio are asked together.
+        A finding an utterance; `attention-first-token` where the text attends to itself; `attention-shares` of the
+        whole side where text and audio are asked together.
 
     Raises:
         UnsuitedError: the fusion has no attention.
@@ -52,14 +47,9 @@ def attention(run: OpenRun, examples: Sequence[Example], side: str) -> list[Find
     return findings
 
 
-def _drawn(blocks: Sequence[MapBlock]) -> list[MapBlock]:
-    """One modality with the other; where a fusion reads one modality, that with itself."""
-    across = [block for block in blocks if block.queries.modality != block.keys.modality]
-    return across or list(blocks)
-
-
 def _draw_maps(run: OpenRun, number: int, example: Example, blocks: Sequence[MapBlock]) -> Finding:
-    drawn = _drawn(blocks)
+    # One modality with the other; where a fusion reads one modality, that with itself.
+    drawn = [block for block in blocks if block.queries.modality != block.keys.modality] or blocks
     heads = len(drawn[0].weights)
     with_heads = sum(block.weights.size for block in drawn) * (1 + 1 / heads) <= LARGEST
     table = pd.concat([_table(block, with_heads) for block in drawn], ignore_index=True)
@@ -72,7 +62,6 @@ def _draw_maps(run: OpenRun, number: int, example: Example, blocks: Sequence[Map
     if has_audio:
         top = figure.add_subplot(grid[0, 0])
         draw_waveform(top, read_waveform(run, example))
-        top.tick_params(labelbottom=False)
     for row, block in enumerate(drawn, start=int(has_audio)):
         axes = figure.add_subplot(grid[row, 0])
         _heat_map(axes, figure.add_subplot(grid[row, 1]), block, example.seconds)
@@ -162,7 +151,7 @@ def _first_token(
 ) -> Finding:
     """What the first token asks of the words, in each map in which text asks text."""
     rows: list[dict[str, object]] = []
-    lines: list[tuple[Example, list[tuple[str, Words, np.ndarray, float]]]] = []
+    lines: list[tuple[Example, list[tuple[str, Words, np.ndarray]]]] = []
     for example in examples:
         own = []
         for block in blocks[example.row]:
@@ -173,14 +162,15 @@ def _first_token(
             weights = block.weights[:, 0].mean(0)
             shares = np.append(weights, max(0.0, 1.0 - float(weights.sum())))
             even = np.append(block.even, max(0.0, 1.0 - float(block.even.sum())))
-            names = [*words.names, "(all audio frames)"]
-            own.append((block.map, words, block.times_even[0], float(shares[-1])))
-            heard = "audio" in maps[block.map].keys
-            for number, name in enumerate(names if heard else words.names):
+            names, label = words.names, block.map
+            if "audio" in maps[block.map].keys:
+                names, label = [*names, "(all audio frames)"], f"{label}: {100 * (1 - shares[-1]):.0f}%"
+            own.append((label, words, block.times_even[0]))
+            for number, name in enumerate(names):
                 about = {"id": example.id, "map": block.map, "number": number + 1, "word": name}
                 rows.append({**about, "weight": shares[number], "even": even[number]})
         lines.append((example, own))
-    counts = [1.3 + sum(count_lines(words.names, WIDTH - LEFT) + 0.15 for _, words, _, _ in own) for _, own in lines]
+    counts = [1.3 + sum(count_lines(words.names, WIDTH - LEFT) + 0.15 for _, words, _ in own) for _, own in lines]
     figure = Figure(figsize=(9.5, INCHES * (sum(counts) + 2.5)), layout="constrained")
     axes = figure.subplots()
     prepare_axes(axes, sum(counts))
@@ -189,8 +179,7 @@ def _first_token(
     for (example, own), count in zip(lines, counts, strict=True):
         axes.text(0, top + 0.75, example.title, fontsize="small", va="center")
         line = top + 1.2
-        for name, words, times, rest in own:
-            label = f"{name}: {100 * (1 - rest):.0f}%" if "audio" in maps[name].keys else name
+        for label, words, times in own:
             axes.text(0, line + 0.5, label, fontsize="small", va="center")
             draw_words(axes, words.names, times / times.max(), palette, line, LEFT)
             line += count_lines(words.names, WIDTH - LEFT) + 0.15

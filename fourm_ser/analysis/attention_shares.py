@@ -5,6 +5,7 @@ import torch
 from matplotlib.figure import Figure
 
 from fourm_ser.analysis.attention_maps import fused, split
+from fourm_ser.analysis.drawing import legend_below
 from fourm_ser.analysis.findings import Finding
 from fourm_ser.figures import COLOURS
 from fourm_ser.runs.finished import OpenRun
@@ -31,9 +32,7 @@ def read_shares(run: OpenRun, side: str) -> pd.DataFrame:
             lengths = {modality: mask.shape[1] for modality, mask in masks.items()}
             emotions = [run.emotions[label] for label in run.corpus.label[rows.cpu().numpy()]]
             for name, axes in joint.items():
-                every = sum(
-                    (masks[modality].sum(1) for modality in axes.keys), torch.zeros(len(rows), device=run.device)
-                )
+                every = torch.stack([masks[modality].sum(1) for modality in axes.keys]).sum(0)
                 for (query, key), part in split(maps[name], axes, lengths).items():
                     given = part.float().sum(-1).mean(1)  # (batch, queries)
                     shares = {query: (given * masks[query]).sum(1) / masks[query].sum(1)}
@@ -73,8 +72,7 @@ def share_finding(shares: pd.DataFrame, run: OpenRun, side: str) -> Finding:
         axes.tick_params(labelsize="small")
     grid[0].set_yticks(range(len(order)), list(order))
     grid[0].invert_yaxis()
-    handles, labels = grid[0].get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside lower center", ncols=3, frameon=False, fontsize="small")
+    legend_below(figure, grid[0], 3)
     told = []
     for (name, asking), panel in panels:
         row = panel[(panel["keys"] == "text") & (panel["emotion"] == "all")].iloc[0]

@@ -1,6 +1,7 @@
 """Which words and which moments of an utterance speak for the emotion that a network gives it."""
 
-from collections.abc import Mapping, Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -103,32 +104,33 @@ def attribution(
 def read_features(
     run: OpenRun, rows: Sequence[int], side: str
 ) -> tuple[dict[int, dict[str, Tensor]], dict[str, Tensor]]:
-    """The stems' features of some utterances, and the average over all frames of a side.
-
-    Args:
-        run: the run.
-        rows: positions in the manifest of the utterances that are kept, on the side.
-        side: the side over whose frames the average is taken.
+    """The stems' features of some utterances, and the average over all frames of the side that they are on.
 
     Returns:
         By row and modality, features (time, stem_dim); by modality, (stem_dim,): every token or frame counts alike.
     """
-    network, kept = run.network, {row: dict[str, Tensor]() for row in rows}
-    sums, counts = dict[str, Tensor](), dict.fromkeys(network.by_modality, 0)
-    for batch in run.batches(network, run.corpus.rows(side), f"{run.name}, features"):
-        given = {"text": batch.text, "audio": batch.audio}
-        for modality, encoder in network.by_modality.items():
-            inputs = given[modality]
-            assert isinstance(inputs, dict | Features)
-            sequence = inputs if isinstance(inputs, Features) else encoder.stem(inputs)
-            features = sequence.features.float()
-            own = features[sequence.mask].cpu().double()  # MPS has no float64
-            sums[modality] = sums.get(modality, torch.zeros_like(own[0])) + own.sum(0)
-            counts[modality] += len(own)
-            for position, row in enumerate(batch.rows.tolist()):
-                if row in kept:
-                    kept[row][modality] = features[position, sequence.mask[position]]
+    kept = {row: dict[str, Tensor]() for row in rows}
+    sums, counts = dict[str, Tensor](), Counter[str]()
+    everyone = run.corpus.rows(side)
+    for row, modality, features in stem_features(run, everyone, run.network.by_modality, f"{run.name}, features"):
+        own = features.cpu().double()  # MPS has no float64
+        sums[modality] = sums.get(modality, 0.0) + own.sum(0)
+        counts[modality] += len(own)
+        if row in kept:
+            kept[row][modality] = features
     return kept, {modality: (total / counts[modality]).float().to(run.device) for modality, total in sums.items()}
+
+
+def stem_features(
+    run: OpenRun, rows: np.ndarray, modalities: Iterable[str], doing: str = ""
+) -> Iterator[tuple[int, str, Tensor]]:
+    """Row, modality and features of utterances at some rows: what the stem gives, (time, stem_dim), without padding."""
+    for batch in run.batches(run.network, rows, doing):
+        for modality in modalities:
+            inputs = batch._asdict()[modality]
+            found = inputs if isinstance(inputs, Features) else run.network.by_modality[modality].stem(inputs)
+            for row, features, mask in zip(batch.rows.tolist(), found.features, found.mask, strict=True):
+                yield row, modality, features[mask].float()
 
 
 def attribute(
@@ -273,8 +275,8 @@ def _draw_time(axes: Axes, edges: np.ndarray, values: np.ndarray, samples: int) 
 
 def _strongest(table: pd.DataFrame, count: int = 5) -> pd.DataFrame:
     """The words and frames that add or take most."""
-    order = table["attribution"].abs().sort_values(ascending=False, kind="stable").index
-    largest = table.loc[order].groupby("modality", sort=False).head(count)
+    largest = table.sort_values("attribution", key=abs, ascending=False, kind="stable")
+    largest = largest.groupby("modality", sort=False).head(count)
     names = [
         f"{row['start']:.2f} to {row['end']:.2f} s" if row["modality"] == "audio" else str(row["word"])
         for row in largest.to_dict("records")

@@ -1,6 +1,5 @@
 """Canonical correlations between two sets of features, fitted on some utterances and measured on others."""
 
-from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -111,43 +110,34 @@ def weighted_correlations(first: np.ndarray, second: np.ndarray, counts: np.ndar
         return np.where(product > limit, covariance / np.sqrt(product), np.nan)
 
 
-def split_groups(groups: Sequence[str], folds: int, seed: int) -> np.ndarray:
-    """Utterances (n,) -> fold of each, from 0; those of one group share a fold, and folds have as many groups."""
-    names = sorted(set(groups))
-    order = np.random.default_rng(seed).permutation(len(names))
-    fold = {names[index]: number % folds for number, index in enumerate(order)}
-    return np.array([fold[group] for group in groups])
+def split_groups(groups: np.ndarray, folds: int, seed: int) -> np.ndarray:
+    """Groups of utterances (n,) -> fold of each, from 0; a group stays in one fold, and folds have as many groups."""
+    names, own = np.unique(groups, return_inverse=True)
+    places = np.argsort(np.random.default_rng(seed).permutation(len(names)))
+    return (places % folds)[own]
 
 
 def hold_out(
     first: np.ndarray, second: np.ndarray, folds: np.ndarray, components: int, regularisation: float
 ) -> HeldOut:
     """Fit on all folds but one, project that one, for each; see `fit_canonical`."""
-    parts = []
+    projected, fitted = [], []
     for fold in np.unique(folds):
         rest = folds != fold
-        model = fit_canonical(first[rest], second[rest], components, regularisation)
-        variates = model.project(first, second)
-        fitted = weighted_correlations(variates[0][rest], variates[1][rest], np.ones((rest.sum(), 1)))[0]
-        parts.append((fold, variates, fitted))
-    pairs = min(len(fitted) for _, _, fitted in parts)
-    own = [np.zeros((len(folds), pairs)) for _ in range(2)]
-    for fold, variates, _ in parts:
-        for kept, projected in zip(own, variates, strict=True):
-            kept[folds == fold] = projected[folds == fold, :pairs]
-    return HeldOut(folds, own[0], own[1], np.array([fitted[:pairs] for _, _, fitted in parts]))
+        variates = fit_canonical(first[rest], second[rest], components, regularisation).project(first, second)
+        fitted.append(weighted_correlations(variates[0][rest], variates[1][rest], np.ones((rest.sum(), 1)))[0])
+        projected.append((~rest, variates))
+    pairs = min(map(len, fitted))
+    held = np.zeros((2, len(folds), pairs))
+    for own, variates in projected:
+        held[:, own] = [side[own, :pairs] for side in variates]
+    return HeldOut(folds, held[0], held[1], np.array([found[:pairs] for found in fitted]))
 
 
 def rank_own(queries: np.ndarray, items: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """The rank of each query's own item among all items by cosine similarity, from 1.
+    """The rank, from 1, of the item at each query's `own` position among all items, by cosine similarity.
 
-    Args:
-        queries: (n, dim) vectors that look for their items.
-        items: (m, dim) vectors to choose from.
-        own: (n,) position among the items of each query's own.
-
-    Returns:
-        (n,); items that are as similar as the own one count half.
+    Queries (n, dim), items (m, dim) -> (n,); items that are as similar as the own one count half.
     """
     similarity = unit(queries) @ unit(items).T
     reached = similarity[np.arange(len(own)), own][:, None]

@@ -46,9 +46,8 @@ def gather(run: OpenRun, side: str) -> Encoded:
     parts: dict[int, dict[str, Tensor]] = {}
     for batch in run.batches(run.network, run.corpus.rows(side), f"{run.name}, features"):
         for modality, sequence in run.network.encode(batch._asdict()).items():
-            for position, row in enumerate(batch.rows.tolist()):
-                own = sequence.features[position, sequence.mask[position]]
-                parts.setdefault(row, {})[modality] = own.float().cpu()
+            for row, own, mask in zip(batch.rows.tolist(), sequence.features, sequence.mask, strict=True):
+                parts.setdefault(row, {})[modality] = own[mask].float().cpu()
     rows = sorted(parts)
     features = {modality: [parts[row][modality] for row in rows] for modality in run.network.by_modality}
     average = {
@@ -60,13 +59,7 @@ def gather(run: OpenRun, side: str) -> Encoded:
 
 @torch.no_grad()
 def answer(network: EmotionNetwork, features: Mapping[str, list[Tensor]], device: torch.device) -> np.ndarray:
-    """Logits (n, classes) in fp32 of utterances that are put together anew.
-
-    Args:
-        network: the network, in evaluation mode.
-        features: (time, dim) features of each utterance, by modality.
-        device: the device that the network is on.
-    """
+    """Logits (n, classes) in fp32 of utterances put together anew, of features (time, dim) each by modality."""
     lengths = np.array([[len(own) for own in every] for every in features.values()])
     order = np.argsort(lengths.sum(0), kind="stable")  # batches of similar length
     logits: list[np.ndarray] = []

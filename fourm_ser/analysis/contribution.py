@@ -13,11 +13,14 @@ from torch import Tensor
 
 from fourm_ser.analysis.attention_shares import MODALITY_COLOURS
 from fourm_ser.analysis.coalitions import Encoded, answer, derangements, gather
+from fourm_ser.analysis.drawing import legend_below
 from fourm_ser.analysis.findings import Finding
+from fourm_ser.analysis.reduction import class_means
 from fourm_ser.figures import GREY, LINE_COLOURS
 from fourm_ser.runs.finished import OpenRun
 
 INTACT, NOTHING = "intact", "both removed"
+COALITIONS = {"both": INTACT, "text only": "speech removed", "speech only": "text removed", "none": NOTHING}
 NAMES = {"text": "text", "audio": "speech"}
 WORTHS = {"probability": "mean probability of the true emotion", "recall": "recall (all: UA)"}
 
@@ -27,13 +30,7 @@ def contribution(run: OpenRun, side: str, seed: int, shuffles: int) -> list[Find
 
     A modality is taken away by putting the side's average token or frame, as the encoders hand it to the fusion, in
     the place of every one of its own: what remains of it is how long it is. It is shuffled by giving every utterance
-    that of another, of whatever emotion.
-
-    Args:
-        run: the run.
-        side: the side whose utterances are recognised.
-        seed: the seed of the shuffles.
-        shuffles: the number of orders that the numbers of shuffled modalities are the mean of.
+    that of another, of whatever emotion, and the numbers are the mean of `shuffles` such orders.
 
     Returns:
         `contribution`, `contribution-pairs` and, of a run that reads both modalities, `contribution-shapley`: a
@@ -45,11 +42,9 @@ def contribution(run: OpenRun, side: str, seed: int, shuffles: int) -> list[Find
     encoded = gather(run, side)
     orders = derangements(len(encoded), shuffles, seed)
     logits = read_conditions(run, encoded, orders)
-    findings = [
-        _accuracy(run, side, encoded.labels, logits, shuffles),
-        _pairs(run, side, encoded.labels, logits, shuffles),
-    ]
-    return [*findings, _shapley(run, side, encoded.labels, logits)] if len(encoded.features) == 2 else findings
+    given = run, side, encoded.labels, logits
+    findings = [_accuracy(*given, shuffles), _pairs(*given, shuffles)]
+    return [*findings, _shapley(*given)] if NOTHING in logits else findings
 
 
 def read_conditions(run: OpenRun, encoded: Encoded, orders: Sequence[np.ndarray]) -> dict[str, list[np.ndarray]]:
@@ -64,32 +59,31 @@ def read_conditions(run: OpenRun, encoded: Encoded, orders: Sequence[np.ndarray]
         `intact`; `text removed`, `speech removed`, `text shuffled`, `speech shuffled`, as far as they are read; of two
         modalities `both removed`, as well.
     """
-    modalities = list(encoded.features)
-    removed = {modality: encoded.removed(modality) for modality in modalities}
+    removed = {modality: encoded.removed(modality) for modality in encoded.features}
 
     def ask(changed: Mapping[str, list[Tensor]]) -> np.ndarray:
         return answer(run.network, {**encoded.features, **changed}, run.device)
 
     conditions = {INTACT: [ask({})]}
-    for modality in modalities:
-        conditions[f"{NAMES[modality]} removed"] = [ask({modality: removed[modality]})]
-    for modality in modalities:
+    for modality, average in removed.items():
+        conditions[f"{NAMES[modality]} removed"] = [ask({modality: average})]
+    for modality in removed:
         shuffled = [ask({modality: encoded.shuffled(modality, order)}) for order in orders]
         conditions[f"{NAMES[modality]} shuffled"] = shuffled
-    if len(modalities) == 2:
+    if len(removed) == 2:
         conditions[NOTHING] = [ask(removed)]
     return conditions
 
 
 def recalls(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """The share of each class's utterances that is recognised, (classes,); NaN for a class that does not occur."""
-    return _mean_by_class(logits.argmax(1) == labels, labels, logits.shape[1])
+    return class_means((logits.argmax(1) == labels).astype(np.float64), labels, logits.shape[1])
 
 
 def true_probabilities(logits: np.ndarray, labels: np.ndarray) -> np.ndarray:
     """The mean probability of the true class over each class's utterances, (classes,); NaN as in `recalls`."""
     own = softmax(logits.astype(np.float64), axis=1)[np.arange(len(labels)), labels]
-    return _mean_by_class(own, labels, logits.shape[1])
+    return class_means(own, labels, logits.shape[1])
 
 
 def pair_auc(logits: np.ndarray, labels: np.ndarray, first: int, second: int) -> float:
@@ -104,27 +98,13 @@ def pair_auc(logits: np.ndarray, labels: np.ndarray, first: int, second: int) ->
     return float(roc_auc_score(labels[chosen] == first, logits[chosen, first] - logits[chosen, second]))
 
 
-def shapley(worth: Mapping[frozenset[str], np.ndarray]) -> dict[str, np.ndarray]:
-    """Shapley values of two modalities: what each adds, the mean over both orders of coming.
+def shapley(worth: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """Shapley values of text and speech, by modality: what each adds, the mean over both orders of coming.
 
-    Args:
-        worth: the worth of each of the four coalitions of modalities.
-
-    Returns:
-        By modality; they sum to the worth of both less that of none.
+    They sum to the worth of both less that of none; `worth` has that of each of `COALITIONS`.
     """
-    both = max(worth, key=len)
-    none = worth[frozenset()]
-    found = {}
-    for modality in sorted(both, key=["text", "audio"].index):
-        alone, other = frozenset([modality]), both - {modality}
-        found[modality] = ((worth[alone] - none) + (worth[both] - worth[other])) / 2
-    return found
-
-
-def _mean_by_class(values: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
-    own = (values[labels == label] for label in range(classes))
-    return np.array([part.mean() if len(part) else np.nan for part in own])
+    both, text, speech, none = (worth[coalition] for coalition in COALITIONS)
+    return {"text": ((text - none) + (both - speech)) / 2, "audio": ((speech - none) + (both - text)) / 2}
 
 
 def _accuracy(
@@ -156,10 +136,8 @@ def _accuracy(
     bars.grid(axis="x", alpha=0.3)
     values = table[[f"recall/{emotion}" for emotion in run.emotions]].to_numpy()
     _heat_map(heat, values, [""] * len(table), run.emotions, "recall", 0.0)
-    handles, names = bars.get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower left", ncols=3, frameon=False, fontsize="small")
-    by_name = table.set_index("condition")["ua"]
-    told = ", ".join(f"{name} {ua:.3f}" for name, ua in by_name.items())
+    legend_below(figure, bars, 3, "left")
+    told = ", ".join(f"{row['condition']} {row['ua']:.3f}" for row in rows)
     return Finding(
         "contribution",
         "Without a modality, and with another utterance's",
@@ -210,38 +188,24 @@ def _pairs(
 
 
 def _shapley(run: OpenRun, side: str, labels: np.ndarray, conditions: Mapping[str, Sequence[np.ndarray]]) -> Finding:
-    coalitions = {
-        frozenset({"text", "audio"}): INTACT,
-        frozenset({"text"}): "speech removed",
-        frozenset({"audio"}): "text removed",
-        frozenset[str](): NOTHING,
-    }
-    rows = []
+    emotions = [*run.emotions, "all"]
+    tables = []
     for key, measure in (("probability", true_probabilities), ("recall", recalls)):
         worth = {}
-        for coalition, name in coalitions.items():
+        for coalition, name in COALITIONS.items():
             by_class = measure(conditions[name][0], labels)
             total = np.nanmean(by_class)
             if key == "probability":  # over utterances, not over classes
                 own = np.bincount(labels, minlength=len(by_class))
                 total = np.nansum(by_class * own) / own.sum()
             worth[coalition] = np.append(by_class, total)
-        values = shapley(worth)
-        for index, emotion in enumerate([*run.emotions, "all"]):
-            by_coalition = {
-                "both": worth[frozenset({"text", "audio"})][index],
-                "text only": worth[frozenset({"text"})][index],
-                "speech only": worth[frozenset({"audio"})][index],
-                "none": worth[frozenset()][index],
-            }
-            shares = {f"shapley/{NAMES[modality]}": found[index] for modality, found in values.items()}
-            rows.append({"worth": key, "emotion": emotion, **by_coalition, **shares})
-    table = pd.DataFrame(rows)
-    figure = Figure(figsize=(9.5, 0.42 * (len(run.emotions) + 1) + 1.6), layout="constrained")
+        values = {f"shapley/{NAMES[modality]}": found for modality, found in shapley(worth).items()}
+        tables.append(pd.DataFrame({"worth": key, "emotion": emotions, **worth, **values}))
+    figure = Figure(figsize=(9.5, 0.42 * len(emotions) + 1.6), layout="constrained")
     grid = figure.subplots(1, 2, sharey=True)
-    for axes, (key, title) in zip(grid, WORTHS.items(), strict=True):
-        part = table[table["worth"] == key].reset_index(drop=True)
-        positions = np.arange(len(part))
+    positions = np.arange(len(emotions))
+    told = []
+    for axes, part, title in zip(grid, tables, WORTHS.values(), strict=True):
         for offset, modality in ((-0.2, "text"), (0.2, "audio")):
             look = {"color": MODALITY_COLOURS[modality], "label": NAMES[modality]}
             axes.barh(positions + offset, part[f"shapley/{NAMES[modality]}"], 0.38, **look)
@@ -251,24 +215,22 @@ def _shapley(run: OpenRun, side: str, labels: np.ndarray, conditions: Mapping[st
         axes.set_xlabel("Shapley value", fontsize="small")
         axes.tick_params(labelsize="small")
         axes.grid(axis="x", alpha=0.3)
-    grid[0].set_yticks(np.arange(len(run.emotions) + 1), [*run.emotions, "all"])
+        row = part.iloc[-1]
+        told.append(
+            f"Of {title}, {row['both']:.3f} with both and {row['none']:.3f} with neither, text adds "
+            f"{row['shapley/text']:+.3f} and speech {row['shapley/speech']:+.3f}."
+        )
+    grid[0].set_yticks(positions, emotions)
     grid[0].invert_yaxis()
-    handles, names = grid[0].get_legend_handles_labels()
-    figure.legend(handles, names, loc="outside lower center", ncols=3, frameon=False, fontsize="small")
-    told = " ".join(
-        f"Of {WORTHS[str(row['worth'])]}, {row['both']:.3f} with both and {row['none']:.3f} with neither, text adds "
-        f"{row['shapley/text']:+.3f} and speech {row['shapley/speech']:+.3f}."
-        for row in rows
-        if row["emotion"] == "all"
-    )
+    legend_below(figure, grid[0], 3)
     usual = run.emotions[np.bincount(conditions[NOTHING][0].argmax(1)).argmax()]
     return Finding(
         "contribution-shapley",
         "Shapley values of text and speech",
         f"What each modality adds to the {side} side, as the mean over both orders of adding them to the average "
-        f"utterance (Shapley 1953); both together are what is gained over neither. {told} The average utterance is "
-        f"taken for {usual}, of which there is little left to gain.",
-        table,
+        f"utterance (Shapley 1953); both together are what is gained over neither. {' '.join(told)} The average "
+        f"utterance is taken for {usual}, of which there is little left to gain.",
+        pd.concat(tables, ignore_index=True),
         figure,
         "Bars of the Shapley values of text and speech, for each emotion and for all, with a mark at their sum.",
     )

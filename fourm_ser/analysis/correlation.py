@@ -18,6 +18,7 @@ from fourm_ser.analysis.correlation_measures import (
     same,
 )
 from fourm_ser.analysis.findings import Finding, UnsuitedError
+from fourm_ser.encoders.base import Features
 from fourm_ser.errors import InputError
 from fourm_ser.fusion.base import pool
 from fourm_ser.models.inference import Outputs
@@ -32,7 +33,7 @@ def correlation(
     """Correlations between speech and text features of a run, pooled over time, in each of its states of training.
 
     Args:
-        run: the run.
+        run: the run whose states are compared.
         side: the side whose utterances are read: `train`, `val`, `test` or `all`.
         seed: the seed of the folds and of the bootstrap.
         folds: the number of folds of the cross-validation; utterances with the same transcript share one.
@@ -50,7 +51,9 @@ def correlation(
         InputError: too few utterances, or a number out of range.
     """
     settings = Settings(seed, folds, components, regularisation, draws)
-    _check(settings)
+    for key, least in {"folds": 2, "components": 1, "draws": 100, "regularisation": 0}.items():
+        if not getattr(settings, key) >= least:
+            raise InputError(f"correlation: {key}={getattr(settings, key)}: expected {least} or more.")
     if set(run.network.by_modality) != {"text", "audio"}:
         (modality,) = run.network.by_modality
         raise UnsuitedError(f"{run.name} reads {modality} alone: there is nothing to correlate it with.")
@@ -71,38 +74,27 @@ def correlation(
     labels = next(iter(states.values())).labels
     plans = make_plans(labels, frame["text"].tolist(), run.emotions, settings)
     scores: dict[ScoreKey, Score] = {}
-    held, ranks = {}, []
+    held = {}
     for place, by_state in places.items():
         for state, sides in by_state.items():
             for emotion, plan in plans.items():
-                found, variates, ranked = measure_group(sides.of(plan.rows), plan, settings, emotion == ALL)
+                found, variates = measure_group(sides.of(plan.rows), plan, settings)
                 scores |= {(place, state, emotion, name): score for name, score in found.items()}
                 if variates is not None and emotion == ALL:
                     held[place, state] = variates
-                    ranks.append({"features": place, "state": state, **ranked})
     seconds = frame["seconds"].to_numpy(dtype=float)
     notes = _notes(run, side, places)
-    measured = Measured(run.name, run.emotions, places, plans, scores, held, ranks, seconds, settings, notes)
+    measured = Measured(run.name, run.emotions, places, plans, scores, held, seconds, settings, notes)
     return make_findings(measured)
-
-
-def _check(settings: Settings) -> None:
-    for key, least in (("folds", 2), ("components", 1), ("draws", 100)):
-        if getattr(settings, key) < least:
-            raise InputError(f"correlation: {key}={getattr(settings, key)}: expected {least} or more.")
-    if not settings.regularisation >= 0:
-        raise InputError(f"correlation: regularisation={settings.regularisation}: expected 0 or more.")
 
 
 def _places(states: Mapping[str, Outputs]) -> dict[str, dict[str, Sides]]:
     """Where features are taken, and there by state both sides; the fusion only where it makes something of them."""
     last = list(states.values())[-1]
     places = {"encoders": {name: Sides(**features.encoded) for name, features in states.items()}}
-    handed_on = last.fused if {"text", "audio"} <= set(last.fused) else {}
+    handed_on = last.fused if set(last.fused) == {"text", "audio"} else {}
     if any(not same(vectors, last.encoded[modality]) for modality, vectors in handed_on.items()):
-        places["fusion"] = {
-            name: Sides(features.fused["text"], features.fused["audio"]) for name, features in states.items()
-        }
+        places["fusion"] = {name: Sides(**features.fused) for name, features in states.items()}
     return places
 
 
@@ -113,33 +105,27 @@ def readers_of_both(run: OpenRun, side: str) -> list[str]:
     Some utterances are fused with each other's audio: the text that comes out shows whether audio went into it, and the
     other way round.
     """
-    rows = run.corpus.rows(side)[:BATCH]
-    batch = next(iter(run.batches(run.network, rows)))
-    sequences = run.network.encode(batch._asdict())
-    text, audio = sequences["text"], sequences["audio"]
-    turned = audio._replace(features=audio.features.roll(1, 0), mask=audio.mask.roll(1, 0))
-    text_turned = text._replace(features=text.features.roll(1, 0), mask=text.mask.roll(1, 0))
-    fused = run.network.fusion(text, audio)
-    others = {"text": run.network.fusion(text, turned), "audio": run.network.fusion(text_turned, audio)}
-    return [
-        modality
-        for modality, other in others.items()
-        if not same(
-            pool(getattr(fused, modality), "mean").float().cpu().numpy(),
-            pool(getattr(other, modality), "mean").float().cpu().numpy(),
-        )
-    ]
+    batch = next(iter(run.batches(run.network, run.corpus.rows(side)[:BATCH])))
+    given = run.network.encode(batch._asdict())
+    turned = {modality: Features(*(part.roll(1, 0) for part in sequence)) for modality, sequence in given.items()}
+    found = []
+    for modality, other in (("text", "audio"), ("audio", "text")):
+        outputs = run.network.fusion(**given), run.network.fusion(**{**given, other: turned[other]})
+        pooled = [pool(getattr(output, modality), "mean").float().cpu().numpy() for output in outputs]
+        if not same(*pooled):
+            found.append(modality)
+    return found
 
 
 def _notes(run: OpenRun, side: str, places: Mapping[str, object]) -> str:
     """What has to be known of the fusion to read its numbers."""
     if "fusion" not in places:
         return "The fusion hands the encoders' features on as they are, so there is nothing else to compare. "
-    mixed = readers_of_both(run, side)
+    mixed = [{"text": "text", "audio": "speech"}[modality] for modality in readers_of_both(run, side)]
     if not mixed:
         return ""
-    named = " and the ".join({"audio": "speech"}.get(modality, modality) for modality in mixed)
+    depend = f"{mixed[0]} sequence depends" if len(mixed) == 1 else f"{' and the '.join(mixed)} sequences depend"
     return (
-        f"In this fusion the {named} sequence{'s' if len(mixed) > 1 else ''} depend{'' if len(mixed) > 1 else 's'} on "
-        "the other modality, too: correlation there, and retrieval, is partly built in. "
+        f"In this fusion the {depend} on the other modality, too: correlation there, and retrieval, is partly "
+        "built in. "
     )

@@ -8,69 +8,53 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from fourm_ser.analysis.drawing import legend_below
 from fourm_ser.figures import MARKERS, state_colour
 
-LEGEND: dict[str, Any] = {"loc": "outside lower center", "frameon": False, "fontsize": "small"}
+BARS: dict[str, Any] = {"capsize": 2, "linewidth": 1.2}
 
 
 def changes_figure(table: pd.DataFrame, places: Mapping[str, str]) -> Figure:
     """Changes of CKA with their intervals: a panel a place, a row an emotion, a mark a pair of states.
 
-    Args:
-        table: a table of `features`, `from`, `to`, `emotion`, `change`, `low`, `high`.
-        places: what each of `features` is called.
+    The table has `features`, which `places` have names for, `from`, `to`, `emotion`, `change`, `low`, `high`.
     """
-    found = _present(table, places)
     emotions = list(dict.fromkeys(table["emotion"]))
     steps = list(dict.fromkeys(zip(table["from"], table["to"], strict=True)))
     states = list(dict.fromkeys([state for step in steps for state in step]))
-    figure = Figure(figsize=(4.6 * len(found), 0.28 * len(emotions) * (len(steps) + 1) + 1.5), layout="constrained")
-    grid = figure.subplots(1, len(found), squeeze=False, sharey=True, sharex=True)[0]
-    for axes, place in zip(grid, found, strict=True):
+    height = 0.28 * len(emotions) * (len(steps) + 1) + 1.5
+    figure, panels = _panels(table, places, 4.6, height, sharex=True)
+    for place, axes in panels.items():
         for number, (before, after) in enumerate(steps):
             rows = table[(table["features"] == place) & (table["from"] == before) & (table["to"] == after)]
             spots = [emotions.index(emotion) + _spread(number, len(steps)) for emotion in rows["emotion"]]
             # One stage's change has the colour of the state that it led to.
             one_stage = states.index(after) == states.index(before) + 1
-            axes.errorbar(
-                rows["change"],
-                spots,
-                xerr=_arms(rows, "change"),
-                fmt=MARKERS[number % len(MARKERS)],
-                color=state_colour(states.index(after)) if one_stage else "black",
-                markersize=4.5,
-                capsize=2,
-                linewidth=1.2,
-                label=f"from {before} to {after}",
-            )
+            colour = state_colour(states.index(after)) if one_stage else "black"
+            look = {"fmt": MARKERS[number % len(MARKERS)], "color": colour, "markersize": 4.5, **BARS}
+            arms = _arms(rows, "change")
+            axes.errorbar(rows["change"], spots, xerr=arms, label=f"from {before} to {after}", **look)
         axes.axvline(0, color="black", linewidth=0.8)
-        axes.set_title(places[place], fontsize="medium")
         axes.set_xlabel("change of CKA (right: aligned more)", fontsize="small")
         _finish(axes, "x")
         for spot in range(1, len(emotions)):
             axes.axhline(spot - 0.5, color="0.85", linewidth=0.8)
-    grid[0].set_yticks(range(len(emotions)), emotions)
-    grid[0].set_ylim(len(emotions) - 0.5, -0.5)
-    _legend(figure, grid[0], 1 if len(found) == 1 else min(len(steps), 2))
+    figure.axes[0].set_yticks(range(len(emotions)), emotions)
+    figure.axes[0].set_ylim(len(emotions) - 0.5, -0.5)
+    legend_below(figure, figure.axes[0], 1 if len(panels) == 1 else min(len(steps), 2))
     return figure
 
 
 def emotions_figure(table: pd.DataFrame, places: Mapping[str, str], emotions: Sequence[str]) -> Figure:
     """Debiased CKA, and below it the first canonical correlation: a column a place, along it the emotions.
 
-    Args:
-        table: a table of `features`, `state`, `emotion`, `measure`, `value`, `low`, `high`.
-        places: what each of `features` is called.
-        emotions: the emotions in the order of the axis.
+    The table has `features`, which `places` have names for, `state`, `emotion`, `measure`, `value`, `low`, `high`.
     """
-    found = _present(table, places)
+    found = [place for place in places if (table["features"] == place).any()]
     states = list(dict.fromkeys(table["state"]))
-    measures = {"cka": "debiased CKA", "canonical_1": "first canonical\ncorrelation, held out"}
-    measures = {
-        measure: name
-        for measure, name in measures.items()
-        if len(table[table["measure"] == measure]["emotion"].unique()) > 1
-    }
+    measures = {"cka": "debiased CKA"}
+    if table[table["measure"] == "canonical_1"]["emotion"].nunique() > 1:
+        measures["canonical_1"] = "first canonical\ncorrelation, held out"
     width = max(4.2, 1.0 * len(emotions) + 1.2)
     figure = Figure(figsize=(width * len(found), 2.6 * len(measures) + 0.8), layout="constrained")
     grid = figure.subplots(len(measures), len(found), squeeze=False, sharey="row", sharex=True)
@@ -81,17 +65,8 @@ def emotions_figure(table: pd.DataFrame, places: Mapping[str, str], emotions: Se
                 chosen = (table["features"] == place) & (table["state"] == state) & (table["measure"] == measure)
                 rows = table[chosen]
                 spots = [emotions.index(emotion) + _spread(number, len(states)) for emotion in rows["emotion"]]
-                axes.errorbar(
-                    spots,
-                    rows["value"],
-                    yerr=_arms(rows, "value"),
-                    fmt=MARKERS[number % len(MARKERS)],
-                    color=state_colour(number),
-                    markersize=5,
-                    capsize=2,
-                    linewidth=1.2,
-                    label=state,
-                )
+                look = {"fmt": MARKERS[number % len(MARKERS)], "color": state_colour(number), "markersize": 5, **BARS}
+                axes.errorbar(spots, rows["value"], yerr=_arms(rows, "value"), label=state, **look)
             axes.axhline(0, color="black", linewidth=0.8)
             axes.set_xticks(range(len(emotions)), emotions, rotation=25, ha="right")
             axes.set_xlim(-0.6, len(emotions) - 0.4)
@@ -99,21 +74,17 @@ def emotions_figure(table: pd.DataFrame, places: Mapping[str, str], emotions: Se
             if row == 0:
                 axes.set_title(places[place], fontsize="medium")
         grid[row][0].set_ylabel(name, fontsize="small")
-    _legend(figure, grid[0][0], len(states))
+    legend_below(figure, grid[0][0], len(states))
     return figure
 
 
 def canonical_figure(table: pd.DataFrame, places: Mapping[str, str]) -> Figure:
     """Canonical correlations by pair: held out as lines with their intervals shaded, fitted ones dotted.
 
-    Args:
-        table: a table of `features`, `state`, `pair`, `fitted`, `held_out`, `low`, `high`.
-        places: what each of `features` is called.
+    The table has `features`, which `places` have names for, `state`, `pair`, `fitted`, `held_out`, `low`, `high`.
     """
-    found = _present(table, places)
-    figure = Figure(figsize=(4.6 * len(found), 3.7), layout="constrained")
-    grid = figure.subplots(1, len(found), squeeze=False, sharey=True)[0]
-    for axes, place in zip(grid, found, strict=True):
+    figure, panels = _panels(table, places, 4.6, 3.7)
+    for place, axes in panels.items():
         for number, state in enumerate(dict.fromkeys(table["state"])):
             rows = table[(table["features"] == place) & (table["state"] == state)]
             colour, marker = state_colour(number), MARKERS[number % len(MARKERS)]
@@ -122,62 +93,53 @@ def canonical_figure(table: pd.DataFrame, places: Mapping[str, str]) -> Figure:
             axes.plot(rows["pair"], rows["fitted"], ":", color=colour, linewidth=1.2)
         axes.plot([], [], ":", color="0.3", label="fitted to (not held out)")
         axes.axhline(0, color="black", linewidth=0.8)
-        axes.xaxis.get_major_locator().set_params(integer=True)
-        axes.set_title(places[place], fontsize="medium")
+        axes.locator_params("x", integer=True)
         axes.set_xlabel("canonical pair", fontsize="small")
         axes.set_ylim(top=1.02)
         _finish(axes, "y")
-    grid[0].set_ylabel("correlation, held out", fontsize="small")
-    _legend(figure, grid[0], 4 if len(found) > 1 else 2)
+    figure.axes[0].set_ylabel("correlation, held out", fontsize="small")
+    legend_below(figure, figure.axes[0], 4 if len(panels) > 1 else 2)
     return figure
 
 
 def retrieval_figure(table: pd.DataFrame, places: Mapping[str, str], counts: Sequence[int]) -> Figure:
     """Recall at several ranks, a bar a state, with a dash at chance.
 
-    Args:
-        table: a table of `features`, `state`, and for each count `recall@`, `low@`, `high@` and `chance_recall@`.
-        places: what each of `features` is called.
-        counts: the ranks up to which an utterance counts as found.
+    The table has `features`, which `places` have names for, `state`, and for each of the ranks up to which an utterance
+    counts as found `recall@`, `low@`, `high@` and `chance_recall@`.
     """
-    found = _present(table, places)
     states = list(dict.fromkeys(table["state"]))
-    figure = Figure(figsize=(4.4 * len(found), 3.5), layout="constrained")
-    grid = figure.subplots(1, len(found), squeeze=False, sharey=True)[0]
+    figure, panels = _panels(table, places, 4.4, 3.5)
     width = 0.8 / len(states)
-    for axes, place in zip(grid, found, strict=True):
+    for place, axes in panels.items():
         for number, state in enumerate(states):
             chosen = table[(table["features"] == place) & (table["state"] == state)]
             if not len(chosen):
                 continue
-            row = chosen.iloc[0]
             spots = np.arange(len(counts)) + (number - (len(states) - 1) / 2) * width
-            heights = np.array([row[f"recall@{count}"] for count in counts])
-            low = heights - np.array([row[f"low@{count}"] for count in counts])
-            high = np.array([row[f"high@{count}"] for count in counts]) - heights
+            heights, low, high, chance = (
+                chosen[[f"{what}@{count}" for count in counts]].to_numpy(float)[0]
+                for what in ("recall", "low", "high", "chance_recall")
+            )
             bars: dict[str, Any] = {"capsize": 2, "error_kw": {"linewidth": 1}, "label": state}
-            arms = np.maximum([low, high], 0)
+            arms = np.maximum([heights - low, high - heights], 0)
             axes.bar(spots, heights, 0.92 * width, yerr=arms, color=state_colour(number), **bars)
-            chance = [row[f"chance_recall@{count}"] for count in counts]
             axes.hlines(chance, spots - width / 2, spots + width / 2, color="black", linewidth=1.6)
         axes.hlines([], [], [], color="black", linewidth=1.6, label="chance")
         axes.set_xticks(range(len(counts)), [f"recall@{count}" for count in counts])
-        axes.set_title(places[place], fontsize="medium")
         axes.set_ylim(bottom=0)
         _finish(axes, "y")
-    grid[0].set_ylabel("share of utterances", fontsize="small")
-    _legend(figure, grid[0], 4 if len(found) > 1 else 2)
+    figure.axes[0].set_ylabel("share of utterances", fontsize="small")
+    legend_below(figure, figure.axes[0], 4 if len(panels) > 1 else 2)
     return figure
 
 
 def heat_figure(table: pd.DataFrame, places: Mapping[str, str]) -> Figure:
     """Sizes of Pearson correlations between principal components: a row a place, a column a state.
 
-    Args:
-        table: a table of `features`, `state`, `text_component`, `audio_component`, `r`.
-        places: what each of `features` is called.
+    The table has `features`, which `places` have names for, `state`, `text_component`, `audio_component`, `r`.
     """
-    found = _present(table, places)
+    found = [place for place in places if (table["features"] == place).any()]
     states = list(dict.fromkeys(table["state"]))
     figure = Figure(figsize=(2.7 * len(states) + 1.0, 2.7 * len(found) + 0.3), layout="constrained")
     grid = figure.subplots(len(found), len(states), squeeze=False)
@@ -203,8 +165,16 @@ def heat_figure(table: pd.DataFrame, places: Mapping[str, str]) -> Figure:
     return figure
 
 
-def _present(table: pd.DataFrame, places: Mapping[str, str]) -> list[str]:
-    return [place for place in places if (table["features"] == place).any()]
+def _panels(
+    table: pd.DataFrame, places: Mapping[str, str], width: float, height: float, sharex: bool = False
+) -> tuple[Figure, dict[str, Axes]]:
+    """A figure and its panels, so many inches wide each, one for each place that the table has."""
+    found = [place for place in places if (table["features"] == place).any()]
+    figure = Figure(figsize=(width * len(found), height), layout="constrained")
+    grid = figure.subplots(1, len(found), squeeze=False, sharex=sharex, sharey=True)[0]
+    for axes, place in zip(grid, found, strict=True):
+        axes.set_title(places[place], fontsize="medium")
+    return figure, dict(zip(found, grid, strict=True))
 
 
 def _spread(number: int, count: int) -> float:
@@ -221,8 +191,3 @@ def _arms(rows: pd.DataFrame, value: str) -> np.ndarray:
 def _finish(axes: Axes, grid: Any) -> None:
     axes.grid(axis=grid, alpha=0.3)
     axes.tick_params(labelsize="small")
-
-
-def _legend(figure: Figure, axes: Axes, columns: int) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, ncols=columns, **LEGEND)

@@ -20,6 +20,7 @@ from fourm_ser.analysis.correlation_measures import (
     ScoreKey,
     component_correlations,
     correlation_with,
+    measure_retrieval,
     same,
 )
 from fourm_ser.analysis.findings import Finding
@@ -36,7 +37,11 @@ def make_findings(measured: Measured) -> list[Finding]:
 def _changes(measured: Measured) -> Finding:
     rows = []
     for place, by_state in measured.places.items():
-        for before, after in _steps(list(by_state)):
+        states = list(by_state)
+        steps = list(pairwise(states))
+        if len(states) > 2:
+            steps.append((states[0], states[-1]))
+        for before, after in steps:
             first, second = by_state[before], by_state[after]
             kept = [side for side in ("text", "audio") if same(getattr(first, side), getattr(second, side))]
             for emotion, plan in measured.plans.items():
@@ -81,12 +86,6 @@ def _changes(measured: Measured) -> Finding:
     figure = figures.changes_figure(table[table["measure"] == "cka"], PLACES)
     title = f"{measured.name}: did training align speech and text?"
     return Finding("correlation_changes", title, words, table, figure, alt, shown)
-
-
-def _steps(states: list[str]) -> list[tuple[str, str]]:
-    """From each state to the next, and from the first to the last."""
-    steps = list(pairwise(states))
-    return steps if len(states) < 3 else [*steps, (states[0], states[-1])]
 
 
 def verdict(low: float, high: float, unchanged: bool) -> str:
@@ -198,14 +197,11 @@ def _canonical(measured: Measured) -> Finding:
 
 def _retrieval(measured: Measured) -> Finding:
     title = f"{measured.name}: finding an utterance's text by its speech"
-    rows = []
-    for ranked in measured.ranks:
-        row = dict(ranked)
-        for count in RECALLS:
-            score = measured.scores[str(ranked["features"]), str(ranked["state"]), ALL, f"recall@{count}"]
-            low, high = score.interval
-            row |= {f"recall@{count}": score.value, f"low@{count}": low, f"high@{count}": high}
-        rows.append(row)
+    plan = measured.plans[ALL]
+    rows = [
+        {"features": place, "state": state, **measure_retrieval(held, plan)}
+        for (place, state), held in measured.held.items()
+    ]
     if not rows:
         words = "A side does not vary: there is no space to find anything in."
         return Finding("correlation_retrieval", title, words, _table_of(measured, "plain_cka"), None, "")

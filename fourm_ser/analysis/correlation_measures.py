@@ -91,7 +91,6 @@ class Measured(NamedTuple):
         plans: how utterances are drawn and split, by emotion, and for all.
         scores: every number with its draws.
         held: the held-out variates of all utterances, by where features are taken and state of training.
-        ranks: what retrieval finds, a row for each place where features are taken and state of training.
         seconds: (n,) length of each utterance.
         settings: what the caller chose.
         notes: what has to be known of the fusion to read its numbers, in sentences; may be empty.
@@ -103,7 +102,6 @@ class Measured(NamedTuple):
     plans: Mapping[str, Plan]
     scores: Mapping[ScoreKey, Score]
     held: Mapping[tuple[str, str], HeldOut]
-    ranks: list[dict[str, object]]
     seconds: np.ndarray
     settings: Settings
     notes: str
@@ -128,54 +126,49 @@ def make_plans(labels: np.ndarray, texts: list[str], emotions: list[str], settin
         counts = draw_counts(len(rows), settings.draws, np.random.default_rng([settings.seed, number]))
         different = len(np.unique(transcripts))
         split, components = None, 0
-        enough = emotion == ALL or len(rows) >= LEAST_TO_FIT
-        if enough and different >= LEAST_TRANSCRIPTS:
-            count = min(settings.folds, different // 2)
-            split = split_groups([texts[row] for row in rows], count, settings.seed)
+        if different >= LEAST_TRANSCRIPTS and (emotion == ALL or len(rows) >= LEAST_TO_FIT):
+            split = split_groups(transcripts, min(settings.folds, different // 2), settings.seed)
             fitted_to = len(rows) - np.bincount(split).max()
             components = max(1, min(settings.components, int(fitted_to) // UTTERANCES_A_COMPONENT))
         plans[emotion] = Plan(rows, counts, split, components, transcripts)
     return plans
 
 
-def measure_group(
-    sides: Sides, plan: Plan, settings: Settings, retrieve: bool
-) -> tuple[dict[str, Score], HeldOut | None, dict[str, object]]:
-    """All numbers of one group of utterances in one state, its held-out variates, and its ranks' median."""
+def measure_group(sides: Sides, plan: Plan, settings: Settings) -> tuple[dict[str, Score], HeldOut | None]:
+    """CKA and canonical correlations of one group of utterances in one state, and its held-out variates."""
     none = np.full(settings.draws, np.nan)
     scores = {
         "cka": Score(float(debiased_cka(*sides)[0]), debiased_cka(*sides, plan.counts)),
         "plain_cka": Score(linear_cka(*sides), none),
     }
     if plan.folds is None:
-        return scores, None, {}
-    held = hold_out(
-        sides.text.astype(np.float64),
-        sides.audio.astype(np.float64),
-        plan.folds,
-        plan.components,
-        settings.regularisation,
-    )
+        return scores, None
+    text, audio = (vectors.astype(np.float64) for vectors in sides)
+    held = hold_out(text, audio, plan.folds, plan.components, settings.regularisation)
     if not held.first.shape[1]:
-        return scores, None, {}
+        return scores, None
     values, drawn = held.correlations(), held.correlations(plan.counts)
     scores["canonical_1"] = Score(float(values[0, 0]), drawn[:, 0])
     scores["canonical_mean"] = Score(float(values.mean()), drawn.mean(1))
-    if not retrieve:
-        return scores, held, {}
+    return scores, held
+
+
+def measure_retrieval(held: HeldOut, plan: Plan) -> dict[str, float]:
+    """Numbers of what retrieval finds by held-out variates, and finds by chance; see `retrieval_ranks`."""
     ranks, sizes = retrieval_ranks(held, plan.transcripts)
-    weight = plan.counts / plan.counts.sum(0)
-    for count in RECALLS:
-        hits = (ranks <= count).astype(np.float64)
-        scores[f"recall@{count}"] = Score(float(hits.mean()), weight.T @ hits)
-    ranked: dict[str, object] = {
+    found = {
         "utterances": len(ranks),
         "transcripts": float(sizes.mean()),
         "median_rank": float(np.median(ranks)),
         "chance_median_rank": float(np.median((sizes + 1) / 2)),
         **{f"chance_recall@{count}": float(np.minimum(count / sizes, 1.0).mean()) for count in RECALLS},
     }
-    return scores, held, ranked
+    weight = plan.counts / plan.counts.sum(0)
+    for count in RECALLS:
+        hits = (ranks <= count).astype(np.float64)
+        low, high = Score(float(hits.mean()), weight.T @ hits).interval
+        found |= {f"recall@{count}": float(hits.mean()), f"low@{count}": low, f"high@{count}": high}
+    return found
 
 
 def retrieval_ranks(held: HeldOut, transcripts: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -183,10 +176,6 @@ def retrieval_ranks(held: HeldOut, transcripts: np.ndarray) -> tuple[np.ndarray,
 
     Speech and transcripts are compared by cosine similarity of their held-out canonical variates; a transcript's are
     the mean of its utterances' in the fold.
-
-    Args:
-        held: the held-out variates, the text's first, the audio's second.
-        transcripts: (n,) number of each utterance's transcript.
 
     Returns:
         (n,) ranks from 1, and (n,) how many transcripts there were to choose from.
@@ -205,27 +194,18 @@ def retrieval_ranks(held: HeldOut, transcripts: np.ndarray) -> tuple[np.ndarray,
 def component_correlations(
     text: np.ndarray, audio: np.ndarray, components: int
 ) -> tuple[pd.DataFrame, tuple[float, float]]:
-    """Pearson's r of each leading principal component of one side with each of the other.
-
-    Args:
-        text: (n, width) text features of utterances.
-        audio: (n, width of its own) audio features of the same utterances.
-        components: the most components of each modality.
+    """Pearson's r of each of one side's leading `components` with each of the other's, of features (n, width).
 
     Returns:
         A row a pair of components (`text_component`, `audio_component`, `r`; NaN where one does not vary), and the
         share of each side's variance that its components hold.
     """
-    points, shares = [], []
+    scaled, shares = [], []
     for vectors in (text, audio):
-        count = min(components, *vectors.shape)
-        flat, _, share = project(vectors.astype(np.float64), vectors[:0], count)
-        points.append(flat)
-        shares.append(float(np.sum(share)))
-    scaled = []
-    for flat in points:
+        flat, _, share = project(vectors.astype(np.float64), vectors[:0], min(components, *vectors.shape))
         spread = flat.std(0)
         scaled.append((flat - flat.mean(0)) / np.where(spread > 1e-9, spread, np.nan))
+        shares.append(float(np.sum(share)))
     r = scaled[0].T @ scaled[1] / len(text)
     rows = [
         {"text_component": row + 1, "audio_component": column + 1, "r": float(value)}

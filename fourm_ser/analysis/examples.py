@@ -3,17 +3,15 @@
 import re
 import textwrap
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
+from matplotlib.axes import Axes
+from scipy.special import logsumexp
 
 from fourm_ser import SAMPLE_RATE
 from fourm_ser.errors import InputError
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
-
-    from fourm_ser.runs.finished import OpenRun
+from fourm_ser.runs.finished import OpenRun
 
 BINS = 1200  # stretches of a drawn waveform: about one a pixel of the figure's width
 
@@ -54,13 +52,13 @@ class Example(NamedTuple):
         return f"{self.title}\n{textwrap.fill(self.text, 100) or '(no words)'}"
 
 
-def choose_examples(run: "OpenRun", side: str, ids: Sequence[str], each: int, mistakes: int) -> list[Example]:
+def choose_examples(run: OpenRun, side: str, ids: Sequence[str], each: int, mistakes: int) -> list[Example]:
     """The utterances that are named; without names the surest of each emotion, and the surest mistakes.
 
     How sure a network is of an emotion is measured by the emotion's log-odds: probabilities near 1 are all alike.
 
     Args:
-        run: the run.
+        run: the run that recognised them.
         side: the side where utterances are looked for.
         ids: ids of the utterances that are wanted, in their order; none to choose.
         each: the number of recognised utterances of each emotion.
@@ -71,8 +69,10 @@ def choose_examples(run: "OpenRun", side: str, ids: Sequence[str], each: int, mi
     """
     features = run.features(run.trained, side)
     frame = run.corpus.frame.iloc[features.rows]
-    odds = _log_odds(features.logits)
-    sure = odds[np.arange(len(odds)), features.predicted]
+    others, cells = features.logits.astype(np.float64), (np.arange(len(frame)), features.predicted)
+    sure = others[cells]
+    others[cells] = -np.inf
+    sure -= logsumexp(others, axis=1)
     right = features.predicted == features.labels
 
     def example(position: int, why: str) -> Example:
@@ -91,7 +91,9 @@ def choose_examples(run: "OpenRun", side: str, ids: Sequence[str], each: int, mi
 
     if ids:
         positions = {key: position for position, key in enumerate(frame["id"])}
-        _refuse_unknown([key for key in dict.fromkeys(ids) if key not in positions], run, side)
+        unknown = [key for key in dict.fromkeys(ids) if key not in positions]
+        if unknown:
+            raise _not_there(unknown, run, side)
         return [example(positions[key], "asked for by its id") for key in dict.fromkeys(ids)]
     order = np.argsort(-sure, kind="stable")
     chosen = []
@@ -105,24 +107,12 @@ def choose_examples(run: "OpenRun", side: str, ids: Sequence[str], each: int, mi
     return chosen + [example(position, "among the surest mistakes") for position in wrong[:mistakes]]
 
 
-def _log_odds(logits: np.ndarray) -> np.ndarray:
-    """Logits (n, classes) -> log p / (1 - p) of each class."""
-    from scipy.special import logsumexp
-
-    logits = logits.astype(np.float64)
-    others = [logsumexp(np.delete(logits, label, axis=1), axis=1) for label in range(logits.shape[1])]
-    return logits - np.stack(others, axis=1)
-
-
-def _refuse_unknown(unknown: Sequence[str], run: "OpenRun", side: str) -> None:
-    if not unknown:
-        return
-    key = unknown[0]
-    row = np.flatnonzero(run.corpus.frame["id"] == key)
-    sides = [name for name in ("train", "val", "test") if len(row) and row[0] in getattr(run.corpus.split, name)]
+def _not_there(unknown: Sequence[str], run: OpenRun, side: str) -> InputError:
+    rows = np.flatnonzero(run.corpus.frame["id"] == unknown[0])
+    sides = [name for name in ("train", "val", "test") if np.isin(rows, getattr(run.corpus.split, name)).any()]
     where = f"it is on the side {sides[0]}: choose that" if sides else "expected ids of the corpus's manifest"
     more = f" ({len(unknown)} such ids)" if len(unknown) > 1 else ""
-    raise InputError(f"utterance {key}: not on the side {side} of {run.name}{more}; {where}.")
+    return InputError(f"utterance {unknown[0]}: not on the side {side} of {run.name}{more}; {where}.")
 
 
 def file_stem(number: int, example: Example) -> str:
@@ -131,12 +121,12 @@ def file_stem(number: int, example: Example) -> str:
     return f"{number}-{plain}"
 
 
-def read_waveform(run: "OpenRun", example: Example) -> np.ndarray:
+def read_waveform(run: OpenRun, example: Example) -> np.ndarray:
     """The utterance as the run reads it: [samples] at 16 kHz."""
     return run.data.readers()["audio"](example.row)
 
 
-def draw_waveform(axes: "Axes", samples: np.ndarray) -> None:
+def draw_waveform(axes: Axes, samples: np.ndarray) -> None:
     """A waveform [samples] at 16 kHz over its seconds, as the range of each short stretch."""
     starts = np.unique(np.linspace(0, len(samples), BINS, endpoint=False).astype(int))
     low, high = np.minimum.reduceat(samples, starts), np.maximum.reduceat(samples, starts)

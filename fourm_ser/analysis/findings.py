@@ -7,7 +7,7 @@ import pandas as pd
 from matplotlib.figure import Figure
 
 from fourm_ser.figures import save_figure
-from fourm_ser.files import whole
+from fourm_ser.files import write_table
 
 FORMATS = (".png", ".svg")
 
@@ -56,8 +56,7 @@ class Part(NamedTuple):
 
 def write_finding(finding: Finding, folder: Path) -> None:
     """Write <name>.csv and, where there is a figure, <name>.png and <name>.svg, each whole."""
-    with whole(folder / f"{finding.name}.csv") as temporary:
-        finding.table.to_csv(temporary, index=False)
+    write_table(folder / f"{finding.name}.csv", finding.table)
     if finding.figure is not None:
         for ending in FORMATS:
             save_figure(finding.figure, folder / f"{finding.name}{ending}")

@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from torch import Tensor, nn
 
 from fourm_ser import SAMPLE_RATE
+from fourm_ser.analysis.attribution import stem_features
 from fourm_ser.analysis.examples import Example, draw_waveform, file_stem, read_waveform
 from fourm_ser.analysis.findings import Finding, UnsuitedError
 from fourm_ser.analysis.spectrogram import Spectrogram, read_spectrogram
@@ -57,11 +58,6 @@ def gradcam(run: OpenRun, examples: Sequence[Example], side: str) -> list[Findin
     convolution itself, before any norm or ReLU. The front end's input goes through the stem anew, whether it is frozen
     or not. VGGish's examples of 0.96 s are put together along time first: an utterance has one weight for each channel.
 
-    Args:
-        run: The run.
-        examples: The utterances.
-        side: The side that the utterances are on.
-
     Returns:
         A finding an utterance.
 
@@ -73,7 +69,7 @@ def gradcam(run: OpenRun, examples: Sequence[Example], side: str) -> list[Findin
         raise UnsuitedError(f"The run reads no audio (its {side} side is recognised by text): there is no spectrogram.")
     refuse_unsuited(encoder)
     findings = []
-    texts = _read_texts(run, [example.row for example in examples]) if examples else {}
+    texts = _read_texts(run, [example.row for example in examples])
     for number, example in enumerate(examples, start=1):
         samples = read_waveform(run, example)
         inputs = encoder.frontend(samples)
@@ -85,11 +81,7 @@ def gradcam(run: OpenRun, examples: Sequence[Example], side: str) -> list[Findin
 
 
 def refuse_unsuited(encoder: Encoder) -> None:
-    """Say why an audio encoder cannot have Grad-CAM.
-
-    Raises:
-        UnsuitedError: It cannot.
-    """
+    """Raise an `UnsuitedError` that says why an audio encoder cannot have Grad-CAM, if it cannot."""
     if isinstance(encoder, VggishEncoder) and encoder.stem.whitening is not None:
         raise UnsuitedError(
             f"The audio encoder {encoder.name} ends in AudioSet's postprocessing, which rounds: no gradient passes it."
@@ -104,18 +96,11 @@ def refuse_unsuited(encoder: Encoder) -> None:
 
 @torch.no_grad()
 def _read_texts(run: OpenRun, rows: Sequence[int]) -> dict[int, Features]:
-    """The text encoder's features of utterances, as batches of one, by row; none where no text is read."""
-    encoder = run.network.by_modality.get("text")
-    found: dict[int, Features] = {}
-    if encoder is None:
-        return found
-    for batch in run.batches(run.network, np.array(sorted(set(rows)))):
-        assert isinstance(batch.text, dict | Features)
-        text = batch.text if isinstance(batch.text, Features) else encoder.stem(batch.text)
-        for place, row in enumerate(batch.rows.tolist()):
-            own = text.mask[place]
-            found[row] = Features(text.features[place, own][None], own[own][None])
-    return found
+    """The text stem's features of utterances, as batches of one, by row; none where no text is read."""
+    if not rows or "text" not in run.network.by_modality:
+        return {}
+    found = stem_features(run, np.array(sorted(set(rows))), ["text"])
+    return {row: Features(own[None], own.new_ones(1, len(own), dtype=torch.bool)) for row, _, own in found}
 
 
 def activate(network: EmotionNetwork, text: Features | None, inputs: Inputs, target: int) -> Activation:
@@ -158,9 +143,8 @@ def _stitched(tensor: Tensor) -> Tensor:
 
 def stretch(found: np.ndarray, frames: int, bands: int) -> np.ndarray:
     """A map (time, bands) over so many frames and bands, in a line between its values."""
-    size = (frames, bands)
     image = torch.from_numpy(found)[None, None]
-    return nn.functional.interpolate(image, size, mode="bilinear", align_corners=False)[0, 0].numpy()
+    return nn.functional.interpolate(image, (frames, bands), mode="bilinear")[0, 0].numpy()
 
 
 def _draw(
@@ -194,19 +178,20 @@ def _draw(
     flat = (
         " The convolution runs along time alone: the map says when, not at which pitch." if small.shape[1] == 1 else ""
     )
-    none = " The map is zero: no moment's channels speak for it together." if highest == 0 else ""
     peak = spectrogram.times[int(whole.mean(1).argmax())]
-    where = "" if highest == 0 else f" It is strongest about {peak:.2f} s."
+    where = f" It is strongest about {peak:.2f} s." if highest > 0 else ""
+    none = "" if highest > 0 else " The map is zero: no moment's channels speak for it together."
+    table = _table(small, spectrogram)
     return Finding(
         f"gradcam-{file_stem(number, example)}",
         f"Where {encoder.name} sees {example.predicted} in {example.id}",
         f"Chosen: {example.why}. Grad-CAM of {found.name} for the logit of {example.predicted} ({found.logit:.2f}). "
         f"Colour is relative to the utterance's strongest place.{where}{flat}{none}",
-        _table(small, spectrogram),
+        table,
         figure,
         f"The waveform, the log-mel spectrogram, and the spectrogram again with the places in orange that speak for "
         f"{example.predicted}.",
-        _loudest(small, spectrogram),
+        table.nlargest(5, "value").reset_index(drop=True),
     )
 
 
@@ -233,7 +218,3 @@ def _table(found: np.ndarray, spectrogram: Spectrogram) -> pd.DataFrame:
     if bands > 1:
         table.insert(1, "hertz", np.tile(hertz, steps).round(1))
     return table
-
-
-def _loudest(found: np.ndarray, spectrogram: Spectrogram, count: int = 5) -> pd.DataFrame:
-    return _table(found, spectrogram).nlargest(count, "value").reset_index(drop=True)

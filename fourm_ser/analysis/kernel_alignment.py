@@ -11,12 +11,8 @@ def linear_cka(first: np.ndarray, second: np.ndarray) -> float:
     ||X'Y||^2 / (||X'X|| ||Y'Y||) in Frobenius norms, columns centred. It is 1 for sets that are equal up to a turn and
     a scale. Of n utterances in more dimensions than n it comes near 1 whatever the sets hold: see `debiased_cka`.
 
-    Args:
-        first: (n, width) features of utterances.
-        second: (n, width of its own) other features of the same utterances.
-
     Returns:
-        From 0 to 1; NaN where a set does not vary.
+        From 0 to 1, of two sets (n, width) of features of the same utterances; NaN where a set does not vary.
     """
     first, second = (_centred(vectors) for vectors in (first, second))
     if len(first) < max(first.shape[1], second.shape[1]):  # the same norms, from the smaller matrices

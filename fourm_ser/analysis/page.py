@@ -22,14 +22,7 @@ METRICS = ("ua", "wa", "f1_macro", "ece", "intra_inter")
 
 
 def write_page(parts: Sequence[Part], runs: Sequence[OpenRun], side: str, folder: Path) -> None:
-    """Write analysis.html, whole.
-
-    Args:
-        parts: the analyses.
-        runs: the run that was looked into, then those it was compared with.
-        side: whose utterances were looked at.
-        folder: where to write; the files of a part lie in its folder there.
-    """
+    """Write analysis.html, whole, into the folder of the parts' folders; the first run is the one looked into."""
     packages = [PackageLoader("fourm_ser.analysis", "."), PackageLoader("fourm_ser.report", ".")]
     environment = Environment(
         loader=ChoiceLoader(packages), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined

@@ -3,14 +3,15 @@
 import argparse
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from fourm_ser.analysis.reduction import check_count, check_spread, class_means, perplexity, project, tsne, unit
+from fourm_ser.analysis.reduction import check_embeddings, class_means, perplexity, project, tsne, unit
 from fourm_ser.errors import InputError
+from fourm_ser.runs.collect import Run, collect
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -52,24 +53,27 @@ class Panel(NamedTuple):
     """One run in a plane, or in a space of three dimensions.
 
     Attributes:
-        title: the panel's title.
-        emotions: the classes in the order of their indices.
-        labels: (n,) class indices.
+        name: what the run is called.
+        embeddings: what is drawn.
         points: (n, dims) the utterances.
         centres: (classes, dims) class centres; NaN where a class has none; None where the projection cannot place them.
         learned: whether the centres are the loss's own class vectors, not the classes' means.
-        axes: (dims,) what the axes are.
+        axes: what the axes are, but for their numbers.
         shares: (dims,) share of the variance along each axis; empty where an axis is no direction of the embedding.
     """
 
-    title: str
-    emotions: list[str]
-    labels: np.ndarray
+    name: str
+    embeddings: Embeddings
     points: np.ndarray
     centres: np.ndarray | None
     learned: bool
-    axes: tuple[str, ...]
+    axes: str
     shares: tuple[float, ...]
+
+    @property
+    def title(self) -> str:
+        """The name and the distance ratio."""
+        return f"{self.name}: distance ratio {self.embeddings.ratio:.3f}"
 
 
 def centre_name(learned: bool) -> str:
@@ -88,11 +92,6 @@ def read_embeddings(run: "OpenRun", side: str = "test") -> Embeddings:
 def projection(runs: "list[OpenRun]", side: str, seed: int) -> "list[Finding]":
     """The embedding at unit length by PCA and by t-SNE, in two dimensions and in three, a panel a run.
 
-    Args:
-        runs: any finished runs.
-        side: the side whose utterances are read: `train`, `val`, `test` or `all`.
-        seed: the seed of t-SNE.
-
     Returns:
         Up to four findings; three dimensions only where every embedding has as many.
 
@@ -102,20 +101,15 @@ def projection(runs: "list[OpenRun]", side: str, seed: int) -> "list[Finding]":
     """
     from fourm_ser.analysis.alignment import names_of
 
-    read = dict(zip(names_of(runs), (read_embeddings(run, side) for run in runs), strict=True))
+    read = {name: read_embeddings(run, side) for name, run in zip(names_of(runs), runs, strict=True)}
     for name, embeddings in read.items():
-        check_count(len(embeddings.labels), side)
-        check_spread(embeddings.vectors, name)
+        check_embeddings(embeddings.vectors, name, side)
     narrowest = min(embeddings.vectors.shape[1] for embeddings in read.values())
-    findings = []
     drawn = [dims for dims in DIMENSIONS if narrowest >= dims]
-    for dims in drawn:
-        panels = {name: make_panel(name, embeddings, dims=dims) for name, embeddings in read.items()}
-        findings.append(_pca_finding(panels, read, side, dims))
-    for dims in drawn:
-        panels = {name: make_tsne_panel(name, embeddings, dims, seed) for name, embeddings in read.items()}
-        findings.append(_tsne_finding(panels, read, side, dims, seed))
-    return findings
+    by_pca = [[make_panel(*own, dims=dims) for own in read.items()] for dims in drawn]
+    by_tsne = [[make_tsne_panel(*own, dims, seed) for own in read.items()] for dims in drawn]
+    findings = [_pca_finding(panels, side) for panels in by_pca]
+    return findings + [_tsne_finding(panels, side, seed) for panels in by_tsne]
 
 
 def make_panel(name: str, embeddings: Embeddings, *, plain: bool = False, dims: int = 2) -> Panel:
@@ -133,89 +127,81 @@ def make_panel(name: str, embeddings: Embeddings, *, plain: bool = False, dims: 
     learned = centres is not None
     centres = class_means(vectors, embeddings.labels, len(embeddings.emotions)) if centres is None else unit(centres)
     points, flat, shares = project(vectors, centres, dims)
-    axes = tuple(f"component {number}" for number in range(1, dims + 1))
-    title = f"{name}: distance ratio {embeddings.ratio:.3f}"
-    return Panel(title, embeddings.emotions, embeddings.labels, points, flat, learned, axes, shares)
+    return Panel(name, embeddings, points, flat, learned, "component", shares)
 
 
 def make_tsne_panel(name: str, embeddings: Embeddings, dims: int, seed: int) -> Panel:
     """A run's embeddings at unit length by t-SNE, which places nothing but them."""
-    points = tsne(unit(embeddings.vectors), dims, seed)
-    axes = tuple(f"t-SNE {number}" for number in range(1, dims + 1))
-    title = f"{name}: distance ratio {embeddings.ratio:.3f}"
-    return Panel(title, embeddings.emotions, embeddings.labels, points, None, False, axes, ())
+    return Panel(name, embeddings, tsne(unit(embeddings.vectors), dims, seed), None, False, "t-SNE", ())
 
 
-def _pca_finding(panels: dict[str, Panel], read: dict[str, Embeddings], side: str, dims: int) -> "Finding":
+def _pca_finding(panels: Sequence[Panel], side: str) -> "Finding":
     from fourm_ser.analysis.findings import Finding
 
-    shown = _summary(panels, read)
-    held = "; ".join(f"{name} {100 * sum(panel.shares):.0f}%" for name, panel in panels.items())
-    drawn = {centre_name(panel.learned) for panel in panels.values()}
+    dims = panels[0].points.shape[1]
+    held = "; ".join(f"{panel.name} {100 * sum(panel.shares):.0f}%" for panel in panels)
+    drawn = {centre_name(panel.learned) for panel in panels}
     words = (
         f"The embeddings of the {side} utterances at length 1, along their own first {DIMENSIONS[dims]} principal "
         f"components, which hold this much of the variance: {held}. What looks mixed here can lie apart along the "
-        f"others. {_ratio_words(read)} Large marks: each {' or '.join(sorted(drawn))}, at length 1."
+        f"others. {_ratio_words(panels)} Large marks: each {' or '.join(sorted(drawn))}, at length 1."
     )
     alt = f"A panel a run: utterances as marks by emotion along {DIMENSIONS[dims]} components, class centres larger."
     title = f"The embedding in {DIMENSIONS[dims]} principal components"
-    figure = projection_figure(list(panels.values()))
-    return Finding(f"projection_pca_{dims}d", title, words, _tabulate(panels, read), figure, alt, shown)
+    figure, shown = projection_figure(panels), _summary(panels)
+    return Finding(f"projection_pca_{dims}d", title, words, _tabulate(panels), figure, alt, shown)
 
 
-def _tsne_finding(panels: dict[str, Panel], read: dict[str, Embeddings], side: str, dims: int, seed: int) -> "Finding":
+def _tsne_finding(panels: Sequence[Panel], side: str, seed: int) -> "Finding":
     from fourm_ser.analysis.findings import Finding
 
-    used = ", ".join(dict.fromkeys(f"{perplexity(len(embeddings.labels)):.3g}" for embeddings in read.values()))
+    dims = panels[0].points.shape[1]
+    used = ", ".join(dict.fromkeys(f"{perplexity(len(panel.points)):.3g}" for panel in panels))
     words = (
         f"The embeddings of the {side} utterances at length 1 by t-SNE in {DIMENSIONS[dims]} dimensions (perplexity "
         f"{used}, begun at the principal components, seed {seed}). It keeps neighbours together: which utterances "
         "stand side by side means something; how far clusters are apart, and how large they are, means nothing. "
-        f"Class centres cannot be placed in it. {_ratio_words(read)}"
+        f"Class centres cannot be placed in it. {_ratio_words(panels)}"
     )
     alt = f"A panel a run: utterances as marks by emotion, placed by t-SNE in {DIMENSIONS[dims]} dimensions."
     title = f"The embedding by t-SNE in {DIMENSIONS[dims]} dimensions"
-    figure = projection_figure(list(panels.values()))
-    shown = _summary(panels, read)
-    return Finding(f"projection_tsne_{dims}d", title, words, _tabulate(panels, read), figure, alt, shown)
+    figure, shown = projection_figure(panels), _summary(panels)
+    return Finding(f"projection_tsne_{dims}d", title, words, _tabulate(panels), figure, alt, shown)
 
 
-def _ratio_words(read: dict[str, Embeddings]) -> str:
-    tightest = min(read, key=lambda name: read[name].ratio)
-    told = ", ".join(f"{name} {embeddings.ratio:.3f}" for name, embeddings in read.items())
-    least = f"; classes are tightest for how far they lie apart in {tightest}" if len(read) > 1 else ""
+def _ratio_words(panels: Sequence[Panel]) -> str:
+    tightest = min(panels, key=lambda panel: panel.embeddings.ratio)
+    told = ", ".join(f"{panel.name} {panel.embeddings.ratio:.3f}" for panel in panels)
+    least = f"; classes are tightest for how far they lie apart in {tightest.name}" if len(panels) > 1 else ""
     return f"Distance ratio of the embeddings as they are: {told}{least}."
 
 
-def _summary(panels: dict[str, Panel], read: dict[str, Embeddings]) -> "pd.DataFrame":
+def _summary(panels: Sequence[Panel]) -> "pd.DataFrame":
     import pandas as pd
 
     rows = []
-    for name, panel in panels.items():
-        shares = {f"share_{axis}": share for axis, share in zip(AXES, panel.shares, strict=False)}
-        width = read[name].vectors.shape[1]
-        about = {"run": name, "utterances": len(panel.labels), "width": width, "distance_ratio": read[name].ratio}
-        rows.append({**about, **shares})
+    for panel in panels:
+        count, width = panel.embeddings.vectors.shape
+        about = {"run": panel.name, "utterances": count, "width": width, "distance_ratio": panel.embeddings.ratio}
+        rows.append({**about, **{f"share_{axis}": share for axis, share in zip(AXES, panel.shares, strict=False)}})
     return pd.DataFrame(rows)
 
 
-def _tabulate(panels: dict[str, Panel], read: dict[str, Embeddings]) -> "pd.DataFrame":
+def _tabulate(panels: Sequence[Panel]) -> "pd.DataFrame":
     """A row a mark: `run`, `what`, `id` (empty for a centre), `emotion`, and where it is."""
     import pandas as pd
 
     tables = []
-    for name, panel in panels.items():
-        emotions = [panel.emotions[label] for label in panel.labels]
-        about = {"run": name, "what": "utterance", "id": read[name].ids, "emotion": emotions}
-        tables.append(pd.DataFrame({**about, **_columns(panel.points)}))
+    for panel in panels:
+        own = panel.embeddings
+        emotions = [own.emotions[label] for label in own.labels]
+        marks = [("utterance", own.ids, emotions, panel.points)]
         if panel.centres is not None:
-            about = {"run": name, "what": centre_name(panel.learned), "id": "", "emotion": panel.emotions}
-            tables.append(pd.DataFrame({**about, **_columns(panel.centres)}))
+            marks.append((centre_name(panel.learned), [""] * len(own.emotions), own.emotions, panel.centres))
+        for what, ids, names, points in marks:
+            about = {"run": panel.name, "what": what, "id": ids, "emotion": names}
+            tables.append(pd.DataFrame({**about, **dict(zip(AXES, points.T, strict=False))}))
     return pd.concat(tables, ignore_index=True)
-
-
-def _columns(points: np.ndarray) -> dict[str, np.ndarray]:
-    return dict(zip(AXES, points.T, strict=False))
 
 
 def projection_figure(panels: Sequence[Panel]) -> "Figure":
@@ -229,7 +215,7 @@ def projection_figure(panels: Sequence[Panel]) -> "Figure":
     figure = Figure(figsize=(side * columns, (side - 0.1) * rows + 0.5), layout="constrained")
     kind: dict[str, Any] = {} if dims == 2 else {"projection": "3d"}
     grid = figure.subplots(rows, columns, squeeze=False, subplot_kw=kind).flatten()
-    emotions = list(dict.fromkeys(emotion for panel in panels for emotion in panel.emotions))
+    emotions = list(dict.fromkeys(emotion for panel in panels for emotion in panel.embeddings.emotions))
     for axes, panel in zip(grid, panels, strict=False):
         _draw(axes, panel, emotions)
     for axes in grid[len(panels) :]:
@@ -243,54 +229,75 @@ def projection_figure(panels: Sequence[Panel]) -> "Figure":
     return figure
 
 
-def _draw(axes: "Axes", panel: Panel, emotions: Sequence[str]) -> None:
+def _draw(axes: Any, panel: Panel, emotions: Sequence[str]) -> None:
     from fourm_ser.figures import class_style
 
-    dims = panel.points.shape[1]
-    axes_3d: Any = axes
+    dims, looks = panel.points.shape[1], [emotions.index(emotion) for emotion in panel.embeddings.emotions]
     style: dict[str, Any] = {"s": 14, "alpha": 0.55, "linewidths": 0}
     if dims == 3:
-        axes_3d.computed_zorder = False  # centres stay in front, whatever the depth
+        axes.computed_zorder = False  # centres stay in front, whatever the depth
         style["depthshade"] = False
-    for label, emotion in enumerate(panel.emotions):
-        colour, marker = class_style(emotions.index(emotion))
-        points = panel.points[panel.labels == label].T
-        axes.scatter(*points, color=colour, marker=marker, label=emotion, **style)
+    for label, look in enumerate(looks):
+        colour, marker = class_style(look)
+        points = panel.points[panel.embeddings.labels == label].T
+        axes.scatter(*points, color=colour, marker=marker, label=emotions[look], **style)
     if panel.centres is not None:
-        _draw_centres(axes, panel, panel.centres, emotions)
+        draw_centres(axes, zip(looks, panel.centres, strict=True), panel.learned, 90)
     shares = [f" ({100 * share:.0f}%)" for share in panel.shares] or [""] * dims
     if panel.shares:
         shares[0] = shares[0].replace("%", "% of variance")
     axes.set_title(panel.title, fontsize="medium", y=None if dims == 2 else 0.95)
-    names = [f"{name}{share}" for name, share in zip(panel.axes, shares, strict=True)]
+    names = [f"{panel.axes} {number}{share}" for number, share in enumerate(shares, start=1)]
     axes.set_xlabel(names[0], fontsize="small")
     axes.set_ylabel(names[1], fontsize="small")
     axes.tick_params(labelsize="small" if dims == 2 else "x-small")
     if dims == 3:
-        axes_3d.set_zlabel(names[2], fontsize="small")
-        axes_3d.locator_params(nbins=5)
-        axes_3d.set_aspect("equal")
-        axes_3d.set_box_aspect(None, zoom=0.85)  # the third axis has its name outside the cube
+        axes.set_zlabel(names[2], fontsize="small")
+        axes.locator_params(nbins=5)
+        axes.set_aspect("equal")
+        axes.set_box_aspect(None, zoom=0.85)  # the third axis has its name outside the cube
     else:
         axes.set_aspect("equal", adjustable="datalim")
     if not panel.shares:  # numbers along an axis of t-SNE mean nothing
         axes.tick_params(labelbottom=False, labelleft=False)
         if dims == 3:
-            axes_3d.set(xticklabels=[], yticklabels=[], zticklabels=[])
+            axes.set(xticklabels=[], yticklabels=[], zticklabels=[])
     axes.grid(alpha=0.3)
 
 
-def _draw_centres(axes: "Axes", panel: Panel, centres: np.ndarray, emotions: Sequence[str]) -> None:
+def draw_centres(axes: "Axes", places: Iterable[tuple[int, np.ndarray]], learned: bool, size: float) -> None:
+    """Class centres as large marks, with one entry in the legend.
+
+    Args:
+        axes: the axes to draw on.
+        places: the number of each class, which chooses its look, and where its centre is, (dims,).
+        learned: whether they are the loss's own class vectors, which are filled, not the classes' means.
+        size: the marks' area.
+    """
     from fourm_ser.figures import class_style
 
-    style: dict[str, Any] = {"s": 90, "linewidths": 1.8, "zorder": 3}
-    for label, emotion in enumerate(panel.emotions):
-        colour, marker = class_style(emotions.index(emotion))
-        face, edge = (colour, "black") if panel.learned else ("white", colour)
-        axes.scatter(*centres[label], color=face, edgecolors=edge, marker=marker, **style)
-    face, edge = ("gray", "black") if panel.learned else ("white", "gray")
-    nowhere: list[list[float]] = [[]] * centres.shape[1]
-    axes.scatter(*nowhere, color=face, edgecolors=edge, label=centre_name(panel.learned), **style)
+    style: dict[str, Any] = {"s": size, "linewidths": 1.8, "zorder": 4}
+    for look, place in places:
+        colour, marker = class_style(look)
+        face, edge = (colour, "black") if learned else ("white", colour)
+        axes.scatter(*place, color=face, edgecolors=edge, marker=marker, **style)
+    face, edge = ("gray", "black") if learned else ("white", "gray")
+    nowhere: list[list[float]] = [[]] * len(place)
+    axes.scatter(*nowhere, color=face, edgecolors=edge, label=centre_name(learned), **style)
+
+
+def finished_runs(folders: Sequence[Path]) -> list[Run]:
+    """The runs under some folders.
+
+    Raises:
+        InputError: a folder without a run, or a run that has not finished.
+    """
+    collection = collect(list(folders))
+    unfinished = [f"{run.path}: {run.state}: {run.why}." for run in collection.runs if run.state != "finished"]
+    problems = [*collection.problems, *unfinished]
+    if problems:
+        raise InputError(f"{' '.join(problems)} Give finished runs, or sweeps of nothing else.")
+    return collection.runs
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -308,44 +315,20 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     if given.output.suffix.lower() not in FORMATS:
         parser.error(f"--output {given.output}: expected a file that ends in {', '.join(FORMATS)}")
+    from fourm_ser.figures import save_figure
+    from fourm_ser.runs.finished import OpenRun
+
+    panels = []
     try:
-        draw(given.folders, given.output, plain=given.plain, by=given.by, cache=given.cache)
+        for run in finished_runs(given.folders):
+            # A run that no command line started has no options.
+            name = run.options.get(given.by, run.path.resolve().name)
+            embeddings = read_embeddings(OpenRun(run.path, given.cache))
+            panels.append(make_panel(name, embeddings, plain=given.plain))
+        save_figure(projection_figure(panels), given.output)
     except (InputError, OSError) as error:
         sys.exit(f"error: {error}")
     print(given.output)
-
-
-def draw(
-    folders: Sequence[Path], output: Path, *, plain: bool = False, by: str = "loss", cache: Path | None = None
-) -> None:
-    """Write the figure of finished runs.
-
-    Args:
-        folders: run directories, or sweeps, whose runs are drawn in the order of their jobs.
-        output: the file to write; its ending chooses the format.
-        plain: draw the embeddings as they are, with the classes' means, instead of all at unit length.
-        by: the config group whose choice names a panel; a run that no command line started goes by its folder.
-        cache: the folder with the store; None for the one that each run used.
-
-    Raises:
-        InputError: a folder without a run, a run that has not finished or cannot be opened.
-    """
-    from fourm_ser.figures import save_figure
-    from fourm_ser.runs.collect import collect
-    from fourm_ser.runs.finished import OpenRun
-
-    collection = collect(list(folders))
-    problems = collection.problems + [
-        f"{run.path}: {run.state}: {run.why}." for run in collection.runs if run.state != "finished"
-    ]
-    if problems:
-        raise InputError(f"{' '.join(problems)} Give finished runs, or sweeps of nothing else.")
-    panels = []
-    for run in collection.runs:
-        opened = OpenRun(run.path, cache)
-        name = run.options.get(by, run.path.resolve().name)
-        panels.append(make_panel(name, read_embeddings(opened), plain=plain))
-    save_figure(projection_figure(panels), output)
 
 
 if __name__ == "__main__":

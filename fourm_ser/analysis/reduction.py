@@ -30,10 +30,8 @@ def project(vectors: np.ndarray, others: np.ndarray, dims: int = 2) -> tuple[np.
     from sklearn.decomposition import PCA
 
     if min(vectors.shape) < dims:
-        name = {2: "a plane", 3: "a space"}.get(dims, f"{dims} components")
-        number = {2: "two", 3: "three"}.get(dims, str(dims))
         raise InputError(
-            f"{len(vectors)} embeddings of width {vectors.shape[1]}: {name} takes {number} or more of both."
+            f"{len(vectors)} embeddings of width {vectors.shape[1]}: {dims} components take {dims} or more of both."
         )
     with np.errstate(invalid="ignore"):
         pca = PCA(dims, svd_solver="full").fit(vectors)
@@ -47,34 +45,27 @@ def unit(vectors: np.ndarray) -> np.ndarray:
 
 
 def class_means(vectors: np.ndarray, labels: np.ndarray, classes: int) -> np.ndarray:
-    """The mean of each class's rows, (classes, dim); NaN for a class that does not occur."""
-    means = np.full((classes, vectors.shape[1]), math.nan, dtype=vectors.dtype)
+    """The mean of each class's rows (n, ...), (classes, ...); NaN for a class that does not occur."""
+    means = np.full((classes, *vectors.shape[1:]), math.nan, dtype=vectors.dtype)
     for label in np.unique(labels):
         means[label] = vectors[labels == label].mean(0)
     return means
 
 
-def check_count(n: int, side: str) -> None:
-    """Refuse so few utterances that neighbours among them mean nothing.
+def check_embeddings(vectors: np.ndarray, name: str, side: str) -> None:
+    """Refuse a run's embeddings (n, dim) of a side that are too few for neighbours, all the same, or not numbers.
 
     Raises:
         InputError: there are under ten.
-    """
-    if n < LEAST:
-        raise InputError(
-            f"side={side}: {n} utterances are too few to draw neighbourhoods of: expected {LEAST} or more. "
-            "Take side=all, or a larger corpus."
-        )
-
-
-def check_spread(vectors: np.ndarray, name: str) -> None:
-    """Refuse embeddings that are all the same, or not numbers.
-
-    Raises:
         UnsuitedError: there is no direction in which they differ.
     """
     from fourm_ser.analysis.findings import UnsuitedError
 
+    if len(vectors) < LEAST:
+        raise InputError(
+            f"side={side}: {len(vectors)} utterances are too few to draw neighbourhoods of: expected {LEAST} or more. "
+            "Take side=all, or a larger corpus."
+        )
     if not np.isfinite(vectors).all():
         raise UnsuitedError(f"Embeddings of {name} are not finite: its training diverged, and nothing can be drawn.")
     if not unit(vectors).std(0).max() > 1e-6:
@@ -87,15 +78,9 @@ def perplexity(n: int) -> float:
 
 
 def tsne(vectors: np.ndarray, dims: int, seed: int) -> np.ndarray:
-    """t-SNE (van der Maaten and Hinton 2008) by scikit-learn, begun at the principal components; see `perplexity`.
+    """t-SNE (van der Maaten and Hinton 2008), begun at the principal components: (n, dim) -> (n, dims), 2 or 3.
 
-    Args:
-        vectors: (n, dim) vectors, ten or more.
-        dims: the number of dimensions, 2 or 3.
-        seed: the seed of the randomised parts.
-
-    Returns:
-        (n, dims).
+    There have to be ten vectors or more; see `perplexity`.
     """
     from sklearn.manifold import TSNE
     from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
@@ -106,22 +91,13 @@ def tsne(vectors: np.ndarray, dims: int, seed: int) -> np.ndarray:
         return model.fit_transform(vectors.astype(np.float32))
 
 
-def has_umap() -> bool:
-    """Whether the package umap-learn is there."""
-    return find_spec("umap") is not None
-
-
 def neighbour_map(vectors: np.ndarray, seed: int) -> tuple[np.ndarray, str]:
     """Vectors in a plane that keeps neighbours together: by UMAP (McInnes et al. 2018) where it is there, or t-SNE.
 
-    Args:
-        vectors: (n, dim) vectors, ten or more.
-        seed: the seed of the randomised parts.
-
     Returns:
-        (n, 2), and how it was made, such as `t-SNE, perplexity 30`.
+        (n, dim), ten or more, -> (n, 2), and how it was made, such as `t-SNE, perplexity 30`.
     """
-    if not has_umap():
+    if find_spec("umap") is None:
         return tsne(vectors, 2, seed), f"t-SNE, perplexity {perplexity(len(vectors)):.3g}"
     umap = import_module("umap")
     neighbours = min(NEIGHBOURS, len(vectors) - 1)

@@ -11,8 +11,8 @@ from matplotlib.figure import Figure
 from sklearn.metrics import silhouette_samples
 
 from fourm_ser.analysis.findings import Finding
-from fourm_ser.analysis.projection import centre_name, read_embeddings
-from fourm_ser.analysis.reduction import check_count, check_spread, class_means, neighbour_map, unit
+from fourm_ser.analysis.projection import centre_name, draw_centres, read_embeddings
+from fourm_ser.analysis.reduction import check_embeddings, class_means, neighbour_map, unit
 from fourm_ser.figures import GREY, class_style, speaker_style
 from fourm_ser.runs.finished import OpenRun
 
@@ -26,28 +26,16 @@ def space(run: OpenRun, side: str, seed: int) -> list[Finding]:
     The class centres, the loss's own or the classes' means, are embedded together with the utterances. UMAP draws the
     plane where the package umap-learn is there, t-SNE elsewhere; the finding says which.
 
-    Args:
-        run: the run.
-        side: the side whose utterances are read: `train`, `val`, `test` or `all`.
-        seed: the seed of the plane.
-
-    Returns:
-        One finding.
-
     Raises:
         InputError: under ten utterances.
         UnsuitedError: the embeddings are all the same.
     """
     embeddings = read_embeddings(run, side)
-    check_count(len(embeddings.labels), side)
-    check_spread(embeddings.vectors, run.name)
-    vectors = unit(embeddings.vectors)
-    learned = embeddings.class_vectors is not None
-    centres = (
-        class_means(vectors, embeddings.labels, len(run.emotions))
-        if embeddings.class_vectors is None
-        else embeddings.class_vectors
-    )
+    check_embeddings(embeddings.vectors, run.name, side)
+    vectors, centres = unit(embeddings.vectors), embeddings.class_vectors
+    learned = centres is not None
+    if centres is None:
+        centres = class_means(vectors, embeddings.labels, len(run.emotions))
     there = np.flatnonzero(np.isfinite(centres).all(1))
     points, how = neighbour_map(np.concatenate([vectors, unit(centres[there])]), seed)
     placed = dict(zip(there.tolist(), points[len(vectors) :], strict=True))
@@ -83,11 +71,7 @@ def space(run: OpenRun, side: str, seed: int) -> list[Finding]:
 
 
 def silhouettes(vectors: np.ndarray, labels: np.ndarray) -> np.ndarray:
-    """The silhouette (Rousseeuw 1987) of each vector under cosine distance.
-
-    Args:
-        vectors: (n, dim) vectors.
-        labels: (n,) labels of the vectors.
+    """The silhouette (Rousseeuw 1987) of each vector (n, dim) under cosine distance, by labels (n,).
 
     Returns:
         (n,) from -1 to 1; NaN where there is one label, or as many as vectors.
@@ -99,20 +83,18 @@ def silhouettes(vectors: np.ndarray, labels: np.ndarray) -> np.ndarray:
 
 def _summary(utterances: pd.DataFrame, ratio: float, emotions: Sequence[str]) -> pd.DataFrame:
     """Means of the silhouettes, over all utterances and of each emotion; the ratio is one number of all."""
-    groups = {"all": utterances} | {emotion: utterances[utterances["emotion"] == emotion] for emotion in emotions}
-    rows = [
-        {
-            "emotion": emotion,
-            "utterances": len(part),
-            "speakers": part["speaker"].nunique(),
-            "silhouette_emotion": part["silhouette_emotion"].mean(),
-            "silhouette_speaker": part["silhouette_speaker"].mean(),
-            "distance_ratio": ratio if emotion == "all" else np.nan,
-        }
-        for emotion, part in groups.items()
-        if len(part)
-    ]
-    return pd.DataFrame(rows)
+    found = (
+        pd.concat([utterances.assign(emotion="all"), utterances])
+        .groupby("emotion")
+        .agg(
+            utterances=("id", "size"),
+            speakers=("speaker", "nunique"),
+            silhouette_emotion=("silhouette_emotion", "mean"),
+            silhouette_speaker=("silhouette_speaker", "mean"),
+        )
+    )
+    found.loc["all", "distance_ratio"] = ratio
+    return found.loc[[emotion for emotion in ("all", *emotions) if emotion in found.index]].reset_index()
 
 
 def _words(utterances: pd.DataFrame, ratio: float, how: str, side: str, name: str, seed: int) -> str:
@@ -160,13 +142,8 @@ def space_figure(table: pd.DataFrame, emotions: Sequence[str], learned: bool) ->
     left, right = figure.subplots(1, 2)
     for index, emotion in enumerate(emotions):
         _scatter(left, utterances[utterances["emotion"] == emotion], class_style(index), emotion)
-    style: dict[str, Any] = {"s": 120, "linewidths": 1.8, "zorder": 4}
-    for row in centres.itertuples():
-        colour, marker = class_style(emotions.index(str(row.emotion)))
-        face, edge = (colour, "black") if learned else ("white", colour)
-        left.scatter(row.x, row.y, color=face, edgecolors=edge, marker=marker, **style)
-    face, edge = ("gray", "black") if learned else ("white", "gray")
-    left.scatter([], [], color=face, edgecolors=edge, label=centre_name(learned), **style)
+    looks = [emotions.index(emotion) for emotion in centres["emotion"]]
+    draw_centres(left, zip(looks, centres[["x", "y"]].to_numpy(), strict=True), learned, 120)
     left.set_title("by emotion", fontsize="medium")
 
     counts = utterances["speaker"].value_counts()

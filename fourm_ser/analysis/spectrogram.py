@@ -31,12 +31,7 @@ class Spectrogram(NamedTuple):
 
 
 def frame_edges(encoder: Encoder, samples: np.ndarray, frames: int) -> np.ndarray:
-    """The ends of an encoder's frames in seconds, (frames + 1,), within the utterance.
-
-    Args:
-        encoder: The audio encoder.
-        samples: The waveform [samples] at 16 kHz.
-        frames: How many frames the encoder makes of it.
+    """The ends in seconds, (frames + 1,), of the frames that an encoder makes of a waveform [samples] at 16 kHz.
 
     Raises:
         UnsuitedError: Its front end does not say where they lie.
@@ -46,12 +41,7 @@ def frame_edges(encoder: Encoder, samples: np.ndarray, frames: int) -> np.ndarra
 
 
 def read_spectrogram(encoder: Encoder, samples: np.ndarray, inputs: Inputs) -> Spectrogram:
-    """The spectrogram in an encoder's inputs.
-
-    Args:
-        encoder: The audio encoder.
-        samples: The waveform [samples] at 16 kHz.
-        inputs: What the front end makes of the waveform.
+    """The spectrogram in the inputs that an encoder's front end made of a waveform [samples] at 16 kHz.
 
     Raises:
         UnsuitedError: The front end has none, or does not say where its frames lie.

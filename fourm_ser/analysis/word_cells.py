@@ -1,12 +1,10 @@
 """Words as coloured cells, in lines as they are read."""
 
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING
+from typing import Any
 
+from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
-
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
 
 Colour = tuple[float, float, float, float]
 
@@ -31,7 +29,7 @@ def count_lines(names: Sequence[str], width: int = WIDTH) -> int:
     return word_positions(names, width)[-1][0] + 1 if names else 0
 
 
-def prepare_axes(axes: "Axes", lines: float) -> None:
+def prepare_axes(axes: Axes, lines: float) -> None:
     """Axes in characters and lines, of which the first is at the top."""
     axes.set_xlim(0, WIDTH)
     axes.set_ylim(lines, 0)
@@ -39,7 +37,7 @@ def prepare_axes(axes: "Axes", lines: float) -> None:
 
 
 def draw_words(
-    axes: "Axes",
+    axes: Axes,
     names: Sequence[str],
     values: Sequence[float],
     colour: Callable[[float], Colour],
@@ -63,13 +61,6 @@ def draw_words(
         # Relative luminance as in WCAG, without its gamma: good enough to choose between black and white.
         light = 0.2126 * face[0] + 0.7152 * face[1] + 0.0722 * face[2]
         ink = "black" if light > 0.5 else "white"
-        axes.text(
-            left + column + (len(name) + 0.8) / 2,
-            top + line + 0.5,
-            name.replace("$", r"\$"),
-            ha="center",
-            va="center",
-            family="monospace",
-            fontsize=8,
-            color=ink,
-        )
+        middle = left + column + (len(name) + 0.8) / 2, top + line + 0.5
+        look: dict[str, Any] = {"ha": "center", "va": "center", "family": "monospace", "fontsize": 8, "color": ink}
+        axes.text(*middle, name.replace("$", r"\$"), **look)

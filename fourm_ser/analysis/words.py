@@ -38,12 +38,7 @@ class Words(NamedTuple):
 
 
 def read_words(frontend: Tokens, text: str) -> Words:
-    """The words that a text encoder's tokens belong to, by the tokenizer's offsets.
-
-    Args:
-        frontend: the text encoder's front end.
-        text: a transcript.
-    """
+    """The words of a transcript that a text encoder's tokens belong to, by the tokenizer's offsets."""
     encoded = frontend.tokenizer(
         text,
         truncation=True,

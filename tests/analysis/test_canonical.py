@@ -122,7 +122,7 @@ def test_what_does_not_vary_has_no_correlation() -> None:
 
 
 def test_a_group_stays_in_one_fold_and_folds_have_as_many() -> None:
-    groups = [f"sentence {number % 12}" for number in range(60)]
+    groups = np.array([f"sentence {number % 12}" for number in range(60)])
     folds = split_groups(groups, 4, seed=0)
     assert all(
         len({fold for fold, own in zip(folds, groups, strict=True) if own == group}) == 1 for group in set(groups)

@@ -156,10 +156,10 @@ def _ua(logits: np.ndarray, labels: np.ndarray) -> float:
 
 def test_shapley_values_of_numbers_by_hand() -> None:
     worth = {
-        frozenset[str](): np.array([0.25]),
-        frozenset({"text"}): np.array([0.45]),
-        frozenset({"audio"}): np.array([0.5]),
-        frozenset({"text", "audio"}): np.array([0.9]),
+        "none": np.array([0.25]),
+        "text only": np.array([0.45]),
+        "speech only": np.array([0.5]),
+        "both": np.array([0.9]),
     }
     found = shapley(worth)
     assert list(found) == ["text", "audio"]

@@ -93,16 +93,22 @@ def test_a_plain_panel_has_means_and_a_unit_panel_the_loss_s_vectors(embeddings:
 
 def test_a_figure_has_a_panel_a_run_and_one_look_an_emotion(embeddings: Embeddings) -> None:
     panel = make_panel("a", embeddings)
-    turned = panel._replace(emotions=panel.emotions[::-1], labels=len(panel.emotions) - 1 - panel.labels)
-    figure = projection_figure([panel, turned, panel._replace(title="b")])
+    turned = embeddings._replace(
+        emotions=embeddings.emotions[::-1], labels=len(embeddings.emotions) - 1 - embeddings.labels
+    )
+    figure = projection_figure([panel, panel._replace(embeddings=turned), panel._replace(name="b")])
     shown = [axes for axes in figure.axes if axes.axison]
-    assert [axes.get_title() for axes in shown] == [panel.title, panel.title, "b"]
+    assert [axes.get_title() for axes in shown] == [
+        panel.title,
+        panel.title,
+        f"b: distance ratio {embeddings.ratio:.3f}",
+    ]
     colours = [
         {str(part.get_label()): tuple(np.asarray(part.get_facecolor())[0]) for part in axes.collections}
         for axes in shown
     ]
-    assert all(colours[0][emotion] == colours[1][emotion] for emotion in panel.emotions)
-    assert len({colours[0][emotion] for emotion in panel.emotions}) == len(panel.emotions)
+    assert all(colours[0][emotion] == colours[1][emotion] for emotion in embeddings.emotions)
+    assert len({colours[0][emotion] for emotion in embeddings.emotions}) == len(embeddings.emotions)
 
 
 def test_the_command_writes_a_figure(two_stage_run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -245,7 +251,9 @@ def test_three_components_stand_along_the_axes_that_name_them() -> None:
         assert int(name.partition("(")[2].partition("%")[0]) == pytest.approx(100 * share, abs=5)
     for label, emotion in enumerate(EMOTIONS):
         (own,) = [part for part in axes.collections if part.get_label() == emotion]
-        assert np.asarray(np.ma.stack(own._offsets3d, 1)) == pytest.approx(panel.points[panel.labels == label])
+        assert np.asarray(np.ma.stack(own._offsets3d, 1)) == pytest.approx(
+            panel.points[panel.embeddings.labels == label]
+        )
     for axis in ("x", "y", "z"):
         low, high = getattr(axes, f"get_{axis}lim")()
         assert low < high
