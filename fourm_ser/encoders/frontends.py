@@ -22,7 +22,7 @@ OCTAVE_COST = 0.01  # of Boersma: by so much a period twice as long has to be th
 
 def padded(raw: np.ndarray, least: int, dtype: torch.dtype = torch.float32) -> Tensor:
     """A waveform [samples] as a tensor, filled up with zeros to `least` samples."""
-    samples = torch.from_numpy(np.asarray(raw)).to(dtype)
+    samples = torch.from_numpy(np.ascontiguousarray(raw)).to(dtype)
     return nn.functional.pad(samples, (0, max(0, least - len(samples))))
 
 

@@ -65,8 +65,8 @@ def runs(kind: type[nn.Module]) -> bool:
 
     Which processors they run on hangs on the build of torch, and is not the same for all of them.
     """
-    sizes = (nn.Linear, 16, 16) if kind is LaidOutLinear else (nn.Conv1d, 16, 16, 3)
-    layer: Any = nn.utils.skip_init(*sizes)  # it draws no random numbers
+    layer: Any = nn.Linear(16, 16, device="meta") if kind is LaidOutLinear else nn.Conv1d(16, 16, 3, device="meta")
+    layer = layer.to_empty(device="cpu")  # a layer that draws no random numbers
     given = torch.linspace(-1, 1, 64).view((4, 16) if kind is LaidOutLinear else (1, 16, 4))
     with torch.no_grad():
         for parameter in layer.parameters():
