@@ -1,6 +1,7 @@
 """The shape of the package: what imports what, and how much comes with it."""
 
 import ast
+import re
 import subprocess
 import sys
 from collections.abc import Iterable, Mapping
@@ -99,3 +100,11 @@ def test_commands_load_nothing_heavy_and_the_predictor_no_lightning() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], cwd=PACKAGE.parent, capture_output=True, text=True)
     assert done.stdout == "[]\n[]\n", done.stdout + done.stderr
+
+
+def test_the_map_for_contributors_names_every_file() -> None:
+    written = (PACKAGE.parent / "CONTRIBUTING.md").read_text(encoding="utf-8")
+    named = re.findall(r"^- `([\w/]+\.py)`: ", written, re.MULTILINE)
+    files = {path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*.py") if path.name != "__init__.py"}
+    assert len(named) == len(set(named))
+    assert set(named) == files
