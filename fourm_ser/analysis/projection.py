@@ -282,7 +282,7 @@ def draw_centres(axes: "Axes", places: Iterable[tuple[int, np.ndarray]], learned
         face, edge = (colour, "black") if learned else ("white", colour)
         axes.scatter(*place, color=face, edgecolors=edge, marker=marker, **style)
     face, edge = ("gray", "black") if learned else ("white", "gray")
-    nowhere: list[list[float]] = [[]] * len(place)
+    nowhere: list[list[float]] = [[]] * (3 if axes.name == "3d" else 2)
     axes.scatter(*nowhere, color=face, edgecolors=edge, label=centre_name(learned), **style)
 
 

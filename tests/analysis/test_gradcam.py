@@ -90,7 +90,7 @@ def test_the_map_follows_the_paper(encoder: Callable[..., Encoder], name: str, l
     assert found.name == layer
     assert audio.frozen
     assert all(parameter.grad is None for parameter in network.parameters())
-    values, gradients = backwards(network, audio.get_submodule(layer), target)
+    values, gradients = backwards(network, audio.get_submodule(f"stem.{layer}"), target)
     # By loops: a channel's weight is its mean gradient over all places of all parts of the utterance.
     rows = []
     weights = torch.stack(

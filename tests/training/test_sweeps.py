@@ -319,7 +319,9 @@ def test_a_run_on_several_machines_is_recorded_and_says_how_to_start_it(
     tmp_path: Path, composed: Compose, small: list[str]
 ) -> None:
     config = composed(*small, "trainer=ddp_cpu", "trainer.num_nodes=3")
-    with pytest.raises(InputError, match=r"torchrun --nnodes=3 --nproc-per-node=2 .* -m fourm_ser\.experiment") as said:
+    with pytest.raises(
+        InputError, match=r"torchrun --nnodes=3 --nproc-per-node=2 .* -m fourm_ser\.training\.experiment"
+    ) as said:
         run(config, tmp_path)
     assert str(said.value).endswith(str(tmp_path))
     assert OmegaConf.load(tmp_path / "config.yaml").trainer.num_nodes == 3
