@@ -195,7 +195,9 @@ def take_turns(
         took, memory["plain"] = peak_memory(partial(timed, loop), device)
         seconds["plain"].append(took)
         for precision in precisions:
-            store = stores[precision] = FeatureStore(folder, encoder.name, f"{precision}-{turn}", {})
+            store = stores[precision] = FeatureStore(
+                root=folder, name=encoder.name, fingerprint=f"{precision}-{turn}", made_by={}
+            )
             how = Encoding(folder, precision, budget, budget, device)
             fill = partial(
                 fill_store, store, encoder, source, keys=keys, lengths=lengths, encoding=how, workers=workers

@@ -87,7 +87,7 @@ def training(frames: float, width: int, count: int = 64) -> Pass:
     seconds = rng.uniform(3.5, 5, count)
     keys, sources = [str(place) for place in range(count)], dict[str, Any]()
     for modality, sizes, dim in (("text", 2 + 3.2 * seconds, 768), ("audio", np.ceil(frames * seconds), width)):
-        store = FeatureStore(Path(scratch.name), modality, "benchmark", {})
+        store = FeatureStore(root=Path(scratch.name), name=modality, fingerprint="benchmark", made_by={})
         store.write({key: rng.normal(size=(int(n), dim)).astype("f4") for key, n in zip(keys, sizes, strict=True)})
         sources[modality] = Stored(store, keys)
     data = Utterances(rng.integers(4, size=count), sources)

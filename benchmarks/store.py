@@ -55,10 +55,10 @@ def main() -> None:
     options = parser.parse_args()
     console = Console()
     with tempfile.TemporaryDirectory() as scratch:
-        store = FeatureStore(Path(scratch), "made_up", "benchmark", {})
+        store = FeatureStore(root=Path(scratch), name="made_up", fingerprint="benchmark", made_by={})
         keys = fill(store, options.utterances)
         started = time.perf_counter()
-        store = FeatureStore(Path(scratch), "made_up", "benchmark", {})
+        store = FeatureStore(root=Path(scratch), name="made_up", fingerprint="benchmark", made_by={})
         console.print(f"{len(store)} keys indexed in {time.perf_counter() - started:.2f} s")
         order = [keys[place] for place in np.random.default_rng(1).permutation(len(keys))]
         for key in order[:FEW]:

@@ -86,7 +86,7 @@ class Setup:
                 waves = [rng.normal(0, 0.1, round(length * RATE)).astype(np.float32) for length in self.seconds]
                 self.sources[modality] = Raw(waves.__getitem__, encoder.frontend)
                 continue
-            store = FeatureStore(folder, encoder.name, "benchmark", {})
+            store = FeatureStore(root=folder, name=encoder.name, fingerprint="benchmark", made_by={})
             sizes = np.ceil(lengths[modality]).astype(int)
             kind = "f2" if self.precision in MIXED else "f4"  # as an encoding pass on this device stores them
             store.write(

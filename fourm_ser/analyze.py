@@ -16,9 +16,9 @@ def analyze(config: DictConfig) -> None:
             node[key] = [node[key]]
     with told_plainly():
         check_config("analyze", config)
-        from fourm_ser.analysis.analyses import run
+        from fourm_ser.analysis.analyses import analyze as analyze_run
 
-        run(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
+        analyze_run(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
 
 
 def main() -> None:

@@ -18,9 +18,9 @@ def evaluate(config: DictConfig) -> None:
     changes = {key: OmegaConf.select(config, key) for key in words if key.startswith("data.")}
     with told_plainly():
         check_config("evaluate", config)
-        from fourm_ser.runs.evaluation import run
+        from fourm_ser.runs.evaluation import evaluate as evaluate_model
 
-        run(config, changes if own else None)
+        evaluate_model(config, changes if own else None)
 
 
 def main() -> None:

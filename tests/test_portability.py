@@ -226,7 +226,7 @@ def files(home: Path) -> list[str]:
 @pytest.fixture
 def sources(encoders: dict[str, Encoder], files: list[str], tmp_path: Path) -> dict[str, Source]:
     """Raw texts, stored texts, and raw recordings."""
-    store = FeatureStore(tmp_path, "tiny", "abc", {})
+    store = FeatureStore(root=tmp_path, name="tiny", fingerprint="abc", made_by={})
     store.write({text: np.full((number + 1, 6), number, np.float16) for number, text in enumerate(TEXTS)})
     store.read(TEXTS[0])  # leaves its file open, by a number that means nothing to another process
     frame = pd.DataFrame({"text": TEXTS, "file": files, "start": np.nan, "end": np.nan})

@@ -37,7 +37,7 @@ QUESTIONS = {
 }
 
 
-def run(config: Mapping[str, Any]) -> list[Part]:
+def analyze(config: Mapping[str, Any]) -> list[Part]:
     """Do the analyses that a config as conf/analyze.yaml describes, resolved, and write them.
 
     Raises:
@@ -83,7 +83,9 @@ def open_runs(config: Mapping[str, Any]) -> list[OpenRun]:
     device = find_device(config["device"], "device")
     cache = None if config["cache"] is None else Path(config["cache"]).expanduser()
     names = name_runs(ordered)
-    return [OpenRun(found.path, cache, device, name) for found, name in zip(ordered, names, strict=True)]
+    return [
+        OpenRun(found.path, cache=cache, device=device, name=name) for found, name in zip(ordered, names, strict=True)
+    ]
 
 
 def name_runs(runs: Sequence[Run]) -> list[str]:

@@ -323,7 +323,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for run in finished_runs(given.folders):
             # A run that no command line started has no options.
             name = run.options.get(given.by, run.path.resolve().name)
-            embeddings = read_embeddings(OpenRun(run.path, given.cache))
+            embeddings = read_embeddings(OpenRun(run.path, cache=given.cache))
             panels.append(make_panel(name, embeddings, plain=given.plain))
         save_figure(projection_figure(panels), given.output)
     except (InputError, OSError) as error:

@@ -26,7 +26,7 @@ def padded(raw: np.ndarray, least: int, dtype: torch.dtype = torch.float32) -> T
     return nn.functional.pad(samples, (0, max(0, least - len(samples))))
 
 
-def count_frames(samples: int, window: int, hop: int) -> int:
+def count_windows(samples: int, window: int, hop: int) -> int:
     """How many frames a waveform makes: those whose windows it fills, and one where it fills none."""
     return max(samples - window, 0) // hop + 1
 
@@ -73,7 +73,7 @@ class Waveform:
 
     def span(self, raw: np.ndarray) -> tuple[float, float]:
         window, hop = self.receptive_field, self.stride
-        return span_of(count_frames(len(raw), window, hop), window, hop)
+        return span_of(count_windows(len(raw), window, hop), window, hop)
 
 
 class MelFrames:
@@ -104,7 +104,7 @@ class MelFrames:
 
     def span(self, raw: np.ndarray) -> tuple[float, float]:
         window, hop = self.power.n_fft, self.power.hop_length
-        return span_of(count_frames(len(raw), window, hop), window, hop)
+        return span_of(count_windows(len(raw), window, hop), window, hop)
 
     def spectrogram(self, inputs: Inputs) -> tuple[Tensor, np.ndarray, float]:
         scale = self.power.mel_scale
@@ -193,7 +193,7 @@ class LogMelDecibels(MelFrames):
         return {"frames": self.decibels(self.power(padded(raw, self.least))).T.contiguous()}
 
     def span(self, raw: np.ndarray) -> tuple[float, float]:
-        frames = count_frames(max(len(raw), self.least), 0, self.HOP)
+        frames = count_windows(max(len(raw), self.least), 0, self.HOP)
         return span_of(frames // self.POOLED * self.POOLED, 0, self.HOP)
 
 
@@ -275,7 +275,7 @@ class Examples:
         return {"spectrogram": "vggish", "drop_tail": self.drop_tail}
 
     def span(self, raw: np.ndarray) -> tuple[float, float]:
-        examples = self._count(count_frames(len(raw), self.WINDOW, self.HOP))
+        examples = self._count(count_windows(len(raw), self.WINDOW, self.HOP))
         return span_of(examples * self.LENGTH, self.WINDOW, self.HOP)
 
     def spectrogram(self, inputs: Inputs) -> tuple[Tensor, np.ndarray, float]:

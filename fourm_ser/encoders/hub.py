@@ -65,7 +65,7 @@ def fetch_weights(checkpoint: str, patterns: Sequence[str], key: str, instead: s
     return folder
 
 
-def load_model(
+def load_transformer(
     *,
     checkpoint: str | None,
     weights: str,

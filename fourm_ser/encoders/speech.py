@@ -10,7 +10,7 @@ from fourm_ser.encoders.augment import mask_hidden_states
 from fourm_ser.encoders.base import Features, Inputs, Resources, Unfreeze, length_mask
 from fourm_ser.encoders.convolutions import Count, OwnConvolutions, count_frames, receptive_field
 from fourm_ser.encoders.frontends import Waveform
-from fourm_ser.encoders.hub import checkpoint_folder, load_model, read_preprocessor
+from fourm_ser.encoders.hub import checkpoint_folder, load_transformer, read_preprocessor
 from fourm_ser.encoders.layers import TransformerEncoder, TransformerStem
 from fourm_ser.encoders.wavlm import replace_attention
 from fourm_ser.errors import InputError
@@ -87,7 +87,7 @@ class SpeechEncoder(TransformerEncoder):
             # Hidden states are counted as they pass: a layer that is skipped would shift all behind it.
             "layerdrop": layerdrop if layer == "last" else 0.0,
         }
-        model: Any = load_model(
+        model: Any = load_transformer(
             checkpoint=checkpoint,
             weights=weights,
             architecture=architecture,

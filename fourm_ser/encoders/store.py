@@ -47,7 +47,7 @@ class FeatureStore:
         InputError: the folder holds a store of another format.
     """
 
-    def __init__(self, root: Path, name: str, fingerprint: str, made_by: Mapping[str, Any]) -> None:
+    def __init__(self, *, root: Path, name: str, fingerprint: str, made_by: Mapping[str, Any]) -> None:
         self.folder = root / f"{name}-{fingerprint}"
         self.folder.mkdir(parents=True, exist_ok=True)
         about = self.folder / "store.json"

@@ -8,7 +8,7 @@ import numpy as np
 from torch import nn
 
 from fourm_ser.encoders.base import Features, Inputs, Resources
-from fourm_ser.encoders.hub import load_model, load_tokenizer
+from fourm_ser.encoders.hub import load_tokenizer, load_transformer
 from fourm_ser.encoders.layers import TransformerEncoder, TransformerStem
 from fourm_ser.encoders.tokens import Tokens
 from fourm_ser.errors import InputError
@@ -67,7 +67,7 @@ class TextEncoder(TransformerEncoder):
         source = weights if weights not in ("pretrained", "random") and tokenizer == checkpoint else tokenizer
         loaded = load_tokenizer(source, weights, vocabulary, resources)
         overrides = {"pad_token_id": loaded.pad_token_id} if weights == "random" else {}
-        model: Any = load_model(
+        model: Any = load_transformer(
             checkpoint=checkpoint,
             weights=weights,
             architecture=architecture,

@@ -68,7 +68,7 @@ class Fusion(nn.Module, ABC):
         """Fuse text (batch, tokens, dim) and audio (batch, frames, dim), each with its mask."""
 
 
-def zero_padding(sequence: Features) -> Features:
+def zero_padded(sequence: Features) -> Features:
     """The same sequence with zeros where padding stands, whatever stood there."""
     return Features(sequence.features.masked_fill(~sequence.mask[..., None], 0.0), sequence.mask)
 

@@ -17,7 +17,7 @@ from fourm_ser.fusion.base import (
     check_width,
     concatenate,
     pool,
-    zero_padding,
+    zero_padded,
 )
 
 
@@ -68,7 +68,7 @@ class CrossAttentionFusion(Fusion):
     def forward(self, text: Features | None, audio: Features | None, return_attention: bool = False) -> FusionOutput:
         assert text is not None
         assert audio is not None
-        text, audio = zero_padding(text), zero_padding(audio)
+        text, audio = zero_padded(text), zero_padded(audio)
         # (batch, frames, dim), (batch, tokens, dim)
         attended_text, text_map = self.text_attention(audio, text, self.text_linear, return_attention)
         attended_audio, audio_map = self.audio_attention(text, audio, self.audio_linear, return_attention)
@@ -80,4 +80,4 @@ class CrossAttentionFusion(Fusion):
         return FusionOutput(pool(both, self.pool), text, audio, attention)
 
     def _finish(self, attended: Features, normalised: Tensor) -> Features:
-        return zero_padding(Features(self.dropout(normalised), attended.mask))
+        return zero_padded(Features(self.dropout(normalised), attended.mask))

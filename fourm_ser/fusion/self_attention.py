@@ -18,7 +18,7 @@ from fourm_ser.fusion.base import (
     check_width,
     concatenate,
     pool,
-    zero_padding,
+    zero_padded,
 )
 
 
@@ -78,12 +78,12 @@ class SelfAttentionFusion(Fusion):
     def forward(self, text: Features | None, audio: Features | None, return_attention: bool = False) -> FusionOutput:
         assert text is not None
         assert audio is not None
-        text = zero_padding(text)
+        text = zero_padded(text)
         attended, text_map = self.text_attention(text, text, self.text_linear, return_attention)
-        text = zero_padding(Features(self.text_layer_norm(attended.features), text.mask))
-        audio = zero_padding(audio)
+        text = zero_padded(Features(self.text_layer_norm(attended.features), text.mask))
+        audio = zero_padded(audio)
         normalised = _min_max(audio) if self.audio_norm == "min_max" else self.audio_layer_norm(audio.features)
-        audio = zero_padding(Features(normalised, audio.mask))
+        audio = zero_padded(Features(normalised, audio.mask))
         # (batch, tokens + frames, audio's width)
         both = concatenate(text, audio)
         fused, fusion_map = self.fusion_attention(both, both, self.fusion_linear, return_attention)

@@ -15,7 +15,7 @@ from fourm_ser.fusion.base import (
     check_pool,
     check_width,
     pool,
-    zero_padding,
+    zero_padded,
 )
 
 
@@ -54,9 +54,9 @@ class UnimodalFusion(Fusion):
         (modality,) = self.modalities
         sequence = {"text": text, "audio": audio}[modality]
         assert sequence is not None
-        sequence = zero_padding(sequence)
+        sequence = zero_padded(sequence)
         attended, weights = self.attention(sequence, sequence, self.linear, return_attention)
-        sequence = zero_padding(Features(self.layer_norm(attended.features), sequence.mask))
+        sequence = zero_padded(Features(self.layer_norm(attended.features), sequence.mask))
         normalised = {modality: sequence}
         attention = {} if weights is None else {modality: weights}
         return FusionOutput(pool(sequence, self.pool), normalised.get("text"), normalised.get("audio"), attention)

@@ -65,7 +65,7 @@ class Head(nn.Module):
     """
 
     def __init__(
-        self, dim: int, classes: int, layers: Sequence[int], dropout: float, activation: str, last_dropout: float
+        self, *, dim: int, classes: int, layers: Sequence[int], dropout: float, activation: str, last_dropout: float
     ) -> None:
         super().__init__()
         if isinstance(layers, str | int | float) or layers is None:

@@ -68,7 +68,9 @@ def make_sources(
         about = {"weights": encoder.weights, "frontend": encoder.frontend.describe(), **encoder.describe()}
         # Features of another precision are other features.
         fingerprint = encoder.fingerprint() + encoding.changes
-        store = FeatureStore(encoding.cache / "embeddings", encoder.name, fingerprint, about)
+        store = FeatureStore(
+            root=encoding.cache / "embeddings", name=encoder.name, fingerprint=fingerprint, made_by=about
+        )
         own, length = keys[modality], lengths[modality]
         if store.missing(own):
             length = encoder.lengths(readers[modality], length)

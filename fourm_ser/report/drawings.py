@@ -10,6 +10,7 @@ from fourm_ser.report.cells import ACCURACIES, SHOWN, Cell, Section, in_words
 from fourm_ser.report.effects import Effects, marginal_effects
 from fourm_ser.report.svg import Chart, Grid, bars, curves, heat_map, interval_plot
 from fourm_ser.report.tables import cell_seconds, percent
+from fourm_ser.runs.directory import confusion_counts
 
 FACETS = 6  # heat maps beside each other; with more settings of the other axes, their mean is shown
 PANELS = 24  # training curves of so many cells
@@ -155,8 +156,7 @@ def confusion_map(section: Section, best: int, predictions: pd.DataFrame) -> lis
     if predictions.empty:
         return []
     classes, name = section.classes, section.cells[best].name
-    table = pd.crosstab(predictions["emotion"], predictions["predicted"])
-    counts = table.reindex(index=classes, columns=classes, fill_value=0).to_numpy()
+    counts = confusion_counts(predictions, classes)
     shares = counts / np.maximum(counts.sum(1, keepdims=True), 1)
     indices = range(len(classes))
     texts = [[[str(counts[r, c]), f"{100 * shares[r, c]:.0f}%"] for c in indices] for r in indices]

@@ -17,6 +17,7 @@ from fourm_ser.errors import BusyError, InputError
 from fourm_ser.files import write_json
 
 if TYPE_CHECKING:
+    import numpy as np
     import pandas as pd
     from torch import Tensor
 
@@ -24,6 +25,14 @@ LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C one reads a hund
 PREDICTED = ["id", "speaker", "emotion", "predicted"]  # columns of predictions.csv before the probabilities
 MARKS = ("config.yaml", "metrics.json", "finished.json")  # where one lies, a run, model, stage or evaluation does
 SWEEP = "multirun.yaml"  # Hydra's record of a sweep, in the folder above its runs
+
+
+def confusion_counts(predictions: "pd.DataFrame", classes: Sequence[str]) -> "np.ndarray":
+    """How often each class was taken for each, (classes, classes) by label and prediction."""
+    import pandas as pd
+
+    counts = pd.crosstab(predictions["emotion"], predictions["predicted"])
+    return counts.reindex(index=list(classes), columns=list(classes), fill_value=0).to_numpy()
 
 
 class StageDirectory:

@@ -43,7 +43,7 @@ CACHE = "~/.cache/fourm_ser"
 BATCH = 32
 
 
-def run(config: DictConfig, changes: Mapping[str, Any] | None) -> dict[str, Any]:
+def evaluate(config: DictConfig, changes: Mapping[str, Any] | None) -> dict[str, Any]:
     """Evaluate, write the results and print them.
 
     Args:

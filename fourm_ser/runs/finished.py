@@ -64,6 +64,7 @@ class OpenRun:
     def __init__(
         self,
         run_dir: Path,
+        *,
         cache: Path | None = None,
         device: torch.device = torch.device("cpu"),  # noqa: B008 - a constant
         name: str | None = None,

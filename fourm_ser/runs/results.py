@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import pandas as pd
 from rich.console import Console
 
@@ -14,7 +13,7 @@ from fourm_ser.data.corpus import Corpus
 from fourm_ser.figures import confusion_figure, curves_figure, save_figure
 from fourm_ser.files import finite, write_json, write_table
 from fourm_ser.models.inference import Outputs
-from fourm_ser.runs.directory import PREDICTED, RunDirectory
+from fourm_ser.runs.directory import PREDICTED, RunDirectory, confusion_counts
 from fourm_ser.terminal import make_table
 
 log = logging.getLogger(__name__)
@@ -56,8 +55,7 @@ def write_predictions(directory: RunDirectory, corpus: Corpus, classes: list[str
     predicted = pd.DataFrame({PREDICTED[-1]: [classes[label] for label in outputs.predicted]})
     predictions = pd.concat([known, predicted, pd.DataFrame(outputs.probabilities, columns=classes)], axis=1)
     write_table(directory.predictions, predictions)
-    pairs = np.bincount(outputs.labels * len(classes) + outputs.predicted, minlength=len(classes) ** 2)
-    save_figure(confusion_figure(pairs.reshape(len(classes), -1), classes), directory.confusion_matrix)
+    save_figure(confusion_figure(confusion_counts(predictions, classes), classes), directory.confusion_matrix)
     return predictions
 
 

@@ -92,6 +92,7 @@ class WandB(RunLogger):
 
     def __init__(
         self,
+        *,
         project: str,
         entity: str | None,
         mode: str,

@@ -61,7 +61,7 @@ class Plateau(LambdaLR):
     """
 
     def __init__(
-        self, optimizer: Optimizer, steps: int, steps_per_epoch: int, patience: int, gamma: float, floor: float
+        self, optimizer: Optimizer, *, steps: int, steps_per_epoch: int, patience: int, gamma: float, floor: float
     ) -> None:
         check_number("scheduler.patience", patience, "1 or more epochs", least=1)
         check_number("scheduler.gamma", gamma, "a number between 0 and 1", most=1, above=True, below=True)

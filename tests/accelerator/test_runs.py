@@ -189,7 +189,7 @@ def test_an_evaluation_repeats_the_run_s_metrics(
     for kind, tolerance in (("gpu", 1e-6), ("cpu", 1e-5)):
         if kind == "gpu" or precision == "32-true":
             words = [f"run={finished(precision)}", f"output={tmp_path / kind}", f"device={kind}", "resamples=100"]
-            found = evaluation.run(described("evaluate", *words), {})
+            found = evaluation.evaluate(described("evaluate", *words), {})
             assert {name: found[name] for name in own} == close(own, tolerance)
 
 
@@ -232,7 +232,7 @@ def analysed(run_dir: Path, kind: str, parts: Iterable[str]) -> dict[str, pd.Dat
     quick = ["correlation.draws=100", "contribution.shuffles=2", "attribution.steps=8", "attribution.tolerance=1.0"]
     words = [f"run={run_dir}", f"device={kind}", "side=all", f"examples.ids=[{ids[0]}]", f"parts=[{','.join(parts)}]"]
     config = OmegaConf.to_container(described("analyze", *words, *quick), resolve=True)
-    done = analyses.run(config)  # type: ignore[arg-type]
+    done = analyses.analyze(config)  # type: ignore[arg-type]
     assert not [part.left_out for part in done if part.left_out]
     tables = {(part.name, finding.name): finding.table for part in done for finding in part.findings}
     return {" ".join(name): table for name, table in tables.items()}

@@ -39,7 +39,7 @@ KEYS = [f"utterance {place}" for place in range(len(LABELS))]
 
 def filled(folder: Path, encoder: Encoder, where: torch.device, precision: str) -> Stored:
     """This module's utterances as features of an encoder."""
-    store = FeatureStore(folder, encoder.name, precision, {})
+    store = FeatureStore(root=folder, name=encoder.name, fingerprint=precision, made_by={})
     raws = RAW[encoder.modality]
     lengths = np.array([len(raw) + 1.0 for raw in raws])
     source = Raw(lambda index: raws[index], encoder.frontend)

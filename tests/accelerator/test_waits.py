@@ -127,7 +127,7 @@ def test_an_encoding_pass_waits_for_nothing_between_its_batches(
     encoder.unfreeze("none")
     raws = RAW[modality][-1:] * 12
     keys, lengths = [str(place) for place in range(len(raws))], np.full(len(raws), float(len(raws[0])))
-    store = FeatureStore(tmp_path, encoder.name, precision, {})
+    store = FeatureStore(root=tmp_path, name=encoder.name, fingerprint=precision, made_by={})
     source = Raw(lambda index: raws[index], encoder.frontend)
     how = Encoding(tmp_path, precision, 2.5 * lengths[0], 2.5 * lengths[0], device)
     with pretend.watched() as seen:

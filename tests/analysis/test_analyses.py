@@ -51,7 +51,7 @@ def written(two_stage_run: Path, tmp_path_factory: pytest.TempPathFactory) -> Pa
     folder = tmp_path_factory.mktemp("analysis")
     ids = pd.read_csv(two_stage_run / "predictions.csv")["id"]
     words = [f"run={two_stage_run}", "side=all", f"output={folder}", f"examples.ids=[{ids[0]}]"]
-    analyses.run(config(*words))
+    analyses.analyze(config(*words))
     return folder
 
 
@@ -90,21 +90,21 @@ def test_what_a_model_cannot_have_is_left_out_and_said(
     short = [word for word in slice_of_demo if not word.startswith("fusion.")]
     other = tmp_path / "concat"
     train(composed(*short, "fusion=concat", "stage=transfer", "stage.transfer.epochs=1"), other)
-    parts = analyses.run(config(f"run={other}", "parts=[attention,contribution]", "side=all"))
+    parts = analyses.analyze(config(f"run={other}", "parts=[attention,contribution]", "side=all"))
     assert [part.name for part in parts if part.left_out] == ["attention"]
     assert "no attention" in parts[0].left_out
     page = (other / "analysis-all" / "analysis.html").read_text(encoding="utf-8")
     assert parts[0].left_out in page.replace("&#39;", "'")
     assert "replaces" not in caplog.text
-    analyses.run(config(f"run={other}", "parts=[contribution]", "side=all"))
+    analyses.analyze(config(f"run={other}", "parts=[contribution]", "side=all"))
     assert "analysis-all: replaces the page of earlier analyses" in caplog.text
     # Beside one that has two sequences of one width, it is named.
-    parts = analyses.run(
+    parts = analyses.analyze(
         config(f"run={two_stage_run}", f"runs=[{other}]", "parts=[alignment,projection]", f"output={tmp_path / 'out'}")
     )
     assert "concat" in parts[0].findings[0].words
     with pytest.raises(InputError, match="none of the analyses could be done"):
-        analyses.run(config(f"run={other}", "parts=[attention]"))
+        analyses.analyze(config(f"run={other}", "parts=[attention]"))
 
 
 def test_runs_are_called_by_what_they_differ_in() -> None:
@@ -129,7 +129,7 @@ def test_nonsense_is_refused(two_stage_run: Path, tmp_path: Path) -> None:
         ([f"run={two_stage_run}", "device=tpu"], r"device=tpu: PyTorch sees .* here\. Expected one of auto, cpu"),
     ):
         with pytest.raises(InputError, match=message):
-            analyses.run(config(*words))
+            analyses.analyze(config(*words))
 
 
 def test_an_analysis_that_fails_in_any_way_loses_its_own_part_alone(
@@ -146,7 +146,7 @@ def test_an_analysis_that_fails_in_any_way_loses_its_own_part_alone(
     monkeypatch.setattr(analyses, "space", broken)
     monkeypatch.setattr(analyses, "write_finding", unwritable)
     words = "parts=[space,alignment,contribution]"
-    parts = analyses.run(config(f"run={two_stage_run}", words, f"output={tmp_path}"))
+    parts = analyses.analyze(config(f"run={two_stage_run}", words, f"output={tmp_path}"))
     assert [bool(part.findings) for part in parts] == [False, False, True]
     page = (tmp_path / "analysis.html").read_text(encoding="utf-8")
     for said in ("It failed (ZeroDivisionError: of nothing at all).", "It failed (TypeError: no figure)."):

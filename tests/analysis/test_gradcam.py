@@ -47,7 +47,9 @@ def encoder(composed: Compose, tmp_path_factory: pytest.TempPathFactory) -> Call
 def network_of(encoder: Encoder) -> EmotionNetwork:
     torch.manual_seed(0)
     fusion = UnimodalFusion(dims={"audio": encoder.dim}, modalities=["audio"], dim=8, heads=1, dropout=0.0, pool="mean")
-    return EmotionNetwork({"audio": encoder}, fusion, Head(8, 4, [], 0.0, "relu", 0.0)).eval()
+    return EmotionNetwork(
+        {"audio": encoder}, fusion, Head(dim=8, classes=4, layers=[], dropout=0.0, activation="relu", last_dropout=0.0)
+    ).eval()
 
 
 def backwards(network: EmotionNetwork, layer: nn.Module, target: int) -> tuple[list[Tensor], list[Tensor]]:

@@ -33,7 +33,7 @@ def features() -> dict[str, np.ndarray]:
 
 
 def test_stored_features_are_padded_and_masked(tmp_path: Path, features: dict[str, np.ndarray]) -> None:
-    store = FeatureStore(tmp_path, "encoder", "fingerprint", {})
+    store = FeatureStore(root=tmp_path, name="encoder", fingerprint="fingerprint", made_by={})
     store.write({"a": features["a"]})
     store.write({"b": features["b"], "c": features["c"]})
     keys = ["b", "a", "c", "a"]  # by position; two utterances may have the same content
@@ -89,7 +89,7 @@ def test_raw_utterances_go_through_the_front_end() -> None:
 
 
 def test_a_batch_keeps_rows_labels_and_modalities_together(tmp_path: Path, features: dict[str, np.ndarray]) -> None:
-    store = FeatureStore(tmp_path, "encoder", "fingerprint", {})
+    store = FeatureStore(root=tmp_path, name="encoder", fingerprint="fingerprint", made_by={})
     store.write(features)
     labels = np.array([2, 0, 1, 0])
     dataset = Utterances(labels, {"audio": Stored(store, ["a", "b", "c", "b"]), "text": Raw(read_word, Letters())})

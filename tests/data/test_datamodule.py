@@ -323,7 +323,7 @@ def test_batches_are_of_like_length_in_what_is_read(make: Make, recorded: pd.Dat
 def test_stored_features_are_read_in_the_training_process(make: Make, tmp_path: Path) -> None:
     data = make(workers=2)
     keys = data.keys()["audio"]
-    store = FeatureStore(tmp_path, "encoder", "fingerprint", {})
+    store = FeatureStore(root=tmp_path, name="encoder", fingerprint="fingerprint", made_by={})
     store.write({key: np.full((row + 1, 2), row, dtype=np.float32) for row, key in enumerate(keys)})
     data.serve({"audio": Stored(store, keys)}, 4)
     loader = data.train_dataloader()

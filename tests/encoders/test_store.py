@@ -26,7 +26,7 @@ def features(count: int, width: int = 6, seed: int = 0) -> dict[str, np.ndarray]
 
 
 def opened(root: Path) -> FeatureStore:
-    return FeatureStore(root, "tiny", "abc", {"weights": "random"})
+    return FeatureStore(root=root, name="tiny", fingerprint="abc", made_by={"weights": "random"})
 
 
 def shards(store: FeatureStore) -> list[Path]:
@@ -105,11 +105,11 @@ def test_missing_keys_are_distinct_and_in_their_order(tmp_path: Path) -> None:
 
 
 def test_stores_of_different_encoders_are_apart(tmp_path: Path) -> None:
-    one = FeatureStore(tmp_path, "tiny", "abc", {})
+    one = FeatureStore(root=tmp_path, name="tiny", fingerprint="abc", made_by={})
     one.write(features(3))
-    assert len(FeatureStore(tmp_path, "tiny", "abd", {})) == 0
-    assert len(FeatureStore(tmp_path, "other", "abc", {})) == 0
-    assert len(FeatureStore(tmp_path, "tiny", "abc", {})) == 3
+    assert len(FeatureStore(root=tmp_path, name="tiny", fingerprint="abd", made_by={})) == 0
+    assert len(FeatureStore(root=tmp_path, name="other", fingerprint="abc", made_by={})) == 0
+    assert len(FeatureStore(root=tmp_path, name="tiny", fingerprint="abc", made_by={})) == 3
 
 
 def test_store_json_says_what_made_it(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_store_json_says_what_made_it(tmp_path: Path) -> None:
     assert about["fingerprint"] == "abc"
     assert about["weights"] == "random"
     before = (store.folder / "store.json").read_bytes()
-    FeatureStore(tmp_path, "tiny", "abc", {"weights": "elsewhere"})
+    FeatureStore(root=tmp_path, name="tiny", fingerprint="abc", made_by={"weights": "elsewhere"})
     assert (store.folder / "store.json").read_bytes() == before
 
 
@@ -136,7 +136,7 @@ def test_another_process_writes_and_is_read(tmp_path: Path) -> None:
     reader = opened(tmp_path)
     code = (
         "import sys, pathlib, numpy; from fourm_ser.encoders.store import FeatureStore; "
-        "store = FeatureStore(pathlib.Path(sys.argv[1]), 'tiny', 'abc', {}); "
+        "store = FeatureStore(root=pathlib.Path(sys.argv[1]), name='tiny', fingerprint='abc', made_by={}); "
         "store.write({'there': numpy.arange(6, dtype=numpy.float32).reshape(2, 3)})"
     )
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}

@@ -151,7 +151,7 @@ ENCODERS: dict[str, tuple[Callable[[Path], Encoder], Callable[[int], list[Any]],
 
 
 def store(root: Path, name: str = "tiny") -> FeatureStore:
-    return FeatureStore(root, name, "abc", {})
+    return FeatureStore(root=root, name=name, fingerprint="abc", made_by={})
 
 
 class Work:

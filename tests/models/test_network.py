@@ -226,7 +226,7 @@ def test_frozen_encoders_are_quiet_while_the_rest_trains(build: Callable[..., Em
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_a_head_is_layers_with_an_activation_each(activation: str) -> None:
     torch.manual_seed(0)
-    head = Head(6, 3, [5, 4], dropout=0.5, activation=activation, last_dropout=0.0)
+    head = Head(dim=6, classes=3, layers=[5, 4], dropout=0.5, activation=activation, last_dropout=0.0)
     embedding = torch.randn(7, 6)
     first, second, last = (module for module in head.modules() if isinstance(module, torch.nn.Linear))
     function = ACTIVATIONS[activation]()
@@ -237,7 +237,7 @@ def test_a_head_is_layers_with_an_activation_each(activation: str) -> None:
 
 
 def test_a_head_without_hidden_layers_is_linear() -> None:
-    head = Head(6, 3, [], dropout=0.0, activation="relu", last_dropout=0.0)
+    head = Head(dim=6, classes=3, layers=[], dropout=0.0, activation="relu", last_dropout=0.0)
     (layer,) = (module for module in head.modules() if isinstance(module, torch.nn.Linear))
     embedding = torch.randn(2, 6)
     torch.testing.assert_close(head(embedding), layer(embedding))
@@ -245,7 +245,7 @@ def test_a_head_without_hidden_layers_is_linear() -> None:
 
 def test_an_unknown_activation_is_refused() -> None:
     with pytest.raises(InputError, match=r"head\.activation=swish: expected one of relu"):
-        Head(6, 3, [], dropout=0.0, activation="swish", last_dropout=0.0)
+        Head(dim=6, classes=3, layers=[], dropout=0.0, activation="swish", last_dropout=0.0)
 
 
 def test_the_same_seed_builds_the_same_network_whatever_the_encoders_seed(

@@ -26,7 +26,7 @@ def composed_evaluation(*overrides: str) -> DictConfig:
 
 def evaluate(*overrides: str, changes: dict[str, Any] | None = None) -> dict[str, Any]:
     """The command without its command line; `changes` are those of a run's own corpus."""
-    return evaluation.run(composed_evaluation(*overrides), changes)
+    return evaluation.evaluate(composed_evaluation(*overrides), changes)
 
 
 @pytest.fixture(scope="module")

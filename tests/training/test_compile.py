@@ -41,7 +41,7 @@ def test_a_compiled_fusion_is_the_fusion(name: str, composed: Compose) -> None:
 
 @pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
 def test_a_head_that_is_compiled_for_this_processor_is_the_head() -> None:
-    head = Head(16, 4, [8], 0.0, "relu", 0.0).eval()
+    head = Head(dim=16, classes=4, layers=[8], dropout=0.0, activation="relu", last_dropout=0.0).eval()
     given = torch.randn(5, 16)
     expected = head(given)
     head.compile(dynamic=True)

@@ -71,7 +71,7 @@ def build_module(node: dict[str, Any]) -> EmotionModule:
     fusion = SelfAttentionFusion(
         dims=dims, modalities=["text", "audio"], dim=6, heads=2, dropout=0.0, pool="mean", audio_norm="layer_norm"
     )
-    head: nn.Module = Head(6, len(EMOTIONS), [5], 0.0, "relu", 0.0)
+    head: nn.Module = Head(dim=6, classes=len(EMOTIONS), layers=[5], dropout=0.0, activation="relu", last_dropout=0.0)
     network = EmotionNetwork({modality: Stored(modality, dim) for modality, dim in dims.items()}, fusion, head)
     loss: Loss = build(node)
     loss.setup(len(EMOTIONS), network.widths, [3, 1, 2, 1])
