@@ -100,19 +100,33 @@ def _settle(node: Any, keys: tuple[str, ...], is_path: Callable[[str], bool], de
             _settle(value, keys, is_path)
 
 
+def take_hashes(found: MutableMapping[Any, Any], asked: MutableMapping[Any, Any]) -> None:
+    """Let a record that has no hash of an encoder's weights have the one that is asked for, in place.
+
+    A hash checks what is fetched and computes nothing: a run is the same with it and without.
+    """
+    for modality, node in (found.get("encoder") or {}).items():
+        if isinstance(node, MutableMapping) and "digest" in node and node["digest"] is None:
+            node["digest"] = ((asked.get("encoder") or {}).get(modality) or {}).get("digest")
+
+
 def upgrade(node: Node) -> Node:
     """Bring a config, or a part, that an earlier version recorded to what this one would have recorded, in place."""
     if isinstance(node, DictConfig):
-        keys: list[Any] = list(node)
-        waiting = {key for key in keys if OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key)}
         with open_dict(node):
-            _upgrade(node, [key for key in keys if key not in waiting])
+            _upgrade(node, [key for key in node if not _waits(node, key)])
     elif isinstance(node, dict):
         _upgrade(node, list(node))
     elif isinstance(node, list | ListConfig):
-        for below in node:
-            upgrade(below)
+        for index in range(len(node)):
+            if isinstance(node, list) or not _waits(node, index):
+                upgrade(node[index])
     return node
+
+
+def _waits(node: DictConfig | ListConfig, key: Any) -> bool:
+    """Whether what stands there is not known yet: a value that is missing, or that is read elsewhere."""
+    return OmegaConf.is_missing(node, key) or OmegaConf.is_interpolation(node, key)
 
 
 def _upgrade(node: MutableMapping[Any, Any], keys: list[Any]) -> None:

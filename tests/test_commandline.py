@@ -1,6 +1,7 @@
 """Command lines: paths arrive as they were written, and what Hydra refuses is one line."""
 
 import os
+from itertools import product
 from pathlib import Path
 from typing import Any
 
@@ -58,12 +59,10 @@ def value_of(word: str) -> Any:
 @pytest.mark.parametrize("command", KEYS)
 def test_every_command_takes_paths_as_they_are(command: str) -> None:
     literal = LITERAL if command == "predict" else ()
-    for place, name in enumerate(NAMES):
-        for key in KEYS[command]:
-            plus = "+" * (place % 3)
-            (word,) = quoted([f"{plus}{key}={name}"], literal)
-            assert word.startswith(f"{plus}{key}=")
-            assert value_of(word) == name, key
+    for name, key, plus in product(NAMES, KEYS[command], ("", "+", "++")):
+        (word,) = quoted([f"{plus}{key}={name}"], literal)
+        assert word.startswith(f"{plus}{key}=")
+        assert value_of(word) == name, key
 
 
 @pytest.mark.parametrize(

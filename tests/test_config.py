@@ -101,10 +101,18 @@ def test_a_record_of_an_earlier_version_becomes_what_this_one_records(as_config:
 
 
 def test_what_a_composed_config_waits_for_is_left_to_it() -> None:
-    node = OmegaConf.create({"a": "???", "b": "${a}", "head": {"_target_": "fourm_ser.network.Head", "dim": "${a}"}})
+    node = OmegaConf.create(
+        {
+            "a": "???",
+            "b": "${a}",
+            "head": {"_target_": "fourm_ser.network.Head", "dim": "${a}"},
+            "own": ["???", "${a}", "${nowhere}"],
+        }
+    )
     OmegaConf.set_struct(node, True)
     assert OmegaConf.to_container(upgrade(node)) == {
         "a": "???",
         "b": "${a}",
         "head": {"_target_": "fourm_ser.models.network.Head", "dim": "${a}"},
+        "own": ["???", "${a}", "${nowhere}"],
     }

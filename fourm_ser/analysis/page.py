@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from fourm_ser import __version__
@@ -23,12 +23,15 @@ METRICS = ("ua", "wa", "f1_macro", "ece", "intra_inter")
 
 def write_page(parts: Sequence[Part], runs: Sequence[OpenRun], side: str, folder: Path) -> None:
     """Write analysis.html, whole, into the folder of the parts' folders; the first run is the one looked into."""
-    packages = [PackageLoader("fourm_ser.analysis", "."), PackageLoader("fourm_ser.report", ".")]
     environment = Environment(
-        loader=ChoiceLoader(packages), autoescape=True, trim_blocks=True, lstrip_blocks=True, undefined=StrictUndefined
+        loader=PackageLoader("fourm_ser", "."),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=StrictUndefined,
     )
     first = runs[0]
-    page = environment.get_template("analysis.html.j2").render(
+    page = environment.get_template("analysis/analysis.html.j2").render(
         version=__version__,
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         name=first.name,

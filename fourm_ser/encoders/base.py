@@ -75,8 +75,8 @@ class Resources:
 class Frontend(Protocol):
     """From a raw utterance to an encoder's inputs; picklable and without weights, for it runs in loader workers.
 
-    Analyses ask a front end of audio for two more methods. Where one is missing they say so, and what needs it is left
-    out:
+    Analyses ask a front end of audio for two more methods. Where one is missing, an analysis that needs it is left out
+    and says so:
 
     - `span(raw) -> (begin, end)`: from where to where in the recording the frames reach, in seconds. The encoder's
       frames share this stretch evenly. It begins behind what is cut off, and may end behind the recording.
@@ -235,13 +235,15 @@ def _rename_parts(encoder: Encoder, state_dict: dict[str, Any], prefix: str, *ot
 
     They began with a part of the stem, or with the one part of the top, in whose place the top itself is now.
     """
-    known = {"stem", *(name.partition(".")[0] for name in encoder.state_dict())}
+    own = encoder.state_dict()
+    known = {"stem", *(name.partition(".")[0] for name in own)}
     parts = {name for name, _ in encoder.stem.named_children()}
     for name in [name for name in state_dict if name.startswith(prefix)]:
         first, _, rest = name.removeprefix(prefix).partition(".")
-        if first not in known:
+        now = f"stem.{first}.{rest}" if first in parts else f"top.{rest}"
+        if first not in known and now in own:
             # Where a tensor has both names, this one is the checkpoint's, and the other what it was laid over.
-            state_dict[prefix + (f"stem.{first}.{rest}" if first in parts else f"top.{rest}")] = state_dict.pop(name)
+            state_dict[prefix + now] = state_dict.pop(name)
 
 
 def pad(rows: Sequence[Tensor], value: float = 0.0) -> Tensor:

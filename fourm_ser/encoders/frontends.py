@@ -58,7 +58,7 @@ class Waveform:
 
     def __call__(self, raw: np.ndarray) -> Inputs:
         """A waveform [samples] at 16 kHz -> `samples` [samples]."""
-        samples = torch.from_numpy(np.asarray(raw, dtype=np.float32))
+        samples = padded(raw, 0)
         if self.normalize:
             samples = (samples - samples.mean()) / torch.sqrt(samples.var(unbiased=False) + 1e-7)
         return {"samples": nn.functional.pad(samples, (0, max(0, self.receptive_field - len(samples))))}

@@ -1,9 +1,10 @@
 """Scaled dot-product attention: torch's own, and on a processor matrix products where these are faster.
 
-Where: attention with dropout (fusions and encoders that train), and all of it in bf16. Gain, measured on a processor
-with avx512_bf16, forwards and backwards with dropout, of 32 rows, 250 frames and 8 heads: in fp32 192 instead of 307
-ms, in bf16 65 instead of 373 ms. Torch's fused kernel keeps the matrix units of a processor waiting in bf16, and with
-dropout torch uses none: it then computes in fp32, and draws a number for each score alone.
+Where: attention with dropout (fusions and encoders that train), and all of it in bf16; not WavLM's, whose scores have
+a bias. Gain, measured on a processor with avx512_bf16, forwards and backwards with dropout, of 32 rows, 250 frames and
+8 heads: in fp32 192 instead of 307 ms, in bf16 65 instead of 373 ms. Torch's fused kernel keeps the matrix units of a
+processor waiting in bf16, and with dropout torch uses none: it then computes in fp32, and draws a number for each
+score alone.
 """
 
 from collections.abc import Iterator, Sequence

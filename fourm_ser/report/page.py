@@ -28,13 +28,13 @@ def write_page(
     problems = list(problems)
     views = [_view(section, metric, problems) for section in sections]
     environment = Environment(
-        loader=PackageLoader("fourm_ser.report", "."),
+        loader=PackageLoader("fourm_ser", "."),
         autoescape=True,
         trim_blocks=True,
         lstrip_blocks=True,
         undefined=StrictUndefined,
     )
-    page = environment.get_template("report.html.j2").render(
+    page = environment.get_template("report/report.html.j2").render(
         version=__version__,
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         metric=SHOWN[metric],

@@ -88,7 +88,9 @@ class RunDirectory:
         self.predictions = path / "predictions.csv"
         self.confusion_matrix = path / "confusion_matrix.png"
         self.training_curves = path / "training_curves.png"
-        self.reliability = path / "reliability.png"  # of evaluations alone
+        self.reliability = path / "reliability.png"  # of evaluations alone, as the next two
+        self.confusions = path / "confusions.csv"
+        self.speakers = path / "speakers.csv"
         self.model = path / "model"  # see `fourm_ser.models.directory`
         self.evaluations = path / "evaluation"
         self.tensorboard = path / "tensorboard"
@@ -174,6 +176,20 @@ class RunDirectory:
             if name.startswith("test/") and not sound:
                 raise ValueError(f"{name} is {value!r}, expected a number")
         return metrics
+
+    def read_results(self) -> dict[str, Any]:
+        """The results, of a run that is not done again where they are damaged.
+
+        Raises:
+            InputError: they are damaged.
+        """
+        try:
+            return self.read_metrics()
+        except ValueError as error:
+            said = " ".join(str(error).split())
+            raise InputError(
+                f"{self.metrics}: is damaged ({said}). Delete it and start the run again: its checkpoints stay."
+            ) from error
 
     def read_failure(self) -> dict[str, Any]:
         """Why the run ended, `error`, and its `overrides`; OSError or ValueError where it cannot be read."""

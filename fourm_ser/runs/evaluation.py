@@ -231,9 +231,9 @@ def write(
     side, classes = about["side"], about["classes"]
     predictions = write_predictions(directory, corpus, classes, outputs)
     mistakes = surest_mistakes(predictions, corpus.frame["text"].iloc[outputs.rows].tolist())
-    write_table(directory.path / "confusions.csv", mistakes)
+    write_table(directory.confusions, mistakes)
     speakers = by_speaker(predictions, classes)
-    write_table(directory.path / "speakers.csv", speakers)
+    write_table(directory.speakers, speakers)
     confidence, right = outputs.probabilities.max(1), outputs.predicted == outputs.labels
     save_figure(reliability_figure(confidence, right, outputs.metrics["ece"], BINS), directory.reliability)
     groups = predictions["speaker"].to_numpy() if about["resampled"] == "speakers" else None

@@ -8,6 +8,7 @@ import time
 from collections.abc import Collection, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -69,7 +70,7 @@ def run(config: DictConfig, run_dir: Path, own_process: bool = False) -> dict[st
         if metrics:
             return metrics
         launch(directory.read_record(), directory)
-        return directory.read_metrics()
+        return directory.read_results()
     except OtherRunError:
         raise
     except Exception as error:
@@ -93,7 +94,7 @@ def _run(config: DictConfig, directory: RunDirectory, own_process: bool) -> dict
                     "begin another run (a sweep's jobs from the beginning: sweep.skip_finished=false)."
                 )
             log.info("this run has finished already: %s", directory.path)
-            metrics = directory.read_metrics()
+            metrics = directory.read_results()
         elif processes(config) > 1 and not launched():
             log.info("starting %d processes", processes(config))
             return {}
@@ -156,7 +157,8 @@ class Experiment:
         config = self.config
         precisions = config.trainer.precision, config.encode.precision
         log.info("trainer: %s, precision %s; frozen encoders: %s", config.trainer.accelerator, *precisions)
-        torch.use_deterministic_algorithms(bool(config.trainer.get("deterministic", False)))  # in encoding passes, too
+        deterministic = config.trainer.get("deterministic", False)  # in encoding passes and the test, too
+        torch.use_deterministic_algorithms(bool(deterministic), warn_only=deterministic == "warn")
         with first():
             network = self._prepare()
         self.loss.setup(len(self.corpus.emotions), network.widths, self.corpus.counts)
@@ -289,11 +291,14 @@ class Experiment:
         outputs = {}
         rounded = autocast(self.device, MIXED.get(str(self.config.trainer.precision)))
         with self._explained(self.stages[-1], module), self._computing(module.network, trained):
-            # In fp32 where training was in another precision throughout, as all that is done with the model later.
-            module.float().to(self.device).eval()
+            if self.config.trainer.precision != "64-true":
+                module.float()  # where training was in half precision throughout: as all that comes later
+            module.to(self.device).eval()
             for side, loader in (("val", self.data.val_dataloader()), ("test", self.data.test_dataloader())):
                 step = rounded(partial(module.step, side))
-                batches = (batch.to(self.device) for batch in loader)
+                limit = self.config.trainer.get(f"limit_{side}_batches")  # as Lightning takes it: how many, or a share
+                count = int(limit * len(loader)) if isinstance(limit, float) else limit
+                batches = (batch.to(self.device) for batch in islice(loader, count))
                 outputs[side] = compute_outputs(step, batches, classes=self.corpus.emotions, device=self.device)
                 module.refuse_infinite()
             module.cpu()

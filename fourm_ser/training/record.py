@@ -4,7 +4,7 @@ import copy
 
 from omegaconf import DictConfig, OmegaConf
 
-from fourm_ser.config import refuse_missing, settle, upgrade
+from fourm_ser.config import refuse_missing, settle, take_hashes, upgrade
 from fourm_ser.devices import (
     find_device,
     resolve_accelerator,
@@ -44,6 +44,7 @@ def record(config: DictConfig, directory: RunDirectory) -> DictConfig:
         return config
     recorded = directory.read_record()
     settle(recorded)
+    take_hashes(recorded, config)
     if recorded != config:
         raise OtherRunError(
             f"{directory.path}: holds a run of another config. Continue it with resume={directory.path}, or choose "

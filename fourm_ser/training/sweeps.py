@@ -27,7 +27,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from fourm_ser.config import settle
+from fourm_ser.config import settle, take_hashes
 from fourm_ser.errors import BusyError, InputError
 from fourm_ser.files import whole
 from fourm_ser.keys import check_config
@@ -156,6 +156,7 @@ def has_finished(config: DictConfig, directory: RunDirectory) -> bool:
     found: Any = OmegaConf.to_container(record)
     settle(asked)
     settle(found)
+    take_hashes(found, asked)
     if not _agrees({key: value for key, value in asked.items() if key not in ("resume", "sweep")}, found):
         return False
     from fourm_ser.runs.claims import changes_since

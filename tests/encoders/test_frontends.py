@@ -114,6 +114,13 @@ def test_front_ends_travel_to_workers(frontend: Any) -> None:
     assert copy.describe() == frontend.describe()
 
 
+@pytest.mark.parametrize("frontend", [Waveform(True, 400, 320), *(frontend for frontend, _ in FRONTENDS.values())])
+def test_a_waveform_may_lie_backwards_in_memory(frontend: Any) -> None:
+    samples = harmonics(120.0)[::-1]
+    for key, tensor in frontend(samples).items():
+        assert torch.equal(frontend(samples.copy())[key], tensor)
+
+
 def test_frames_are_log_mel_energies_with_their_level_kept() -> None:
     noise = np.random.default_rng(0).normal(0, 0.1, 1_600).astype(np.float32)
     quiet, loud = (LogMel(**LOG_MEL)(gain * noise)["frames"] for gain in (1.0, 10.0))

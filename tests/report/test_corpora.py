@@ -60,14 +60,15 @@ def test_recordings_replaced_in_place_are_another_cell(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told", "moved"),
+    ("change", "told"),
     [
-        (CORRECTED, "1 label changed (u0: anger, now sadness)", False),
-        (RENAMED, "1 speaker changed (u0: s0, now s7)", True),
-        (LONGER, "9 utterances new (more u0, more u1, more u2 and 6 more)", False),
+        (CORRECTED, "1 label changed (u0: anger, now sadness)"),
+        (RENAMED, "1 speaker changed (u0: s0, now s7)"),
+        (LONGER, "9 utterances new (more u0, more u1, more u2 and 6 more)"),
     ],
     ids=["labels", "speakers", "rows"],
 )
+@pytest.mark.parametrize("moved", [False, True])
 def test_a_changed_table_is_another_section(tmp_path: Path, change: pd.DataFrame, told: str, moved: bool) -> None:
     write(tmp_path / "a", CORPUS, seed=0, manifest="corpus.csv")
     write(tmp_path / "b", change, seed=1, manifest="other.csv" if moved else "corpus.csv")

@@ -20,7 +20,7 @@ from omegaconf import OmegaConf
 from sklearn.metrics import accuracy_score, f1_score, recall_score
 from torch import Tensor
 
-from fourm_ser.config import build
+from fourm_ser.config import build, take_hashes
 from fourm_ser.data.batch import Batch, Raw
 from fourm_ser.data.content import digest_of
 from fourm_ser.data.datamodule import EmotionDataModule
@@ -31,6 +31,7 @@ from fourm_ser.files import write_text
 from fourm_ser.losses.center import CenterLoss
 from fourm_ser.models.directory import load_model
 from fourm_ser.runs.directory import RunDirectory
+from fourm_ser.training import experiment
 from fourm_ser.training.experiment import resume, run
 from fourm_ser.training.module import EmotionModule
 from tests.conftest import Compose
@@ -313,6 +314,45 @@ def test_a_directory_with_a_run_of_another_config_is_refused(
 ) -> None:
     with pytest.raises(InputError, match="another config"):
         run(composed(*slice_of_demo, *SHORT, "seed=5"), finished)
+
+
+def test_damaged_results_of_a_finished_run_are_named(finished: Path, tmp_path: Path) -> None:
+    shutil.copytree(finished, tmp_path / "copy")
+    for damaged in ((finished / "metrics.json").read_text()[:100], "{}"):
+        write_text(tmp_path / "copy" / "metrics.json", damaged)
+        with pytest.raises(InputError, match=r"metrics\.json: is damaged \(.*Delete it and start the run again"):
+            resume(tmp_path / "copy")
+
+
+def test_a_record_without_a_hash_of_its_weights_is_of_the_same_run(finished: Path, composed: Compose) -> None:
+    asked, recorded = (composed("encoder=bert_panns", "encoder.weights=random") for _ in range(2))
+    recorded.encoder.audio.digest = None
+    take_hashes(recorded, asked)
+    assert recorded == asked
+    recorded.encoder.audio.digest = "0123"
+    take_hashes(recorded, asked)
+    assert recorded != asked
+
+
+@pytest.mark.parametrize(("own_process", "key"), [(True, True), (True, False), (False, True)])
+def test_freed_memory_is_kept_by_a_process_of_its_own_that_may(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, composed: Compose, own_process: bool, key: bool
+) -> None:
+    kept: list[bool] = []
+    monkeypatch.setattr(experiment, "keep_freed_memory", lambda: kept.append(True))
+    monkeypatch.setattr(experiment.Experiment, "run", lambda self: {"speaker_independent": True})
+    config = composed("trainer.accelerator=cpu", f"trainer.keep_freed_memory={key}")
+    run(config, tmp_path, own_process=own_process)
+    assert kept == [True] * (own_process and key)
+
+
+def test_limits_of_batches_hold_in_the_test(tmp_path: Path, composed: Compose, slice_of_demo: list[str]) -> None:
+    words = ["+trainer.limit_test_batches=1", "+trainer.limit_val_batches=0.5"]
+    run(
+        composed(*slice_of_demo, "stage=transfer", "stage.transfer.epochs=1", "stage.transfer.batch_size=4", *words),
+        tmp_path,
+    )
+    assert len(pd.read_csv(tmp_path / "predictions.csv")) == 4
 
 
 def test_a_second_process_is_kept_out_of_a_run(finished: Path) -> None:
