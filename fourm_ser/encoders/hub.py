@@ -73,11 +73,13 @@ def load_transformer(
     overrides: dict[str, Any],
     modality: str,
     init_seed: int,
+    encoder: "type[PreTrainedModel] | None" = None,
 ) -> "PreTrainedModel":
     """A Hugging Face model in fp32 with the weights that the config names, and never with others.
 
     They are `pretrained`, of the checkpoint; `random`, drawn by `init_seed` for the architecture (`model_type` and
-    fields of the model's config); or a folder's. The overrides are fields that hold whatever the weights.
+    fields of the model's config); or a folder's. The overrides are fields that hold whatever the weights. Of a model
+    with encoder and decoder, an `encoder` class loads its part alone.
 
     Raises:
         InputError: weights that cannot be had, or that do not fit the architecture.
@@ -86,7 +88,7 @@ def load_transformer(
         config = AutoConfig.for_model(**{**architecture, **overrides})
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(init_seed)
-            return speed_up(AutoModel.from_config(config))
+            return speed_up(encoder._from_config(config) if encoder else AutoModel.from_config(config))
     source = checkpoint if weights == "pretrained" else weights
     if source is None:
         raise InputError(
@@ -97,9 +99,12 @@ def load_transformer(
     try:
         config = AutoConfig.from_pretrained(folder)
         config.update(overrides)
-        model, report = AutoModel.from_pretrained(
+        if encoder and not isinstance(config, encoder.config_class):
+            raise InputError(f"{source}: {config.model_type} is no {encoder.config_class.model_type} model.")
+        model, report = (encoder or AutoModel).from_pretrained(
             folder,
             config=config,
+            key_mapping={r"^(model\.)?encoder\.": ""} if encoder else None,
             output_loading_info=True,
             dtype=torch.float32,
             ignore_mismatched_sizes=True,  # reported, and refused below

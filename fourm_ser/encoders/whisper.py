@@ -1,0 +1,170 @@
+"""Whisper's encoder as an audio encoder (Radford et al., 2022, https://arxiv.org/abs/2212.04356)."""
+
+from collections.abc import Callable
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from transformers.models.whisper.modeling_whisper import WhisperEncoder as Network
+
+from fourm_ser.checks import check_word
+from fourm_ser.encoders.augment import draw_spans
+from fourm_ser.encoders.base import Features, Inputs, Resources, Unfreeze, length_mask, zero_padding
+from fourm_ser.encoders.hub import load_transformer
+from fourm_ser.encoders.layers import TransformerEncoder, TransformerStem
+from fourm_ser.encoders.whisper_frontend import POOLED, WhisperMel
+
+CONTEXTS = ("full", "own")
+MASKED = 20  # frames of a span of SpecAugment: 0.2 s, as in the self-supervised models
+FIELDS = (  # of the config: what the encoder's features depend on
+    "d_model",
+    "encoder_layers",
+    "encoder_attention_heads",
+    "encoder_ffn_dim",
+    "activation_function",
+    "num_mel_bins",
+    "max_source_positions",
+    "scale_embedding",
+)
+
+
+class WhisperStem(TransformerStem):
+    """Whisper's encoder over log-mel frames of the whole context, or of the utterance alone.
+
+    In its full context an utterance is followed by silence to 30 s, and its features see that; in its own it ends
+    where it ends, as if the network had no more positions.
+    """
+
+    def __init__(self, network: Network, *, layer: str | int, context: str, spec_augment: float) -> None:
+        super().__init__(network, layer)
+        self.full, self.spec_augment = context == "full", spec_augment
+        self.depth = len(network.layers)  # before any is left out
+        self.longest = POOLED * int(network.config.max_source_positions)
+
+    def forward(self, inputs: Inputs) -> Features:
+        """What `WhisperMel` collates -> features (batch, most features, stem_dim)."""
+        frames, lengths = inputs["frames"], inputs["lengths"]
+        if self.training and self.spec_augment:
+            hidden = draw_spans(lengths, frames.shape[1], share=self.spec_augment, length=MASKED, least=0)
+            frames = frames.masked_fill(hidden[..., None], 0)
+        if self.full:
+            frames = nn.functional.pad(frames, (0, 0, 0, self.longest - frames.shape[1]))
+            own = length_mask(lengths, self.longest)[..., None]
+            frames = torch.where(own, frames, inputs["silence"][:, None, None])
+        states = self.states(frames.transpose(1, 2), None if self.full else lengths)
+        places = inputs["places"]
+        mask = length_mask(inputs["counts"], places.shape[1])
+        if len(states) == len(mask):  # an utterance a stretch
+            return Features(states[:, : places.shape[1]], mask)
+        return Features(states.flatten(0, 1)[places], mask)
+
+    def states(self, frames: Tensor, lengths: Tensor | None) -> Tensor:
+        """Frames (batch, mels, time), of which `lengths` (batch,) count -> features (batch, time / 2, stem_dim)."""
+        model, mask = self.model, None
+        if lengths is not None:
+            frames = zero_padding(frames, lengths)
+        hidden = nn.functional.gelu(model.conv1(frames))
+        if lengths is not None:
+            hidden = zero_padding(hidden, lengths)  # alone, the next convolution meets zeros there
+        hidden = nn.functional.gelu(model.conv2(hidden)).transpose(1, 2)
+        if lengths is not None:
+            own = length_mask(lengths // POOLED, hidden.shape[1])
+            if own.device.type != "cpu" or not own.all():  # a device would be waited for
+                mask = own[:, None, None]
+        hidden = hidden + model.embed_positions.weight[: hidden.shape[1]]
+        hidden = nn.functional.dropout(hidden, model.dropout, self.training)
+        states = [hidden]
+        for layer in model.layers:
+            hidden = layer(hidden, mask)
+            states.append(hidden)
+        if len(model.layers) == self.depth:
+            states[-1] = model.layer_norm(hidden)
+        if self.layer == "weighted":
+            return torch.cat(states, dim=-1)
+        return states[-1 if self.layer == "last" else int(self.layer)]
+
+
+class WhisperEncoder(TransformerEncoder):
+    """Whisper's encoder: hidden states of the transformer, one feature vector every 20 ms.
+
+    A recording that is longer than the 30 s that Whisper hears at once is heard stretch by stretch.
+
+    Args:
+        name: the encoder's name in the store and in the log.
+        checkpoint: hub id or folder of the pretrained model; None where there is none.
+        weights: `pretrained`, `random`, or a folder written by save_pretrained.
+        architecture: `model_type` and fields of the model's config, for random weights.
+        init_seed: seed of random weights.
+        context: what an utterance is heard in: `full` for 30 s that silence fills up, as Whisper was trained; `own` for
+            nothing but itself, which takes a fraction of the time.
+        layer: which hidden states are the features: `last`, a number, or `weighted`; see `TransformerEncoder`.
+        spec_augment: share of frames that SpecAugment sets to zero while the stem trains; 0 turns it off.
+        gradient_checkpointing: while the stem trains, compute activations anew for the backward pass: less memory,
+            about a third more time.
+        resources: not used.
+
+    Raises:
+        InputError: weights cannot be had or are of another model, another `context`, no such layer.
+    """
+
+    modality: ClassVar[str] = "audio"
+    stem: WhisperStem
+    frontend: WhisperMel
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        checkpoint: str | None,
+        weights: str,
+        architecture: dict[str, Any],
+        init_seed: int,
+        context: str,
+        layer: str | int,
+        spec_augment: float,
+        gradient_checkpointing: bool,
+        resources: Resources,
+    ) -> None:
+        check_word("encoder.audio.context", context, CONTEXTS)
+        network: Any = load_transformer(
+            checkpoint=checkpoint,
+            weights=weights,
+            architecture=architecture,
+            overrides={},
+            modality=self.modality,
+            init_seed=init_seed,
+            encoder=Network,
+        )
+        super().__init__(
+            name=name,
+            weights=weights,
+            stem=WhisperStem(network, layer=layer, context=context, spec_augment=spec_augment),
+            gradient_checkpointing=gradient_checkpointing,
+        )
+        self.frontend = WhisperMel(int(network.config.num_mel_bins), self.stem.longest, tail=self.stem.full)
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        layers: nn.ModuleList = self.stem.model.layers
+        return layers
+
+    def lengths(self, read: Callable[[int], Any], known: np.ndarray) -> np.ndarray:
+        """Seconds, silence that fills the context up included."""
+        return self.frontend.seconds(known) if self.stem.full else known
+
+    def blocks(self) -> list[nn.Module]:
+        """The two convolutions, and each transformer layer."""
+        model = self.stem.model
+        return [nn.ModuleList([model.conv1, model.conv2]), *self.layers[: self.used]]
+
+    def unfreeze(self, what: Unfreeze) -> None:
+        super().unfreeze(what)
+        self.stem.model.embed_positions.requires_grad_(False)  # sinusoids, which are not trained
+        if len(self.layers) < self.stem.depth:
+            self.stem.model.layer_norm.requires_grad_(False)  # it stands behind the last layer alone
+
+    def describe(self) -> dict[str, Any]:
+        config, stem = self.stem.model.config, self.stem
+        about = {field: getattr(config, field) for field in FIELDS} | {"model_type": config.model_type}
+        return {**about, "layer": stem.layer, "context": "full" if stem.full else "own"}
