@@ -1,10 +1,10 @@
-"""How fast frozen encoders fill the store: python -m benchmarks.encoding [--pairs bert_wav2vec bert_vggish].
+"""How fast frozen encoders fill the store: python -m benchmarks.encoding [--pairs bert_wav2vec bert_whisper_base ...].
 
 Compared, in one process and taking turns: a plain loop over the utterances, one at a time in fp32, as the research code
-runs (for Hugging Face models their own forward pass, for VGGish torchvggish), and a pass that fills the store from
+runs (for Hugging Face models their own forward pass, Whisper's over 30 s; for VGGish torchvggish), and a pass that fills the store from
 nothing, front end and disk included. Utterances are noise of IEMOCAP's lengths (0.58 s to 34.1 s, 4.55 s on average,
 95% under 11.1 s) with words to match; weights are random. A ratio is that of utterances a second, medians over the
-turns. Peak is the device's matrix multiplication in the same precision, measured in the same run. Both ways run on
+turns. `--set encoder.audio.context=full` measures Whisper in its full context, too. Peak is the device's matrix multiplication in the same precision, measured in the same run. Both ways run on
 `--device`; memory is the process's on a processor, the device's on a GPU.
 """
 
@@ -24,7 +24,7 @@ from hydra import compose, initialize_config_dir
 from rich.console import Console
 from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
-from transformers import AutoModel
+from transformers import AutoModel, WhisperFeatureExtractor
 
 from fourm_ser.config import CONF, build
 from fourm_ser.data.batch import Raw
@@ -33,6 +33,7 @@ from fourm_ser.encoders.base import Encoder, Resources
 from fourm_ser.encoders.speech import SpeechEncoder
 from fourm_ser.encoders.store import FeatureStore
 from fourm_ser.encoders.text import TextEncoder
+from fourm_ser.encoders.whisper import WhisperEncoder
 from fourm_ser.models.features import Encoding, fill_store, plan_shards
 
 RATE = 16_000
@@ -75,6 +76,15 @@ class Corpus:
 
 def plain(encoder: Encoder, device: torch.device) -> Callable[[Any], torch.Tensor]:
     """The research code's way to encode one utterance: raw -> features, on the host in the end."""
+    if isinstance(encoder, WhisperEncoder):
+        extractor = WhisperFeatureExtractor(feature_size=encoder.stem.model.config.num_mel_bins)
+        whole = encoder.stem.model.__class__(encoder.stem.model.config).eval().to(device)
+
+        def whisper(wave: np.ndarray) -> torch.Tensor:
+            frames = extractor(wave, sampling_rate=RATE, return_tensors="pt").input_features
+            return whole(frames.to(device)).last_hidden_state[:, : -(-len(wave) // 320)].cpu()
+
+        return whisper
     if isinstance(encoder, TextEncoder | SpeechEncoder):
         config = encoder.stem.model.config
         model = AutoModel.from_config(config).eval().to(device)
@@ -101,6 +111,11 @@ def plain(encoder: Encoder, device: torch.device) -> Callable[[Any], torch.Tenso
 def work(encoder: Encoder, corpus: Corpus) -> float:
     """Floating-point operations of all utterances, each alone: a parabola through the counts of a few short ones."""
     run, raw = plain(encoder, torch.device("cpu")), corpus.raw[encoder.modality]
+    if isinstance(encoder, WhisperEncoder):  # in its own context it does less
+
+        def run(wave: np.ndarray) -> torch.Tensor:
+            return encoder.stem(encoder.collate([encoder.frontend(wave)])).features
+
     lengths = corpus.lengths[encoder.modality]
     picked = np.argsort(lengths)[np.linspace(0, len(lengths) // 2, 4).astype(int)]
     counts = []
@@ -179,7 +194,8 @@ def take_turns(
     device: torch.device,
 ) -> Turns:
     """Encode the corpus by the plain loop and into empty stores, in turns."""
-    run, raw, lengths = plain(encoder, device), corpus.raw[encoder.modality], corpus.lengths[encoder.modality]
+    run, raw = plain(encoder, device), corpus.raw[encoder.modality]
+    lengths = encoder.lengths(raw.__getitem__, corpus.lengths[encoder.modality])
     source = Raw(lambda index: raw[index], encoder.frontend)
     keys = [str(place) for place in range(len(raw))]
     seconds: dict[str, list[float]] = {way: [] for way in ("plain", *precisions)}
@@ -215,6 +231,7 @@ def main() -> None:
     parser.add_argument("--turns", type=int, default=3)
     parser.add_argument("--device", default="auto", help="auto (a GPU where there is one), cpu, gpu, cuda, mps")
     parser.add_argument("--precisions", nargs="+", help="32, bf16, 16; without, 32 and what the device computes in")
+    parser.add_argument("--set", nargs="+", default=[], help="keys of the config, such as encoder.audio.context=full")
     options = parser.parse_args()
     device = find_device(options.device, "--device")
     corpus = Corpus(options.utterances)
@@ -231,7 +248,7 @@ def main() -> None:
         table.add_column(name, justify="left" if name == "encoder" else "right")
     for pair in options.pairs:
         with initialize_config_dir(str(CONF), version_base="1.3"):
-            config = compose("train", [f"encoder={pair}", "encoder.weights=random"])
+            config = compose("train", [f"encoder={pair}", "encoder.weights=random", *options.set])
         budgets = {
             modality: resolve_budget(key, config.encode[key], device)
             for modality, key in (("text", "max_tokens"), ("audio", "max_seconds"))
@@ -246,7 +263,8 @@ def main() -> None:
                 encoder.eval()
                 workers = resolve_workers(config.data.workers)
                 took = take_turns(encoder, corpus, precisions, options.turns, budget, workers, Path(scratch), device)
-                lengths, operations = corpus.lengths[modality], work(encoder, corpus)
+                lengths = encoder.lengths(corpus.raw[modality].__getitem__, corpus.lengths[modality])
+                operations = work(encoder, corpus)
                 shards = plan_shards([str(place) for place in range(len(lengths))], lengths, budget)
                 padded = sum(len(batch) * lengths[batch].max() for shard in shards for batch in shard)
                 for precision, store in took.stores.items():

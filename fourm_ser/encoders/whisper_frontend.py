@@ -22,7 +22,7 @@ REACH = 8.0  # of the logarithm to base 10: what is quieter than the loudest by 
 
 
 class WhisperMel:
-    """Front end of Whisper: a waveform -> log-mel frames, cut into stretches of the 30 s that the network hears at once.
+    """Front end of Whisper: a waveform -> log-mel frames, in stretches of 30 s, which the network hears at once.
 
     They are those of the original: windows centred on multiples of 10 ms, Slaney's mel scale and normalisation,
     log10(max(mel, 1e-10)), no value more than 8 below the stretch's largest, then (x + 4) / 4. The original computes

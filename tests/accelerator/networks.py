@@ -41,12 +41,18 @@ TEXT = [*WORDPIECE, *narrow("text", vocab_size=150)]
 DISTILBERT = [f"encoder.text.architecture.{field}" for field in ("dim=32", "n_layers=2", "n_heads=4", "hidden_dim=64")]
 SPEECH = [*narrow("audio"), "++encoder.audio.architecture.conv_dim=[8,8,8,8,8,8,8]"]
 WAV2VEC = ["encoder/audio=wav2vec", *SPEECH]
+WHISPER = [
+    *(f"encoder.audio.architecture.{field}" for field in ("d_model=32", "encoder_layers=2", "encoder_ffn_dim=64")),
+    "encoder.audio.architecture.encoder_attention_heads=4",
+    "++encoder.audio.architecture.max_source_positions=75",  # 1.5 s: the longest recording has two stretches
+]
 SMALL = {
     "text": {"tiny": TEXT, "bert": TEXT, "roberta": TEXT, "distilbert": [*WORDPIECE, *DISTILBERT]},
     "audio": {
         "tiny": ["encoder.audio.channels=[16,24]", "encoder.audio.hidden=16"],
         "lstm_mel": ["encoder.audio.hidden=16", "encoder.audio.frontend.hop=1600"],
         **{f"{name}{size}": SPEECH for name in ("hubert", "wav2vec", "wavlm") for size in ("", "_large")},
+        **{f"whisper_{size}": WHISPER for size in ("tiny", "base", "small", "large_v3")},
     },
 }
 VARIANTS = {
@@ -59,6 +65,7 @@ VARIANTS = {
     "text/checkpointing": [*TEXT, "encoder.text.gradient_checkpointing=true"],
     "audio/weighted": [*WAV2VEC, "encoder.audio.layer=weighted"],
     "audio/checkpointing": [*WAV2VEC, "encoder.audio.gradient_checkpointing=true"],
+    "audio/whisper-full": ["encoder/audio=whisper_base", *WHISPER, "encoder.audio.context=full"],
     "audio/convolutions": [*WAV2VEC, "encoder.audio.train_convolutions=true"],
 }
 """Every encoder option, and some more, as words of a command line that make it small."""
