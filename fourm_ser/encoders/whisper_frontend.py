@@ -52,7 +52,7 @@ class WhisperMel:
             by 8 or more; and `count` [1], how many features the network makes of the utterance.
         """
         samples = padded(raw, 1)
-        found = [self._stretch(part) for part in samples.split(self.longest * HOP)]
+        found = [self._stretch(part) for part in torch.split(samples, self.longest * HOP)]
         return {
             "frames": torch.cat([frames for frames, _ in found]),
             "silence": torch.stack([silence for _, silence in found]),
@@ -77,7 +77,7 @@ class WhisperMel:
             (batch,) features of each utterance, and `places` (batch, most features) of these among those of all
             stretches (stretches * longest / 2), the first one's where an utterance has no more.
         """
-        rows = [part for item in items for part in item["frames"].split(self.longest)]
+        rows = [part for item in items for part in torch.split(item["frames"], self.longest)]
         frames = pad(rows)
         counts = torch.cat([item["count"] for item in items])
         stretches = torch.tensor([len(item["silence"]) for item in items])
