@@ -113,8 +113,6 @@ def mask_hidden_states(
     config = model.config
     if hidden.shape[1] < config.mask_time_length:
         return hidden  # Hugging Face's raises
-    if attention_mask is None:  # SEW's say nothing of padding here
-        attention_mask = model.feature_extractor.own(hidden.shape[1])
     if hidden.device.type == "cpu":
         return type(model)._mask_hidden_states(
             model, hidden, mask_time_indices=mask_time_indices, attention_mask=attention_mask

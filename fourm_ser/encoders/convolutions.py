@@ -65,11 +65,8 @@ class OwnConvolutions(nn.Module):
         else:
             hidden = first(samples[:, None])
         hidden = _run(others, hidden)
-        return hidden.masked_fill(~self.own(hidden.shape[2])[:, None], 0)
-
-    def own(self, frames: int) -> Tensor:
-        """Which of so many frames are whose own (batch, frames)."""
-        return length_mask(count_frames(self.lengths, self.kernels, self.strides), frames)
+        own = length_mask(count_frames(self.lengths, self.kernels, self.strides), hidden.shape[2])
+        return hidden.masked_fill(~own[:, None], 0)
 
     def _in_pieces(self, samples: Tensor) -> Tensor:
         """(1, 1, samples) -> (1, channels, frames)."""
