@@ -7,6 +7,7 @@ from fourm_ser.data.batch import Raw, Source, Stored
 from fourm_ser.data.corpus import Corpus
 from fourm_ser.data.datamodule import EmotionDataModule
 from fourm_ser.data.transcripts import told_rule
+from fourm_ser.encoders.padding import check_padding
 from fourm_ser.encoders.store import FeatureStore
 from fourm_ser.encoders.tokens import Tokens, refuse_unknown, told_encoder
 from fourm_ser.models.directory import Model
@@ -52,7 +53,7 @@ def make_sources(
 ) -> tuple[dict[str, Source], dict[str, int]]:
     """Where each modality of a network comes from: the store where its stem is frozen, else raw through its front end.
 
-    What the store lacks of the corpus is encoded first.
+    What the store lacks of the corpus is encoded first, by encoders that do not feel padding (`check_padding`).
 
     Returns:
         A source by modality, and how many distinct utterances were encoded for it.
@@ -66,10 +67,14 @@ def make_sources(
             sources[modality] = raw
             continue
         about = {"weights": encoder.weights, "frontend": encoder.frontend.describe(), **encoder.describe()}
+        fingerprint = encoder.fingerprint()
+        check_padding(encoder, fingerprint, encoding.cache)
         # Features of another precision are other features.
-        fingerprint = encoder.fingerprint() + encoding.changes
         store = FeatureStore(
-            root=encoding.cache / "embeddings", name=encoder.name, fingerprint=fingerprint, made_by=about
+            root=encoding.cache / "embeddings",
+            name=encoder.name,
+            fingerprint=fingerprint + encoding.changes,
+            made_by=about,
         )
         own, length = keys[modality], lengths[modality]
         if store.missing(own):
