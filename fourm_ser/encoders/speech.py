@@ -112,7 +112,7 @@ class SpeechEncoder(TransformerEncoder):
         gradient_checkpointing: bool,
         resources: Resources,
     ) -> None:
-        source = str(checkpoint if weights == "pretrained" else weights)
+        source = _told(checkpoint, weights)
         self.kind = speech_kind(read_type(checkpoint, weights, architecture), source)
         _refuse_what_is_missing(self.kind, source, layerdrop, train_convolutions)
         overrides = {
@@ -178,12 +178,18 @@ class SpeechEncoder(TransformerEncoder):
             behind.requires_grad_(False)
 
 
+def _told(checkpoint: str | None, weights: str) -> str:
+    """Where a model comes from, for errors."""
+    if weights == "random":
+        return "encoder.audio.architecture"
+    return str(checkpoint if weights == "pretrained" else weights)
+
+
 def read_type(checkpoint: str | None, weights: str, architecture: dict[str, Any]) -> Any:
     """The `model_type` of the model that these name, before it is loaded; None where nothing says."""
     if weights == "random" or (weights == "pretrained" and checkpoint is None):
         return architecture.get("model_type")
-    source = str(checkpoint if weights == "pretrained" else weights)
-    path: Path = checkpoint_folder(source, [], "encoder.audio.checkpoint") / "config.json"
+    path: Path = checkpoint_folder(_told(checkpoint, weights), [], "encoder.audio.checkpoint") / "config.json"
     try:
         return json.loads(path.read_text(encoding="utf-8")).get("model_type")
     except (OSError, ValueError, AttributeError) as error:
@@ -194,7 +200,7 @@ def _refuse_what_is_missing(kind: SpeechKind, source: str, layerdrop: float, tra
     """Refuse what is asked for and a type of model does not have."""
     if layerdrop and not kind.skips_layers:
         raise InputError(
-            f"encoder.audio.layerdrop={layerdrop}: {source} skips no layers. Use encoder.audio.layerdrop=0."
+            f"encoder.audio.layerdrop={layerdrop}: {source} can skip no layers. Use encoder.audio.layerdrop=0."
         )
     if train_convolutions and not kind.convolutions:
         raise InputError(

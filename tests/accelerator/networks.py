@@ -41,11 +41,14 @@ TEXT = [*WORDPIECE, *narrow("text", vocab_size=150)]
 DISTILBERT = [f"encoder.text.architecture.{field}" for field in ("dim=32", "n_layers=2", "n_heads=4", "hidden_dim=64")]
 SPEECH = [*narrow("audio"), "++encoder.audio.architecture.conv_dim=[8,8,8,8,8,8,8]"]
 WAV2VEC = ["encoder/audio=wav2vec", *SPEECH]
+SEW = "++encoder.audio.architecture.conv_dim=[8,8,8,8,8,8,8,8,8,8,8,8,8]"
 SMALL = {
     "text": {"tiny": TEXT, "bert": TEXT, "roberta": TEXT, "distilbert": [*WORDPIECE, *DISTILBERT]},
     "audio": {
         "tiny": ["encoder.audio.channels=[16,24]", "encoder.audio.hidden=16"],
         "lstm_mel": ["encoder.audio.hidden=16", "encoder.audio.frontend.hop=1600"],
+        "data2vec": SPEECH,
+        "w2v_bert": narrow("audio"),
         **{f"{name}{size}": SPEECH for name in ("hubert", "wav2vec", "wavlm") for size in ("", "_large")},
     },
 }
@@ -60,6 +63,9 @@ VARIANTS = {
     "audio/weighted": [*WAV2VEC, "encoder.audio.layer=weighted"],
     "audio/checkpointing": [*WAV2VEC, "encoder.audio.gradient_checkpointing=true"],
     "audio/convolutions": [*WAV2VEC, "encoder.audio.train_convolutions=true"],
+    "audio/conformer": [*WAV2VEC, "encoder.audio.architecture.model_type=wav2vec2-conformer"],
+    "audio/sew": [*WAV2VEC, "encoder.audio.architecture.model_type=sew", SEW],
+    "audio/sew-d": [*WAV2VEC, "encoder.audio.architecture.model_type=sew-d", SEW, "encoder.audio.layerdrop=0"],
 }
 """Every encoder option, and some more, as words of a command line that make it small."""
 
