@@ -60,20 +60,22 @@ def make_sources(
     """
     sources: dict[str, Source] = {}
     encoded = dict.fromkeys(network.by_modality, 0)
+    frozen = {modality: encoder for modality, encoder in network.by_modality.items() if encoder.frozen}
+    fingerprints = {modality: encoder.fingerprint() for modality, encoder in frozen.items()}
+    for modality, encoder in frozen.items():
+        check_padding(encoder, fingerprints[modality], encoding.cache)
     readers, keys, lengths = data.readers(), data.keys(), data.lengths()
     for modality, encoder in network.by_modality.items():
         raw = Raw(readers[modality], encoder.frontend)
-        if not encoder.frozen:
+        if modality not in frozen:
             sources[modality] = raw
             continue
         about = {"weights": encoder.weights, "frontend": encoder.frontend.describe(), **encoder.describe()}
-        fingerprint = encoder.fingerprint()
-        check_padding(encoder, fingerprint, encoding.cache)
         # Features of another precision are other features.
         store = FeatureStore(
             root=encoding.cache / "embeddings",
             name=encoder.name,
-            fingerprint=fingerprint + encoding.changes,
+            fingerprint=fingerprints[modality] + encoding.changes,
             made_by=about,
         )
         own, length = keys[modality], lengths[modality]
