@@ -86,7 +86,7 @@ def _utterances(modality: str) -> Iterator[Sequence[Any]]:
 def _encode(encoder: Encoder, items: Sequence[Any]) -> Features:
     """Features of a batch, on the host."""
     device = next((parameter.device for parameter in encoder.parameters()), torch.device("cpu"))
-    features, mask = encoder(moved(encoder.collate(items), device))  # type: ignore[arg-type]
+    features, mask = encoder(moved(encoder.collate(items), device))
     return Features(features.float().cpu(), mask.cpu())
 
 

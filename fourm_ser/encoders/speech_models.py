@@ -140,8 +140,9 @@ class SpeechKind(NamedTuple):
 
     def behind_of(self, model: Any) -> nn.Module | None:
         """What stands behind all hidden states; None where nothing does."""
-        stands = self.behind is not None and getattr(model.config, "do_stable_layer_norm", True)
-        part: nn.Module | None = attrgetter(self.behind)(model) if stands else None
+        if self.behind is None or not getattr(model.config, "do_stable_layer_norm", True):
+            return None
+        part: nn.Module = attrgetter(self.behind)(model)
         return part
 
 

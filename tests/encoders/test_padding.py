@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -26,7 +27,8 @@ class Smoothing(nn.Module):
     def __init__(self, hides: bool, extra: int = 0) -> None:
         super().__init__()
         self.hides, self.extra, self.calls = hides, extra, 0
-        self.linear, self.convolution = nn.Linear(8, 8), nn.Conv1d(8, 8, 3, padding=1)
+        self.linear: Any = nn.Linear(8, 8)
+        self.convolution = nn.Conv1d(8, 8, 3, padding=1)
         self.dropout = nn.Dropout(0.5)
 
     def forward(self, inputs: Inputs) -> Features:
@@ -44,6 +46,7 @@ class Smooth(Encoder):
     """A user's encoder."""
 
     modality: ClassVar[str] = "audio"
+    stem: Smoothing
 
     def __init__(self, stem: Smoothing) -> None:
         super().__init__()
@@ -74,9 +77,9 @@ def test_it_is_tried_again_where_something_changed(
     encoder = Smooth(Smoothing(hides=True))
     check_padding(encoder, "abc", tmp_path)
     if change == "version":
-        monkeypatch.setattr(padding.importlib.metadata, "version", lambda name: "99")
+        monkeypatch.setattr(padding, "__version__", "99")
     elif change == "source":
-        monkeypatch.setattr(padding.inspect, "getfile", lambda kind: padding.__file__)
+        monkeypatch.setattr(padding, "inspect", SimpleNamespace(getfile=lambda kind: padding.__file__))
     else:
         (tmp_path / "padding" / "smooth-abc.json").write_text("{", encoding="utf-8")
     encoder.stem.hides = False
@@ -112,7 +115,7 @@ def test_modes_gradients_and_random_numbers_are_left_alone() -> None:
     torch.manual_seed(0)
     np.random.seed(0)
     random.seed(0)
-    before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # type: ignore[index,union-attr]
+    before = torch.get_rng_state(), np.random.get_state()[1].tolist(), random.getstate()  # type: ignore[index]
     forward = encoder.stem.forward
 
     def drawing(inputs: Inputs) -> Features:
@@ -123,7 +126,7 @@ def test_modes_gradients_and_random_numbers_are_left_alone() -> None:
     assert measure_padding(encoder) <= TOLERANCE  # without dropout
     assert [module.training for module in encoder.modules()] == modes
     assert torch.equal(torch.get_rng_state(), before[0])
-    assert np.random.get_state()[1].tolist() == before[1]  # type: ignore[index,union-attr]
+    assert np.random.get_state()[1].tolist() == before[1]  # type: ignore[index]
     assert random.getstate() == before[2]
     assert torch.is_grad_enabled()
     assert all(parameter.grad is None for parameter in encoder.parameters())
