@@ -1,7 +1,9 @@
-"""Speech encoders: the self-supervised models of the wav2vec 2.0, HuBERT and WavLM family, exact under padding."""
+"""Speech encoders: the self-supervised models of the wav2vec 2.0 family, exact under padding."""
 
+import json
 import math
 from functools import partial
+from pathlib import Path
 from typing import Any, ClassVar
 
 from torch import Tensor, nn
@@ -9,10 +11,11 @@ from torch import Tensor, nn
 from fourm_ser.encoders.augment import mask_hidden_states
 from fourm_ser.encoders.base import Features, Inputs, Resources, Unfreeze, length_mask
 from fourm_ser.encoders.convolutions import Count, OwnConvolutions, count_frames, receptive_field
+from fourm_ser.encoders.fbank import FilterBank
 from fourm_ser.encoders.frontends import Waveform
 from fourm_ser.encoders.hub import checkpoint_folder, load_transformer, read_preprocessor
 from fourm_ser.encoders.layers import TransformerEncoder, TransformerStem
-from fourm_ser.encoders.wavlm import replace_attention
+from fourm_ser.encoders.speech_models import SpeechKind, keep_statistics, speech_kind
 from fourm_ser.errors import InputError
 
 
@@ -22,15 +25,39 @@ def _as_given(frames: int, attention_mask: Tensor, add_adapter: bool | None = No
 
 
 class SpeechStem(TransformerStem):
-    """A self-supervised transformer over a waveform."""
+    """A self-supervised transformer over a waveform, or over the frames of a filter bank.
+
+    Models that group frames for their transformer (SEW) have hidden states of whole groups, and as the `last` one the
+    frames of whole groups.
+    """
+
+    def __init__(self, model: Any, layer: str | int) -> None:
+        super().__init__(model, layer)
+        self.group = int(getattr(model.config, "squeeze_factor", 1))
+
+    def train(self, mode: bool = True) -> "SpeechStem":
+        super().train(mode)
+        keep_statistics(self)
+        return self
 
     def forward(self, inputs: Inputs) -> Features:
-        """`samples` (batch, samples), `lengths` (batch,) -> features (batch, frames, stem_dim)."""
-        samples, lengths = inputs["samples"], inputs["lengths"]
+        """`samples` (batch, samples) or `frames` (batch, frames, bands), `lengths` (batch,) of them -> features.
+
+        They are (batch, frames, stem_dim).
+        """
+        lengths = inputs["lengths"]
+        if "frames" in inputs:
+            own = length_mask(lengths, inputs["frames"].shape[1])
+            return Features(self.hidden_states(inputs["frames"], attention_mask=own), own)
+        samples = inputs["samples"]
         self.model.feature_extractor.lengths = lengths
-        own = length_mask(self.frames(lengths), self.frames(samples.shape[1]))  # see `_as_given`
+        counts = self.frames(lengths)
+        own = length_mask(counts, self.frames(samples.shape[1]))  # see `_as_given`
         states = self.hidden_states(samples, attention_mask=own)
-        return Features(states, own[:, : states.shape[1]])
+        if self.group > 1:
+            groups = counts // self.group
+            own = length_mask(groups * self.group if self.layer == "last" else groups, states.shape[1])
+        return Features(states, own)
 
     def frames(self, samples: Count) -> Count:
         """How many frames the convolutions make of so many samples."""
@@ -38,7 +65,9 @@ class SpeechStem(TransformerStem):
 
 
 class SpeechEncoder(TransformerEncoder):
-    """wav2vec 2.0, HuBERT or WavLM: hidden states of the transformer, one feature vector every 20 ms.
+    """wav2vec 2.0, HuBERT, WavLM or their kin: hidden states of the transformer, one feature vector every 20 ms.
+
+    The types are those of `speech_models.KINDS`.
 
     Args:
         name: the encoder's name in the store and in the log.
@@ -46,18 +75,21 @@ class SpeechEncoder(TransformerEncoder):
         weights: `pretrained`, `random`, or a folder written by save_pretrained.
         architecture: `model_type` and fields of the model's config, for random weights.
         init_seed: seed of random weights.
-        normalize: scale waveforms to zero mean and unit variance, as the checkpoint was trained.
+        normalize: scale waveforms (of wav2vec2-bert, each band of the filter bank) to zero mean and unit variance over
+            the utterance, as the checkpoint was trained.
         layer: which hidden states are the features: `last`, a number, or `weighted`; see `TransformerEncoder`.
         spec_augment: share of frames that SpecAugment masks while the stem trains; 0 turns it off.
         layerdrop: probability that a transformer layer is skipped while the stem trains; none is with another `layer`
-            than `last`.
+            than `last`. SEW-D has none to skip: 0.
         train_convolutions: let `unfreeze: all` train the convolutional feature extractor too; by custom it is frozen.
+            wav2vec2-bert has none: false.
         gradient_checkpointing: while the stem trains, compute activations anew for the backward pass: less memory,
             about a third more time.
         resources: not used.
 
     Raises:
-        InputError: weights cannot be had, do not fit, or were trained with the other `normalize`.
+        InputError: weights cannot be had, do not fit, or were trained with the other `normalize`; a model of another
+            type; something is asked for that its type does not have.
     """
 
     modality: ClassVar[str] = "audio"
@@ -80,6 +112,9 @@ class SpeechEncoder(TransformerEncoder):
         gradient_checkpointing: bool,
         resources: Resources,
     ) -> None:
+        source = _told(checkpoint, weights)
+        self.kind = speech_kind(read_type(checkpoint, weights, architecture), source)
+        _refuse_what_is_missing(self.kind, source, layerdrop, train_convolutions)
         overrides = {
             "apply_spec_augment": spec_augment > 0,
             # Whether the model has a mask vector hangs on this, and by it all random weights: it always has one.
@@ -95,7 +130,6 @@ class SpeechEncoder(TransformerEncoder):
             modality=self.modality,
             init_seed=init_seed,
         )
-        source = str(checkpoint if weights == "pretrained" else weights)
         if weights != "random":
             folder = checkpoint_folder(source, [], "encoder.audio.checkpoint")
             stated = read_preprocessor(folder).get("do_normalize", normalize)
@@ -105,41 +139,81 @@ class SpeechEncoder(TransformerEncoder):
                     f"says encoder.audio.normalize={str(normalize).lower()}. Set it to {str(stated).lower()}."
                 )
         config = model.config
-        if not hasattr(config, "conv_kernel"):
+        if getattr(config, "add_adapter", False):
             raise InputError(
-                f"{source}: {config.model_type} is no speech model. Expected wav2vec 2.0, HuBERT or WavLM; text "
-                "encoders belong to encoder.text."
+                f"{source}: its config.json says add_adapter=true: convolutions behind the transformer, of which this "
+                "encoder has none. Expected a checkpoint without them, such as the one it was fine-tuned from."
             )
-        model.feature_extractor = OwnConvolutions(model.feature_extractor.conv_layers)
-        replace_attention(model)
-        model._get_feature_vector_attention_mask = _as_given
+        if self.kind.convolutions:
+            model.feature_extractor = OwnConvolutions(model.feature_extractor.conv_layers)
+            model._get_feature_vector_attention_mask = _as_given
+        self.kind.mend(model)
         model._mask_hidden_states = partial(mask_hidden_states, model)
         super().__init__(
             name=name,
             weights=weights,
             stem=SpeechStem(model, layer),
             # Models with pre-norm layers normalise what leaves their last one: the layer behind the chosen one stays.
-            spare=int(config.do_stable_layer_norm),
+            spare=int(self.kind.behind_of(model) is not None),
             gradient_checkpointing=gradient_checkpointing,
         )
-        self.frontend = Waveform(
-            normalize, receptive_field(config.conv_kernel, config.conv_stride), math.prod(config.conv_stride)
-        )
+        self.frontend = _front_end(self.kind, config, normalize)
         self.train_convolutions = train_convolutions
 
     @property
     def layers(self) -> nn.ModuleList:
-        layers: nn.ModuleList = self.stem.model.encoder.layers
-        return layers
+        return self.kind.layers_of(self.stem.model)
 
     def blocks(self) -> list[nn.Module]:
-        """The projection of the convolutional features, and each transformer layer."""
-        return [self.stem.model.feature_projection, *self.layers[: self.used]]
+        """The projection of what the transformer is given, and each of its layers."""
+        return [self.kind.projection_of(self.stem.model), *self.layers[: self.used]]
 
     def unfreeze(self, what: Unfreeze) -> None:
         super().unfreeze(what)
         model = self.stem.model
-        if what != "all" or not self.train_convolutions:
+        if self.kind.convolutions and (what != "all" or not self.train_convolutions):
             model.feature_extractor.requires_grad_(False)
-        if self.stem.layer != "last" and model.config.do_stable_layer_norm:
-            model.encoder.layer_norm.requires_grad_(False)  # it stands behind all hidden states
+        behind = self.kind.behind_of(model)
+        if self.stem.layer != "last" and behind is not None:
+            behind.requires_grad_(False)
+
+
+def _told(checkpoint: str | None, weights: str) -> str:
+    """Where a model comes from, for errors."""
+    if weights == "random":
+        return "encoder.audio.architecture"
+    return str(checkpoint if weights == "pretrained" else weights)
+
+
+def read_type(checkpoint: str | None, weights: str, architecture: dict[str, Any]) -> Any:
+    """The `model_type` of the model that these name, before it is loaded; None where nothing says."""
+    if weights == "random" or (weights == "pretrained" and checkpoint is None):
+        return architecture.get("model_type")
+    path: Path = checkpoint_folder(_told(checkpoint, weights), [], "encoder.audio.checkpoint") / "config.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8")).get("model_type")
+    except (OSError, ValueError, AttributeError) as error:
+        raise InputError(f"{path}: no config.json that can be read. Expected what save_pretrained writes.") from error
+
+
+def _refuse_what_is_missing(kind: SpeechKind, source: str, layerdrop: float, train_convolutions: bool) -> None:
+    """Refuse what is asked for and a type of model does not have."""
+    if layerdrop and not kind.skips_layers:
+        raise InputError(
+            f"encoder.audio.layerdrop={layerdrop}: {source} can skip no layers. Use encoder.audio.layerdrop=0."
+        )
+    if train_convolutions and not kind.convolutions:
+        raise InputError(
+            f"encoder.audio.train_convolutions=true: {source} has no convolutional feature extractor. "
+            "Use encoder.audio.train_convolutions=false."
+        )
+
+
+def _front_end(kind: SpeechKind, config: Any, normalize: bool) -> Waveform | FilterBank:
+    """What a type of model reads."""
+    if not kind.convolutions:
+        together = 2  # of wav2vec2-bert, whose config does not say
+        return FilterBank(normalize=normalize, mels=config.feature_projection_input_dim // together, together=together)
+    field, stride = receptive_field(config.conv_kernel, config.conv_stride), math.prod(config.conv_stride)
+    group = getattr(config, "squeeze_factor", 1)
+    return Waveform(normalize, field + (group - 1) * stride, group * stride)

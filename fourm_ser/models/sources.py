@@ -7,6 +7,7 @@ from fourm_ser.data.batch import Raw, Source, Stored
 from fourm_ser.data.corpus import Corpus
 from fourm_ser.data.datamodule import EmotionDataModule
 from fourm_ser.data.transcripts import told_rule
+from fourm_ser.encoders.padding import check_padding
 from fourm_ser.encoders.store import FeatureStore
 from fourm_ser.encoders.tokens import Tokens, refuse_unknown, told_encoder
 from fourm_ser.models.directory import Model
@@ -52,24 +53,30 @@ def make_sources(
 ) -> tuple[dict[str, Source], dict[str, int]]:
     """Where each modality of a network comes from: the store where its stem is frozen, else raw through its front end.
 
-    What the store lacks of the corpus is encoded first.
+    What the store lacks of the corpus is encoded first, by encoders that do not feel padding (`check_padding`).
 
     Returns:
         A source by modality, and how many distinct utterances were encoded for it.
     """
     sources: dict[str, Source] = {}
     encoded = dict.fromkeys(network.by_modality, 0)
+    frozen = {modality: encoder for modality, encoder in network.by_modality.items() if encoder.frozen}
+    fingerprints = {modality: encoder.fingerprint() for modality, encoder in frozen.items()}
+    for modality, encoder in frozen.items():
+        check_padding(encoder, fingerprints[modality], encoding.cache)
     readers, keys, lengths = data.readers(), data.keys(), data.lengths()
     for modality, encoder in network.by_modality.items():
         raw = Raw(readers[modality], encoder.frontend)
-        if not encoder.frozen:
+        if modality not in frozen:
             sources[modality] = raw
             continue
         about = {"weights": encoder.weights, "frontend": encoder.frontend.describe(), **encoder.describe()}
         # Features of another precision are other features.
-        fingerprint = encoder.fingerprint() + encoding.changes
         store = FeatureStore(
-            root=encoding.cache / "embeddings", name=encoder.name, fingerprint=fingerprint, made_by=about
+            root=encoding.cache / "embeddings",
+            name=encoder.name,
+            fingerprint=fingerprints[modality] + encoding.changes,
+            made_by=about,
         )
         own, length = keys[modality], lengths[modality]
         if store.missing(own):

@@ -24,6 +24,7 @@ from fourm_ser.distributed import barrier, first, joined, launched, rank, world
 from fourm_ser.encoders.base import Resources
 from fourm_ser.encoders.hub import ENCODER_FILES, fetch_weights
 from fourm_ser.encoders.official import fetch_file
+from fourm_ser.encoders.padding import check_padding
 from fourm_ser.errors import InputError, OtherRunError
 from fourm_ser.kernels.memory import keep_freed_memory
 from fourm_ser.losses.base import Loss
@@ -173,6 +174,8 @@ class Experiment:
             log.info("%s encoder: %s, %.1f M parameters, weights: %s", *found)
             for stage in self.stages:  # what a later stage may not unfreeze is known before the first
                 encoder.unfreeze(stage.unfreeze[encoder.modality])
+            if self.stages[0].unfreeze[encoder.modality] != "none":  # else it is checked where its store is opened
+                check_padding(encoder, encoder.fingerprint(), self.cache)
         compare_languages(network, self.corpus)
         check_transcripts(network, self.corpus.frame["text"])
         self.encoded = dict.fromkeys(network.by_modality, 0)

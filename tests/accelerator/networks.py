@@ -46,11 +46,14 @@ WHISPER = [
     "encoder.audio.architecture.encoder_attention_heads=4",
     "++encoder.audio.architecture.max_source_positions=75",  # 1.5 s: the longest recording has two stretches
 ]
+SEW = "++encoder.audio.architecture.conv_dim=[8,8,8,8,8,8,8,8,8,8,8,8,8]"
 SMALL = {
     "text": {"tiny": TEXT, "bert": TEXT, "roberta": TEXT, "distilbert": [*WORDPIECE, *DISTILBERT]},
     "audio": {
         "tiny": ["encoder.audio.channels=[16,24]", "encoder.audio.hidden=16"],
         "lstm_mel": ["encoder.audio.hidden=16", "encoder.audio.frontend.hop=1600"],
+        "data2vec": SPEECH,
+        "w2v_bert": narrow("audio"),
         **{f"{name}{size}": SPEECH for name in ("hubert", "wav2vec", "wavlm") for size in ("", "_large")},
         **{f"whisper_{size}": WHISPER for size in ("tiny", "base", "small", "large_v3")},
     },
@@ -67,6 +70,9 @@ VARIANTS = {
     "audio/checkpointing": [*WAV2VEC, "encoder.audio.gradient_checkpointing=true"],
     "audio/whisper-full": ["encoder/audio=whisper_base", *WHISPER, "encoder.audio.context=full"],
     "audio/convolutions": [*WAV2VEC, "encoder.audio.train_convolutions=true"],
+    "audio/conformer": [*WAV2VEC, "encoder.audio.architecture.model_type=wav2vec2-conformer"],
+    "audio/sew": [*WAV2VEC, "encoder.audio.architecture.model_type=sew", SEW],
+    "audio/sew-d": [*WAV2VEC, "encoder.audio.architecture.model_type=sew-d", SEW, "encoder.audio.layerdrop=0"],
 }
 """Every encoder option, and some more, as words of a command line that make it small."""
 

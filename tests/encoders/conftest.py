@@ -13,6 +13,14 @@ from fourm_ser.encoders.mel_lstm import MelLSTM
 from fourm_ser.encoders.speech import SpeechEncoder
 from fourm_ser.encoders.text import TextEncoder
 
+SPEECH_FIELDS: dict[str, dict[str, Any]] = {
+    "data2vec-audio": {"conv_dim": [8] * 7, "conv_pos_kernel_size": 7, "num_conv_pos_embedding_groups": 4},
+    "wav2vec2-bert": {},
+    "sew": {"conv_dim": [8] * 13, "num_conv_pos_embedding_groups": 4},
+    "sew-d": {"conv_dim": [8] * 13, "num_conv_pos_embedding_groups": 4, "position_buckets": 8},
+}
+"""What makes a speech model small, by its type; others have seven convolutions."""
+
 WORDS = ("angry", "ball", "calm", "door", "every", "fire", "green", "happy", "ice", "jolly", "kind", "lonely")
 
 
@@ -82,10 +90,12 @@ def speech_encoder(resources: Resources) -> Callable[..., SpeechEncoder]:
             "num_hidden_layers": 2,
             "num_attention_heads": 4,
             "intermediate_size": 64,
-            "conv_dim": [8] * 7,
-            "feat_extract_norm": norm,
-            "do_stable_layer_norm": norm == "layer",  # as in the large checkpoints
+            **SPEECH_FIELDS.get(model_type, {"conv_dim": [8] * 7}),
         }
+        if model_type not in ("data2vec-audio", "wav2vec2-bert"):
+            fields["feat_extract_norm"] = norm
+        if model_type in ("wav2vec2", "hubert", "wavlm", "unispeech", "unispeech-sat"):
+            fields["do_stable_layer_norm"] = norm == "layer"  # as in the large checkpoints
         settings: dict[str, Any] = {
             "name": f"tiny_{model_type}",
             "checkpoint": None,
@@ -94,7 +104,7 @@ def speech_encoder(resources: Resources) -> Callable[..., SpeechEncoder]:
             "normalize": True,
             "layer": "last",
             "spec_augment": 0.05,
-            "layerdrop": 0.1,
+            "layerdrop": 0.0 if model_type == "sew-d" else 0.1,
             "train_convolutions": False,
             "gradient_checkpointing": False,
             "resources": resources,

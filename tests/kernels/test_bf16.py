@@ -17,7 +17,7 @@ needs_layouts = pytest.mark.skipif(not all(map(runs, LAYOUTS)), reason="no such 
 
 
 @pytest.mark.usefixtures("kernels")
-@pytest.mark.parametrize("model_type", ["wav2vec2", "hubert", "wavlm"])
+@pytest.mark.parametrize("model_type", ["wav2vec2", "hubert", "wavlm", "data2vec-audio", "wav2vec2-conformer", "sew"])
 def test_features_are_near_the_exact_ones_and_the_stem_is_restored(
     speech_encoder: Callable[..., SpeechEncoder], waveforms: list[np.ndarray], model_type: str
 ) -> None:

@@ -1,4 +1,4 @@
-"""What is said of transcripts before anything is encoded."""
+"""What is said of transcripts and encoders before anything is encoded."""
 
 import logging
 import types
@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from fourm_ser.encoders import padding
 from fourm_ser.encoders.base import Encoder, Resources
 from fourm_ser.errors import InputError
 from fourm_ser.models.directory import Conditions, Model
@@ -15,6 +16,7 @@ from fourm_ser.models.network import EmotionNetwork, build_network
 from fourm_ser.models.sources import check_transcripts, compare_cleaning
 from fourm_ser.prediction.items import Item, Window
 from fourm_ser.prediction.loading import WindowDataset
+from fourm_ser.training.experiment import run
 from tests.conftest import Compose
 from tests.prediction.predictors import TEXTS, TINY
 
@@ -31,6 +33,23 @@ def networks(composed: Compose, tmp_path_factory: pytest.TempPathFactory) -> Map
         return build_network(config, 2, Resources(cache, TEXTS))
 
     return {"text": build("fusion=text_only"), "audio": build("fusion=audio_only")}
+
+
+@pytest.mark.parametrize("unfrozen", [False, True])
+def test_encoders_that_feel_their_neighbours_are_refused_before_anything_is_encoded_or_trained(
+    unfrozen: bool,
+    composed: Compose,
+    slice_of_demo: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(padding, "measure_padding", lambda encoder: 0.5 if encoder.modality == "audio" else 0.0)
+    stage = "stage=finetune" if unfrozen else "stage=transfer"
+    config = composed(*slice_of_demo, stage, "data.utterances=40", f"cache={tmp_path / 'cache'}")
+    with pytest.raises(InputError, match=r"encoder\.audio: tiny_lstm .* differ by 0\.5 of their size"):
+        run(config, tmp_path / "run")
+    assert not list(tmp_path.rglob("shard-*"))
+    assert not list(tmp_path.rglob("*.ckpt"))
 
 
 def test_mostly_unknown_transcripts_are_refused_in_the_words_of_a_prediction(
