@@ -39,10 +39,19 @@ def narrow(modality: str, **more: int) -> list[str]:
 WORDPIECE = ["encoder.text.tokenizer=wordpiece", "encoder.text.vocabulary=150"]
 TEXT = [*WORDPIECE, *narrow("text", vocab_size=150)]
 DISTILBERT = [f"encoder.text.architecture.{field}" for field in ("dim=32", "n_layers=2", "n_heads=4", "hidden_dim=64")]
+T5 = [
+    f"encoder.text.architecture.{field}" for field in ("d_model=32", "num_layers=2", "num_heads=4", "d_kv=8", "d_ff=64")
+]
 SPEECH = [*narrow("audio"), "++encoder.audio.architecture.conv_dim=[8,8,8,8,8,8,8]"]
 WAV2VEC = ["encoder/audio=wav2vec", *SPEECH]
 SMALL = {
-    "text": {"tiny": TEXT, "bert": TEXT, "roberta": TEXT, "distilbert": [*WORDPIECE, *DISTILBERT]},
+    "text": {
+        **dict.fromkeys(("tiny", "bert", "roberta", "minilm", "xlm_roberta", "mpnet", "deberta", "modernbert"), TEXT),
+        "albert": [*TEXT, "encoder.text.architecture.embedding_size=16"],
+        "distilbert": [*WORDPIECE, *DISTILBERT],
+        "qwen3_embedding": [*WORDPIECE, *narrow("text", vocab_size=150, num_key_value_heads=2, head_dim=8)],
+        "t5": [*WORDPIECE, *T5],
+    },
     "audio": {
         "tiny": ["encoder.audio.channels=[16,24]", "encoder.audio.hidden=16"],
         "lstm_mel": ["encoder.audio.hidden=16", "encoder.audio.frontend.hop=1600"],
