@@ -39,15 +39,13 @@ def narrow(modality: str, **more: int) -> list[str]:
 WORDPIECE = ["encoder.text.tokenizer=wordpiece", "encoder.text.vocabulary=150"]
 TEXT = [*WORDPIECE, *narrow("text", vocab_size=150)]
 DISTILBERT = [f"encoder.text.architecture.{field}" for field in ("dim=32", "n_layers=2", "n_heads=4", "hidden_dim=64")]
-T5 = [
-    f"encoder.text.architecture.{field}" for field in ("d_model=32", "num_layers=2", "num_heads=4", "d_kv=8", "d_ff=64")
-]
+T5_FIELDS = ("d_model=32", "num_layers=2", "num_heads=4", "d_kv=8", "d_ff=64")
+T5 = [f"encoder.text.architecture.{field}" for field in T5_FIELDS]
 SPEECH = [*narrow("audio"), "++encoder.audio.architecture.conv_dim=[8,8,8,8,8,8,8]"]
 WAV2VEC = ["encoder/audio=wav2vec", *SPEECH]
 SMALL = {
     "text": {
-        **dict.fromkeys(("tiny", "bert", "roberta", "minilm", "xlm_roberta", "mpnet", "deberta", "modernbert"), TEXT),
-        "albert": [*TEXT, "encoder.text.architecture.embedding_size=16"],
+        **dict.fromkeys(("tiny", "bert", "roberta", "modernbert"), TEXT),
         "distilbert": [*WORDPIECE, *DISTILBERT],
         "qwen3_embedding": [*WORDPIECE, *narrow("text", vocab_size=150, num_key_value_heads=2, head_dim=8)],
         "t5": [*WORDPIECE, *T5],
@@ -58,11 +56,13 @@ SMALL = {
         **{f"{name}{size}": SPEECH for name in ("hubert", "wav2vec", "wavlm") for size in ("", "_large")},
     },
 }
+KIN = ("albert", "deberta", "minilm", "mpnet", "xlm_roberta")  # of BERT and RoBERTa, which stand for them
 VARIANTS = {
     **{
         f"{modality}/{path.stem}": [f"encoder/{modality}={path.stem}", *small.get(path.stem, [])]
         for modality, small in SMALL.items()
         for path in sorted((CONF / "encoder" / modality).glob("*.yaml"))
+        if path.stem not in KIN
     },
     "text/weighted": [*TEXT, "encoder.text.layer=weighted"],
     "text/checkpointing": [*TEXT, "encoder.text.gradient_checkpointing=true"],
@@ -70,7 +70,7 @@ VARIANTS = {
     "audio/checkpointing": [*WAV2VEC, "encoder.audio.gradient_checkpointing=true"],
     "audio/convolutions": [*WAV2VEC, "encoder.audio.train_convolutions=true"],
 }
-"""Every encoder option, and some more, as words of a command line that make it small."""
+"""Every encoder option but for `KIN`, and some more, as words of a command line that make it small."""
 
 
 def alone(name: str) -> list[str]:
