@@ -45,6 +45,7 @@ def mask(
     *,
     attention_mask: Tensor | None,
     device: torch.device | str,
+    local_size: int | None = None,
     allow_is_causal_skip: bool = True,
     allow_is_bidirectional_skip: bool = False,
     **others: Any,
@@ -54,13 +55,18 @@ def mask(
     Where nothing is padded, it is left out on a processor; to ask a device for that, the host would have to wait.
     """
     may_ask = attention_mask is None or torch.device(device).type == "cpu"
-    return sdpa_mask(
+    found: Tensor | None = sdpa_mask(
         attention_mask=attention_mask,
         device=device,
+        local_size=local_size,
         allow_is_causal_skip=allow_is_causal_skip and may_ask,
         allow_is_bidirectional_skip=allow_is_bidirectional_skip and may_ask,
         **others,
     )
+    if found is None or local_size is None or found.shape[-1] != found.shape[-2]:
+        return found
+    # Far behind an utterance's end nothing would be near but padding, and of no scores there is no softmax.
+    return found | torch.eye(found.shape[-1], dtype=torch.bool, device=found.device)
 
 
 AttentionInterface.register(NAME, attention)
