@@ -46,6 +46,8 @@ def read_words(frontend: Tokens, text: str) -> Words:
         return_offsets_mapping=True,
         return_special_tokens_mask=True,
     )
+    if not encoded["input_ids"]:  # a token stands for no words at all
+        return Words(frontend.tokenizer.convert_ids_to_tokens(frontend.empty), np.zeros(1, int), np.ones(1, bool))
     tokens = frontend.tokenizer.convert_ids_to_tokens(encoded["input_ids"])
     spans = [(match.start(), match.end()) for match in WORD.finditer(text)]
     names: list[str] = []

@@ -3,7 +3,8 @@
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,8 +24,13 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
+OWN_CODE = (
+    "wants code of the checkpoint to be run (auto_map), which is never done here (trust_remote_code=False). Choose a "
+    "checkpoint of a model type that transformers knows itself."
+)
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
+PIECES = ("spiece.model", "spm.model", "sentencepiece.bpe.model", "tokenizer.model")  # of SentencePiece
+VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", *PIECES)
 RANDOM = "try the pipeline with random weights (encoder.weights=random)"
 TOKENIZER_FILES = (*VOCABULARY_FILES, "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json")
 ENCODER_FILES = ("preprocessor_config.json", *TOKENIZER_FILES)  # beside weights and config
@@ -65,6 +71,11 @@ def fetch_weights(checkpoint: str, patterns: Sequence[str], key: str, instead: s
     return folder
 
 
+def any_model(config: "PretrainedConfig", source: str) -> Any:
+    """The class that loads the base model of any config."""
+    return AutoModel
+
+
 def load_transformer(
     *,
     checkpoint: str | None,
@@ -73,13 +84,13 @@ def load_transformer(
     overrides: dict[str, Any],
     modality: str,
     init_seed: int,
-    encoder: "type[PreTrainedModel] | None" = None,
+    auto: Callable[["PretrainedConfig", str], Any] = any_model,
 ) -> "PreTrainedModel":
     """A Hugging Face model in fp32 with the weights that the config names, and never with others.
 
     They are `pretrained`, of the checkpoint; `random`, drawn by `init_seed` for the architecture (`model_type` and
-    fields of the model's config); or a folder's. The overrides are fields that hold whatever the weights. Of a model
-    with encoder and decoder, an `encoder` class loads its part alone.
+    fields of the model's config); or a folder's. The overrides are fields that hold whatever the weights. `auto` says
+    by which class a model of a config is loaded, and may refuse it, with a line that begins with where it comes from.
 
     Raises:
         InputError: weights that cannot be had, or that do not fit the architecture.
@@ -88,7 +99,8 @@ def load_transformer(
         config = AutoConfig.for_model(**{**architecture, **overrides})
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(init_seed)
-            return speed_up(encoder._from_config(config) if encoder else AutoModel.from_config(config))
+            # In float32, whatever the config of a checkpoint says that this one was read from.
+            return speed_up(auto(config, f"encoder.{modality}.architecture").from_config(config, dtype=torch.float32))
     source = checkpoint if weights == "pretrained" else weights
     if source is None:
         raise InputError(
@@ -97,19 +109,19 @@ def load_transformer(
         )
     folder = fetch_weights(source, ENCODER_FILES, f"encoder.{modality}.checkpoint")
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         config.update(overrides)
-        if encoder and not isinstance(config, encoder.config_class):
-            raise InputError(f"{source}: {config.model_type} is no {encoder.config_class.model_type} model.")
-        model, report = (encoder or AutoModel).from_pretrained(
+        model, report = auto(config, source).from_pretrained(
             folder,
             config=config,
-            key_mapping={r"^(model\.)?encoder\.": ""} if encoder else None,
             output_loading_info=True,
             dtype=torch.float32,
+            trust_remote_code=False,
             ignore_mismatched_sizes=True,  # reported, and refused below
         )
     except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+        if "trust_remote_code" in str(error):
+            raise InputError(f"{source}: its config.json {OWN_CODE}") from error
         raise InputError(f"{source}: not a checkpoint that can be loaded: {brief(error)}") from error
     # A pooler and the pretraining mask vector are not part of the features; all else has to be in the file.
     missing = sorted(k for k in report["missing_keys"] if "pooler" not in k and not k.endswith("masked_spec_embed"))
@@ -136,7 +148,7 @@ def hidden_size(arguments: Mapping[str, Any], modality: str) -> int | None:
         if source is None:
             return None
         folder = checkpoint_folder(str(source), [], f"encoder.{modality}.checkpoint")
-        return int(AutoConfig.from_pretrained(folder).hidden_size)
+        return int(AutoConfig.from_pretrained(folder, trust_remote_code=False).hidden_size)
     except (KeyError, TypeError, ValueError, OSError, AttributeError):
         return None  # what is wrong with it, loading says
 
@@ -155,26 +167,48 @@ def load_tokenizer(source: str, weights: str, vocabulary: int, resources: Resour
     if weights == "random" and not Path(source).expanduser().is_dir():
         try:
             patterns = ["config.json", *TOKENIZER_FILES]
-            return AutoTokenizer.from_pretrained(
-                snapshot_download(source, allow_patterns=patterns, local_files_only=True)
-            )
-        except (OSError, ValueError):
+            folder = Path(snapshot_download(source, allow_patterns=patterns, local_files_only=True))
+            return read_tokenizer(folder, source)
+        except (OSError, ValueError, InputError):
             log.warning(
                 "text encoder: the tokenizer of %s is not on this machine; with random weights a WordPiece tokenizer "
                 "trained on the corpus's transcripts serves instead",
                 source,
             )
             return train_wordpiece(resources, vocabulary)
-    folder = checkpoint_folder(source, TOKENIZER_FILES, "encoder.text.checkpoint")
-    if not any((folder / name).is_file() for name in VOCABULARY_FILES):
+    return read_tokenizer(checkpoint_folder(source, TOKENIZER_FILES, "encoder.text.checkpoint"), source)
+
+
+def read_tokenizer(folder: Path, source: str) -> PreTrainedTokenizerFast:
+    """The tokenizer in a folder, which errors call by its `source`.
+
+    Raises:
+        InputError: there is none that can be read.
+    """
+    found = [name for name in VOCABULARY_FILES if (folder / name).is_file()]
+    if not found:
         # transformers would make up a tokenizer that knows no word
         raise InputError(
             f"{source}: none of {', '.join(VOCABULARY_FILES)} there. Expected what save_pretrained writes."
         )
+    if set(found) <= set(PIECES) and find_spec("sentencepiece") is None:
+        raise InputError(
+            f"{source}: its tokenizer is {found[0]} alone, which takes the package sentencepiece to read: pip install "
+            "'fourm_ser[sentencepiece]', or choose a checkpoint with a tokenizer.json."
+        )
     try:
-        return AutoTokenizer.from_pretrained(folder)
-    except (OSError, ValueError) as error:
+        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+    except Exception as error:  # tokenizers of many hands raise as many kinds
+        about = folder / "tokenizer_config.json"
+        if about.is_file() and '"auto_map"' in about.read_text(encoding="utf-8", errors="replace"):
+            raise InputError(f"{source}: its tokenizer_config.json {OWN_CODE}") from error
         raise InputError(f"{source}: no tokenizer that can be loaded: {brief(error)}") from error
+    if not tokenizer.is_fast:
+        raise InputError(
+            f"{source}: its tokenizer {type(tokenizer).__name__} is written in Python alone, which tells nothing of "
+            "where in a text its tokens lie. Choose a checkpoint with a tokenizer.json."
+        )
+    return tokenizer
 
 
 def train_wordpiece(resources: Resources, vocabulary: int) -> PreTrainedTokenizerFast:

@@ -1,7 +1,7 @@
 """What the encoders of text and speech share: a transformer, and which of its hidden states are the features."""
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +23,7 @@ class TransformerStem(nn.Module):
         super().__init__()
         self.model, self.layer = model, layer
 
-    def hidden_states(self, *inputs: Tensor, **others: Tensor) -> Tensor:
+    def hidden_states(self, *inputs: Tensor, **others: Any) -> Tensor:
         """What the model takes -> (batch, time, stem_dim)."""
         output = self.model(*inputs, **others, output_hidden_states=self.layer != "last", return_dict=True)
         if self.layer == "last":
@@ -67,7 +67,7 @@ class TransformerEncoder(Encoder):
     ) -> None:
         super().__init__()
         self.name, self.weights, self.stem = name, weights, stem
-        layer, count = stem.layer, len(self.layers)
+        layer, count = stem.layer, self.depth
         self.used = layer if isinstance(layer, int) and not isinstance(layer, bool) else None  # layers; None for all
         if layer not in ("last", "weighted") and not (self.used is not None and 0 <= self.used <= count):
             raise InputError(
@@ -77,8 +77,14 @@ class TransformerEncoder(Encoder):
         self.top = WeightedSum(count + 1) if layer == "weighted" else nn.Identity()
         self.stem_dim = self.dim * (count + 1) if layer == "weighted" else self.dim
         if self.used is not None:
-            del self.layers[max(1, self.used + spare) :]
+            self.cut(self.used, spare)
         if gradient_checkpointing:
+            if not stem.model.supports_gradient_checkpointing:
+                kind = stem.model.config.model_type
+                raise InputError(
+                    f"encoder.{self.modality}.gradient_checkpointing=true: {kind} cannot do that in transformers. Set "
+                    "it to false."
+                )
             stem.model.gradient_checkpointing_enable({"use_reentrant": False})
 
     @property
@@ -86,14 +92,27 @@ class TransformerEncoder(Encoder):
     def layers(self) -> nn.ModuleList:
         """The transformer's layers."""
 
+    @property
+    def depth(self) -> int:
+        """How many layers a hidden state may have passed."""
+        return len(self.layers)
+
+    def cut(self, used: int, spare: int) -> None:
+        """Leave out the layers behind the first so many, but for `spare` ones."""
+        del self.layers[max(1, used + spare) :]
+
+    def unused(self) -> Iterable[nn.Parameter]:
+        """The stem's parameters that its features do not hang on."""
+        return [] if self.used is None else self.layers[self.used :].parameters()
+
     @classmethod
     def width(cls, arguments: Mapping[str, Any]) -> int | None:
         return hidden_size(arguments, cls.modality)
 
     def unfreeze(self, what: Unfreeze) -> None:
         super().unfreeze(what)
-        if self.used is not None:
-            self.layers[self.used :].requires_grad_(False)
+        for parameter in self.unused():
+            parameter.requires_grad_(False)
 
     def describe(self) -> dict[str, Any]:
         chosen = {} if self.stem.layer == "last" else {"layer": self.stem.layer}

@@ -1,6 +1,6 @@
-"""Text encoders: any Hugging Face encoder of tokens."""
+"""Text encoders: any model of text of Hugging Face, encoders and decoders."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -10,21 +10,48 @@ from torch import nn
 from fourm_ser.encoders.base import Features, Inputs, Resources
 from fourm_ser.encoders.hub import load_tokenizer, load_transformer
 from fourm_ser.encoders.layers import TransformerEncoder, TransformerStem
+from fourm_ser.encoders.text_models import (
+    cut,
+    find_layers,
+    fixed_arguments,
+    read_blocks,
+    read_states,
+    text_class,
+    text_part,
+)
 from fourm_ser.encoders.tokens import Tokens
 from fourm_ser.errors import InputError
 
 
 class TextStem(TransformerStem):
-    """A transformer over tokens."""
+    """A transformer over tokens.
+
+    Attributes:
+        depth: How many layers tokens pass.
+        fixed: What the model is always called with.
+    """
+
+    def __init__(self, model: Any, layer: str | int, depth: int) -> None:
+        super().__init__(model, layer)
+        self.depth, self.fixed = depth, fixed_arguments(model)
+        self._layers = find_layers(model, depth)
+
+    @property
+    def layers(self) -> nn.ModuleList:
+        """The model's layers; none where they are no list of `depth`."""
+        return nn.ModuleList() if self._layers is None else self.model.get_submodule(self._layers)
 
     def forward(self, inputs: Inputs) -> Features:
         """`ids`, `mask` (batch, tokens) -> features (batch, tokens, stem_dim)."""
         ids, mask = inputs["ids"], inputs["mask"]
-        return Features(self.hidden_states(input_ids=ids, attention_mask=mask.long()), mask)
+        return Features(self.hidden_states(input_ids=ids, attention_mask=mask.long(), **self.fixed), mask)
 
 
 class TextEncoder(TransformerEncoder):
-    """BERT, RoBERTa, DistilBERT and their kin: hidden states of the transformer, one feature vector a token.
+    """BERT, T5, Qwen and any other model of text: hidden states of the transformer, one feature vector a token.
+
+    Of models with an encoder and a decoder it is the encoder; a decoder alone reads its tokens from left to right, as
+    it was trained. Layers that share their weights, as ALBERT's do, train together: they are one block.
 
     Args:
         name: the encoder's name in the store and in the log.
@@ -46,6 +73,7 @@ class TextEncoder(TransformerEncoder):
     """
 
     modality: ClassVar[str] = "text"
+    stem: TextStem
 
     def __init__(
         self,
@@ -66,44 +94,57 @@ class TextEncoder(TransformerEncoder):
         # A folder of other weights brings its own tokenizer: ids and embedding rows belong together.
         source = weights if weights not in ("pretrained", "random") and tokenizer == checkpoint else tokenizer
         loaded = load_tokenizer(source, weights, vocabulary, resources)
-        overrides = {"pad_token_id": loaded.pad_token_id} if weights == "random" else {}
+        padding = loaded.pad_token_id
         model: Any = load_transformer(
             checkpoint=checkpoint,
             weights=weights,
             architecture=architecture,
-            overrides=overrides,
+            overrides={"pad_token_id": padding} if weights == "random" and padding is not None else {},
             modality=self.modality,
             init_seed=init_seed,
+            auto=text_class,
         )
-        if not hasattr(model, "embeddings"):
-            raise InputError(
-                f"{checkpoint if weights == 'pretrained' else weights}: {model.config.model_type} is no text "
-                "model. Expected BERT, RoBERTa or their kin; speech encoders belong to encoder.audio."
-            )
+        origin = (
+            "encoder.text.architecture"
+            if weights == "random"
+            else str(checkpoint if weights == "pretrained" else weights)
+        )
+        model = text_part(model, origin)
         if len(loaded) > model.config.vocab_size:
             raise InputError(
                 f"encoder.text.tokenizer={source}: the tokenizer knows {len(loaded)} tokens, {name} has "
                 f"{model.config.vocab_size}. Use its own tokenizer, or a smaller encoder.text.vocabulary."
             )
-        if getattr(model, "pooler", None) is not None:
-            model.pooler = None  # features are the hidden states; an unused layer would only wait for gradients
-        stem = TextStem(model, layer)
+        states = read_states(model, origin)
+        stem = TextStem(model, layer, len(states.hidden) - 1)
         super().__init__(name=name, weights=weights, stem=stem, gradient_checkpointing=gradient_checkpointing)
+        read = [*states.hidden[:-1], states.last] if layer == "last" else states.hidden
+        self._blocks = read_blocks(model, read[: None if self.used is None else self.used + 1])
+        self._unused = {name for name, _ in model.named_parameters()}.difference(*self._blocks)
         self.frontend, self.languages = Tokens(loaded, max_tokens), languages
 
     @property
+    def depth(self) -> int:
+        return self.stem.depth
+
+    @property
     def layers(self) -> nn.ModuleList:
-        model = self.stem.model
-        layers: nn.ModuleList = (model.transformer if hasattr(model, "transformer") else model.encoder).layer
-        return layers
+        return self.stem.layers
+
+    def cut(self, used: int, spare: int) -> None:
+        cut(self.stem.model, self.layers, used)
+
+    def unused(self) -> Iterable[nn.Parameter]:
+        return [parameter for name, parameter in self.stem.model.named_parameters() if name in self._unused]
 
     def lengths(self, read: Callable[[int], Any], known: np.ndarray) -> np.ndarray:
         """Tokens of each transcript: characters tell them only roughly."""
         return np.array([len(self.frontend(read(index))["ids"]) for index in range(len(known))], dtype=float)
 
     def blocks(self) -> list[nn.Module]:
-        """The embedding layer and each transformer layer."""
-        return [self.stem.model.embeddings, *self.layers[: self.used]]
+        """What enters the first layer, and each layer; a final norm goes with the last."""
+        parameters = dict(self.stem.model.named_parameters())
+        return [nn.ParameterList(parameters[name] for name in block) for block in self._blocks]
 
     def save(self, folder: Path) -> dict[str, Any]:
         folder.mkdir()

@@ -22,18 +22,28 @@ class Known(NamedTuple):
 
 
 class Tokens:
-    """Front end of text: a transcript -> token ids, at most `max_tokens` of them with the special ones."""
+    """Front end of text: a transcript -> token ids, at most `max_tokens` of them with the special ones.
+
+    Attributes:
+        padding: The id that stands where a batch is padded: the tokenizer's own, or any, for a mask hides it.
+        empty: The ids of an empty transcript: its special tokens, or one where the tokenizer adds none.
+    """
 
     def __init__(self, tokenizer: "PreTrainedTokenizerFast", max_tokens: int) -> None:
         self.tokenizer = tokenizer
         self.max_tokens = max_tokens
         self.unknown: int | None = tokenizer.unk_token_id
         self.special = frozenset(tokenizer.all_special_ids) - {self.unknown}
+        own = (tokenizer.bos_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, self.unknown)
+        standing = next((token for token in own if token is not None), 0)
+        self.padding: int = standing if tokenizer.pad_token_id is None else tokenizer.pad_token_id
+        self.adds_none = not self.ids("")
+        self.empty: list[int] = self.ids("") or [standing]
 
     def __call__(self, raw: str) -> Inputs:
-        """A transcript -> `ids` [tokens]; an empty one is its special tokens alone."""
+        """A transcript -> `ids` [tokens], one at least."""
         ids = self.tokenizer(raw, truncation=True, max_length=self.max_tokens)["input_ids"]
-        return {"ids": torch.tensor(ids, dtype=torch.long)}
+        return {"ids": torch.tensor(ids or self.empty, dtype=torch.long)}
 
     def ids(self, text: str) -> list[int]:
         """All token ids of a transcript, however long, special ones included."""
@@ -51,14 +61,15 @@ class Tokens:
         """`ids` and `mask` (batch, tokens)."""
         ids = [item["ids"] for item in items]
         mask = pad([torch.ones_like(row, dtype=torch.bool) for row in ids], value=False)
-        return {"ids": pad(ids, value=self.tokenizer.pad_token_id), "mask": mask}
+        return {"ids": pad(ids, value=self.padding), "mask": mask}
 
     def describe(self) -> dict[str, Any]:
         """The tokenizer by the hash of its definition."""
         # Each call leaves its truncation and padding behind, which say nothing of the ids.
         definition = json.loads(self.tokenizer.backend_tokenizer.to_str())
         content = json.dumps({**definition, "truncation": None, "padding": None}, sort_keys=True).encode()
-        return {"tokenizer": hashlib.blake2b(content, digest_size=12).hexdigest(), "max_tokens": self.max_tokens}
+        about = {"tokenizer": hashlib.blake2b(content, digest_size=12).hexdigest(), "max_tokens": self.max_tokens}
+        return {**about, "empty": self.empty[0]} if self.adds_none else about
 
 
 def refuse_unknown(called: str, known: Known, about: str) -> None:

@@ -6,7 +6,8 @@ from typing import Any, ClassVar
 import numpy as np
 import torch
 from torch import Tensor, nn
-from transformers.models.whisper.modeling_whisper import WhisperEncoder as Network
+from transformers import WhisperConfig
+from transformers.models.whisper import modeling_whisper
 
 from fourm_ser.checks import check_word
 from fourm_ser.encoders.augment import draw_spans
@@ -14,6 +15,7 @@ from fourm_ser.encoders.base import Features, Inputs, Resources, Unfreeze, lengt
 from fourm_ser.encoders.hub import load_transformer
 from fourm_ser.encoders.layers import TransformerEncoder, TransformerStem
 from fourm_ser.encoders.whisper_frontend import POOLED, WhisperMel
+from fourm_ser.errors import InputError
 
 CONTEXTS = ("full", "own")
 MASKED = 20  # frames of a span of SpecAugment: 0.2 s, as in the self-supervised models
@@ -27,6 +29,34 @@ FIELDS = (  # of the config: what the encoder's features depend on
     "max_source_positions",
     "scale_embedding",
 )
+
+
+class Network(modeling_whisper.WhisperEncoder):
+    """Hugging Face's encoder, loaded from a checkpoint of the whole model without its decoder."""
+
+    @classmethod
+    def from_config(cls, config: Any, dtype: torch.dtype) -> Any:
+        """One with random weights."""
+        return cls._from_config(config, dtype=dtype)
+
+    @classmethod
+    def from_pretrained(cls, folder: Any, **options: Any) -> Any:
+        """One with a checkpoint's weights, and what else Transformers tells of them."""
+        return super().from_pretrained(folder, key_mapping={r"^(model\.)?encoder\.": ""}, **options)
+
+
+def network_class(config: Any, source: str) -> Any:
+    """What a checkpoint of this config is loaded by.
+
+    Raises:
+        InputError: it is no Whisper.
+    """
+    if not isinstance(config, WhisperConfig):
+        raise InputError(
+            f"{source}: {config.model_type} is no Whisper. Other speech models take another option of encoder/audio, "
+            "such as encoder/audio=wav2vec."
+        )
+    return Network
 
 
 class WhisperStem(TransformerStem):
@@ -134,7 +164,7 @@ class WhisperEncoder(TransformerEncoder):
             overrides={},
             modality=self.modality,
             init_seed=init_seed,
-            encoder=Network,
+            auto=network_class,
         )
         super().__init__(
             name=name,

@@ -39,6 +39,8 @@ def narrow(modality: str, **more: int) -> list[str]:
 WORDPIECE = ["encoder.text.tokenizer=wordpiece", "encoder.text.vocabulary=150"]
 TEXT = [*WORDPIECE, *narrow("text", vocab_size=150)]
 DISTILBERT = [f"encoder.text.architecture.{field}" for field in ("dim=32", "n_layers=2", "n_heads=4", "hidden_dim=64")]
+T5_FIELDS = ("d_model=32", "num_layers=2", "num_heads=4", "d_kv=8", "d_ff=64")
+T5 = [f"encoder.text.architecture.{field}" for field in T5_FIELDS]
 SPEECH = [*narrow("audio"), "++encoder.audio.architecture.conv_dim=[8,8,8,8,8,8,8]"]
 WAV2VEC = ["encoder/audio=wav2vec", *SPEECH]
 WHISPER = [
@@ -48,7 +50,12 @@ WHISPER = [
 ]
 SEW = "++encoder.audio.architecture.conv_dim=[8,8,8,8,8,8,8,8,8,8,8,8,8]"
 SMALL = {
-    "text": {"tiny": TEXT, "bert": TEXT, "roberta": TEXT, "distilbert": [*WORDPIECE, *DISTILBERT]},
+    "text": {
+        **dict.fromkeys(("tiny", "bert", "roberta", "modernbert"), TEXT),
+        "distilbert": [*WORDPIECE, *DISTILBERT],
+        "qwen3_embedding": [*WORDPIECE, *narrow("text", vocab_size=150, num_key_value_heads=2, head_dim=8)],
+        "t5": [*WORDPIECE, *T5],
+    },
     "audio": {
         "tiny": ["encoder.audio.channels=[16,24]", "encoder.audio.hidden=16"],
         "lstm_mel": ["encoder.audio.hidden=16", "encoder.audio.frontend.hop=1600"],
@@ -58,11 +65,13 @@ SMALL = {
         **{f"whisper_{size}": WHISPER for size in ("tiny", "base", "small", "large_v3")},
     },
 }
+KIN = ("albert", "deberta", "minilm", "mpnet", "xlm_roberta")  # of BERT and RoBERTa, which stand for them
 VARIANTS = {
     **{
         f"{modality}/{path.stem}": [f"encoder/{modality}={path.stem}", *small.get(path.stem, [])]
         for modality, small in SMALL.items()
         for path in sorted((CONF / "encoder" / modality).glob("*.yaml"))
+        if path.stem not in KIN
     },
     "text/weighted": [*TEXT, "encoder.text.layer=weighted"],
     "text/checkpointing": [*TEXT, "encoder.text.gradient_checkpointing=true"],
@@ -74,7 +83,7 @@ VARIANTS = {
     "audio/sew": [*WAV2VEC, "encoder.audio.architecture.model_type=sew", SEW],
     "audio/sew-d": [*WAV2VEC, "encoder.audio.architecture.model_type=sew-d", SEW, "encoder.audio.layerdrop=0"],
 }
-"""Every encoder option, and some more, as words of a command line that make it small."""
+"""Every encoder option but for `KIN`, and some more, as words of a command line that make it small."""
 
 
 def alone(name: str) -> list[str]:

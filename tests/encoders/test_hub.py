@@ -195,6 +195,36 @@ def test_a_checkpoint_without_a_tokenizer_is_refused(text_encoder: BuildText, tm
         text_encoder(checkpoint="bert-base-uncased", tokenizer="bert-base-uncased", weights=str(tmp_path / "weights"))
 
 
+@pytest.mark.parametrize(
+    ("model_type", "files", "message"),
+    [
+        ("ctrl", {"vocab.json": '{"a": 0}', "merges.txt": "#version"}, "its tokenizer CTRLTokenizer is written in"),
+        ("deberta-v2", {"spm.model": "pieces"}, r"its tokenizer is spm\.model alone.*pip install .*sentencepiece"),
+        (
+            "bert",
+            {
+                "vocab.txt": "[UNK]",
+                "tokenizer_config.json": '{"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", null]}}',
+            },
+            r"its tokenizer_config\.json wants code of the checkpoint",
+        ),
+    ],
+)
+def test_a_tokenizer_that_cannot_be_used_is_refused(
+    text_encoder: BuildText,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    model_type: str,
+    files: dict[str, str],
+    message: str,
+) -> None:
+    monkeypatch.setattr(weights, "find_spec", lambda name: None)
+    for name, content in {"config.json": json.dumps({"model_type": model_type}), **files}.items():
+        (tmp_path / name).write_text(content)
+    with pytest.raises(InputError, match=f"^{tmp_path}: {message}"):
+        text_encoder(tokenizer=str(tmp_path))
+
+
 def test_a_tokenizer_that_knows_more_tokens_than_the_model_is_refused(text_encoder: BuildText, tmp_path: Path) -> None:
     # Its last ids would have no embedding, and a run would end at the first utterance that holds one.
     with pytest.raises(InputError, match=r"vocab|tokens"):

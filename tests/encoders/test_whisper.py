@@ -150,7 +150,7 @@ def test_a_checkpoint_of_another_model_is_refused(build: Build, tmp_path: Path) 
 
     config = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=1, intermediate_size=8)
     BertModel(config).save_pretrained(tmp_path)
-    with pytest.raises(InputError, match="bert is no whisper model") as raised:
+    with pytest.raises(InputError, match="bert is no Whisper") as raised:
         build(weights=str(tmp_path))
     assert "\n" not in str(raised.value)
     with pytest.raises(InputError, match=r"encoder\.audio\.context=half: expected"):

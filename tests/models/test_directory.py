@@ -62,6 +62,12 @@ DISTILBERT = [
 ]
 
 
+WORDPIECE = ["encoder=tiny", "encoder.text.tokenizer=wordpiece", *SMALL]
+T5_FIELDS = ("d_model=32", "num_layers=2", "num_heads=4", "d_kv=8", "d_ff=64")
+T5 = [f"encoder.text.architecture.{field}" for field in T5_FIELDS]
+QWEN = [*shrunk("text"), *(f"encoder.text.architecture.{field}" for field in ("num_key_value_heads=2", "head_dim=8"))]
+
+
 def layered(layer: str) -> list[str]:
     return [f"encoder.{modality}.layer={layer}" for modality in ("text", "audio")]
 
@@ -70,6 +76,8 @@ CONFIGS = {
     "tiny": TINY,
     "tiny-text_only": [*TINY, "fusion=text_only"],
     "tiny-audio_only": [*TINY, "fusion=audio_only"],
+    "t5-text_only": [*WORDPIECE, "encoder/text=t5", *T5, "fusion=text_only", "encoder.text.layer=1"],
+    "qwen3-text_only": [*WORDPIECE, "encoder/text=qwen3_embedding", *QWEN, "fusion=text_only"],
     "wav2vec2": speech("wav2vec2", "group"),
     "hubert": speech("hubert", "layer"),
     "wavlm": speech("wavlm", "group"),
@@ -127,7 +135,7 @@ def trained(configs: Compose, tmp_path: Path) -> Callable[..., Trained]:
 
 def left_out_of(name: str) -> list[tuple[str, ...]]:
     if name.endswith("_only"):
-        return [(), (name.removeprefix("tiny-").removesuffix("_only"),)]
+        return [(), (name.partition("-")[2].removesuffix("_only"),)]
     if name.endswith(("-layer_1", "-weighted")):
         return [(), ("text", "audio")]
     return [(), ("text",), ("audio",), ("text", "audio")]
