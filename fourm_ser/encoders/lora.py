@@ -63,7 +63,7 @@ def require_peft(key: str) -> None:
     try:
         import peft  # noqa: F401
     except ImportError as error:
-        raise InputError(f'{key}=lora: needs peft ({error}): pip install "fourm_ser[lora]"') from error
+        raise InputError(f'{key}=lora: peft is not installed ({error}): pip install "fourm_ser[lora]"') from error
 
 
 def find_targets(

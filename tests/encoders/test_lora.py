@@ -229,7 +229,7 @@ def test_no_other_encoder_has_adapters(tmp_path: Path, composed: Compose) -> Non
 def test_where_peft_is_missing_it_is_said_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
     with pytest.raises(
-        InputError, match=r'^stage\.a\.unfreeze\.text=lora: needs peft .*pip install "fourm_ser\[lora\]"$'
+        InputError, match=r'^stage\.a\.unfreeze\.text=lora: peft is not installed .*pip install "fourm_ser\[lora\]"$'
     ):
         lora.require_peft("stage.a.unfreeze.text")
 

@@ -39,7 +39,7 @@ def lasting(metrics: dict[str, Any]) -> dict[str, Any]:
 def config(composed: Compose, slice_of_demo: list[str]) -> DictConfig:
     """Transfer, then adapters of a small BERT and a small wav2vec 2.0."""
     stages = ["stage.transfer.epochs=1", "stage.finetune.epochs=2", "stage.finetune.unfreeze={text: lora, audio: lora}"]
-    settings = ["lora.r=4", "lora.dropout=0.2", "stage.finetune.encoder_learning_rate=0.01", "data.utterances=80"]
+    settings = ["lora.r=4", "lora.dropout=0.2", "stage.finetune.encoder_learning_rate=0.01", "data.utterances=40"]
     words = [word for word in slice_of_demo if not word.startswith("encoder.audio")]
     return composed(*words, *WAV2VEC, *stages, *settings, "encoder.audio.gradient_checkpointing=true")
 
@@ -91,14 +91,13 @@ def test_a_run_that_died_in_any_epoch_ends_as_if_undisturbed(
 
     def die(self: EpochTable, metrics: Any, step: Any = None) -> None:
         own(self, metrics, step)
-        if self.path.parent.name == "1-finetune" and len(self.rows) == rows:
+        if self.path.parent.name == "1-finetune" and len(self.rows) == 1:
             raise DiedError
 
     with monkeypatch.context() as patched:
         patched.setattr(EpochTable, "log_metrics", die)
-        for rows in (1, 2):
-            with pytest.raises(DiedError):
-                run(config, tmp_path / "run")
+        with pytest.raises(DiedError):
+            run(config, tmp_path / "run")
     assert lasting(resume(tmp_path / "run")) == lasting(read_metrics(finished))
     for name in ("stages/1-finetune/metrics.csv", "predictions.csv"):
         pd.testing.assert_frame_equal(pd.read_csv(tmp_path / "run" / name), pd.read_csv(finished / name))
@@ -124,7 +123,7 @@ def test_without_peft_a_model_predicts_the_same_and_a_run_is_looked_into(
 
 
 def test_where_peft_is_missing_nothing_is_prepared(config: DictConfig, tmp_path: Path, without_peft: None) -> None:
-    with pytest.raises(InputError, match=r"^stage\.finetune\.unfreeze\.text=lora: needs peft"):
+    with pytest.raises(InputError, match=r"^stage\.finetune\.unfreeze\.text=lora: peft is not installed"):
         run(config, tmp_path)
     assert not (tmp_path / "stages").exists()
 
@@ -132,7 +131,7 @@ def test_where_peft_is_missing_nothing_is_prepared(config: DictConfig, tmp_path:
 def test_adapters_stay_go_on_and_become_weights_from_stage_to_stage(
     composed: Compose, slice_of_demo: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = composed(*slice_of_demo, "data.utterances=80", "fusion=text_only", "stage=finetune", "lora.r=4")
+    config = composed(*slice_of_demo, "data.utterances=40", "fusion=text_only", "stage=finetune", "lora.r=4")
     entry = {**config.stage.finetune, "epochs": 1, "encoder_learning_rate": 0.01}
     stages = {"first": "lora", "still": "none", "second": "lora", "whole": "all", "third": "lora"}
     config.stage = {name: {**entry, "unfreeze": {"text": what, "audio": "none"}} for name, what in stages.items()}
