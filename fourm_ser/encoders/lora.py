@@ -137,9 +137,10 @@ def train_adapters(model: nn.Module, mode: bool) -> None:
     from transformers.modeling_layers import GradientCheckpointingLayer
 
     model.eval()
+    module: Any
     for module in model.modules():
         if _is_adapted(module):
-            module.lora_dropout.train(mode)  # type: ignore[operator, union-attr]
+            module.lora_dropout.train(mode)
         elif isinstance(module, GradientCheckpointingLayer):
             module.training = mode and module.gradient_checkpointing
 
@@ -200,7 +201,8 @@ def without_adapters(model: nn.Module, state: Mapping[str, Tensor], scale: float
         found = MATRIX.fullmatch(name)
         if found is None or found["side"] == "B":
             continue
-        layer, second = model.get_submodule(found["layer"]), state[f"{found['layer']}.lora_B.default.weight"]
+        layer: Any = model.get_submodule(found["layer"])
+        second = state[f"{found['layer']}.lora_B.default.weight"]
         weight = plain.get(f"{found['layer']}.weight", layer.weight.data)
         plain[f"{found['layer']}.weight"] = _merge(layer, weight, first, second, scale)
     return plain
