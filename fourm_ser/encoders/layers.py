@@ -3,7 +3,7 @@
 from abc import abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -105,12 +105,12 @@ class TransformerEncoder(Encoder):
             self.layers[self.used :].requires_grad_(False)
 
     def add_adapters(self, settings: lora.Lora, seed: int) -> None:
-        unused = () if self.used is None else self.layers[self.used :]
+        unused = [] if self.used is None else list(self.layers[self.used :])
         places = lora.find_targets(self.stem, settings.targets, self.name, unused)
         self.base_fingerprint = self.fingerprint()
         lora.add_adapters(self.stem, settings, places, f"{seed} {self.modality}")
 
-    def train(self, mode: bool = True) -> "Encoder":
+    def train(self, mode: bool = True) -> Self:
         super().train(mode)
         training = [name for name, parameter in self.stem.named_parameters() if parameter.requires_grad]
         if training and all(map(lora.is_adapter, training)):
