@@ -192,7 +192,7 @@ class Encoder(nn.Module, ABC):
 
         Args:
             settings: their size, and where they are.
-            seed: of their first weights.
+            seed: what their first weights are drawn by, the same for the same seed.
 
         Raises:
             InputError: the stem is no transformer, peft is not installed, or no layer is called as they say.
