@@ -110,6 +110,18 @@ def take_hashes(found: MutableMapping[Any, Any], asked: MutableMapping[Any, Any]
             node["digest"] = ((asked.get("encoder") or {}).get(modality) or {}).get("digest")
 
 
+def drop_unread(config: MutableMapping[Any, Any]) -> None:
+    """Leave out of a config what its stages do not read, in place: `lora` where none trains adapters.
+
+    Records of versions that had no such node are then records of the same runs.
+    """
+    stages = config.get("stage")
+    entries = list(stages.values()) if isinstance(stages, MutableMapping) else []
+    unfreeze = [entry.get("unfreeze") for entry in entries if isinstance(entry, MutableMapping)]
+    if not any("lora" in what.values() for what in unfreeze if isinstance(what, MutableMapping)):
+        config.pop("lora", None)
+
+
 def upgrade(node: Node) -> Node:
     """Bring a config, or a part, that an earlier version recorded to what this one would have recorded, in place."""
     if isinstance(node, DictConfig):

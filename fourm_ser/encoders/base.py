@@ -13,13 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from fourm_ser.devices import sent
+from fourm_ser.encoders.lora import Lora, merged
 from fourm_ser.errors import InputError
 
 Inputs = dict[str, Tensor]
 """One utterance as its front end left it, or a batch of them: named tensors."""
 
 Unfreeze = str | int
-"""Which blocks of a stem train: `none`, `all`, or how many of the last ones."""
+"""What of a stem trains: `none`, `all`, how many of its last blocks, or `lora`: adapters alone."""
 
 
 class Features(NamedTuple):
@@ -111,6 +112,7 @@ class Encoder(nn.Module, ABC):
         stem_dim: width of the stem's features.
         dim: width of the encoder's features, behind the top.
         languages: codes of the languages it is made for (`en`); None where it does not matter.
+        base_fingerprint: the fingerprint it had before adapters were added; None where none were.
         skips_parts: whether a step may leave parameters out while the stem trains, such as the layers that are
             skipped at random: several processes then have to look for them.
     """
@@ -124,6 +126,7 @@ class Encoder(nn.Module, ABC):
     stem_dim: int
     dim: int
     languages: list[str] | None = None
+    base_fingerprint: str | None = None
     skips_parts: bool = False
 
     def __init__(self) -> None:
@@ -173,6 +176,8 @@ class Encoder(nn.Module, ABC):
         self.stem.requires_grad_(what == "all")
         if what in ("none", "all"):
             return
+        if what == "lora":
+            raise InputError(self._without_adapters())
         blocks = self.blocks()
         if isinstance(what, bool) or not isinstance(what, int) or not 0 < what <= len(blocks):
             raise InputError(
@@ -181,6 +186,24 @@ class Encoder(nn.Module, ABC):
             )
         for block in blocks[-what:]:
             block.requires_grad_(True)
+
+    def add_adapters(self, settings: Lora, seed: int) -> None:
+        """Put adapters, which change nothing yet, into the stem: what `unfreeze("lora")` lets train.
+
+        Args:
+            settings: their size, and where they are.
+            seed: what their first weights are drawn by, the same for the same seed.
+
+        Raises:
+            InputError: the stem is no transformer, peft is not installed, or no layer is called as they say.
+        """
+        raise InputError(self._without_adapters())
+
+    def _without_adapters(self) -> str:
+        return (
+            f"stage: unfreeze.{self.modality}=lora: {self.name} has no adapters, which are for transformers. "
+            "Expected none, all, or how many of the last blocks."
+        )
 
     @property
     def frozen(self) -> bool:
@@ -211,13 +234,17 @@ class Encoder(nn.Module, ABC):
             self._modules.update(after)
 
     def fingerprint(self) -> str:
-        """The store's key: a hash over the architecture, the stem's weights as they are now, and the front end."""
+        """The store's key: a hash over the architecture, the stem's weights as they are now, and the front end.
+
+        Adapters count by what they make of the weights.
+        """
         digest = hashlib.blake2b(digest_size=12)
         about = {"class": type(self).__qualname__, "about": self.describe(), "frontend": self.frontend.describe()}
         digest.update(json.dumps(about, sort_keys=True).encode())
         own = {name: tensor for name, tensor in sorted(self.stem.state_dict().items()) if "." not in name}
-        for place, child in enumerate(self.stem.children()):
-            own |= {f"{place}.{name}": tensor for name, tensor in sorted(child.state_dict().items())}
+        with merged(self.stem):
+            for place, child in enumerate(self.stem.children()):
+                own |= {f"{place}.{name}": tensor for name, tensor in sorted(child.state_dict().items())}
         for name, tensor in own.items():
             if name.endswith("masked_spec_embed"):
                 continue  # of training alone, and made anew where a checkpoint lacks it

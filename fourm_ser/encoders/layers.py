@@ -3,11 +3,12 @@
 from abc import abstractmethod
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
+from fourm_ser.encoders import lora
 from fourm_ser.encoders.base import Encoder, Features, Unfreeze
 from fourm_ser.encoders.hub import describe_config, hidden_size
 from fourm_ser.errors import InputError
@@ -110,9 +111,31 @@ class TransformerEncoder(Encoder):
         return hidden_size(arguments, cls.modality)
 
     def unfreeze(self, what: Unfreeze) -> None:
-        super().unfreeze(what)
+        adapters = lora.adapters(self.stem)
+        if what == "lora" and adapters:
+            self.stem.requires_grad_(False)
+        else:
+            super().unfreeze(what)
+            if what != "none":
+                lora.fold(self.stem)  # the weights that they change train themselves
+        for parameter in adapters:
+            parameter.requires_grad_(what == "lora")
         for parameter in self.unused():
             parameter.requires_grad_(False)
+
+    def add_adapters(self, settings: lora.Lora, seed: int) -> None:
+        ids = {id(parameter) for parameter in self.unused()}
+        unused = [module for module in self.stem.modules() if id(getattr(module, "weight", None)) in ids]
+        places = lora.find_targets(self.stem, settings.targets, self.name, unused)
+        self.base_fingerprint = self.fingerprint()
+        lora.add_adapters(self.stem, settings, places, f"{seed} {self.modality}")
+
+    def train(self, mode: bool = True) -> Self:
+        super().train(mode)
+        training = [name for name, parameter in self.stem.named_parameters() if parameter.requires_grad]
+        if training and all(map(lora.is_adapter, training)):
+            lora.train_adapters(self.stem, mode)
+        return self
 
     def describe(self) -> dict[str, Any]:
         chosen = {} if self.stem.layer == "last" else {"layer": self.stem.layer}

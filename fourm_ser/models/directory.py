@@ -4,16 +4,18 @@ import json
 import os
 import shutil
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file, save_file
+from torch import Tensor
 
 from fourm_ser.config import upgrade
 from fourm_ser.data.transcripts import BEFORE
 from fourm_ser.encoders.base import Resources
+from fourm_ser.encoders.lora import Lora, is_adapter, without_adapters
 from fourm_ser.errors import InputError
 from fourm_ser.files import write_json, write_text
 from fourm_ser.losses.margin import CosineClassifier
@@ -62,9 +64,11 @@ def save_model(folder: Path, model: Model, config: DictConfig, left_out: Mapping
     Args:
         folder: the directory; one that stands there is replaced.
         model: the model.
-        config: the run's config, of which the nodes `encoder`, `fusion` and `head` are kept.
+        config: the run's config, of which the nodes `encoder`, `fusion` and `head` are kept, and `lora` where there
+            are adapters.
         left_out: fingerprints by modality of the stems that are not written but built again from the config: those
-            that never trained. The others' weights are in model.safetensors.
+            that never trained, and those of which adapters alone did. The others' weights are in model.safetensors,
+            and those adapters, which are merged where the others' are already.
     """
     network = model.network
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
@@ -87,9 +91,10 @@ def save_model(folder: Path, model: Model, config: DictConfig, left_out: Mapping
         nodes["encoder"] = kept
         nodes["fingerprints"] = dict(left_out)
         nodes["use"] = model.conditions._asdict()
-        names = network.stem_state(list(left_out))
         # Tensors that share memory are not allowed in the format: each gets its own.
-        state = {name: tensor.clone() for name, tensor in network.state_dict().items() if name not in names}
+        state = {name: tensor.clone() for name, tensor in _state(network, left_out).items()}
+        if any(map(is_adapter, state)):
+            nodes["lora"] = OmegaConf.to_container(config.lora, resolve=True)
         save_file(state, temporary / "model.safetensors")
         write_text(temporary / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(nodes)))
         write_json(temporary / "labels.json", model.emotions)
@@ -98,6 +103,16 @@ def save_model(folder: Path, model: Model, config: DictConfig, left_out: Mapping
         os.replace(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _state(network: EmotionNetwork, left_out: Collection[str]) -> dict[str, Tensor]:
+    """What model.safetensors holds: no weights of the stems that are left out but their adapters, if they have any."""
+    unwritten = network.stem_state(left_out, adapters=False)
+    prefixes = tuple(f"encoders.{modality}." for modality in left_out)
+    own = {name: tensor for name, tensor in network.state_dict().items() if name.startswith(prefixes)}
+    with network.merged():
+        state = {name: tensor for name, tensor in network.state_dict().items() if not name.startswith(prefixes)}
+    return {**state, **{name: tensor for name, tensor in own.items() if name not in unwritten}}
 
 
 def load_model(folder: Path, cache: Path) -> Model:
@@ -135,7 +150,9 @@ def load_model(folder: Path, cache: Path) -> Model:
                 f"{fingerprint}; the weights found here have {found}. Are they of another checkpoint or version?"
             )
     state = load_file(folder / "model.safetensors")
-    left_out = network.stem_state(list(config.fingerprints))
+    if "lora" in config:
+        state = without_adapters(network, state, Lora(**config.lora).scale)
+    left_out = network.stem_state(config.fingerprints)
     own = {name: tensor for name, tensor in network.state_dict().items() if name in left_out}
     network.load_state_dict({**own, **state})
     for modality in conditions.stored:

@@ -25,6 +25,7 @@ from fourm_ser.devices import HALVES, HostCopy, copies_ahead, find_device, free_
 from fourm_ser.devices import tf32 as allow_tf32
 from fourm_ser.distributed import agreed, barrier, rank, world
 from fourm_ser.encoders.base import Encoder, Features, Inputs, moved
+from fourm_ser.encoders.lora import merged
 from fourm_ser.encoders.store import FeatureStore
 from fourm_ser.errors import InputError
 from fourm_ser.kernels.bf16 import in_half_precision
@@ -159,7 +160,7 @@ def fill_store(
         ]
         if shards[turn::turns]:
             work = _Pass(store, encoder, source, keys, lengths, encoding, workers)
-            with _moved_there(encoder, encoding.device), allow_tf32(encoding.tf32):
+            with merged(encoder.stem), _moved_there(encoder, encoding.device), allow_tf32(encoding.tf32):
                 work.run(shards[turn::turns], missing)
         return len(missing)
 

@@ -1,6 +1,6 @@
 """The network: encoders, fusion, head."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from fourm_ser.config import build
 from fourm_ser.encoders.base import Encoder, Features, Inputs, Resources
+from fourm_ser.encoders.lora import is_adapter, merged
 from fourm_ser.errors import InputError
 from fourm_ser.fusion.base import Fusion, check_dropout, check_width, pool
 from fourm_ser.losses.base import Loss
@@ -139,10 +140,18 @@ class EmotionNetwork(nn.Module):
                 stack.enter_context(self.by_modality[modality].without_stem())
             yield
 
-    def stem_state(self, modalities: Sequence[str]) -> set[str]:
-        """The names in this module's state dict that belong to the stems of `modalities`."""
+    @contextmanager
+    def merged(self) -> Iterator[None]:
+        """Adapters merged into the weights of the stems meanwhile; see `fourm_ser.encoders.lora`."""
+        with ExitStack() as stack:
+            for encoder in self.by_modality.values():
+                stack.enter_context(merged(encoder.stem))
+            yield
+
+    def stem_state(self, modalities: Iterable[str], adapters: bool = True) -> set[str]:
+        """The names in this module's state dict that belong to the stems of `modalities`, with adapters or without."""
         stems = tuple(f"encoders.{modality}.stem." for modality in modalities)
-        return {name for name in self.state_dict() if name.startswith(stems)}
+        return {name for name in self.state_dict() if name.startswith(stems) and (adapters or not is_adapter(name))}
 
 
 def build_network(config: DictConfig, classes: int, resources: Resources) -> EmotionNetwork:

@@ -15,6 +15,7 @@ from fourm_ser.data.corpus import Corpus
 from fourm_ser.data.datamodule import EmotionDataModule
 from fourm_ser.devices import copies_ahead
 from fourm_ser.encoders.base import Resources
+from fourm_ser.encoders.lora import Lora, without_adapters
 from fourm_ser.errors import InputError
 from fourm_ser.losses.base import Loss
 from fourm_ser.losses.composite import SumLoss
@@ -96,11 +97,13 @@ class OpenRun:
         yield Snapshot("before training", self._untrained())
         for number, (name, stage) in enumerate(list(self.config.stage.items())[:-1]):
             network = self._untrained()
-            network.load_state_dict(
-                {**network.state_dict(), **self.directory.stage(number, name).read_weights("network")}
-            )
+            weights = self.directory.stage(number, name).read_weights("network")
+            if "lora" in self.config:
+                weights = without_adapters(network, weights, Lora(**self.config.lora).scale)
+            network.load_state_dict({**network.state_dict(), **weights})
             for modality, encoder in network.by_modality.items():
-                encoder.unfreeze(stage.unfreeze[modality])
+                what = stage.unfreeze[modality]
+                encoder.unfreeze("all" if what == "lora" else what)  # its adapters are merged: there are none any more
             yield Snapshot(f"after {name}", network)
         yield self.trained
 

@@ -6,7 +6,7 @@ import math
 import sys
 import time
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -21,8 +21,9 @@ from fourm_ser.data.corpus import Corpus
 from fourm_ser.data.datamodule import EmotionDataModule
 from fourm_ser.devices import MIXED, autocast, copies_ahead, find_device, ran_out_of_memory, tf32
 from fourm_ser.distributed import barrier, first, joined, launched, rank, world
-from fourm_ser.encoders.base import Resources
+from fourm_ser.encoders.base import Resources, Unfreeze
 from fourm_ser.encoders.hub import ENCODER_FILES, fetch_weights
+from fourm_ser.encoders.lora import Lora, adapters, require_peft
 from fourm_ser.encoders.official import fetch_file
 from fourm_ser.encoders.padding import check_padding
 from fourm_ser.errors import InputError, OtherRunError
@@ -125,6 +126,15 @@ def resume(run_dir: Path, own_process: bool = False) -> dict[str, Any]:
     return run(directory.read_record(), run_dir, own_process)
 
 
+Trained = Mapping[str, set[Unfreeze]]
+"""What trained so far of the stems, by modality, in the words of `stage.<name>.unfreeze`."""
+
+
+def _adapted(trained: Trained) -> set[str]:
+    """The modalities of which nothing but adapters trained."""
+    return {modality for modality, parts in trained.items() if parts == {"lora"}}
+
+
 class Experiment:
     """What the steps of a run share."""
 
@@ -144,6 +154,11 @@ class Experiment:
         config = self.config
         widths = dict.fromkeys(("embedding", *config.fusion.modalities), 1)
         emotions = self.corpus.wanted  # None: those that the corpus turns out to have
+        for stage in self.stages:
+            for modality in config.fusion.modalities:
+                if stage.unfreeze.get(modality) == "lora":
+                    require_peft(f"stage.{stage.name}.unfreeze.{modality}")
+                    Lora(**build(config.lora)).check()
         dims = known_widths(config)
         if None not in dims.values():
             fusion = build(config.fusion, dims=dims)
@@ -169,9 +184,13 @@ class Experiment:
             network.fusion.compile(dynamic=True)
             network.head.compile(dynamic=True)
         for encoder in network.by_modality.values():
-            size = sum(parameter.numel() for parameter in encoder.parameters()) / 1e6
-            found = encoder.modality, encoder.name, size, encoder.weights
+            narrow = sum(parameter.numel() for parameter in adapters(encoder))
+            size = sum(parameter.numel() for parameter in encoder.parameters()) - narrow
+            found = encoder.modality, encoder.name, size / 1e6, encoder.weights
             log.info("%s encoder: %s, %.1f M parameters, weights: %s", *found)
+            if narrow:
+                share = f"{narrow:,} of {size / 1e6:.1f} M weights of {encoder.name} train ({narrow / size:.1%})"
+                log.info("lora: %s", share)
             for stage in self.stages:  # what a later stage may not unfreeze is known before the first
                 encoder.unfreeze(stage.unfreeze[encoder.modality])
             if self.stages[0].unfreeze[encoder.modality] != "none":  # else it is checked where its store is opened
@@ -182,10 +201,12 @@ class Experiment:
         for logger in self.loggers:
             logger.start(self.directory, OmegaConf.to_container(config))  # type: ignore[arg-type]
 
-        trained: set[str] = set()
+        trained: dict[str, set[Unfreeze]] = {}
         seconds: dict[str, float] = {}
         for stage in self.stages:
-            trained |= {modality for modality in network.encoders if stage.unfreeze[modality] != "none"}
+            for modality in network.encoders:
+                if stage.unfreeze[modality] != "none":
+                    trained.setdefault(modality, set()).add(stage.unfreeze[modality])
             module, seconds[stage.name] = self._train(stage, network, trained)
         outputs = self._test(module, trained)
         return self._finish(network, trained, outputs, seconds) if rank() == 0 else {}
@@ -205,9 +226,13 @@ class Experiment:
         record_content(self.corpus.content, self.corpus.origin, self.directory, write=rank() == 0)
         seed_everything(config.seed, verbose=False)
         resources = Resources(self.cache, self.corpus.training_texts)
-        return build_network(config, len(self.corpus.emotions), resources)
+        network = build_network(config, len(self.corpus.emotions), resources)
+        for modality, encoder in network.by_modality.items():
+            if any(stage.unfreeze[modality] == "lora" for stage in self.stages):
+                encoder.add_adapters(Lora(**build(config.lora)), config.seed)
+        return network
 
-    def _train(self, stage: Stage, network: EmotionNetwork, trained: set[str]) -> tuple[EmotionModule, float]:
+    def _train(self, stage: Stage, network: EmotionNetwork, trained: Trained) -> tuple[EmotionModule, float]:
         """One stage, or what is left of it; the network ends with the stage's best weights."""
         folder = self.directory.stage(stage.number, stage.name)
         for modality, encoder in network.by_modality.items():
@@ -225,6 +250,7 @@ class Experiment:
             steps_per_epoch=math.ceil(len(self.data.sampler(self.corpus.split.train)) / stage.accumulate),
             seed=self.config.seed,
             trained=trained,
+            adapted=_adapted(trained),
         )
         if not folder.finished.is_file():
             last = folder.last if folder.last.is_file() else None
@@ -236,7 +262,10 @@ class Experiment:
             module.train()  # Lightning keeps the modes it finds: those of an earlier stage, or of an encoding pass
             started = time.monotonic()
             loggers = [logger.stage(folder) for logger in self.loggers]
-            skips = any(not encoder.frozen and encoder.skips_parts for encoder in network.by_modality.values())
+            skips = any(
+                not encoder.frozen and encoder.skips_parts and stage.unfreeze[modality] != "lora"
+                for modality, encoder in network.by_modality.items()
+            )
             given: Any = OmegaConf.to_container(self.config.trainer)
             arguments = trainer_arguments(given, self.device, skips)
             trainer = build_trainer(stage, self.directory, logger=loggers, **arguments)
@@ -293,9 +322,13 @@ class Experiment:
         """What the last stage's best weights make of the validation and the test side."""
         outputs = {}
         rounded = autocast(self.device, MIXED.get(str(self.config.trainer.precision)))
-        with self._explained(self.stages[-1], module), self._computing(module.network, trained):
+        network = module.network
+        with ExitStack() as stack:
+            stack.enter_context(self._explained(self.stages[-1], module))
+            stack.enter_context(self._computing(network, trained))
             if self.config.trainer.precision != "64-true":
                 module.float()  # where training was in half precision throughout: as all that comes later
+            stack.enter_context(network.merged())  # as all that comes later
             module.to(self.device).eval()
             for side, loader in (("val", self.data.val_dataloader()), ("test", self.data.test_dataloader())):
                 step = rounded(partial(module.step, side))
@@ -308,7 +341,7 @@ class Experiment:
         return outputs
 
     def _finish(
-        self, network: EmotionNetwork, trained: set[str], outputs: Mapping[str, Outputs], seconds: Mapping[str, float]
+        self, network: EmotionNetwork, trained: Trained, outputs: Mapping[str, Outputs], seconds: Mapping[str, float]
     ) -> dict[str, Any]:
         """Write the model directory and the run's results, and return what metrics.json holds."""
         config, encoders = self.config, network.by_modality
@@ -320,10 +353,12 @@ class Experiment:
             **{f"seconds/{name}": value for name, value in seconds.items()},
             **{f"encoded/{modality}": count for modality, count in self.encoded.items()},
         }
+        # In half precision throughout, training rounds the weights beside adapters: then they are not the config's.
+        kept = set(trained) - (_adapted(trained) if config.trainer.precision not in ("bf16-true", "16-true") else set())
         left_out = {
-            modality: encoder.fingerprint()
+            modality: encoder.base_fingerprint or encoder.fingerprint()
             for modality, encoder in encoders.items()
-            if modality not in trained and not config.export.include_encoders
+            if modality not in kept and not config.export.include_encoders
         }
         conditions = Conditions(
             stored=[modality for modality, encoder in encoders.items() if encoder.frozen],

@@ -58,6 +58,7 @@ class EmotionModule(LightningModule):
             run draws what an undisturbed one draws.
         trained: Modalities whose stems train in this stage or trained in an earlier one. Checkpoints leave the others
             out, which are what the config says.
+        adapted: Those of them in which nothing but adapters trained: checkpoints hold the adapters alone.
     """
 
     def __init__(
@@ -70,12 +71,14 @@ class EmotionModule(LightningModule):
         steps_per_epoch: int,
         seed: int,
         trained: Collection[str],
+        adapted: Collection[str] = (),
     ) -> None:
         super().__init__()
         self.network, self.loss, self.stage = network, loss, stage
         self.steps_per_epoch, self.seed = steps_per_epoch, seed
         untouched = [modality for modality in network.encoders if modality not in trained]
-        self.left_out = {f"network.{name}" for name in network.stem_state(untouched)}
+        left_out = network.stem_state(untouched) | network.stem_state(adapted, adapters=False)
+        self.left_out = {f"network.{name}" for name in left_out}
         self.val_metrics = EmotionMetrics(emotions)
         self.train_losses: dict[str, Tensor] = {}
         self.train_count = 0
@@ -170,12 +173,12 @@ class EmotionModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave out the stems that never trained."""
+        """Leave out the weights of stems that never trained."""
         checkpoint["state_dict"] = {
             name: tensor for name, tensor in checkpoint["state_dict"].items() if name not in self.left_out
         }
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
-        """Load a checkpoint's state, strictly but for the stems that it leaves out."""
+        """Load a checkpoint's state, strictly but for the weights that it leaves out."""
         own = {name: tensor for name, tensor in self.state_dict().items() if name in self.left_out}
         return super().load_state_dict({**own, **state_dict}, strict=strict, assign=assign)

@@ -4,7 +4,7 @@ import copy
 
 from omegaconf import DictConfig, OmegaConf
 
-from fourm_ser.config import refuse_missing, settle, take_hashes, upgrade
+from fourm_ser.config import drop_unread, refuse_missing, settle, take_hashes, upgrade
 from fourm_ser.devices import (
     find_device,
     resolve_accelerator,
@@ -30,6 +30,7 @@ def record(config: DictConfig, directory: RunDirectory) -> DictConfig:
     OmegaConf.set_struct(config, False)
     for key in ("resume", "sweep"):  # how a run is started is no part of it
         config.pop(key, None)
+    drop_unread(config)
     settle(config)
     trainer, encode = config.trainer, config.encode
     trainer.accelerator = resolve_accelerator(trainer.accelerator)

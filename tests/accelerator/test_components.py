@@ -13,6 +13,7 @@ from torch import nn
 
 from fourm_ser.config import build as instantiate
 from fourm_ser.encoders.base import Features, length_mask, moved
+from fourm_ser.encoders.lora import Lora
 from fourm_ser.encoders.vggish import Whitening
 from fourm_ser.losses.base import Loss
 from fourm_ser.models.metrics import EmotionMetrics
@@ -250,6 +251,7 @@ STEPS = {
     "vggish": (VARIANTS["audio/vggish"], "3m_ser", "all", "ce"),
     "wav2vec": (VARIANTS["audio/wav2vec"], "cross_attention", "all", "focal_center"),
     "wavlm's last block": (VARIANTS["audio/wavlm"], "audio_only", 1, "ce_cosface"),
+    "wavlm's adapters": (VARIANTS["audio/wavlm"], "audio_only", "lora", "ce"),
     "panns": (VARIANTS["audio/panns"], "concat", "all", "ce_contrastive_center"),
     "hubert": (VARIANTS["audio/hubert"], "memocmt", "none", "ce"),
     "roberta": (VARIANTS["text/roberta"], "text_only", "all", "ce_smooth"),
@@ -267,6 +269,8 @@ def test_a_training_step_is_the_cpu_s(name: str, build: Build, device: torch.dev
     loss: Loss = instantiate(config.loss).setup(4, network.widths, [1, 1, 1, 1])
     network.replace_head(loss)
     for encoder in network.by_modality.values():
+        if unfreeze == "lora":
+            encoder.add_adapters(Lora(r=4, alpha=8.0, dropout=0.1, targets="auto"), seed=0)
         encoder.unfreeze(unfreeze)  # type: ignore[arg-type]
     inputs = {modality: inputs_of(encoder) for modality, encoder in network.by_modality.items()}
     here = nn.ModuleList([network, loss])

@@ -5,6 +5,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from fourm_ser.encoders.layers import TransformerEncoder
+from fourm_ser.encoders.lora import Lora
 from tests.accelerator.networks import VARIANTS, alone, build, inputs_of
 from tests.conftest import Compose
 
@@ -14,7 +16,10 @@ def test_every_parameter_that_trains_has_a_gradient(name: str, tmp_path: Path, c
     modality = name.split("/")[0]
     _, network = build(composed, tmp_path, alone(name))
     encoder = network.by_modality[modality]
-    for what in ("none", "all"):
+    transformer = isinstance(encoder, TransformerEncoder)
+    if transformer:
+        encoder.add_adapters(Lora(r=4, alpha=8.0, dropout=0.1, targets="auto"), seed=0)
+    for what in ("none", "all", *(["lora"] if transformer else [])):
         encoder.unfreeze(what)
         network.train().zero_grad()
         network(**{"text": None, "audio": None, modality: inputs_of(encoder)}).logits.square().mean().backward()
