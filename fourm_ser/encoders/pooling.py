@@ -10,7 +10,7 @@ EPSILON = 1e-6  # below a root: a deviation is 0.001 at least, and its slope at 
 
 
 def pooled(features: Tensor, mask: Tensor, how: str) -> Tensor:
-    """Each row's own frames as one: (batch, time, dim), mask (batch, time) -> (batch, 1, dim), or 2 * dim of `mean_std`.
+    """Each row's own frames as one: (batch, time, dim), mask (batch, time) -> (batch, 1, dim); 2 * dim of `mean_std`.
 
     In fp32 throughout, whatever the features are: a sum over hundreds of frames loses too much in half precision. The
     deviation is that of the frames themselves (over n, not n - 1): the root of their variance + `EPSILON`.

@@ -259,7 +259,7 @@ class Experiment:
 
     @contextmanager
     def _computing(self, network: EmotionNetwork, trained: Collection[str]) -> Iterator[None]:
-        """Roundings as the config says; stems that do not train are no part of the network: its precision is not theirs.
+        """Roundings as the config says, and the stems that never train kept out of the network and of its precision.
 
         Where their features come from the store, they are not on the device, either.
         """
