@@ -6,7 +6,7 @@ from torch import Tensor
 FACTORS = {"none": 1, "mean": 1, "mean_std": 2}
 """The ways to pool, the values of `encode.pool`, and how many times as wide each makes the features."""
 
-EPSILON = 1e-6  # below a root: a deviation is 0.001 at least, and its slope at nothing is no division by it
+EPSILON = 1e-6  # below a root, whose slope at 0 is endless: a deviation is 0.001 at least
 
 
 def pooled(features: Tensor, mask: Tensor, how: str) -> Tensor:
