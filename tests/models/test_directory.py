@@ -70,6 +70,7 @@ CONFIGS = {
     "tiny": TINY,
     "tiny-text_only": [*TINY, "fusion=text_only"],
     "tiny-audio_only": [*TINY, "fusion=audio_only"],
+    "tiny-pooled": [*TINY, "encode.pool={text: mean, audio: mean_std}"],
     "wav2vec2": speech("wav2vec2", "group"),
     "hubert": speech("hubert", "layer"),
     "wavlm": speech("wavlm", "group"),
@@ -128,7 +129,7 @@ def trained(configs: Compose, tmp_path: Path) -> Callable[..., Trained]:
 def left_out_of(name: str) -> list[tuple[str, ...]]:
     if name.endswith("_only"):
         return [(), (name.removeprefix("tiny-").removesuffix("_only"),)]
-    if name.endswith(("-layer_1", "-weighted")):
+    if name.endswith(("-layer_1", "-weighted", "-pooled")):
         return [(), ("text", "audio")]
     return [(), ("text",), ("audio",), ("text", "audio")]
 
@@ -241,6 +242,7 @@ def test_the_folder_holds_no_pickle(trained: Callable[..., Trained], tmp_path: P
             content.decode("utf-8")
     assert json.loads((tmp_path / "model" / "labels.json").read_text()) == EMOTIONS
     assert set(OmegaConf.load(tmp_path / "model" / "config.yaml")) == {
+        "encode",
         "encoder",
         "fusion",
         "head",
