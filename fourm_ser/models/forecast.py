@@ -98,7 +98,7 @@ def told_size(size: float) -> str:
 
 
 def told_time(seconds: float) -> str:
-    """Seconds as such, or in minutes or hours."""
+    """Seconds, in minutes or hours where there are many."""
     if seconds < 90:
-        return f"{max(1, round(seconds))} seconds"
+        return f"{max(1, round(seconds))} s"
     return f"{seconds / 60:.0f} minutes" if seconds < 90 * 60 else f"{seconds / 3600:.1f} hours"

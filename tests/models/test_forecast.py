@@ -79,8 +79,8 @@ def test_no_room_is_said_with_what_to_do(pooling: str, advised: bool, tmp_path: 
 def test_amounts_are_told_in_units_of_their_size() -> None:
     assert [told_size(size) for size in (123_400, 65.2e9, 1_230e9)] == ["0.1 MB", "65.2 GB", "1,230.0 GB"]
     assert [told_time(seconds) for seconds in (0, 40, 41 * 60, 3.5 * 3600)] == [
-        "1 seconds",
-        "40 seconds",
+        "1 s",
+        "40 s",
         "41 minutes",
         "3.5 hours",
     ]
