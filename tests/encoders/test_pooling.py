@@ -94,8 +94,9 @@ def test_the_learned_sum_is_of_the_states_means_and_of_their_deviations(
     speech_encoder: Build, waveforms: list[np.ndarray]
 ) -> None:
     encoder = speech_encoder("wavlm", layer="weighted").eval()
+    top: Any = encoder.top
     with torch.no_grad():
-        encoder.top.weights.copy_(torch.tensor([0.3, -1.0, 0.7]))  # type: ignore[union-attr]
+        top.weights.copy_(torch.tensor([0.3, -1.0, 0.7]))
     shares = torch.tensor([0.3, -1.0, 0.7]).softmax(0)
     inputs = encoder.collate([encoder.frontend(waveforms[-1])])
     with torch.no_grad():

@@ -9,7 +9,6 @@ import numpy as np
 import pytest
 
 from fourm_ser.errors import InputError
-from fourm_ser.models import forecast as forecast_file
 from fourm_ser.models.forecast import Forecast, told_size, told_time
 
 BATCHES = [[0, 1], [2, 3], [4], [5]]
@@ -26,7 +25,7 @@ def forecast(folder: Path, pooling: str = "none", processes: int = 1) -> Forecas
 def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
     """A clock that goes on when it is told to."""
     clock = SimpleNamespace(now=100.0)
-    monkeypatch.setattr(forecast_file.time, "monotonic", lambda: clock.now)
+    monkeypatch.setattr("time.monotonic", lambda: clock.now)
     monkeypatch.setattr("shutil.disk_usage", lambda folder: SimpleNamespace(free=310e9))
     return clock
 

@@ -58,9 +58,9 @@ def test_a_run_without_a_store_gives_the_same_metrics_and_writes_no_features(run
     assert computed == pytest.approx(stored, abs=1e-5, nan_ok=True)
     assert len(embeddings(runs["stored"])) == 2
     assert not embeddings(runs["computed"])
-    tables = [pd.read_csv(runs[name] / "predictions.csv").select_dtypes(float) for name in VARIANTS]
-    assert tables[0].shape[1] == 4
-    np.testing.assert_allclose(*tables, atol=1e-4)
+    first, second = (pd.read_csv(runs[name] / "predictions.csv").select_dtypes(float) for name in VARIANTS)
+    assert first.shape[1] == 4
+    pd.testing.assert_frame_equal(first, second, atol=1e-4)
 
 
 def test_features_are_stored_pooled_and_a_later_run_encodes_nothing(
@@ -99,7 +99,7 @@ def test_what_comes_after_training_pools_alike_and_keeps_a_store_or_none(
         assert found[metric] == pytest.approx(own[metric], abs=1e-5)
     predictor = Predictor.load(runs[name], device="cpu", cache=tmp_path / "other")
     predicted = predictor(text=["calm", "every happy door"], audio=[np.full(16_000, 0.1), np.full(9_000, 0.1)])
-    assert len(predicted) == 2  # type: ignore[arg-type]
+    assert len(predicted) == 2
     assert [path.name for path in embeddings(runs[name])] == before
 
 
