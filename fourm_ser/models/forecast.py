@@ -13,15 +13,15 @@ from fourm_ser.errors import InputError
 
 log = logging.getLogger(__name__)
 
-ENOUGH = 0.02  # of the pass behind its first batch, by length, that tells how long the rest takes,
-LONGEST = 10.0  # or so many seconds of it
+ENOUGH = 0.05  # of the pass behind its first batch, by length, that tells how long the rest takes,
+LONGEST = 30.0  # or so many seconds of it
 
 
 class Forecast:
     """A pass's disk, by the bytes of its first batch, and its time, by the batches behind that.
 
     The first batch's time is no measure: kernels are chosen in it and memory is fetched. Batches come from short to
-    long, and a corpus's first ones hold few utterances: what comes in the first seconds, or in the first fiftieth of
+    long, and a corpus's first ones hold few utterances: what comes in the first seconds, or the first twentieth of
     the pass, has to add up.
 
     Args:
