@@ -50,7 +50,7 @@ def test_they_give_what_the_store_holds(
             torch.testing.assert_close(own, stored, rtol=0, atol=1e-5)
         else:
             assert torch.equal(own, own.half().float())  # rounded as there; the batch's size moves bf16's last digits
-            np.testing.assert_allclose(own, stored, atol=0.05)
+            assert torch.cosine_similarity(own, stored, dim=-1).min() > 0.995
 
 
 def test_stems_that_train_get_their_raw_inputs(tmp_path: Path) -> None:
