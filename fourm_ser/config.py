@@ -146,6 +146,9 @@ def _upgrade(node: MutableMapping[Any, Any], keys: list[Any]) -> None:
         upgrade(node[key])
     if "trainer" in keys and isinstance(node["trainer"], MutableMapping):
         node["trainer"].setdefault("keep_freed_memory", True)  # before it was a key, it was done
+        if isinstance(node.get("encode"), MutableMapping):
+            node["encode"].setdefault("pool", "none")
+            node["encode"].setdefault("store", True)
     target = node["_target_"] if "_target_" in keys else None
     if not isinstance(target, str):
         return

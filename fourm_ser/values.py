@@ -21,6 +21,21 @@ class Choice(NamedTuple):
         return " or ".join(shown(value) for value in self.values)
 
 
+class WordsByModality(NamedTuple):
+    """One of some words for both modalities, or such a word for `text`, for `audio`, or for each."""
+
+    words: tuple[str, ...]
+
+    def allows(self, value: Any) -> bool:
+        """Whether it may be that."""
+        if not isinstance(value, DictConfig):
+            return value in self.words
+        return bool(value) and set(value) <= {"text", "audio"} and all(word in self.words for word in value.values())
+
+    def __str__(self) -> str:
+        return f"{' or '.join(self.words)}, or one of them each: {{text: {self.words[0]}, audio: {self.words[-1]}}}"
+
+
 ABSENT: Any = object()
 SWITCH = Choice((True, False))
 WHOLE = Number(whole=True)
@@ -30,13 +45,15 @@ ABOVE_0 = Number(above=True)
 BUDGETS = {f"encode.{key}": ABOVE_0._replace(words=("auto",)) for key in ("max_seconds", "max_tokens")}
 SECONDS = ABOVE_0._replace(words=(None,))
 
-RULES: dict[str, dict[str, Number | Choice]] = {
+RULES: dict[str, dict[str, Number | Choice | WordsByModality]] = {
     "train": {
         "seed": SEED,
         "sweep.skip_finished": SWITCH,
         "sweep.dry_run": SWITCH,
         **BUDGETS,
         "encode.tf32": SWITCH,
+        "encode.pool": WordsByModality(("none", "mean", "mean_std")),
+        "encode.store": SWITCH,
         "export.include_encoders": SWITCH,
         "lora.r": COUNT,
         "lora.alpha": ABOVE_0,

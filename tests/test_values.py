@@ -8,7 +8,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fourm_ser.checks import Number
 from fourm_ser.errors import InputError
-from fourm_ser.values import RULES, Choice, check_values
+from fourm_ser.values import RULES, Choice, WordsByModality, check_values
 from tests.conftest import CONF
 
 
@@ -30,10 +30,13 @@ def test_the_shipped_configs_are_within_their_ranges(command: str, configs: dict
         ), f"{key} is no key of {command} any more"
 
 
-def wrong(rule: Number | Choice) -> list[Any]:
+def wrong(rule: Number | Choice | WordsByModality) -> list[Any]:
     """Values of every kind that a key may not have."""
     if isinstance(rule, Choice):
         return ["abc", 7, "", None, [True], *({"true"} - set(rule.values))]
+    if isinstance(rule, WordsByModality):
+        word = rule.words[0]
+        return ["abc", 7, "", None, [word], True, {}, {"text": "abc"}, {"text": word, "audio": None}, {"video": word}]
     values: list[Any] = ["abc", "", "1", True, False, float("nan"), float("inf"), [1], {"a": 1}, rule.least - 1]
     values += [rule.least + 0.5] * rule.whole + [rule.least] * rule.above + [None] * (None not in rule.words)
     return values + ([rule.most + 1] if rule.most < float("inf") else [])
@@ -64,9 +67,16 @@ def test_wrong_values_are_refused_by_their_key(command: str, configs: dict[str, 
         (RULES["train"]["encode.max_seconds"], [0.5, 24, "auto"], "a number above 0 or auto"),
         (RULES["evaluate"]["batch_size"], [1, None], "a whole number of 1 or more or null"),
         (RULES["train"]["trainer.deterministic"], [True, False, "warn"], "true or false or warn"),
+        (
+            RULES["train"]["encode.pool"],
+            ["mean", OmegaConf.create({"audio": "mean_std"}), OmegaConf.create({"text": "none", "audio": "mean"})],
+            "none or mean or mean_std, or one of them each: {text: none, audio: mean_std}",
+        ),
     ],
 )
-def test_right_values_pass_and_the_range_is_said(rule: Number | Choice, right: list[Any], words: str) -> None:
+def test_right_values_pass_and_the_range_is_said(
+    rule: Number | Choice | WordsByModality, right: list[Any], words: str
+) -> None:
     assert all(rule.allows(value) for value in right)
     assert str(rule) == words
 

@@ -10,16 +10,16 @@ from matplotlib.figure import Figure
 
 from fourm_ser.analysis.attention_maps import MapBlock, read_blocks
 from fourm_ser.analysis.attention_shares import read_shares, share_finding
-from fourm_ser.analysis.examples import Example, draw_waveform, file_stem, read_waveform
+from fourm_ser.analysis.examples import Example, draw_waveform, file_stem, read_waveform, told_pooling
 from fourm_ser.analysis.findings import Finding, UnsuitedError
 from fourm_ser.analysis.word_cells import INCHES, WIDTH, count_lines, draw_words, prepare_axes
 from fourm_ser.analysis.words import Words
-from fourm_ser.fusion.base import MapAxes
+from fourm_ser.fusion.base import LEARNED, MapAxes
 from fourm_ser.runs.finished import OpenRun
 
 LARGEST = 20_000  # rows of a table with a map a head; larger ones have the mean over the heads alone
 PALETTE = "viridis"
-WHO = {"text": "words", "audio": "frames"}
+WHO = {"text": "words", "audio": "frames", LEARNED: "learned weights"}
 LEFT = 12  # columns before the words, for the map's name
 
 
@@ -69,7 +69,7 @@ def _draw_maps(run: OpenRun, number: int, example: Example, blocks: Sequence[Map
     words = (
         f"Chosen: {example.why}. Colours are the mean over {heads} heads in multiples of even attention: 1 is what a "
         "token or frame gets where nothing is preferred. Words and frames are features behind the encoders, which have "
-        "seen their neighbours. "
+        f"seen their neighbours.{told_pooling(run.network)} "
         + ("The table has each head's map, too." if with_heads else "The table has the mean over the heads alone.")
     )
     seen = "A waveform and below it heat maps of attention" if has_audio else "A heat map of attention"
@@ -90,15 +90,15 @@ def _asks(block: MapBlock) -> str:
 
 def _height(block: MapBlock) -> float:
     """Inches: each word takes a row, frames by frames are a square's half."""
-    words = [len(axis) for axis in (block.queries, block.keys) if axis.modality == "text"]
-    return 0.17 * max(words) + 0.3 if words else 4.0
+    words = [len(axis) for axis in (block.queries, block.keys) if axis.words is not None]
+    return max(0.6, 0.17 * max(words) + 0.3) if words else 4.0
 
 
 def _heat_map(axes: Axes, bar: Axes, block: MapBlock, seconds: float) -> None:
     """Frames along the seconds, words as rows; where only one modality is there, queries are the rows."""
     weights = block.times_even
     rows, columns = block.queries, block.keys
-    if rows.modality == "audio" and columns.modality == "text":
+    if rows.modality != "text" and columns.modality == "text":
         rows, columns, weights = columns, rows, weights.T
     edges = [np.arange(len(axis) + 1) - 0.5 if axis.edges is None else axis.edges for axis in (columns, rows)]
     image = axes.pcolormesh(*edges, weights, cmap=PALETTE, vmin=0.0, rasterized=True)

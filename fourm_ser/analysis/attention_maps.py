@@ -9,9 +9,9 @@ from torch import Tensor
 
 from fourm_ser.analysis.examples import Example, read_waveform
 from fourm_ser.analysis.spectrogram import frame_edges
-from fourm_ser.analysis.words import Words, read_words
+from fourm_ser.analysis.words import Words, words_of
 from fourm_ser.encoders.base import Features
-from fourm_ser.fusion.base import Fusion, MapAxes
+from fourm_ser.fusion.base import LEARNED, Fusion, MapAxes
 from fourm_ser.runs.finished import OpenRun
 
 HELD = 2**26  # numbers in the attention maps of one pass: 256 MB
@@ -21,8 +21,8 @@ class Axis(NamedTuple):
     """What stands along one side of a map.
 
     Attributes:
-        modality: `text` or `audio`.
-        words: the words along the side; None for audio.
+        modality: `text`, `audio`, or `LEARNED`.
+        words: the words along the side, or what stands for the learned query; None for audio.
         edges: (frames + 1,) where frames begin and end, in seconds; None for text.
     """
 
@@ -92,6 +92,7 @@ def split(weights: Tensor, axes: MapAxes, lengths: Mapping[str, int]) -> dict[tu
         lengths: how long each modality is, with its padding.
     """
     parts = {}
+    lengths = {LEARNED: 1, **lengths}
     by_query = torch.split(weights, [lengths[modality] for modality in axes.queries], dim=-2)
     for query, rows in zip(axes.queries, by_query, strict=True):
         by_key = torch.split(rows, [lengths[modality] for modality in axes.keys], dim=-1)
@@ -113,6 +114,8 @@ def read_blocks(run: OpenRun, examples: Sequence[Example]) -> dict[int, list[Map
             for position, row in enumerate(rows.tolist()):
                 masks = {modality: sequence.mask[position] for modality, sequence in sequences.items()}
                 sides = {modality: _axis(run, by_row[row], modality, int(own.sum())) for modality, own in masks.items()}
+                masks[LEARNED] = torch.ones(1, dtype=torch.bool, device=rows.device)
+                sides[LEARNED] = Axis(LEARNED, Words.of_one("learned weight"), None)
                 found[row] = []
                 for name, axes in network.fusion.maps.items():
                     count = sum(int(masks[modality].sum()) for modality in axes.keys)
@@ -141,7 +144,7 @@ def fused(
 def _axis(run: OpenRun, example: Example, modality: str, length: int) -> Axis:
     encoder = run.network.by_modality[modality]
     if modality == "text":
-        return Axis(modality, read_words(encoder.frontend, example.text), None)  # type: ignore[arg-type]
+        return Axis(modality, words_of(encoder, example.text), None)
     return Axis(modality, None, frame_edges(encoder, read_waveform(run, example), length))
 
 

@@ -16,11 +16,11 @@ from torch import Tensor
 
 from fourm_ser import SAMPLE_RATE
 from fourm_ser.analysis.attention_shares import MODALITY_COLOURS
-from fourm_ser.analysis.examples import Example, draw_waveform, file_stem, read_waveform
+from fourm_ser.analysis.examples import Example, draw_waveform, file_stem, read_waveform, told_pooling
 from fourm_ser.analysis.findings import Finding
 from fourm_ser.analysis.spectrogram import frame_edges
 from fourm_ser.analysis.word_cells import INCHES, count_lines, draw_words, prepare_axes
-from fourm_ser.analysis.words import Words, read_words
+from fourm_ser.analysis.words import Words, words_of
 from fourm_ser.encoders.base import Features
 from fourm_ser.models.network import EmotionNetwork
 from fourm_ser.runs.finished import OpenRun
@@ -128,7 +128,8 @@ def stem_features(
     for batch in run.batches(run.network, rows, doing):
         for modality in modalities:
             inputs = batch._asdict()[modality]
-            found = inputs if isinstance(inputs, Features) else run.network.by_modality[modality].stem(inputs)
+            encoder = run.network.by_modality[modality]
+            found = inputs if isinstance(inputs, Features) else encoder.stem_features(inputs)
             for row, features, mask in zip(batch.rows.tolist(), found.features, found.mask, strict=True):
                 yield row, modality, features[mask].float()
 
@@ -192,7 +193,7 @@ def _draw(run: OpenRun, number: int, example: Example, found: Attribution, toler
     words, edges, tables = None, None, []
     samples = read_waveform(run, example) if "audio" in found.values else None
     if "text" in found.values:
-        words = read_words(run.network.by_modality["text"].frontend, example.text)  # type: ignore[arg-type]
+        words = words_of(run.network.by_modality["text"], example.text)
         own = words.sum(found.values["text"])
         tables.append(pd.DataFrame({"modality": "text", "word": words.names, "attribution": own}))
     if samples is not None:
@@ -214,7 +215,8 @@ def _draw(run: OpenRun, number: int, example: Example, found: Attribution, toler
     return Finding(
         f"attribution-{file_stem(number, example)}",
         f"What speaks for {example.predicted} in {example.id}",
-        f"Chosen: {example.why}. {said}{same} Red speaks for {example.predicted}, blue against it.",
+        f"Chosen: {example.why}. {said}{same} Red speaks for {example.predicted}, blue against it."
+        + told_pooling(run.network),
         table,
         _figure(example, found, said, words, samples, edges),
         f"{what} of the utterance “{example.text}”, coloured by what they add to the logit of {example.predicted}.",

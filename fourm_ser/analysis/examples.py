@@ -11,6 +11,7 @@ from scipy.special import logsumexp
 
 from fourm_ser import SAMPLE_RATE
 from fourm_ser.errors import InputError
+from fourm_ser.models.network import EmotionNetwork
 from fourm_ser.runs.finished import OpenRun
 
 BINS = 1200  # stretches of a drawn waveform: about one a pixel of the figure's width
@@ -124,6 +125,14 @@ def file_stem(number: int, example: Example) -> str:
 def read_waveform(run: OpenRun, example: Example) -> np.ndarray:
     """The utterance as the run reads it: [samples] at 16 kHz."""
     return run.data.readers()["audio"](example.row)
+
+
+def told_pooling(network: EmotionNetwork) -> str:
+    """A sentence, with a blank before it, that says which features are no sequence over time; empty where all are."""
+    pooled = [modality for modality, encoder in network.by_modality.items() if encoder.pooling != "none"]
+    if not pooled:
+        return ""
+    return f" The {' and the '.join(pooled)} features are pooled over time (encode.pool): the whole utterance is one."
 
 
 def draw_waveform(axes: Axes, samples: np.ndarray) -> None:

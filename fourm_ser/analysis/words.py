@@ -1,10 +1,11 @@
 """From a tokenizer's pieces back to the words of a transcript."""
 
 import re
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 
+from fourm_ser.encoders.base import Encoder
 from fourm_ser.encoders.tokens import Tokens
 
 # Chinese, Japanese and Korean are written without spaces: each character counts as a word.
@@ -35,6 +36,18 @@ class Words(NamedTuple):
         shape = [1] * values.ndim
         shape[axis] = -1
         return self.sum(values, axis) / counts.reshape(shape)
+
+    @classmethod
+    def of_one(cls, name: str) -> Self:
+        """A single name, for what stands for no word by itself."""
+        return cls([name], np.zeros(1, dtype=int), np.zeros(1, dtype=bool))
+
+
+def words_of(encoder: Encoder, text: str) -> Words:
+    """The words that a text encoder's features stand for; where it pools them over time, all as one."""
+    if encoder.pooling != "none":
+        return Words.of_one("(the whole text)")
+    return read_words(encoder.frontend, text)  # type: ignore[arg-type]
 
 
 def read_words(frontend: Tokens, text: str) -> Words:

@@ -12,8 +12,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from fourm_ser.checks import check_word
 from fourm_ser.devices import sent
 from fourm_ser.encoders.lora import Lora, merged
+from fourm_ser.encoders.pooling import FACTORS, pooled
 from fourm_ser.errors import InputError
 
 Inputs = dict[str, Tensor]
@@ -109,8 +111,9 @@ class Encoder(nn.Module, ABC):
         frontend: from raw utterances to the stem's inputs.
         stem: a module from a batch of the front end's inputs to features (batch, time, stem_dim).
         top: a module from the stem's features to (batch, time, dim); `nn.Identity()` where there is none.
-        stem_dim: width of the stem's features.
+        stem_dim: width of the stem's features, as the store holds them.
         dim: width of the encoder's features, behind the top.
+        pooling: how the stem's features are pooled over time before they are stored, one of `FACTORS`; see `pool`.
         languages: codes of the languages it is made for (`en`); None where it does not matter.
         base_fingerprint: the fingerprint it had before adapters were added; None where none were.
         skips_parts: whether a step may leave parameters out while the stem trains, such as the layers that are
@@ -125,6 +128,7 @@ class Encoder(nn.Module, ABC):
     top: nn.Module
     stem_dim: int
     dim: int
+    pooling: str = "none"
     languages: list[str] | None = None
     base_fingerprint: str | None = None
     skips_parts: bool = False
@@ -135,7 +139,7 @@ class Encoder(nn.Module, ABC):
 
     @classmethod
     def width(cls, arguments: Mapping[str, Any]) -> int | None:
-        """The `dim` that an encoder of these arguments has, as far as they tell without building it; else None."""
+        """The `dim` that an encoder of these arguments has before it pools; None where only building it can tell."""
         return None
 
     @abstractmethod
@@ -153,8 +157,39 @@ class Encoder(nn.Module, ABC):
 
     def forward(self, inputs: Inputs | Features) -> Features:
         """Encode raw inputs, or go on from the stem's features where they come from the store."""
-        features: Features = self.top(inputs if isinstance(inputs, Features) else self.stem(inputs))
-        return features
+        given = inputs if isinstance(inputs, Features) else self.stem_features(inputs)
+        behind: list[Features] = [self.top(part) for part in self._statistics(given)]
+        if len(behind) == 1:
+            return behind[0]
+        return Features(torch.cat([part.features for part in behind], dim=-1), behind[0].mask)
+
+    def stem_features(self, inputs: Inputs) -> Features:
+        """The stem's features of a batch's raw inputs, pooled where this encoder pools: what the store holds."""
+        found: Features = self.stem(inputs)
+        if self.pooling == "none":
+            return found
+        return Features(pooled(found.features, found.mask, self.pooling), found.mask[:, :1])
+
+    def pool(self, how: str) -> None:
+        """Let the stem's features be those of whole utterances, one frame each: said once, before the first use.
+
+        A top is given the frames' mean and their deviation each by itself: the learned sum over hidden states is one of
+        their means and, under the same weights, one of their deviations.
+
+        Args:
+            how: `none`; `mean`; or `mean_std`, mean and deviation side by side, which doubles `stem_dim` and `dim`.
+
+        Raises:
+            InputError: it is none of these.
+        """
+        check_word("encode.pool", how, FACTORS)
+        self.pooling = how
+        self.stem_dim, self.dim = FACTORS[how] * self.stem_dim, FACTORS[how] * self.dim
+
+    def _statistics(self, given: Features) -> list[Features]:
+        """The stem's features, taken apart where they are several statistics side by side."""
+        parts = given.features.chunk(FACTORS[self.pooling], dim=-1)
+        return [Features(part, given.mask) for part in parts]
 
     def collate(self, items: Sequence[Inputs]) -> Inputs:
         """Utterances as one padded batch."""
@@ -234,12 +269,14 @@ class Encoder(nn.Module, ABC):
             self._modules.update(after)
 
     def fingerprint(self) -> str:
-        """The store's key: a hash over the architecture, the stem's weights as they are now, and the front end.
+        """The store's key: a hash over the architecture, the stem's weights as they are now, front end and pooling.
 
         Adapters count by what they make of the weights.
         """
         digest = hashlib.blake2b(digest_size=12)
         about = {"class": type(self).__qualname__, "about": self.describe(), "frontend": self.frontend.describe()}
+        if self.pooling != "none":
+            about["pool"] = self.pooling
         digest.update(json.dumps(about, sort_keys=True).encode())
         own = {name: tensor for name, tensor in sorted(self.stem.state_dict().items()) if "." not in name}
         with merged(self.stem):

@@ -16,6 +16,8 @@ from fourm_ser.errors import InputError
 from fourm_ser.kernels.attention import attend
 
 POOLS = ("first", "mean", "max", "min", "sum")
+LEARNED = "learned"
+"""In place of a modality: what asks in a map is one vector that the fusion has learned, and no frame."""
 
 
 class FusionOutput(NamedTuple):
@@ -40,7 +42,8 @@ class MapAxes(NamedTuple):
     """What an attention map's two axes are.
 
     Attributes:
-        queries: the modalities whose frames ask, one after the other in time, each with its padding where it was.
+        queries: the modalities whose frames ask, one after the other in time, each with its padding where it was; or
+            `LEARNED` alone, for one query, which then asks one modality.
         keys: the modalities whose frames are asked, one after the other in time, each with its padding where it was.
     """
 

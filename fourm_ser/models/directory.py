@@ -26,13 +26,14 @@ class Conditions(NamedTuple):
     """What a network was trained under, as far as it has to be used in the same way: `use` in model/config.yaml.
 
     Attributes:
-        stored: Modalities whose stem was frozen in the end, so that its features came from the embedding store.
+        stored: Modalities whose stem was frozen in the end, so that its features were those of the embedding store.
         encoding: The precision of that encoding, `32`, or `bf16` or `16` (both stored as float16).
         precision: The trainer's precision, such as `32-true` or `bf16-mixed`.
         max_seconds: What longer utterances were cropped to; None for any length.
         encoding_tf32: Whether an NVIDIA GPU rounded to TF32 while encoding.
         tf32: Whether an NVIDIA GPU rounded to TF32 while training.
         clean: Patterns of what was taken out of transcripts, those of `Cleaning`.
+        store: Whether an evaluation keeps features in the store, too; training without one computed the same ones.
     """
 
     stored: list[str]
@@ -42,6 +43,7 @@ class Conditions(NamedTuple):
     encoding_tf32: bool = False
     tf32: bool = False
     clean: Sequence[str] = BEFORE
+    store: bool = True
 
 
 class Model(NamedTuple):
@@ -64,8 +66,8 @@ def save_model(folder: Path, model: Model, config: DictConfig, left_out: Mapping
     Args:
         folder: the directory; one that stands there is replaced.
         model: the model.
-        config: the run's config, of which the nodes `encoder`, `fusion` and `head` are kept, and `lora` where there
-            are adapters.
+        config: the run's config, of which the nodes `encoder`, `fusion` and `head` are kept, `encode.pool`, and `lora`
+            where there are adapters.
         left_out: fingerprints by modality of the stems that are not written but built again from the config: those
             that never trained, and those of which adapters alone did. The others' weights are in model.safetensors,
             and those adapters, which are merged where the others' are already.
@@ -89,6 +91,7 @@ def save_model(folder: Path, model: Model, config: DictConfig, left_out: Mapping
                 changes.pop("architecture", None)
             kept[modality] = {**nodes["encoder"][modality], **changes}
         nodes["encoder"] = kept
+        nodes["encode"] = {"pool": {modality: encoder.pooling for modality, encoder in network.by_modality.items()}}
         nodes["fingerprints"] = dict(left_out)
         nodes["use"] = model.conditions._asdict()
         # Tensors that share memory are not allowed in the format: each gets its own.

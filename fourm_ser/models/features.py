@@ -2,7 +2,6 @@
 
 import logging
 import math
-import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
@@ -29,6 +28,7 @@ from fourm_ser.encoders.lora import merged
 from fourm_ser.encoders.store import FeatureStore
 from fourm_ser.errors import InputError
 from fourm_ser.kernels.bf16 import in_half_precision
+from fourm_ser.models.forecast import Forecast
 
 log = logging.getLogger(__name__)
 
@@ -56,6 +56,7 @@ class Encoding(NamedTuple):
         max_tokens: Tokens of text in a batch, padding included.
         device: Where stems run.
         tf32: Whether an NVIDIA GPU may round what float32 layers multiply to TF32.
+        store: Whether features are kept there; else they are computed for every batch that needs them.
     """
 
     cache: Path
@@ -64,6 +65,7 @@ class Encoding(NamedTuple):
     max_tokens: float
     device: torch.device
     tf32: bool = False
+    store: bool = True
 
     @classmethod
     def of(cls, config: DictConfig) -> Self:
@@ -76,6 +78,7 @@ class Encoding(NamedTuple):
             encode.max_tokens,
             find_device(config.trainer.accelerator, "trainer.accelerator"),
             encode.get("tf32", False),  # records of before have none
+            encode.get("store", True),
         )
 
     @property
@@ -159,9 +162,18 @@ def fill_store(
             if any(wanted[place] in missing for batch in shard for place in batch)
         ]
         if shards[turn::turns]:
-            work = _Pass(store, encoder, source, keys, lengths, encoding, workers)
+            own = shards[turn::turns]
+            forecast = Forecast(
+                folder=store.folder,
+                encoder=encoder,
+                batches=[batch for shard in own for batch in shard],
+                lengths=lengths,
+                count=len(missing),
+                processes=turns,
+            )
+            work = _Pass(store, encoder, source, keys, lengths, encoding, workers, forecast)
             with merged(encoder.stem), _moved_there(encoder, encoding.device), allow_tf32(encoding.tf32):
-                work.run(shards[turn::turns], missing)
+                work.run(own, missing)
         return len(missing)
 
     count = 0
@@ -207,6 +219,7 @@ class _Pass:
     lengths: np.ndarray
     encoding: Encoding
     workers: int
+    forecast: Forecast
     largest: float = math.inf
     shard: dict[str, np.ndarray] = field(default_factory=dict)
     failed: bool = False
@@ -221,7 +234,6 @@ class _Pass:
         plan = [batch for shard in shards for batch in shard]
         dataset = Utterances(np.zeros(len(self.keys), dtype=np.int64), {encoder.modality: self.source})
         batches = iter(loader(dataset, plan, self.workers, pin_memory=copies_ahead(self.device)))
-        whole = float(sum(self.lengths[batch].sum() + len(batch) for batch in plan))
         columns = (BarColumn(), MofNCompleteColumn(), Speed(), TimeRemainingColumn())
         with (
             Progress(TextColumn("{task.description}"), *columns, disable=rank() != 0) as progress,
@@ -235,11 +247,12 @@ class _Pass:
                     for batch in shard:
                         inputs = getattr(next(batches), encoder.modality)
                         for part, encoded in self._encode(batch, inputs, pending):
-                            # The share of the whole pass by which the first batch tells how much room it takes.
-                            share = (self.lengths[part].sum() + len(part)) / whole if part[0] == plan[0][0] else None
-                            pending.append(writer.submit(self._next, self._keep, part, encoded, missing, share))
-                            _wait(pending, 0 if share else AHEAD)
+                            pending.append(writer.submit(self._next, self._keep, part, encoded, missing))
+                            _wait(pending, 0 if part[0] == plan[0][0] else AHEAD)  # whether there is room
                             progress.advance(task, len(part))
+                        if self.forecast.add(batch):
+                            _wait(pending, 0)
+                            self.forecast.tell()
                     pending.append(writer.submit(self._next, self._write))
                 _wait(pending, 0)
             finally:
@@ -258,8 +271,9 @@ class _Pass:
             length = len(part) * float(self.lengths[part].max())
             if length <= self.largest or len(part) == 1:
                 try:
-                    given = own if own is not None else self.source.collate(list(map(self.source.load, part)))
-                    yield part, _Encoded.of(self.encoder.stem(moved(given, self.device)), self.half)
+                    found = own if own is not None else self.source.collate(list(map(self.source.load, part)))
+                    given: Any = moved(found, self.device)
+                    yield part, _Encoded.of(self.encoder.stem_features(given), self.half)
                     continue
                 except RuntimeError as error:
                     if not ran_out_of_memory(error):
@@ -290,11 +304,10 @@ class _Pass:
         task(*arguments)
         self.failed = False
 
-    def _keep(self, part: list[int], encoded: "_Encoded", missing: set[str], share: float | None) -> None:
-        """Bring a batch's features home; the first one's tell, with its share of the pass, whether there is room."""
+    def _keep(self, part: list[int], encoded: "_Encoded", missing: set[str]) -> None:
+        """Bring a batch's features home; the first one's tell whether there is room."""
         rows, counts = encoded.features.get().numpy(), encoded.counts.get().tolist()
-        if share is not None:
-            _check_room(self.store, sum(counts) * rows[0, 0].nbytes / share)
+        self.forecast.measure(part, sum(counts) * rows[0, 0].nbytes)
         for place, (position, count) in enumerate(zip(part, counts, strict=True)):
             if self.keys[position] not in missing:
                 continue
@@ -337,22 +350,3 @@ def _wait(pending: "deque[Future[None]]", left: int) -> None:
     """Wait until so many are left at most, and raise what one of the others raised."""
     while len(pending) > left:
         pending.popleft().result()
-
-
-def halved(sequence: Features) -> Tensor:
-    """Features in float32, rounded as the store holds those of a stem in half precision."""
-    exact = sequence.features.float()
-    rounded = exact.half().float()
-    fits = (rounded.isfinite() | ~sequence.mask[..., None]).flatten(1).all(1)
-    return torch.where(fits[:, None, None], rounded, exact)
-
-
-def _check_room(store: FeatureStore, needed: float) -> None:
-    """Say how much room a pass takes, by its first batch, and refuse one that the disk has no room for."""
-    free = shutil.disk_usage(store.folder).free
-    log.info("store: the pass needs about %.2f GB of disk, %.1f GB are free", needed / 1e9, free / 1e9)
-    if needed > free:
-        raise InputError(
-            f"{store.folder}: encoding needs about {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are free. "
-            "Make room, or choose another cache."
-        )

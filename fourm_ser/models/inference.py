@@ -17,7 +17,7 @@ from fourm_ser.encoders.base import Features, Inputs, Packed, moved
 from fourm_ser.errors import InputError
 from fourm_ser.fusion.base import pool
 from fourm_ser.models.directory import Model
-from fourm_ser.models.features import halved
+from fourm_ser.models.frozen import frozen_features
 from fourm_ser.models.network import NetworkOutput
 
 log = logging.getLogger(__name__)
@@ -65,14 +65,11 @@ class Inference:
 
     def _run(self, given: Mapping[str, Inputs | Features | Packed | None], return_attention: bool) -> NetworkOutput:
         half = HALVES.get(self.encoding)
-        inputs: dict[str, Inputs | Features | None] = {"text": None, "audio": None}
+        inputs: dict[str, Any] = {"text": None, "audio": None}
         for modality, encoder in self.network.by_modality.items():
             inputs[modality] = moved(given[modality], self.device)
             if modality in self.conditions.stored and not isinstance(inputs[modality], Features):
-                with autocast(self.device, half), tf32(self.conditions.encoding_tf32):
-                    encoded = encoder.stem(inputs[modality])
-                # As in the store.
-                inputs[modality] = Features(halved(encoded) if half else encoded.features.float(), encoded.mask)
+                inputs[modality] = frozen_features(encoder, inputs[modality], half, self.conditions.encoding_tf32)
         with self.as_trained():
             return self.network(**inputs, return_attention=return_attention)
 

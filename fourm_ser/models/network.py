@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from fourm_ser.config import build
 from fourm_ser.encoders.base import Encoder, Features, Inputs, Resources
 from fourm_ser.encoders.lora import is_adapter, merged
+from fourm_ser.encoders.pooling import FACTORS
 from fourm_ser.errors import InputError
 from fourm_ser.fusion.base import Fusion, check_dropout, check_width, pool
 from fourm_ser.losses.base import Loss
@@ -158,7 +159,7 @@ def build_network(config: DictConfig, classes: int, resources: Resources) -> Emo
     """The network that a config describes.
 
     Args:
-        config: The nodes `encoder`, `fusion` and `head`.
+        config: The nodes `encoder`, `fusion` and `head`, and `encode.pool`; without it nothing is pooled.
         classes: How many classes there are.
         resources: What encoders may use.
 
@@ -170,6 +171,7 @@ def build_network(config: DictConfig, classes: int, resources: Resources) -> Emo
         if modality not in ("text", "audio"):
             raise InputError(f"fusion.modalities={list(config.fusion.modalities)}: expected text, audio or both.")
         encoders[modality] = build(config.encoder[modality], resources=resources)
+        encoders[modality].pool(pooling_of(config, modality))
     dims = {modality: encoder.dim for modality, encoder in encoders.items()}
     fusion = build(config.fusion, dims=dims)
     head = build(config.head, dim=fusion.dim, classes=classes)
@@ -182,5 +184,12 @@ def known_widths(config: DictConfig) -> dict[str, int | None]:
     for modality in widths:
         with suppress(AttributeError, KeyError, TypeError, ValueError):  # building it says what is wrong
             node = config.encoder[modality]
-            widths[modality] = get_object(node._target_).width(OmegaConf.to_container(node, resolve=True))
+            width = get_object(node._target_).width(OmegaConf.to_container(node, resolve=True))
+            widths[modality] = None if width is None else width * FACTORS[pooling_of(config, modality)]
     return widths
+
+
+def pooling_of(config: DictConfig, modality: str) -> str:
+    """How a config's `encode.pool` pools a modality: one word for both, or one each; `none` where it says nothing."""
+    said = OmegaConf.select(config, "encode.pool", default="none")
+    return said.get(modality, "none") if isinstance(said, DictConfig) else said

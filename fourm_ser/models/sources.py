@@ -53,10 +53,11 @@ def make_sources(
 ) -> tuple[dict[str, Source], dict[str, int]]:
     """Where each modality of a network comes from: the store where its stem is frozen, else raw through its front end.
 
-    What the store lacks of the corpus is encoded first, by encoders that do not feel padding (`check_padding`).
+    What the store lacks of the corpus is encoded first, by encoders that do not feel padding (`check_padding`). Where
+    the encoding keeps no store, everything comes raw.
 
     Returns:
-        A source by modality, and how many distinct utterances were encoded for it.
+        A source by modality, and how many distinct utterances were encoded for it and put into the store.
     """
     sources: dict[str, Source] = {}
     encoded = dict.fromkeys(network.by_modality, 0)
@@ -67,10 +68,11 @@ def make_sources(
     readers, keys, lengths = data.readers(), data.keys(), data.lengths()
     for modality, encoder in network.by_modality.items():
         raw = Raw(readers[modality], encoder.frontend)
-        if modality not in frozen:
+        if modality not in frozen or not encoding.store:
             sources[modality] = raw
             continue
         about = {"weights": encoder.weights, "frontend": encoder.frontend.describe(), **encoder.describe()}
+        about["pool"] = encoder.pooling
         # Features of another precision are other features.
         store = FeatureStore(
             root=encoding.cache / "embeddings",

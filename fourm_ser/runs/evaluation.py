@@ -77,7 +77,8 @@ def evaluate(config: DictConfig, changes: Mapping[str, Any] | None) -> dict[str,
     compare_languages(model.network, corpus)
     compare_cleaning(model, corpus)
     check_transcripts(model.network, corpus.frame["text"].iloc[rows])
-    encoding = Encoding(cache, inference.encoding, budgets[0], budgets[1], device, model.conditions.encoding_tf32)
+    rounding, keeps = model.conditions.encoding_tf32, model.conditions.store
+    encoding = Encoding(cache, inference.encoding, budgets[0], budgets[1], device, rounding, keeps)
     sources, _ = make_sources(model.network, data, encoding)
     stages = [] if record is None else list(record.stage.values())
     data.serve(sources, config.batch_size or (stages[-1].batch_size if stages else BATCH))

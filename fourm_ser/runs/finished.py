@@ -21,6 +21,7 @@ from fourm_ser.losses.base import Loss
 from fourm_ser.losses.composite import SumLoss
 from fourm_ser.models.directory import load_model
 from fourm_ser.models.features import Encoding
+from fourm_ser.models.frozen import with_features
 from fourm_ser.models.inference import Outputs, compute_outputs
 from fourm_ser.models.network import EmotionNetwork, build_network
 from fourm_ser.models.sources import make_sources
@@ -110,13 +111,15 @@ class OpenRun:
     def batches(self, network: EmotionNetwork, rows: np.ndarray, doing: str = "") -> Iterator[Batch]:
         """Utterances by their positions, in padded batches of similar length, raw or from the store, on the device.
 
-        Frozen stems are read from the store, which is filled with what it lacks. A bar shows what is being done.
+        What frozen stems make of them is read from the store, which is filled with what it lacks, or, of a run without
+        one, computed. A bar shows what is being done.
         """
-        sources, _ = make_sources(network, self.data, Encoding.of(self.config))
+        encoding = Encoding.of(self.config)
+        sources, _ = make_sources(network, self.data, encoding)
         self.data.serve(sources, BATCH)
         network.to(self.device)
         for batch in track(self.data.dataloader(rows), doing, transient=True, disable=not doing):
-            yield batch.to(self.device)
+            yield with_features(network, batch.to(self.device), encoding)
 
     def features(self, snapshot: Snapshot, side: str) -> Outputs:
         """What a network of this run makes of a side's utterances (see `Corpus.rows`), in fp32; computed once."""

@@ -19,7 +19,7 @@ from pytorch_lightning import seed_everything
 from fourm_ser.config import build
 from fourm_ser.data.corpus import Corpus
 from fourm_ser.data.datamodule import EmotionDataModule
-from fourm_ser.devices import MIXED, autocast, copies_ahead, find_device, ran_out_of_memory, tf32
+from fourm_ser.devices import MIXED, autocast, copies_ahead, ran_out_of_memory, tf32
 from fourm_ser.distributed import barrier, first, joined, launched, rank, world
 from fourm_ser.encoders.base import Resources, Unfreeze
 from fourm_ser.encoders.hub import ENCODER_FILES, fetch_weights
@@ -45,6 +45,8 @@ from fourm_ser.training.record import record
 from fourm_ser.training.stages import Stage, build_trainer, read_stages, trainer_arguments
 
 log = logging.getLogger("fourm_ser.training.experiment")  # also where it is `__main__`
+
+WITHOUT_STORE = ("32-true", "32", *MIXED, "bf16", "16")  # precisions that leave what encoders read as it is
 
 
 def run(config: DictConfig, run_dir: Path, own_process: bool = False) -> dict[str, Any]:
@@ -145,13 +147,20 @@ class Experiment:
         self.loss: Loss = build(config.loss)
         self.corpus: Corpus = build(config.data, cache=self.cache)  # reads nothing, but checks its keys
         self._refuse_misfits()
-        self.device = find_device(config.trainer.accelerator, "trainer.accelerator")
+        self.encoding = Encoding.of(config)
+        self.device = self.encoding.device
         self.loggers: list[RunLogger] = list(build(config.logger).values()) if rank() == 0 else []
         self.encoded: dict[str, int] = {}
 
     def _refuse_misfits(self) -> None:
         """Refuse what does not fit together before any data is prepared and any encoder built."""
         config = self.config
+        precision = str(config.trainer.precision)
+        if not config.encode.get("store", True) and precision not in WITHOUT_STORE:
+            raise InputError(
+                f"trainer.precision={precision}: would round what frozen encoders read, where encode.store=false lets "
+                f"them read it in every epoch. Expected one of {', '.join(WITHOUT_STORE)}, or encode.store=true."
+            )
         widths = dict.fromkeys(("embedding", *config.fusion.modalities), 1)
         emotions = self.corpus.wanted  # None: those that the corpus turns out to have
         for stage in self.stages:
@@ -238,7 +247,7 @@ class Experiment:
         for modality, encoder in network.by_modality.items():
             encoder.unfreeze(stage.unfreeze[modality])
         if not folder.finished.is_file() or stage is self.stages[-1]:
-            sources, encoded = make_sources(network, self.data, Encoding.of(self.config))
+            sources, encoded = make_sources(network, self.data, self.encoding)
             for modality, count in encoded.items():
                 self.encoded[modality] += count
             self.data.serve(sources, stage.batch_size)
@@ -251,6 +260,7 @@ class Experiment:
             seed=self.config.seed,
             trained=trained,
             adapted=_adapted(trained),
+            encoding=None if self.encoding.store else self.encoding,
         )
         if not folder.finished.is_file():
             last = folder.last if folder.last.is_file() else None
@@ -281,9 +291,16 @@ class Experiment:
 
     @contextmanager
     def _computing(self, network: EmotionNetwork, trained: Collection[str]) -> Iterator[None]:
-        """Roundings as the config says, and no stem on the device whose features come from the store."""
+        """Roundings as the config says, and the stems that never train kept out of the network and of its precision.
+
+        Where their features come from the store, they are not on the device, either.
+        """
         untrained = [modality for modality in network.encoders if modality not in trained]
-        with network.without_stems(untrained), tf32(self.config.trainer.get("tf32", False)):
+        with network.without_stems(untrained), tf32(self.config.trainer.get("tf32", False)), ExitStack() as stack:
+            for modality in [] if self.encoding.store else untrained:
+                stem = network.by_modality[modality].stem
+                stack.callback(stem.cpu)
+                stem.to(self.device)
             yield
 
     @contextmanager
@@ -368,6 +385,7 @@ class Experiment:
             encoding_tf32=config.encode.get("tf32", False),
             tf32=config.trainer.get("tf32", False),
             clean=list(self.corpus.cleaning.patterns),
+            store=self.encoding.store,
         )
         save_model(self.directory.model, Model(network, self.corpus.emotions, conditions), config, left_out)
         results = write_results(self.directory, self.corpus, metrics, outputs["test"])

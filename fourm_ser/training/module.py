@@ -13,6 +13,8 @@ from fourm_ser.data.batch import Batch
 from fourm_ser.devices import HostCopy, copies_ahead
 from fourm_ser.distributed import gather_rows, rank
 from fourm_ser.losses.base import Loss
+from fourm_ser.models.features import Encoding
+from fourm_ser.models.frozen import with_features
 from fourm_ser.models.metrics import EmotionMetrics
 from fourm_ser.models.network import EmotionNetwork, NetworkOutput
 from fourm_ser.training.schedules import Plateau
@@ -59,6 +61,7 @@ class EmotionModule(LightningModule):
         trained: Modalities whose stems train in this stage or trained in an earlier one. Checkpoints leave the others
             out, which are what the config says.
         adapted: Those of them in which nothing but adapters trained: checkpoints hold the adapters alone.
+        encoding: How frozen stems are run on what comes raw; None where all that is theirs comes from the store.
     """
 
     def __init__(
@@ -72,10 +75,11 @@ class EmotionModule(LightningModule):
         seed: int,
         trained: Collection[str],
         adapted: Collection[str] = (),
+        encoding: Encoding | None = None,
     ) -> None:
         super().__init__()
         self.network, self.loss, self.stage = network, loss, stage
-        self.steps_per_epoch, self.seed = steps_per_epoch, seed
+        self.steps_per_epoch, self.seed, self.encoding = steps_per_epoch, seed, encoding
         untouched = [modality for modality in network.encoders if modality not in trained]
         left_out = network.stem_state(untouched) | network.stem_state(adapted, adapters=False)
         self.left_out = {f"network.{name}" for name in left_out}
@@ -87,6 +91,8 @@ class EmotionModule(LightningModule):
 
     def forward(self, batch: Batch, return_attention: bool = False) -> NetworkOutput:
         """A batch -> the network's output."""
+        if self.encoding is not None:
+            batch = with_features(self.network, batch, self.encoding)
         return self.network(batch.text, batch.audio, return_attention)
 
     def on_train_epoch_start(self) -> None:

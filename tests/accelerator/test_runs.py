@@ -119,6 +119,18 @@ def test_in_float32_the_metrics_are_the_cpu_s(
     pd.testing.assert_frame_equal(tables[0], tables[1], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("precision", ["32-true", "16-mixed"])
+def test_without_a_store_frozen_stems_run_there_in_their_own_precision(
+    precision: str, finished: Callable[[str], Path], configure: Callable[..., DictConfig], tmp_path: Path
+) -> None:
+    metrics = run(configure("gpu", precision, *SHORT, "encode.store=false", folder="none"), tmp_path / "run")
+    assert metrics["encoded/text"] == metrics["encoded/audio"] == 0
+    expected = lasting(read_metrics(finished(precision)))
+    if precision == "32-true":
+        assert lasting(metrics) == close(expected, 1e-5)
+    assert metrics.keys() == read_metrics(finished(precision)).keys()
+
+
 class Killed(BaseException):
     """What ends a run at once."""
 

@@ -78,6 +78,7 @@ CONFIGS = {
     "tiny-audio_only": [*TINY, "fusion=audio_only"],
     "t5-text_only": [*WORDPIECE, "encoder/text=t5", *T5, "fusion=text_only", "encoder.text.layer=1"],
     "qwen3-text_only": [*WORDPIECE, "encoder/text=qwen3_embedding", *QWEN, "fusion=text_only"],
+    "tiny-pooled": [*TINY, "encode.pool={text: mean, audio: mean_std}"],
     "wav2vec2": speech("wav2vec2", "group"),
     "hubert": speech("hubert", "layer"),
     "wavlm": speech("wavlm", "group"),
@@ -136,7 +137,7 @@ def trained(configs: Compose, tmp_path: Path) -> Callable[..., Trained]:
 def left_out_of(name: str) -> list[tuple[str, ...]]:
     if name.endswith("_only"):
         return [(), (name.partition("-")[2].removesuffix("_only"),)]
-    if name.endswith(("-layer_1", "-weighted")):
+    if name.endswith(("-layer_1", "-weighted", "-pooled")):
         return [(), ("text", "audio")]
     return [(), ("text",), ("audio",), ("text", "audio")]
 
@@ -249,6 +250,7 @@ def test_the_folder_holds_no_pickle(trained: Callable[..., Trained], tmp_path: P
             content.decode("utf-8")
     assert json.loads((tmp_path / "model" / "labels.json").read_text()) == EMOTIONS
     assert set(OmegaConf.load(tmp_path / "model" / "config.yaml")) == {
+        "encode",
         "encoder",
         "fusion",
         "head",

@@ -274,3 +274,22 @@ def test_widths_are_known_before_encoders_are_built(composed: Compose, tmp_path:
             continue
         built = build_node(config.encoder[modality], resources=Resources(tmp_path, ["every calm word"]))
         assert built.dim == width
+
+
+@pytest.mark.parametrize(
+    ("pool", "factors"),
+    [("none", (1, 1)), ("mean", (1, 1)), ("mean_std", (2, 2)), ("{audio: mean_std}", (1, 2))],
+)
+def test_pooled_features_are_known_and_built_as_wide(
+    composed: Compose, tmp_path: Path, pool: str, factors: tuple[int, int]
+) -> None:
+    before = known_widths(composed("encoder=tiny"))
+    config = composed("encoder=tiny", f"encode.pool={pool}", "fusion=concat")
+    expected = {
+        modality: factor * (before[modality] or 0) for modality, factor in zip(("text", "audio"), factors, strict=True)
+    }
+    assert known_widths(config) == expected
+    network = build_network(config, 4, Resources(tmp_path, ["every calm word"]))
+    assert {modality: encoder.dim for modality, encoder in network.by_modality.items()} == expected
+    with pytest.raises(InputError, match=r"encode\.pool=max: expected one of none, mean, mean_std"):
+        build_network(composed("encoder=tiny", "encode.pool=max"), 4, Resources(tmp_path, ["every calm word"]))
