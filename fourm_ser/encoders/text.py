@@ -135,7 +135,7 @@ class TextEncoder(TransformerEncoder):
         cut(self.stem.model, self.layers, used)
 
     def unused(self) -> Iterable[nn.Parameter]:
-        return [parameter for name, parameter in self._parameters().items() if name in self._unused]
+        return [parameter for name, parameter in self._by_name().items() if name in self._unused]
 
     def lengths(self, read: Callable[[int], Any], known: np.ndarray) -> np.ndarray:
         """Tokens of each transcript: characters tell them only roughly."""
@@ -143,10 +143,10 @@ class TextEncoder(TransformerEncoder):
 
     def blocks(self) -> list[nn.Module]:
         """What enters the first layer, and each layer; a final norm goes with the last."""
-        parameters = self._parameters()
+        parameters = self._by_name()
         return [nn.ParameterList(parameters[name] for name in block) for block in self._blocks]
 
-    def _parameters(self) -> dict[str, nn.Parameter]:
+    def _by_name(self) -> dict[str, nn.Parameter]:
         """The model's parameters by their names; a layer with an adapter holds its own as a `base_layer`."""
         return {name.replace(".base_layer.", "."): own for name, own in self.stem.model.named_parameters()}
 
