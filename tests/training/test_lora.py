@@ -2,6 +2,7 @@
 
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from safetensors.torch import load_file
 from fourm_ser.encoders import lora
 from fourm_ser.errors import InputError
 from fourm_ser.models.directory import load_model
-from fourm_ser.runs import evaluation
+from fourm_ser.runs import evaluation, results
 from fourm_ser.runs.directory import RunDirectory
 from fourm_ser.runs.finished import OpenRun
 from fourm_ser.training.experiment import resume, run
@@ -33,6 +34,15 @@ class DiedError(Exception):
 
 def lasting(metrics: dict[str, Any]) -> dict[str, Any]:
     return {name: value for name, value in metrics.items() if not name.startswith(("seconds/", "encoded/"))}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _no_figures() -> Iterator[None]:
+    """They take longer than these runs train."""
+    with pytest.MonkeyPatch.context() as patched:
+        for module in (evaluation, results):
+            patched.setattr(module, "save_figure", lambda figure, path: None)
+        yield
 
 
 @pytest.fixture(scope="module")
