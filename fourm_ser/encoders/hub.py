@@ -1,21 +1,23 @@
-"""Where weights and tokenizers come from: the hub, a folder, or a seed."""
+"""Weights and tokenizers of Transformers: those of a checkpoint, or drawn by a seed and trained on transcripts."""
 
 import hashlib
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import torch
 from filelock import FileLock
-from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 
 from fourm_ser.encoders.attention import speed_up
 from fourm_ser.encoders.base import Resources
-from fourm_ser.errors import InputError
+from fourm_ser.encoders.checkpoints import cached_folder, checkpoint_folder, fetch_weights
+from fourm_ser.errors import InputError, brief
 from fourm_ser.files import whole
 
 if TYPE_CHECKING:
@@ -25,44 +27,8 @@ log = logging.getLogger(__name__)
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", "spiece.model", "sentencepiece.bpe.model")
-RANDOM = "try the pipeline with random weights (encoder.weights=random)"
 TOKENIZER_FILES = (*VOCABULARY_FILES, "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json")
 ENCODER_FILES = ("preprocessor_config.json", *TOKENIZER_FILES)  # beside weights and config
-
-
-def checkpoint_folder(checkpoint: str, patterns: Sequence[str], key: str, instead: str = RANDOM) -> Path:
-    """The folder that holds a Hugging Face checkpoint, fetched from the hub unless `checkpoint` is a folder.
-
-    Raises:
-        InputError: there is no such folder, or the hub cannot give the checkpoint (then the config's `key` takes a
-            folder, and `instead` does without).
-    """
-    folder = Path(checkpoint).expanduser()
-    if folder.is_dir():
-        return folder
-    if checkpoint.startswith((".", "/", "~")):
-        raise InputError(f"{checkpoint}: no such folder. Expected a folder written by save_pretrained, or a hub id.")
-    try:
-        return Path(snapshot_download(checkpoint, allow_patterns=["config.json", *patterns]))
-    except (OSError, ValueError) as error:  # the hub's own are OSErrors
-        raise InputError(
-            f"{checkpoint}: the checkpoint cannot be fetched from the Hugging Face hub ({brief(error)}). Either "
-            f"give a folder that holds it ({key}=PATH), or {instead}."
-        ) from error
-
-
-def fetch_weights(checkpoint: str, patterns: Sequence[str], key: str, instead: str = RANDOM) -> Path:
-    """The `checkpoint_folder` with weights and config, too; safetensors where there are any.
-
-    Raises:
-        InputError: as `checkpoint_folder`, or there is no config.
-    """
-    folder = checkpoint_folder(checkpoint, ["*.safetensors", *patterns], key, instead)
-    if not list(folder.glob("*.safetensors")) and not list(folder.glob("pytorch_model*.bin*")):
-        folder = checkpoint_folder(checkpoint, ["pytorch_model*.bin*"], key, instead)
-    if not (folder / "config.json").is_file():
-        raise InputError(f"{checkpoint}: no config.json there. Expected what save_pretrained writes.")
-    return folder
 
 
 def load_transformer(
@@ -95,16 +61,17 @@ def load_transformer(
         )
     folder = fetch_weights(source, ENCODER_FILES, f"encoder.{modality}.checkpoint")
     try:
-        config = AutoConfig.from_pretrained(folder)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         config.update(overrides)
         model, report = AutoModel.from_pretrained(
             folder,
             config=config,
+            trust_remote_code=False,
             output_loading_info=True,
             dtype=torch.float32,
             ignore_mismatched_sizes=True,  # reported, and refused below
         )
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError, UnpicklingError) as error:
         raise InputError(f"{source}: not a checkpoint that can be loaded: {brief(error)}") from error
     # A pooler and the pretraining mask vector are not part of the features; all else has to be in the file.
     missing = sorted(k for k in report["missing_keys"] if "pooler" not in k and not k.endswith("masked_spec_embed"))
@@ -131,7 +98,7 @@ def hidden_size(arguments: Mapping[str, Any], modality: str) -> int | None:
         if source is None:
             return None
         folder = checkpoint_folder(str(source), [], f"encoder.{modality}.checkpoint")
-        return int(AutoConfig.from_pretrained(folder).hidden_size)
+        return int(AutoConfig.from_pretrained(folder, trust_remote_code=False).hidden_size)
     except (KeyError, TypeError, ValueError, OSError, AttributeError):
         return None  # what is wrong with it, loading says
 
@@ -148,18 +115,16 @@ def load_tokenizer(source: str, weights: str, vocabulary: int, resources: Resour
     if source == "wordpiece":
         return train_wordpiece(resources, vocabulary)
     if weights == "random" and not Path(source).expanduser().is_dir():
-        try:
-            patterns = ["config.json", *TOKENIZER_FILES]
-            return AutoTokenizer.from_pretrained(
-                snapshot_download(source, allow_patterns=patterns, local_files_only=True)
-            )
-        except (OSError, ValueError):
-            log.warning(
-                "text encoder: the tokenizer of %s is not on this machine; with random weights a WordPiece tokenizer "
-                "trained on the corpus's transcripts serves instead",
-                source,
-            )
-            return train_wordpiece(resources, vocabulary)
+        at_hand = cached_folder(source, TOKENIZER_FILES)
+        if at_hand is not None and any((at_hand / name).is_file() for name in VOCABULARY_FILES):
+            with suppress(OSError, ValueError):
+                return AutoTokenizer.from_pretrained(at_hand, trust_remote_code=False)
+        log.warning(
+            "text encoder: the tokenizer of %s is not on this machine; with random weights a WordPiece tokenizer "
+            "trained on the corpus's transcripts serves instead",
+            source,
+        )
+        return train_wordpiece(resources, vocabulary)
     folder = checkpoint_folder(source, TOKENIZER_FILES, "encoder.text.checkpoint")
     if not any((folder / name).is_file() for name in VOCABULARY_FILES):
         # transformers would make up a tokenizer that knows no word
@@ -167,7 +132,7 @@ def load_tokenizer(source: str, weights: str, vocabulary: int, resources: Resour
             f"{source}: none of {', '.join(VOCABULARY_FILES)} there. Expected what save_pretrained writes."
         )
     try:
-        return AutoTokenizer.from_pretrained(folder)
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise InputError(f"{source}: no tokenizer that can be loaded: {brief(error)}") from error
 
@@ -237,8 +202,3 @@ def read_preprocessor(folder: Path) -> dict[str, Any]:
     """A speech checkpoint's preprocessor_config.json, {} where it has none."""
     path = folder / "preprocessor_config.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def brief(error: Exception) -> str:
-    """An exception's first line, for one line of our own."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")
