@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping, MutableMapping, Sequence
+from contextlib import suppress
 from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
@@ -67,22 +68,32 @@ def pin(config: Mapping[str, Any]) -> None:
                 node[key] = f"{repo}@{_look_up(node[key], f'encoder.{modality}.{key}').commit}"
 
 
-def take_pins(found: MutableMapping[Any, Any], asked: MutableMapping[Any, Any]) -> None:
+def take_pins(found: MutableMapping[Any, Any], asked: MutableMapping[Any, Any], *, ask: bool = False) -> None:
     """Let a config that names repositories have the commits that a record has of them, in place: it is the same run.
 
-    A branch or a tag has to be that commit, as far as this machine knows; an id alone stands for any.
+    An id alone stands for any commit; a branch or a tag has to be the record's, as far as this machine knows, or as
+    the hub says if it may be asked.
     """
     for modality, node in (found.get("encoder") or {}).items():
         other = (asked.get("encoder") or {}).get(modality)
         if not isinstance(node, MutableMapping) or not isinstance(other, MutableMapping):
             continue
         for key in NAMES:
-            recorded, named = node.get(key), other.get(key)
-            if not isinstance(recorded, str) or not isinstance(named, str):
-                continue
-            (repo, _, commit), (own, _, revision) = recorded.partition("@"), named.partition("@")
-            if own == repo and COMMIT.fullmatch(commit) and (not revision or known_commit(own, revision) == commit):
-                other[key] = recorded
+            if isinstance(node.get(key), str) and isinstance(other.get(key), str):
+                other[key] = _taken(node[key], other[key], ask)
+
+
+def _taken(recorded: str, name: str, ask: bool) -> str:
+    """The recorded pin if a name stands for it, else the name."""
+    (repo, _, commit), (own, _, revision) = recorded.partition("@"), name.partition("@")
+    if own != repo or not COMMIT.fullmatch(commit):
+        return name
+    if not revision or known_commit(own, revision) == commit:
+        return recorded
+    if ask and not COMMIT.fullmatch(revision):
+        with suppress(*FAULTS):
+            return recorded if look_up(own, revision).commit == commit else name
+    return name
 
 
 def _fetched(node: Mapping[str, Any]) -> list[str]:

@@ -47,7 +47,7 @@ def record(config: DictConfig, directory: RunDirectory) -> DictConfig:
     recorded = directory.read_record()
     settle(recorded)
     take_hashes(recorded, config)
-    take_pins(recorded, config)
+    take_pins(recorded, config, ask=True)
     if recorded != config:
         raise OtherRunError(
             f"{directory.path}: holds a run of another config. Continue it with resume={directory.path}, or choose "

@@ -108,6 +108,8 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     # The machine may be busy: only where a test says so does a pause mean that nothing comes any more.
     monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 120)
     monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 120)
+    # What comes is written in pieces of this size: 10 MB, of which these files have none.
+    monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1_024)
     monkeypatch.setattr(download, "_checked", set())
     at_once = SimpleNamespace(**{name: getattr(time, name) for name in ("time", "monotonic", "perf_counter")})
     at_once.sleep = lambda seconds: None

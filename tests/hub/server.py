@@ -97,7 +97,7 @@ class Handler(BaseHTTPRequestHandler):
             if f"/{word}/" in path:
                 repo, _, revision = path.partition(f"/{word}/")
                 kind = word
-        if self.fails("revision"):
+        if self.refuses("revision"):
             return
         found = self.find(repo, revision)
         if found is None:
@@ -115,11 +115,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def answer_file(self, repo: str, revision: str, name: str, *, begins: int) -> None:
         """A small file itself; of a large one, where it is."""
-        if self.command == "GET" or not self.hub.faults.get(name, [""])[0].isalpha():
-            if name.endswith(LARGE) and self.command == "GET":
-                pass  # its content fails
-            elif self.fails(name):
-                return
+        if self.refuses(name):
+            return
         found = self.find(repo, revision)
         if found is None:
             return
@@ -148,21 +145,24 @@ class Handler(BaseHTTPRequestHandler):
             return None
         return commit, repository.commits[commit]
 
-    def fails(self, name: str) -> str:
-        """What goes wrong with this request; a status is sent at once."""
-        faults = self.hub.faults.get(name)
-        fault = faults.pop(0) if faults else ""
-        status, _, code = fault.partition(" ")
-        if status.isdigit():
-            self.send_empty(int(status), {"X-Error-Code": code} if code else {})
-        elif fault == "page":
+    def refuses(self, place: str) -> bool:
+        """Send the status, or the page of somebody else, that is to come in the place of an answer."""
+        status, _, code = self.fault(place, "page", digits=True).partition(" ")
+        if status == "page":
             self.send_json("<html>Log in to this network</html>")
-        return fault
+        elif status:
+            self.send_empty(int(status), {"X-Error-Code": code} if code else {})
+        return bool(status)
+
+    def fault(self, place: str, *kinds: str, digits: bool = False) -> str:
+        """What goes wrong with this request, if it is of these kinds; the next one is another's."""
+        faults = self.hub.faults.get(place)
+        if faults and (faults[0] in kinds or (digits and faults[0][:1].isdigit())):
+            return faults.pop(0)
+        return ""
 
     def send_content(self, name: str, content: bytes, begins: int, headers: dict[str, str] | None = None) -> None:
-        fault = "" if self.command == "HEAD" or headers else self.fails(name)
-        if fault[:1].isdigit():
-            return
+        fault = self.fault(name, "break", "stall", "other", "short") if self.command == "GET" else ""
         if fault == "other":
             content = content[:-1] + bytes([content[-1] ^ 1])
         elif fault == "short":
