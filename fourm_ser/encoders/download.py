@@ -241,27 +241,32 @@ def _append(url: str, part: Path, name: str, size: int) -> None:
             raise FetchError(reason, DAMAGED) from error
 
 
-_checked: set[Path] = set()  # by this process, where nothing can be written
+_checked: dict[Path, str] = {}  # by this process, where nothing can be written
 
 
 def _check(repo: str, path: Path, sha256: str, name: str | None = None) -> None:
-    """Compare a file's content with its hash, once; what differs is removed, so that the next fetch brings it anew."""
-    mark = _storage(repo) / ".fourm_ser" / sha256
-    if mark in _checked or mark.is_file():
+    """Compare a file's content with its hash, once for as long as the file stays as it is.
+
+    What differs is removed, so that the next fetch brings it anew.
+    """
+    mark, status = _storage(repo) / ".fourm_ser" / sha256, path.stat()
+    stamp = f"{status.st_size} {status.st_mtime_ns}"
+    if _checked.get(mark) == stamp:
         return
+    with suppress(OSError):
+        if mark.read_text(encoding="utf-8") == stamp:
+            return
     with path.open("rb") as file:
         found = hashlib.file_digest(file, "sha256").hexdigest()
     if found != sha256:
         with suppress(OSError):
             path.resolve().unlink()
             path.unlink(missing_ok=True)
-        raise FetchError(
-            f"{name or path.name} is damaged: its SHA-256 is {found}, the hub lists {sha256}; it was not kept", DAMAGED
-        )
-    _checked.add(mark)
+        reason = f"{name or path.name} is damaged: its SHA-256 is {found}, the hub lists {sha256}; it was not kept"
+        raise FetchError(reason, DAMAGED)
+    _checked[mark] = stamp
     with suppress(OSError):
-        mark.parent.mkdir(parents=True, exist_ok=True)
-        mark.touch()
+        write_text(mark, stamp)
 
 
 def explain(error: Exception) -> tuple[str, str | None]:

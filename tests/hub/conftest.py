@@ -110,7 +110,7 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Hub]:
     monkeypatch.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 120)
     # What comes is written in pieces of this size: 10 MB, of which these files have none.
     monkeypatch.setattr(constants, "DOWNLOAD_CHUNK_SIZE", 1_024)
-    monkeypatch.setattr(download, "_checked", set())
+    monkeypatch.setattr(download, "_checked", {})
     at_once = SimpleNamespace(**{name: getattr(time, name) for name in ("time", "monotonic", "perf_counter")})
     at_once.sleep = lambda seconds: None
     for module in (huggingface_hub.file_download, huggingface_hub.utils._http):

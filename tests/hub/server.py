@@ -86,6 +86,8 @@ class Handler(BaseHTTPRequestHandler):
         elif path.startswith("/content/"):
             _, _, repo, commit, name = path.replace("%2F", "/").split("/", 4)
             self.send_content(name, self.hub.repositories[repo.replace("--", "/")].commits[commit][name], begins)
+        elif "/resolve/" not in path:
+            self.send_empty(404, {})
         else:
             repo, _, rest = path.removeprefix("/").partition("/resolve/")
             self.answer_file(repo, *rest.split("/", 1), begins=begins)

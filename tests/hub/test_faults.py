@@ -1,6 +1,7 @@
 """What goes wrong with a hub: each in one line that says what to do, and what was fetched is kept."""
 
 import errno
+import hashlib
 import os
 import pickle
 import re
@@ -9,10 +10,11 @@ from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import torch
-from huggingface_hub import constants
+from huggingface_hub import constants, snapshot_download
 
 from fourm_ser.encoders import download
 from fourm_ser.encoders.checkpoints import fetch_weights
@@ -147,17 +149,17 @@ def test_content_that_is_not_the_server_s_is_not_kept(repository: Put, hub: Hub)
     assert begins(hub) == [0]
 
 
-def test_what_another_program_fetched_is_checked_once(
-    repository: Put, hub: Hub, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_lies_in_the_cache_is_checked_once(repository: Put, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     repository({NAME: CONTENT})
-    content()
-    file = Path(constants.HF_HUB_CACHE) / "models--lab--files" / "snapshots"
-    (place,) = file.rglob(NAME)
-    place.resolve().write_bytes(CONTENT[:-1] + b"!")
-    assert content() != CONTENT  # it was found right before
-    shutil.rmtree(Path(constants.HF_HUB_CACHE) / "models--lab--files" / ".fourm_ser")
-    monkeypatch.setattr(download, "_checked", set())
+    snapshot_download("lab/files")
+    hashed = Mock(side_effect=hashlib.file_digest)
+    monkeypatch.setattr(hashlib, "file_digest", hashed)
+    for process in range(3):
+        monkeypatch.setattr(download, "_checked", {})
+        assert content() == CONTENT, process
+    assert hashed.call_count == 1
+    (file,) = Path(constants.HF_HUB_CACHE).rglob(NAME)
+    file.resolve().write_bytes(CONTENT[:-1] + b"!")
     assert "SHA-256" in refused()
     assert content() == CONTENT
 
