@@ -7,7 +7,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from fourm_ser.encoders.download import COMMIT, FAULTS, Snapshot, at_hand, explain, fetch, known_commit, look_up
+from fourm_ser.encoders.download import fetch
+from fourm_ser.encoders.repositories import COMMIT, FAULTS, Snapshot, at_hand, explain, known_commit, look_up
 from fourm_ser.errors import InputError
 
 RANDOM = "try the pipeline with random weights (encoder.weights=random)"

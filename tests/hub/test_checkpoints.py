@@ -3,11 +3,13 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import constants, snapshot_download
+from omegaconf import OmegaConf
 
-from fourm_ser.encoders.checkpoints import checkpoint_folder, fetch_weights
+from fourm_ser.encoders.checkpoints import checkpoint_folder, fetch_weights, pin
 from fourm_ser.errors import InputError
 from tests.conftest import Compose
 from tests.hub.conftest import KINDS
@@ -54,6 +56,32 @@ def test_a_revision_is_a_branch_a_tag_or_a_commit(repository: Put, hub: Hub) -> 
         assert (folder / "model.safetensors").read_bytes() == content
         assert folder.name == commit
     assert hub.asked("GET").count("model.safetensors") == 2
+
+
+def test_what_serves_a_run_is_pinned_and_nothing_else(
+    repository: Put, hub: Hub, composed: Compose, tmp_path: Path
+) -> None:
+    first = repository({}, "main", "v1")
+    second = repository({"vocab.txt": b"word"})
+
+    def pinned(*words: str) -> list[Any]:
+        config = composed("encoder=bert_hubert", "encoder.weights=pretrained", *words)
+        node = config.encoder.text
+        OmegaConf.resolve(node)
+        pin(config)
+        return [node.checkpoint, node.tokenizer, node.weights]
+
+    now, other = f"lab/files@{second}", f"lab/files@{first}"
+    name, text_alone = "encoder.text.checkpoint=lab/files", "fusion=text_only"
+    assert pinned(text_alone, name) == [now, now, "pretrained"]  # of HuBERT, which is not here, nothing is asked
+    assert pinned(text_alone, name, "encoder.text.tokenizer=lab/files@v1") == [now, other, "pretrained"]
+    assert pinned(text_alone, f"encoder.text.checkpoint={other}") == [other, other, "pretrained"]
+    hub.requests.clear()
+    for weights in (str(tmp_path), "random"):
+        named = ["lab/files", "lab/files", weights]
+        assert pinned(text_alone, name, f"encoder.text.weights={weights}") == named
+    assert not hub.requests
+    assert pinned(text_alone, name, "encoder.text.weights=lab/files@v1") == ["lab/files", "lab/files", other]
 
 
 def test_a_folder_whose_name_holds_an_at_sign_is_a_folder(tmp_path: Path, hub: Hub) -> None:

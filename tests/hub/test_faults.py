@@ -98,7 +98,7 @@ def test_a_server_that_is_gone_is_named(hub: Hub) -> None:
         (NAME, "403 GatedRepo", ("it is gated", "Ask for access", "hf auth login", "HF_TOKEN")),
         ("config.json", "403 GatedRepo", ("it is gated", "Ask for access", "hf auth login", "HF_TOKEN")),
         (NAME, "401", ("refuses access: 401", "hf auth login")),
-        (NAME, "404 EntryNotFound", ("a file is missing there",)),
+        (NAME, "404 EntryNotFound", (f"the server has no {NAME}",)),
         ("revision", "500", ("the server answers 500", "Start again later")),
         (NAME, "500", ("the server answers 500", "Start again later")),
         ("config.json", "500", ("the server answers 500", "Start again later")),
@@ -133,7 +133,7 @@ def test_a_hub_that_fails_lets_what_is_here_serve_and_says_so(
     assert content() == CONTENT
     hub.faults = {"revision": ["503"] * 40}
     assert content() == CONTENT
-    assert f"the hub was not asked (the server answers 503): commit {commit} serves" in caplog.text
+    assert f"the hub does not tell (the server answers 503); commit {commit} serves" in caplog.text
 
 
 def test_content_that_is_not_the_server_s_is_not_kept(repository: Put, hub: Hub) -> None:
