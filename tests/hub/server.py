@@ -77,6 +77,9 @@ class Handler(BaseHTTPRequestHandler):
         self.do_GET()
 
     def do_GET(self) -> None:
+        if self.hub.over.is_set():  # also to those who are connected yet
+            self.close_connection = True
+            return
         path = unquote(urlsplit(self.path).path)
         begins = int(self.headers.get("Range", "bytes=0-").removeprefix("bytes=").partition("-")[0])
         has_token = "authorization" in self.headers
@@ -99,6 +102,9 @@ class Handler(BaseHTTPRequestHandler):
             if f"/{word}/" in path:
                 repo, _, revision = path.partition(f"/{word}/")
                 kind = word
+        if self.fault("revision", "stall"):
+            self.stand_still()
+            return
         if self.refuses("revision"):
             return
         found = self.find(repo, revision)
@@ -183,10 +189,15 @@ class Handler(BaseHTTPRequestHandler):
             self.wfile.write(content[begins:middle])
             self.wfile.flush()
             if fault == "stall":
-                self.hub.over.wait(120)
+                self.stand_still()
             self.close_connection = True
         else:
             self.wfile.write(content[begins:])
+
+    def stand_still(self) -> None:
+        """Keep the connection, and say nothing more."""
+        self.hub.over.wait(120)
+        self.close_connection = True
 
     def send_json(self, value: Any) -> None:
         content = value.encode() if isinstance(value, str) else json.dumps(value).encode()

@@ -3,7 +3,6 @@
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 from huggingface_hub import constants, snapshot_download
@@ -64,24 +63,24 @@ def test_what_serves_a_run_is_pinned_and_nothing_else(
     first = repository({}, "main", "v1")
     second = repository({"vocab.txt": b"word"})
 
-    def pinned(*words: str) -> list[Any]:
-        config = composed("encoder=bert_hubert", "encoder.weights=pretrained", *words)
+    config = composed("encoder=bert_hubert", "encoder.weights=pretrained", "fusion=text_only")
+    OmegaConf.resolve(config.encoder)
+
+    def pinned(checkpoint: str, tokenizer: str, weights: str = "pretrained") -> tuple[str, str, str]:
         node = config.encoder.text
-        OmegaConf.resolve(node)
+        node.checkpoint, node.tokenizer, node.weights = checkpoint, tokenizer, weights
         pin(config)
-        return [node.checkpoint, node.tokenizer, node.weights]
+        return node.checkpoint, node.tokenizer, node.weights
 
     now, other = f"lab/files@{second}", f"lab/files@{first}"
-    name, text_alone = "encoder.text.checkpoint=lab/files", "fusion=text_only"
-    assert pinned(text_alone, name) == [now, now, "pretrained"]  # of HuBERT, which is not here, nothing is asked
-    assert pinned(text_alone, name, "encoder.text.tokenizer=lab/files@v1") == [now, other, "pretrained"]
-    assert pinned(text_alone, f"encoder.text.checkpoint={other}") == [other, other, "pretrained"]
+    name = "lab/files"
+    assert pinned(name, name) == (now, now, "pretrained")  # of HuBERT, which no fusion reads, nothing is asked
+    assert pinned(name, "lab/files@v1") == (now, other, "pretrained")
+    assert pinned(name, name, "lab/files@v1") == (name, name, other)  # and brings its own tokenizer
     hub.requests.clear()
-    for weights in (str(tmp_path), "random"):
-        named = ["lab/files", "lab/files", weights]
-        assert pinned(text_alone, name, f"encoder.text.weights={weights}") == named
+    for kept in ((other, other, "pretrained"), (name, name, str(tmp_path)), (name, name, "random")):
+        assert pinned(*kept) == kept
     assert not hub.requests
-    assert pinned(text_alone, name, "encoder.text.weights=lab/files@v1") == ["lab/files", "lab/files", other]
 
 
 def test_a_folder_whose_name_holds_an_at_sign_is_a_folder(tmp_path: Path, hub: Hub) -> None:

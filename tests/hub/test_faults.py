@@ -85,6 +85,16 @@ def test_a_hub_that_stands_still_is_given_up(repository: Put, hub: Hub, monkeypa
     assert content() == CONTENT
 
 
+def test_a_hub_that_does_not_answer_is_named(repository: Put, hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository({NAME: CONTENT})
+    hub.faults = {"revision": ["stall"]}
+    with monkeypatch.context() as impatient:
+        impatient.setattr(constants, "HF_HUB_ETAG_TIMEOUT", 0.3)
+        message = refused()
+    assert re.search(rf"the connection to {hub.url} fails: .*ReadTimeout.*Start again later", message)
+    assert content() == CONTENT
+
+
 def test_a_server_that_is_gone_is_named(hub: Hub) -> None:
     hub.close()
     assert "ConnectError" in refused()
