@@ -195,7 +195,7 @@ def in_a_line(error: Exception) -> str:
 
 def storage_of(repo: str) -> Path:
     """A repository's folder in the hub's cache."""
-    return Path(constants.HF_HUB_CACHE).expanduser() / repo_folder_name(repo_id=repo, repo_type="model")
+    return Path(constants.HF_HUB_CACHE) / repo_folder_name(repo_id=repo, repo_type="model")
 
 
 def _listing(repo: str, commit: str) -> Path:
