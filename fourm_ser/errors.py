@@ -1,6 +1,7 @@
 """The one exception that means "your input, not our code"."""
 
 from collections.abc import Sequence
+from pickle import UnpicklingError
 
 
 class InputError(Exception):
@@ -26,6 +27,20 @@ def listed(names: Sequence[str], most: int = 3) -> str:
     """The first of some names, and how many more there are: `u1, u2, u3 and 5 more`."""
     more = len(names) - most
     return ", ".join(names[:most]) + (f" and {more} more" if more > 0 else "")
+
+
+def brief(error: Exception) -> str:
+    """An exception's first line, for one line of our own.
+
+    Of two that advise to run a foreign file's code, what is the matter: this package never does.
+    """
+    said = str(error).strip()
+    if isinstance(error, UnpicklingError):
+        _, _, objects = said.partition("Unsupported global: GLOBAL ")
+        return f"it holds pickled code ({objects.split()[0] if objects else 'or is damaged'}), which is not run"
+    if "trust_remote_code" in said:
+        return "it asks for code of its own to be run (trust_remote_code), which this package never does"
+    return (said.splitlines() or [type(error).__name__])[0].rstrip(".")
 
 
 def printable(text: str) -> str:

@@ -1,22 +1,25 @@
-"""Where weights and tokenizers come from: the hub, a folder, or a seed."""
+"""Weights and tokenizers of Transformers: those of a checkpoint, or drawn by a seed and trained on transcripts."""
 
 import hashlib
 import json
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
 from importlib.util import find_spec
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import torch
 from filelock import FileLock
-from huggingface_hub import snapshot_download
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerFast
+from transformers.utils import logging as logging_of_transformers
 
 from fourm_ser.encoders.attention import speed_up
 from fourm_ser.encoders.base import Resources
-from fourm_ser.errors import InputError
+from fourm_ser.encoders.checkpoints import cached_folder, checkpoint_folder, fetch_weights
+from fourm_ser.errors import InputError, brief
 from fourm_ser.files import whole
 
 if TYPE_CHECKING:
@@ -24,56 +27,30 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-OWN_CODE = (
-    "wants code of the checkpoint to be run (auto_map), which is never done here (trust_remote_code=False). Choose a "
-    "checkpoint of a model type that transformers knows itself."
-)
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 PIECES = ("spiece.model", "spm.model", "sentencepiece.bpe.model", "tokenizer.model")  # of SentencePiece
 VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", *PIECES)
-RANDOM = "try the pipeline with random weights (encoder.weights=random)"
 TOKENIZER_FILES = (*VOCABULARY_FILES, "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json")
 ENCODER_FILES = ("preprocessor_config.json", *TOKENIZER_FILES)  # beside weights and config
-
-
-def checkpoint_folder(checkpoint: str, patterns: Sequence[str], key: str, instead: str = RANDOM) -> Path:
-    """The folder that holds a Hugging Face checkpoint, fetched from the hub unless `checkpoint` is a folder.
-
-    Raises:
-        InputError: there is no such folder, or the hub cannot give the checkpoint (then the config's `key` takes a
-            folder, and `instead` does without).
-    """
-    folder = Path(checkpoint).expanduser()
-    if folder.is_dir():
-        return folder
-    if checkpoint.startswith((".", "/", "~")):
-        raise InputError(f"{checkpoint}: no such folder. Expected a folder written by save_pretrained, or a hub id.")
-    try:
-        return Path(snapshot_download(checkpoint, allow_patterns=["config.json", *patterns]))
-    except (OSError, ValueError) as error:  # the hub's own are OSErrors
-        raise InputError(
-            f"{checkpoint}: the checkpoint cannot be fetched from the Hugging Face hub ({brief(error)}). Either "
-            f"give a folder that holds it ({key}=PATH), or {instead}."
-        ) from error
-
-
-def fetch_weights(checkpoint: str, patterns: Sequence[str], key: str, instead: str = RANDOM) -> Path:
-    """The `checkpoint_folder` with weights and config, too; safetensors where there are any.
-
-    Raises:
-        InputError: as `checkpoint_folder`, or there is no config.
-    """
-    folder = checkpoint_folder(checkpoint, ["*.safetensors", *patterns], key, instead)
-    if not list(folder.glob("*.safetensors")) and not list(folder.glob("pytorch_model*.bin*")):
-        folder = checkpoint_folder(checkpoint, ["pytorch_model*.bin*"], key, instead)
-    if not (folder / "config.json").is_file():
-        raise InputError(f"{checkpoint}: no config.json there. Expected what save_pretrained writes.")
-    return folder
 
 
 def any_model(config: "PretrainedConfig", source: str) -> Any:
     """The class that loads the base model of any config."""
     return AutoModel
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Transformers without its bar and its table of what a checkpoint holds beside what is used: we say what lacks."""
+    before, bar = logging_of_transformers.get_verbosity(), logging_of_transformers.is_progress_bar_enabled()
+    logging_of_transformers.set_verbosity_error()
+    logging_of_transformers.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging_of_transformers.set_verbosity(before)
+        if bar:
+            logging_of_transformers.enable_progress_bar()
 
 
 def load_transformer(
@@ -111,17 +88,16 @@ def load_transformer(
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         config.update(overrides)
-        model, report = auto(config, source).from_pretrained(
-            folder,
-            config=config,
-            output_loading_info=True,
-            dtype=torch.float32,
-            trust_remote_code=False,
-            ignore_mismatched_sizes=True,  # reported, and refused below
-        )
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError) as error:
-        if "trust_remote_code" in str(error):
-            raise InputError(f"{source}: its config.json {OWN_CODE}") from error
+        with _quiet():
+            model, report = auto(config, source).from_pretrained(
+                folder,
+                config=config,
+                trust_remote_code=False,
+                output_loading_info=True,
+                dtype=torch.float32,
+                ignore_mismatched_sizes=True,  # reported, and refused below
+            )
+    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError, UnpicklingError) as error:
         raise InputError(f"{source}: not a checkpoint that can be loaded: {brief(error)}") from error
     # A pooler and the pretraining mask vector are not part of the features; all else has to be in the file.
     missing = sorted(k for k in report["missing_keys"] if "pooler" not in k and not k.endswith("masked_spec_embed"))
@@ -165,17 +141,16 @@ def load_tokenizer(source: str, weights: str, vocabulary: int, resources: Resour
     if source == "wordpiece":
         return train_wordpiece(resources, vocabulary)
     if weights == "random" and not Path(source).expanduser().is_dir():
-        try:
-            patterns = ["config.json", *TOKENIZER_FILES]
-            folder = Path(snapshot_download(source, allow_patterns=patterns, local_files_only=True))
-            return read_tokenizer(folder, source)
-        except (OSError, ValueError, InputError):
-            log.warning(
-                "text encoder: the tokenizer of %s is not on this machine; with random weights a WordPiece tokenizer "
-                "trained on the corpus's transcripts serves instead",
-                source,
-            )
-            return train_wordpiece(resources, vocabulary)
+        at_hand = cached_folder(source, TOKENIZER_FILES)
+        if at_hand is not None:
+            with suppress(InputError):
+                return read_tokenizer(at_hand, source)
+        log.warning(
+            "text encoder: the tokenizer of %s is not on this machine; with random weights a WordPiece tokenizer "
+            "trained on the corpus's transcripts serves instead",
+            source,
+        )
+        return train_wordpiece(resources, vocabulary)
     return read_tokenizer(checkpoint_folder(source, TOKENIZER_FILES, "encoder.text.checkpoint"), source)
 
 
@@ -201,7 +176,10 @@ def read_tokenizer(folder: Path, source: str) -> PreTrainedTokenizerFast:
     except Exception as error:  # tokenizers of many hands raise as many kinds
         about = folder / "tokenizer_config.json"
         if about.is_file() and '"auto_map"' in about.read_text(encoding="utf-8", errors="replace"):
-            raise InputError(f"{source}: its tokenizer_config.json {OWN_CODE}") from error
+            raise InputError(
+                f"{source}: its tokenizer asks for code of its own to be run (auto_map), which this package never does. "
+                "Choose a checkpoint with a tokenizer that transformers knows itself."
+            ) from error
         raise InputError(f"{source}: no tokenizer that can be loaded: {brief(error)}") from error
     if not tokenizer.is_fast:
         raise InputError(
@@ -276,8 +254,3 @@ def read_preprocessor(folder: Path) -> dict[str, Any]:
     """A speech checkpoint's preprocessor_config.json, {} where it has none."""
     path = folder / "preprocessor_config.json"
     return json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-
-
-def brief(error: Exception) -> str:
-    """An exception's first line, for one line of our own."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0].rstrip(".")

@@ -10,10 +10,11 @@ from torch import Tensor, nn
 
 from fourm_ser.encoders.augment import mask_hidden_states
 from fourm_ser.encoders.base import Features, Inputs, Resources, Unfreeze, length_mask
+from fourm_ser.encoders.checkpoints import checkpoint_folder
 from fourm_ser.encoders.convolutions import Count, OwnConvolutions, count_frames, receptive_field
 from fourm_ser.encoders.fbank import FilterBank
 from fourm_ser.encoders.frontends import Waveform
-from fourm_ser.encoders.hub import checkpoint_folder, load_transformer, read_preprocessor
+from fourm_ser.encoders.hub import load_transformer, read_preprocessor
 from fourm_ser.encoders.layers import TransformerEncoder, TransformerStem
 from fourm_ser.encoders.speech_models import SpeechKind, keep_statistics, speech_kind
 from fourm_ser.errors import InputError

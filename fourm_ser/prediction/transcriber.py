@@ -1,5 +1,6 @@
 """What is said in a recording, by a speech recogniser of Hugging Face."""
 
+from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -11,8 +12,8 @@ from transformers.pipelines import AutomaticSpeechRecognitionPipeline
 
 from fourm_ser.data.audio import SAMPLE_RATE
 from fourm_ser.data.transcripts import BEFORE, Cleaning
-from fourm_ser.encoders.hub import brief, fetch_weights
-from fourm_ser.errors import InputError
+from fourm_ser.encoders.checkpoints import fetch_weights
+from fourm_ser.errors import InputError, brief
 
 FILES = ("*.json", "*.txt", "*.model")  # configs, vocabularies, merges
 MARKS = Cleaning(BEFORE)  # what recognisers write in brackets is no word: <s>, [MUSIC]
@@ -24,7 +25,7 @@ class Transcriber:
     It hears one recording at a time: recognisers of the wav2vec2-base family write other letters under padding.
 
     Args:
-        checkpoint: hub id, or a folder written by save_pretrained.
+        checkpoint: hub id (`id@revision` at a branch, tag or commit), or a folder written by save_pretrained.
         device: where it runs, in fp32.
 
     Raises:
@@ -38,13 +39,22 @@ class Transcriber:
         except InputError as error:
             raise InputError(f"asr={error}") from error
         try:
-            config = AutoConfig.from_pretrained(folder)
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
             model, report = _model_class(config, checkpoint).from_pretrained(
-                folder, config=config, output_loading_info=True, dtype=torch.float32
+                folder, config=config, trust_remote_code=False, output_loading_info=True, dtype=torch.float32
             )
-            extractor = AutoFeatureExtractor.from_pretrained(folder)
-            tokenizer = AutoTokenizer.from_pretrained(folder)
-        except (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, SafetensorError) as error:
+            extractor = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=False)
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        except (
+            OSError,
+            ValueError,
+            RuntimeError,
+            KeyError,
+            TypeError,
+            ImportError,
+            SafetensorError,
+            UnpicklingError,
+        ) as error:
             raise InputError(
                 f"asr={checkpoint}: not a speech recogniser that can be loaded: {brief(error)}."
             ) from error

@@ -22,7 +22,8 @@ from fourm_ser.data.datamodule import EmotionDataModule
 from fourm_ser.devices import MIXED, autocast, copies_ahead, ran_out_of_memory, tf32
 from fourm_ser.distributed import barrier, first, joined, launched, rank, world
 from fourm_ser.encoders.base import Resources, Unfreeze
-from fourm_ser.encoders.hub import ENCODER_FILES, fetch_weights
+from fourm_ser.encoders.checkpoints import fetch_weights
+from fourm_ser.encoders.hub import ENCODER_FILES
 from fourm_ser.encoders.lora import Lora, adapters, require_peft
 from fourm_ser.encoders.official import fetch_file
 from fourm_ser.encoders.padding import check_padding

@@ -13,6 +13,7 @@ from fourm_ser.devices import (
     resolve_encode_precision,
     resolve_trainer_precision,
 )
+from fourm_ser.encoders.checkpoints import pin, take_pins
 from fourm_ser.errors import OtherRunError
 from fourm_ser.files import write_text
 from fourm_ser.keys import check_config
@@ -41,11 +42,13 @@ def record(config: DictConfig, directory: RunDirectory) -> DictConfig:
     for key in ("max_seconds", "max_tokens"):
         encode[key] = resolve_budget(key, encode[key], device)
     if is_new:
+        pin(config)
         write_text(directory.record, OmegaConf.to_yaml(config))
         return config
     recorded = directory.read_record()
     settle(recorded)
     take_hashes(recorded, config)
+    take_pins(recorded, config, ask=True)
     if recorded != config:
         raise OtherRunError(
             f"{directory.path}: holds a run of another config. Continue it with resume={directory.path}, or choose "

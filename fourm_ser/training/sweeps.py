@@ -151,6 +151,8 @@ def has_finished(config: DictConfig, directory: RunDirectory) -> bool:
     """
     if not directory.metrics.is_file() or directory.failure.is_file():
         return False
+    from fourm_ser.encoders.checkpoints import take_pins
+
     record = directory.read_record()
     asked: Any = OmegaConf.to_container(config, resolve=True)
     found: Any = OmegaConf.to_container(record)
@@ -158,6 +160,7 @@ def has_finished(config: DictConfig, directory: RunDirectory) -> bool:
     settle(asked)
     settle(found)
     take_hashes(found, asked)
+    take_pins(found, asked)
     if not _agrees({key: value for key, value in asked.items() if key not in ("resume", "sweep")}, found):
         return False
     from fourm_ser.runs.claims import changes_since

@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -14,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+from fourm_ser.encoders import checkpoints
 from fourm_ser.encoders import hub as weights
 from fourm_ser.encoders.base import Encoder, Resources
 from fourm_ser.encoders.hub import train_wordpiece
@@ -39,22 +39,23 @@ def features(encoder: Encoder, raw: Any) -> torch.Tensor:
 
 
 @pytest.fixture
-def no_hub(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
+def no_hub(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """A machine without a network and without a cached checkpoint; returns what was asked of the hub."""
-    asked: list[dict[str, Any]] = []
+    asked: list[str] = []
 
-    def refuse(checkpoint: str, **arguments: Any) -> NoReturn:
-        asked.append({"checkpoint": checkpoint, **arguments})
+    def refuse(repo: str, revision: str) -> NoReturn:
+        asked.append(repo)
         raise OSError("no route to host")
 
-    monkeypatch.setattr(weights, "snapshot_download", refuse)
+    monkeypatch.setattr(checkpoints, "look_up", refuse)
+    monkeypatch.setattr(checkpoints, "at_hand", lambda repo, revision: None)
     return asked
 
 
 @pytest.mark.parametrize("how", ["path", "checkpoint"])
 @pytest.mark.parametrize("model_type", ["bert", "roberta"])
 def test_a_saved_text_checkpoint_is_the_saved_model(
-    text_encoder: BuildText, tmp_path: Path, no_hub: list[dict[str, Any]], model_type: str, how: str
+    text_encoder: BuildText, tmp_path: Path, no_hub: list[str], model_type: str, how: str
 ) -> None:
     encoder = text_encoder(model_type, init_seed=3)
     before = features(encoder, "calm door fire")
@@ -72,7 +73,7 @@ def test_a_saved_text_checkpoint_is_the_saved_model(
 def test_a_saved_speech_checkpoint_is_the_saved_model(
     speech_encoder: BuildSpeech,
     tmp_path: Path,
-    no_hub: list[dict[str, Any]],
+    no_hub: list[str],
     waveforms: list[np.ndarray],
     model_type: str,
     norm: str,
@@ -122,7 +123,7 @@ def test_pretrained_without_a_checkpoint_is_refused(text_encoder: BuildText, spe
 
 
 def test_a_folder_that_does_not_exist_is_refused(
-    text_encoder: BuildText, speech_encoder: BuildSpeech, tmp_path: Path, no_hub: list[dict[str, Any]]
+    text_encoder: BuildText, speech_encoder: BuildSpeech, tmp_path: Path, no_hub: list[str]
 ) -> None:
     for source in (str(tmp_path / "nowhere"), "./nowhere", "~/no/such/folder"):
         for build in (text_encoder, speech_encoder):
@@ -241,7 +242,7 @@ def _many_words(tmp_path: Path) -> Resources:
 
 
 def test_a_hub_id_without_a_network_names_both_ways_on(
-    text_encoder: BuildText, speech_encoder: BuildSpeech, no_hub: list[dict[str, Any]]
+    text_encoder: BuildText, speech_encoder: BuildSpeech, no_hub: list[str]
 ) -> None:
     with pytest.raises(InputError) as text:
         text_encoder(weights="pretrained", checkpoint="somebody/a-bert", tokenizer="somebody/a-bert")
@@ -254,15 +255,15 @@ def test_a_hub_id_without_a_network_names_both_ways_on(
         assert f"encoder.{modality}.checkpoint=PATH" in message
         assert "encoder.weights=random" in message
         assert "\n" not in message
-    assert [call["checkpoint"] for call in no_hub] == ["somebody/a-bert", "somebody/a-wav2vec"]
+    assert no_hub == ["somebody/a-bert", "somebody/a-wav2vec"]
 
 
 def test_random_weights_do_not_ask_the_hub(
-    text_encoder: BuildText, resources: Resources, no_hub: list[dict[str, Any]], caplog: pytest.LogCaptureFixture
+    text_encoder: BuildText, resources: Resources, no_hub: list[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     with caplog.at_level(logging.WARNING, "fourm_ser.encoders.hub"):
         encoder = text_encoder(tokenizer="bert-base-uncased", weights="random")
-    assert [call["local_files_only"] for call in no_hub] == [True]
+    assert not no_hub
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warnings) == 1
     assert "bert-base-uncased" in warnings[0]
@@ -279,7 +280,7 @@ def test_random_weights_use_a_tokenizer_that_is_at_hand(
 ) -> None:
     encoder = text_encoder(resources=Resources(tmp_path / "cache", ["quite other words than elsewhere"]))
     folder = saved(encoder, tmp_path / "weights")
-    monkeypatch.setattr(weights, "snapshot_download", lambda *positional, **named: folder)
+    monkeypatch.setattr(weights, "cached_folder", lambda checkpoint, patterns: Path(folder))
     with caplog.at_level(logging.WARNING, "fourm_ser.encoders.hub"):
         found = text_encoder(tokenizer="bert-base-uncased", weights="random")
     assert not [record for record in caplog.records if record.levelno == logging.WARNING]
@@ -361,24 +362,3 @@ def test_a_checkpoint_that_says_nothing_of_scaling_takes_either(speech_encoder: 
         assert speech_encoder(weights=folder, normalize=normalize).frontend.describe()["normalize"] == normalize
     preprocessor.unlink()
     assert speech_encoder(weights=folder, normalize=False).frontend.describe()["normalize"] is False
-
-
-def test_a_hub_checkpoint_without_safetensors_is_fetched_as_pytorch_weights(
-    speech_encoder: BuildSpeech, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    encoder = speech_encoder(init_seed=3)
-    (tmp_path / "hub").mkdir()
-    encoder.stem.model.config.save_pretrained(tmp_path / "hub")
-    torch.save(encoder.stem.model.state_dict(), tmp_path / "pytorch_model.bin")
-    asked = []
-
-    def fetch(checkpoint: str, allow_patterns: list[str]) -> str:
-        asked.append(checkpoint)
-        if any(pattern.startswith("pytorch_model") for pattern in allow_patterns):
-            shutil.copy(tmp_path / "pytorch_model.bin", tmp_path / "hub")
-        return str(tmp_path / "hub")
-
-    monkeypatch.setattr(weights, "snapshot_download", fetch)
-    found = speech_encoder(weights="pretrained", checkpoint="somebody/old")
-    assert set(asked) == {"somebody/old"}
-    assert found.fingerprint() == encoder.fingerprint()

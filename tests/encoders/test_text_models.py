@@ -219,5 +219,5 @@ def test_a_checkpoint_that_wants_its_own_code_is_refused(text_encoder: Build, tm
     (tmp_path / "config.json").write_text(json.dumps({**config, "model_type": "strange", "auto_map": own}))
     for name in ("configuration_strange.py", "modeling_strange.py"):
         (tmp_path / name).write_text("raise SystemExit('code of a checkpoint ran')")
-    with pytest.raises(InputError, match=r"its config\.json wants code .* never done here \(trust_remote_code=False\)"):
+    with pytest.raises(InputError, match=r"code of its own .*\(trust_remote_code\), which this package never does"):
         text_encoder(weights=str(tmp_path))
