@@ -11,8 +11,7 @@ from torch import Tensor, nn
 from transformers import AutoModel, AutoModelForTextEncoding, PreTrainedModel
 from transformers.models.auto.modeling_auto import MODEL_FOR_TEXT_ENCODING_MAPPING
 
-from fourm_ser.encoders.hub import brief
-from fourm_ser.errors import InputError
+from fourm_ser.errors import InputError, brief
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig

@@ -207,7 +207,7 @@ def test_a_checkpoint_without_a_tokenizer_is_refused(text_encoder: BuildText, tm
                 "vocab.txt": "[UNK]",
                 "tokenizer_config.json": '{"tokenizer_class": "Own", "auto_map": {"AutoTokenizer": ["own.Own", null]}}',
             },
-            r"its tokenizer_config\.json wants code of the checkpoint",
+            r"its tokenizer_config\.json asks for code of its own",
         ),
     ],
 )

@@ -23,7 +23,7 @@ from fourm_ser.encoders.hub import train_wordpiece
 from fourm_ser.prediction.transcriber import Transcriber
 from tests.conftest import Compose
 from tests.hub.server import Hub
-from tests.prediction.predictors import TEXTS, ctc, noise
+from tests.prediction.predictors import TEXTS, ctc, noise, whisper
 
 CONVOLUTIONS = {"conv_dim": (8, 8, 8), "conv_kernel": (10, 8, 4), "conv_stride": (5, 8, 8)}
 SMALL = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
@@ -80,6 +80,7 @@ def transcribe(composed: Compose, checkpoint: str) -> str:
 KINDS = {
     "text": Kind(save_text, encode("encoder/text=bert", "every green ball")),
     "speech": Kind(save_speech, encode("encoder/audio=hubert", noise(1.0))),
+    "whisper": Kind(whisper, encode("encoder/audio=whisper_base", noise(1.0))),
     "recogniser": Kind(ctc, transcribe),
 }
 
