@@ -19,8 +19,8 @@ from fourm_ser.errors import InputError
 from fourm_ser.files import write_json
 
 TOLERANCE = 1e-4
-"""By how much of their size features may differ. Measured in float32: below 5e-6 in all encoders of this package, 0.2 to
-0.9 in speech models whose convolutions meet what norms and biases made of padding."""
+"""By how much of their size features may differ. Measured in float32: below 5e-6 in all encoders of this package, 0.2
+to 0.9 in speech models whose convolutions meet what norms and biases made of padding."""
 
 SHARE = 0.05
 """How many of a frame's values may differ by more: those that end in a rounding may fall on either side of a step."""
