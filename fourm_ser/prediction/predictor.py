@@ -108,7 +108,9 @@ class Predictor:
                 raise InputError(f"asr={asr}: this model reads audio alone and needs no transcripts. Leave it out.")
             from fourm_ser.prediction.transcriber import Transcriber  # a second that most predictions do not need
 
-            self.transcriber = Transcriber(asr, device, language=asr_language, batch_size=batch_size)
+            self.transcriber = Transcriber(
+                asr, device, language=asr_language, batch_size=batch_size, batch_seconds=batch_seconds
+            )
         elif asr_language is not None:
             raise InputError(f"asr_language={asr_language}: there is no recogniser. Add asr=..., or leave it out.")
 

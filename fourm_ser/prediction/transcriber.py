@@ -39,20 +39,29 @@ class Transcriber:
         device: Where it runs, in fp32.
         language: What is spoken, a code or a name as Whisper knows them; None to have a multilingual Whisper detect it.
         batch_size: Recordings that a Whisper hears at once, at most; other recognisers hear one at a time.
+        batch_seconds: Seconds of audio that a Whisper hears at once, at most, where each recording counts for the 30 s
+            that it is padded to.
 
     Raises:
         InputError: the checkpoint cannot be had, is no speech recogniser, lacks weights or does not know the language.
     """
 
     def __init__(
-        self, checkpoint: str, device: torch.device, *, language: str | None = None, batch_size: int = 8
+        self,
+        checkpoint: str,
+        device: torch.device,
+        *,
+        language: str | None = None,
+        batch_size: int = 32,
+        batch_seconds: float = 128.0,
     ) -> None:
-        self.checkpoint, self.device, self.batch_size = checkpoint, device, batch_size
+        self.checkpoint, self.device, self.batch_size = checkpoint, device, 1
         model, extractor, tokenizer = _load(checkpoint)
         self.recogniser: Recogniser
         if isinstance(model, WhisperForConditionalGeneration):
             options = whisper_options(model.generation_config, language)
             self.recogniser = Whisper(model.to(device), extractor, tokenizer, options)
+            self.batch_size = max(1, min(int(batch_size), int(batch_seconds * SAMPLE_RATE // extractor.n_samples)))
         elif language is not None:
             raise InputError(
                 f"asr_language={language}: {checkpoint} ({model.config.model_type}) knows the language that it was "
