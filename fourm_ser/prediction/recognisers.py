@@ -80,7 +80,12 @@ class Whisper:
             return [self._alone(samples) for samples in recordings]
         features = torch.cat([self._features(samples)["input_features"] for samples in recordings])
         encoded = self.model.get_encoder()(features.to(self.model.device))
-        written = self.model.generate(encoder_outputs=encoded, force_unique_generate_call=True, **self.options)
+        written = self.model.generate(
+            encoder_outputs=encoded,
+            attention_mask=torch.ones_like(features[:, 0], device=self.model.device),  # without one it warns
+            force_unique_generate_call=True,
+            **self.options,
+        )
         texts = self._texts(written)
         # Behind a time, which it was told to write none of, `generate` listens anew, and wants the recording for that.
         for place in (written > self.last_word).any(1).nonzero().flatten().tolist():

@@ -80,15 +80,14 @@ class Transcriber:
         Transcripts are cleaned as those of a corpus are, and may be empty.
         """
         found: dict[int, str | InputError] = {}
-        together, batches = [], []
+        together = []
         for place, samples in enumerate(recordings):
             if self.recogniser.takes_together(samples):
                 together.append(place)
             else:
-                batches.append([place])
-        size = self.batch_size
-        batches += [together[start : start + size] for start in range(0, len(together), size)]
-        for places in batches:
+                (found[place],) = self._heard([samples])
+        while together:
+            places, together = together[: self.batch_size], together[self.batch_size :]
             found.update(zip(places, self._heard([recordings[place] for place in places]), strict=True))
         return [found[place] for place in range(len(recordings))]
 
