@@ -40,6 +40,7 @@ def run(config: DictConfig) -> int:
         config.model,
         device=config.device,
         asr=config.asr,
+        asr_language=None if config.asr_language is None else str(config.asr_language),
         cache=config.cache,
         batch_size=config.batch_size,
         batch_seconds=config.batch_seconds,
@@ -83,6 +84,8 @@ def check(config: DictConfig) -> Path | None:
     for key in ("model", "audio", "manifest", "asr", "output"):
         if config[key] == "":
             raise InputError(f"{key}: the path is empty.")
+    if config.asr_language is not None and config.asr is None:
+        raise InputError(f"asr_language={config.asr_language}: there is no recogniser. Add asr=..., or leave it out.")
     manifest = None if config.manifest is None else Path(config.manifest).expanduser()
     is_cut = manifest is not None or config.window is not None
     table = table_path(config.output, config.manifest or config.audio, is_cut)

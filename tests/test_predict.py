@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import soundfile
+import torch
 from hydra import compose, initialize_config_dir
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -24,9 +25,10 @@ from fourm_ser.errors import InputError
 from fourm_ser.predict import LITERAL, run
 from fourm_ser.prediction.predictor import Prediction, Predictor
 from fourm_ser.prediction.table_file import table_path
+from fourm_ser.prediction.transcriber import Transcriber
 from tests.conftest import CONF, Compose
 from tests.data.test_decoding import film
-from tests.prediction.predictors import EMOTIONS, RATE, ctc, model, noise, recording
+from tests.prediction.predictors import EMOTIONS, RATE, ctc, model, noise, recording, whisper
 
 REPOSITORY = Path(__file__).resolve().parent.parent
 TEXTS = [
@@ -228,6 +230,20 @@ class TestOverTime:
             assert row["probabilities"] == pytest.approx(
                 alone(models["both"], part, row["text"]).probabilities, abs=1e-5
             )
+
+    def test_a_whisper_is_told_the_language_of_a_folder(
+        self, command: Command, models: dict[str, Path], tmp_path: Path
+    ) -> None:
+        samples = [noise(length, place) for place, length in enumerate((0.5, 1.5, 1.0, 3.0))]
+        for place, one in enumerate(samples):
+            recording(tmp_path / "takes" / f"{place}.wav", one)
+        checkpoint = whisper(tmp_path / "asr", ["en", "no"])
+        given = [f"model={models['both']}", f"audio={tmp_path / 'takes'}"]
+        command(*given, f"asr={checkpoint}", "asr_language=no")
+        transcriber = Transcriber(str(checkpoint), torch.device("cpu"), language="norwegian")
+        assert [row["text"] for row in rows_of(beside(tmp_path / "takes"))] == transcriber(samples)
+        with pytest.raises(InputError, match=r"asr_language=no: there is no recogniser\. Add asr="):
+            command(*given, "asr_language=no", "overwrite=true")
 
     @pytest.mark.parametrize(
         ("numbers", "message"),

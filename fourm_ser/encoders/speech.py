@@ -16,7 +16,7 @@ from fourm_ser.encoders.fbank import FilterBank
 from fourm_ser.encoders.frontends import Waveform
 from fourm_ser.encoders.hub import load_transformer, read_preprocessor
 from fourm_ser.encoders.layers import TransformerEncoder, TransformerStem
-from fourm_ser.encoders.speech_models import SpeechKind, keep_statistics, speech_kind
+from fourm_ser.encoders.speech_models import KINDS, SpeechKind, keep_statistics, speech_kind
 from fourm_ser.errors import InputError
 
 
@@ -192,9 +192,16 @@ def read_type(checkpoint: str | None, weights: str, architecture: dict[str, Any]
         return architecture.get("model_type")
     path: Path = checkpoint_folder(_told(checkpoint, weights), [], "encoder.audio.checkpoint") / "config.json"
     try:
-        return json.loads(path.read_text(encoding="utf-8")).get("model_type")
+        config = json.loads(path.read_text(encoding="utf-8"))
+        kind, has_code = config.get("model_type"), "auto_map" in config
     except (OSError, ValueError, AttributeError) as error:
         raise InputError(f"{path}: no config.json that can be read. Expected what save_pretrained writes.") from error
+    if has_code and kind not in KINDS:
+        raise InputError(
+            f"{_told(checkpoint, weights)}: it asks for code of its own to be run (trust_remote_code), which this package never does. "
+            f"Expected a checkpoint of one of {', '.join(KINDS)}."
+        )
+    return kind
 
 
 def _refuse_what_is_missing(kind: SpeechKind, source: str, layerdrop: float, train_convolutions: bool) -> None:

@@ -61,6 +61,7 @@ class Predictor:
         model: The model.
         device: Where it runs.
         asr: Hub id or folder of a speech recogniser for recordings that come without text; None for none.
+        asr_language: What is spoken, a code or a name as Whisper knows them; None to have it detected.
         batch_size: Utterances in a batch, at most.
         batch_seconds: Seconds of audio in a batch, padding included. A longer utterance is a batch of its own.
         workers: Processes that read ahead where there are many recordings; 0 reads in this one. While they do, a small
@@ -81,6 +82,7 @@ class Predictor:
         device: torch.device,
         *,
         asr: str | None = None,
+        asr_language: str | None = None,
         batch_size: int = 32,
         batch_seconds: float = 128.0,
         workers: int = 0,
@@ -106,7 +108,11 @@ class Predictor:
                 raise InputError(f"asr={asr}: this model reads audio alone and needs no transcripts. Leave it out.")
             from fourm_ser.prediction.transcriber import Transcriber  # a second that most predictions do not need
 
-            self.transcriber = Transcriber(asr, device)
+            self.transcriber = Transcriber(
+                asr, device, language=asr_language, batch_size=batch_size, batch_seconds=batch_seconds
+            )
+        elif asr_language is not None:
+            raise InputError(f"asr_language={asr_language}: there is no recogniser. Add asr=..., or leave it out.")
 
     @classmethod
     def load(
@@ -125,7 +131,7 @@ class Predictor:
             device: `auto` (a GPU where there is one), `cpu` or `gpu`.
             asr: Hub id or folder of a speech recogniser for recordings that come without text; None for none.
             cache: The folder for what is made once.
-            **options: `batch_size`, `batch_seconds` and `workers` of a `Predictor`.
+            **options: `asr_language`, `batch_size`, `batch_seconds` and `workers` of a `Predictor`.
 
         Raises:
             InputError: no model directory, weights that cannot be had or are other ones, no such device.
@@ -274,11 +280,11 @@ class Predictor:
         windows, inputs = loaded.windows, loaded.inputs
         if inputs is None:
             complete = []
-            for window in windows:
-                try:
-                    complete.append(self._transcribed(window))
-                except InputError as error:
-                    yield window.key, error
+            for window, result in zip(windows, self._transcribed(windows), strict=True):
+                if isinstance(result, InputError):
+                    yield window.key, result
+                else:
+                    complete.append(result)
             if not complete:
                 return
             windows, inputs = complete, self.dataset.collate(complete)
@@ -287,12 +293,20 @@ class Predictor:
             emotion = self.emotions[max(range(len(shares)), key=shares.__getitem__)]
             yield window.key, Prediction(emotion, dict(zip(self.emotions, shares, strict=True)), window.text)
 
-    def _transcribed(self, window: Prepared) -> Prepared:
-        if window.samples is None:
-            return window
+    def _transcribed(self, windows: Sequence[Prepared]) -> list[Prepared | InputError]:
+        """Windows with the texts that are still missing, or why there are none."""
         assert self.transcriber is not None
-        text = self.dataset.cleaning(self.transcriber(window.samples))
-        return window._replace(text=text, inputs={**window.inputs, "text": self.dataset.tokens(text)})
+        heard = iter(self.transcriber([window.samples for window in windows if window.samples is not None]))
+        return [window if window.samples is None else self._told(window, next(heard)) for window in windows]
+
+    def _told(self, window: Prepared, heard: str | InputError) -> Prepared | InputError:
+        if isinstance(heard, InputError):
+            return heard
+        text = self.dataset.cleaning(heard)
+        try:
+            return window._replace(text=text, inputs={**window.inputs, "text": self.dataset.tokens(text)})
+        except InputError as error:
+            return error
 
 
 def _finished(

@@ -74,7 +74,8 @@ def encode(half: str, raw: Any) -> Callable[[Compose, str], Any]:
 
 
 def transcribe(composed: Compose, checkpoint: str) -> str:
-    return Transcriber(checkpoint, torch.device("cpu"))(noise(1.0))
+    (heard,) = Transcriber(checkpoint, torch.device("cpu"))([noise(1.0)])
+    return str(heard)
 
 
 KINDS = {

@@ -1,6 +1,7 @@
 """Small models, recordings and speech recognisers to predict with."""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -88,9 +89,13 @@ def ctc(folder: Path, head: bool = True) -> Path:
     return folder
 
 
-def whisper(folder: Path) -> Path:
-    """Save a small Whisper that hears two seconds at a time."""
-    special = ["<|endoftext|>", "<|startoftranscript|>", "<|en|>", "<|translate|>", "<|transcribe|>"]
+def whisper(folder: Path, languages: Sequence[str] = ()) -> Path:
+    """Save a small Whisper that hears two seconds at a time; of several languages, it was told which and to detect it.
+
+    Without, its generation config says nothing of languages, as those of old checkpoints, and it writes times, too.
+    """
+    tags = [f"<|{language}|>" for language in languages or ["en"]]
+    special = ["<|endoftext|>", "<|startoftranscript|>", *tags, "<|translate|>", "<|transcribe|>"]
     special += ["<|startoflm|>", "<|startofprev|>", "<|nospeech|>", "<|notimestamps|>"]
     vocabulary = {token: place for place, token in enumerate([*sorted(ByteLevel.alphabet()), *special])}
     end = vocabulary["<|endoftext|>"]
@@ -119,8 +124,14 @@ def whisper(folder: Path) -> Path:
     settings.max_new_tokens = 16
     settings.num_beams = 1
     settings.no_timestamps_token_id = vocabulary["<|notimestamps|>"]
+    if languages:
+        settings.is_multilingual = len(languages) > 1
+        settings.lang_to_id = {tag: vocabulary[tag] for tag in tags}
+        settings.task_to_id = {task: vocabulary[f"<|{task}|>"] for task in ("translate", "transcribe")}
     # The letters of this package's texts, blanks, and the end: other bytes are no text.
-    kept = {vocabulary[letter] for letter in (*LETTERS, "Ġ")} | {end} | set(range(len(vocabulary), config.vocab_size))
+    kept = {vocabulary[letter] for letter in (*LETTERS, "Ġ")} | {end}
+    if not languages:  # and times, though it is told to write none
+        kept |= set(range(len(vocabulary), config.vocab_size))
     settings.suppress_tokens = sorted(set(range(config.vocab_size)) - kept)
     settings.begin_suppress_tokens = None
     network.save_pretrained(folder)
