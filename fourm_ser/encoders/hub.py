@@ -177,8 +177,8 @@ def read_tokenizer(folder: Path, source: str) -> PreTrainedTokenizerFast:
         about = folder / "tokenizer_config.json"
         if about.is_file() and '"auto_map"' in about.read_text(encoding="utf-8", errors="replace"):
             raise InputError(
-                f"{source}: its tokenizer_config.json asks for code of its own to be run (auto_map), which is never done "
-                "here. Choose a checkpoint with a tokenizer that transformers knows."
+                f"{source}: its tokenizer_config.json asks for code of its own to be run (auto_map), which is never "
+                "done here. Choose a checkpoint with a tokenizer that transformers knows."
             ) from error
         raise InputError(f"{source}: no tokenizer that can be loaded: {brief(error)}") from error
     if not tokenizer.is_fast:

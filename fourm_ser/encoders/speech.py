@@ -198,8 +198,8 @@ def read_type(checkpoint: str | None, weights: str, architecture: dict[str, Any]
         raise InputError(f"{path}: no config.json that can be read. Expected what save_pretrained writes.") from error
     if has_code and kind not in KINDS:
         raise InputError(
-            f"{_told(checkpoint, weights)}: it asks for code of its own to be run (trust_remote_code), which this package never does. "
-            f"Expected a checkpoint of one of {', '.join(KINDS)}."
+            f"{_told(checkpoint, weights)}: it asks for code of its own to be run (trust_remote_code), which this "
+            f"package never does. Expected a checkpoint of one of {', '.join(KINDS)}."
         )
     return kind
 
