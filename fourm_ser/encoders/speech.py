@@ -19,6 +19,8 @@ from fourm_ser.encoders.layers import TransformerEncoder, TransformerStem
 from fourm_ser.encoders.speech_models import KINDS, SpeechKind, keep_statistics, speech_kind
 from fourm_ser.errors import InputError
 
+FELT_PADDING = ("wav2vec2-conformer", "sew", "sew-d")  # in earlier versions
+
 
 def _as_given(frames: int, attention_mask: Tensor, add_adapter: bool | None = None) -> Tensor:
     """In place of Hugging Face's mask of frames from one of samples, which waits: it is given that of frames."""
@@ -168,6 +170,12 @@ class SpeechEncoder(TransformerEncoder):
     def blocks(self) -> list[nn.Module]:
         """The projection of what the transformer is given, and each of its layers."""
         return [self.kind.projection_of(self.stem.model), *self.layers[: self.used]]
+
+    def describe(self) -> dict[str, Any]:
+        config = self.stem.model.config
+        felt = config.model_type in FELT_PADDING or getattr(config, "conv_pos_batch_norm", False)
+        # Earlier versions stored features of these which padding had changed: they are not to be taken for ours.
+        return {**super().describe(), **({"padding": "exact"} if felt else {})}
 
     def unfreeze(self, what: Unfreeze) -> None:
         super().unfreeze(what)

@@ -157,6 +157,14 @@ def test_the_last_blocks_train_and_what_is_behind_a_layer_does_not(model_type: s
     assert not any("feature_extractor" in name for name in trained)
 
 
+def test_features_that_padding_changed_in_earlier_versions_are_not_taken_for_exact_ones(speech_encoder: Build) -> None:
+    told = {name: "padding" in stirred(speech_encoder, name).describe() for name in VARIANTS}
+    assert told["wav2vec2-conformer"]
+    assert told["hubert with a batch norm"]
+    assert not told["wav2vec2"]
+    assert not told["hubert"]
+
+
 @pytest.mark.parametrize("name", ["wav2vec2-conformer", "hubert with a batch norm"])
 def test_batch_norms_keep_their_statistics(name: str, speech_encoder: Build, waveforms: list[np.ndarray]) -> None:
     encoder = stirred(speech_encoder, name, layerdrop=0.0)
