@@ -43,6 +43,9 @@ GIVEN = {  # what this package passes itself: a key of that name would be lost, 
     },
 }
 FREE = ("data", "logger", "stage")  # names are the user's, or the classes' below; a stage's keys are checked by stages
+UNDECLARED = {  # fields that a model of Transformers reads, and its config does not name
+    "deberta-v2": {"position_buckets", "norm_rel_ebd", "share_att_key"},
+}
 BY_NAME = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
 REFERENCE = re.compile(r"\$\{(\.*)([\w.]+)\}")
 
@@ -148,7 +151,7 @@ def _check_architecture(place: str, node: dict[str, Any], read: set[str]) -> Non
         advice = f"Did you mean {near[0]}?" if near else "Expected one that transformers knows: bert, wav2vec2, ..."
         raise InputError(f"{place}.model_type={kind}: no such model. {advice}")
     described = CONFIG_MAPPING[kind]()
-    _refuse_beyond(place, node, {*described.to_dict(), *described.attribute_map}, read)
+    _refuse_beyond(place, node, {*described.to_dict(), *described.attribute_map, *UNDECLARED.get(kind, ())}, read)
 
 
 def _refuse_beyond(

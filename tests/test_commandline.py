@@ -165,7 +165,7 @@ def test_what_is_there_under_that_whole_name_is_meant(tmp_path: Path, monkeypatc
         ("encoder/txt=bert", "encoder/txt: no such key."),
         ("loss==ce", "loss==ce: Hydra cannot read it. Put quotes around the value: \"loss='...'\""),
         ("seed", "seed: expected key=value."),
-        ("fusion=zzz", "fusion=zzz: no such option. Expected one of 3m_ser, 4m_ser, audio_only,"),
+        ("fusion=zzz", "fusion=zzz: no such option. Expected one of 3m_ser, 4m_ser, attentive_statistics,"),
         ("~lose", "'lose' does not exist"),
         ("+loss=ce", "loss appears more than once"),
     ],

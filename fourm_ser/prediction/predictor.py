@@ -295,8 +295,8 @@ class Predictor:
 
     def _transcribed(self, windows: Sequence[Prepared]) -> list[Prepared | InputError]:
         """Windows with the texts that are still missing, or why there are none."""
-        assert self.transcriber is not None
-        heard = iter(self.transcriber([window.samples for window in windows if window.samples is not None]))
+        unheard = [window.samples for window in windows if window.samples is not None]
+        heard = iter(self.transcriber(unheard) if self.transcriber else ())
         return [window if window.samples is None else self._told(window, next(heard)) for window in windows]
 
     def _told(self, window: Prepared, heard: str | InputError) -> Prepared | InputError:
