@@ -77,7 +77,7 @@ VARIANTS = {
     "text/checkpointing": [*TEXT, "encoder.text.gradient_checkpointing=true"],
     "audio/weighted": [*WAV2VEC, "encoder.audio.layer=weighted"],
     "audio/checkpointing": [*WAV2VEC, "encoder.audio.gradient_checkpointing=true"],
-    "audio/whisper-full": ["encoder/audio=whisper_base", *WHISPER, "encoder.audio.context=full"],
+    "audio/whisper-own": ["encoder/audio=whisper_base", *WHISPER, "encoder.audio.context=own"],
     "audio/convolutions": [*WAV2VEC, "encoder.audio.train_convolutions=true"],
     "audio/conformer": [*WAV2VEC, "encoder.audio.architecture.model_type=wav2vec2-conformer"],
     "audio/sew": [*WAV2VEC, "encoder.audio.architecture.model_type=sew", SEW],
