@@ -216,8 +216,8 @@ class Encoder(nn.Module, ABC):
         blocks = self.blocks()
         if isinstance(what, bool) or not isinstance(what, int) or not 0 < what <= len(blocks):
             raise InputError(
-                f"stage: unfreeze.{self.modality}={what}: expected none, all, or how many of the last blocks "
-                f"(1 to {len(blocks)} for {self.name})."
+                f"stage: unfreeze.{self.modality}={what}: expected none, all, lora (adapters, of transformers), or how "
+                f"many of the last blocks (1 to {len(blocks)} for {self.name})."
             )
         for block in blocks[-what:]:
             block.requires_grad_(True)

@@ -40,7 +40,7 @@ def any_model(config: "PretrainedConfig", source: str) -> Any:
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def quiet() -> Iterator[None]:
     """Transformers without its bar and its table of what a checkpoint holds beside what is used: we say what lacks."""
     before, bar = logging_of_transformers.get_verbosity(), logging_of_transformers.is_progress_bar_enabled()
     logging_of_transformers.set_verbosity_error()
@@ -88,7 +88,7 @@ def load_transformer(
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         config.update(overrides)
-        with _quiet():
+        with quiet():
             model, report = auto(config, source).from_pretrained(
                 folder,
                 config=config,

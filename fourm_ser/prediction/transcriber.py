@@ -23,6 +23,7 @@ from fourm_ser.data.audio import SAMPLE_RATE
 from fourm_ser.data.transcripts import BEFORE, Cleaning
 from fourm_ser.devices import free_memory, ran_out_of_memory, tf32
 from fourm_ser.encoders.checkpoints import fetch_weights
+from fourm_ser.encoders.hub import quiet
 from fourm_ser.errors import InputError, brief
 from fourm_ser.prediction.recognisers import OneByOne, Recogniser, Whisper, whisper_options
 
@@ -138,9 +139,10 @@ def _load(checkpoint: str) -> tuple[Any, Any, Any]:
         raise InputError(f"asr={error}") from error
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-        model, report = _model_class(config, checkpoint).from_pretrained(
-            folder, config=config, trust_remote_code=False, output_loading_info=True, dtype=torch.float32
-        )
+        with quiet():
+            model, report = _model_class(config, checkpoint).from_pretrained(
+                folder, config=config, trust_remote_code=False, output_loading_info=True, dtype=torch.float32
+            )
         extractor = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=False)
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except FAULTS as error:
