@@ -35,6 +35,18 @@ FRONTENDS = {
         "trim mels mel_window window hop low high pitch_low pitch_high mean",
     ),
 }
+# Keys of a stage that earlier versions did not have, with what they did; and of a schedule.
+STAGE_WAS = {
+    "steps": None,
+    "min_epochs": None,
+    "max_epochs": None,
+    "patience_steps": None,
+    "monitor": "val/ua",
+    "smooth": 1,
+    "select": "best",
+    "ema": None,
+}
+PLATEAU = "fourm_ser.training.schedules.Plateau"
 
 Node = TypeVar("Node")
 
@@ -149,12 +161,19 @@ def _upgrade(node: MutableMapping[Any, Any], keys: list[Any]) -> None:
         if isinstance(node.get("encode"), MutableMapping):
             node["encode"].setdefault("pool", "none")
             node["encode"].setdefault("store", True)
+        if "stage" in keys:
+            node.setdefault("refit", False)
+    if {"epochs", "batch_size", "unfreeze"} <= set(keys):  # a stage
+        for key, value in STAGE_WAS.items():
+            node.setdefault(key, value)
     target = node["_target_"] if "_target_" in keys else None
     if not isinstance(target, str):
         return
     for before, now in MOVED.items():
         if target.startswith(before):
             node["_target_"] = target = now + target.removeprefix(before)
+    if target == PLATEAU:
+        node.setdefault("patience_steps", None)
     frontend, numbers = FRONTENDS.get(target, ("", ""))
     if "frontend" not in node and any(name in node for name in numbers.split()):
         nested = {name: node.pop(name) for name in numbers.split() if name in node}

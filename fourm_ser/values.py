@@ -48,6 +48,7 @@ SECONDS = ABOVE_0._replace(words=(None,))
 RULES: dict[str, dict[str, Number | Choice | WordsByModality]] = {
     "train": {
         "seed": SEED,
+        "refit": SWITCH,
         "sweep.skip_finished": SWITCH,
         "sweep.dry_run": SWITCH,
         **BUDGETS,

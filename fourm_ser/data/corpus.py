@@ -1,5 +1,6 @@
 """A corpus under a protocol: which utterances are used, what their classes are, and who is on which side."""
 
+import copy
 import hashlib
 import json
 import logging
@@ -9,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pandas as pd
@@ -222,6 +223,12 @@ class Corpus(ABC):
         self._look_for_shared()
         self._ready = True
         self._report()
+
+    def joined(self) -> Self:
+        """The same corpus, set up, with its validation side on the training side: nobody validates."""
+        other = copy.copy(self)
+        other.split = self.split.joined()
+        return other
 
     def rows(self, side: str) -> np.ndarray:
         """Positions of the utterances of a side: `train`, `val`, `test`, or `all`.

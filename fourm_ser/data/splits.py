@@ -3,7 +3,7 @@
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 import pandas as pd
@@ -53,6 +53,10 @@ class Split(NamedTuple):
     train: np.ndarray
     val: np.ndarray
     test: np.ndarray
+
+    def joined(self) -> Self:
+        """The same with the validation side on the training side: nobody validates."""
+        return self._replace(train=np.sort(np.concatenate([self.train, self.val])), val=self.val[:0])
 
     def shared_speakers(self, frame: pd.DataFrame) -> set[str]:
         """The speakers of the test side who speak on another, too."""

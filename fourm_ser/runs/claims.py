@@ -106,7 +106,16 @@ def refuse_changed(corpus: Corpus, training: pd.DataFrame, keys: Iterable[str], 
     log.warning("data: other than in the run: %s", changed)
 
 
-def claim(corpus: Corpus, rows: np.ndarray, training: pd.DataFrame | None, allow_seen: bool) -> dict[str, Any]:
+def was_refit(run: str | None, model: str | None) -> bool:
+    """Whether the model of a run, or in a model directory, was trained on the validation side, too, by the record."""
+    folder = Path(model or "").expanduser().absolute().parent if run is None else Path(run).expanduser()
+    directory = RunDirectory(folder)
+    return directory.record.is_file() and bool(directory.read_record().get("refit", False))
+
+
+def claim(
+    corpus: Corpus, rows: np.ndarray, training: pd.DataFrame | None, allow_seen: bool, refit: bool = False
+) -> dict[str, Any]:
     """Whether a model saw who is tested, as metrics.json says it; told in one line.
 
     Args:
@@ -114,6 +123,7 @@ def claim(corpus: Corpus, rows: np.ndarray, training: pd.DataFrame | None, allow
         rows: positions of the tested utterances.
         training: what the model was trained on; None where nothing is known.
         allow_seen: whether utterances may be tested that the model was trained on; else they are refused.
+        refit: whether it was trained on those that validated, too.
 
     Returns:
         `speaker_independent`; `seen_utterances` and `seen_speakers`: how many of those that are tested it was trained
@@ -121,6 +131,8 @@ def claim(corpus: Corpus, rows: np.ndarray, training: pd.DataFrame | None, allow
     """
     if training is None:
         return dict.fromkeys(("speaker_independent", "seen_utterances", "seen_speakers"))
+    if refit:
+        training = training.assign(side=training["side"].replace("val", "train"))
     tested = corpus.frame.iloc[rows]
     found = seen(training, corpus.content, tested["id"])
     if found.trained and not allow_seen:

@@ -14,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from fourm_ser.config import upgrade
 from fourm_ser.errors import BusyError, InputError
-from fourm_ser.files import write_json
+from fourm_ser.files import whole, write_json
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C one reads a hundred runs in a second
 PREDICTED = ["id", "speaker", "emotion", "predicted"]  # columns of predictions.csv before the probabilities
 MARKS = ("config.yaml", "metrics.json", "finished.json")  # where one lies, a run, model, stage or evaluation does
+REFIT = "refit"  # the folder of the stages that train on the validation side, too
 SWEEP = "multirun.yaml"  # Hydra's record of a sweep, in the folder above its runs
 
 
@@ -36,12 +37,14 @@ def confusion_counts(predictions: "pd.DataFrame", classes: Sequence[str]) -> "np
 
 
 class StageDirectory:
-    """What a stage of a run leaves, in the run directory's `stages/<number>-<name>`."""
+    """What a stage of a run leaves, in `stages/<number>-<name>` of the run directory, or of a refit in `refit/`."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.name = path.name.partition("-")[2]
-        self.best = path / "checkpoints" / "best.ckpt"  # of the epoch with the best validation UA
+        self.name = path.name.partition("-")[2]  # as its numbers are called beside other stages' in a logger
+        if path.parent.name == REFIT:
+            self.name = f"{REFIT}/{self.name}"
+        self.best = path / "checkpoints" / "best.ckpt"  # of the epoch that the stage selected, which goes on from it
         self.last = path / "checkpoints" / "last.ckpt"  # what an interrupted stage goes on from
         self.epochs = path / "metrics.csv"  # a row an epoch
         self.finished = path / "finished.json"  # how long it took: without it the stage has not finished
@@ -56,6 +59,11 @@ class StageDirectory:
         """What the best checkpoint holds of the `network` or the `loss`, by its names in there."""
         state = self.read_best()["state_dict"].items()
         return {name.removeprefix(f"{part}."): tensor for name, tensor in state if name.startswith(f"{part}.")}
+
+    def select_last(self) -> None:
+        """Let the last checkpoint be the best one, whole: of a stage that selects its last epoch."""
+        with whole(self.best) as temporary:
+            shutil.copyfile(self.last, temporary)
 
     def check_place(self) -> None:
         """Refuse a run that was moved: Lightning's checkpoints name their folder, and best weights would be lost."""
@@ -97,16 +105,18 @@ class RunDirectory:
         self.wandb = path / "wandb" / "id"  # the run's name there, under which a resumed run goes on
         self.hydra = path / ".hydra" / "hydra.yaml"  # the command line
         self._stages = path / "stages"
+        self._refit = path / REFIT
 
-    def stage(self, number: int, name: str) -> StageDirectory:
-        """The folder of a stage by its place in the run, from 0, and its name."""
-        return StageDirectory(self._stages / f"{number}-{name}")
+    def stage(self, number: int, name: str, refit: bool = False) -> StageDirectory:
+        """The folder of a stage by its place in the run, from 0, and its name; or of its refit."""
+        return StageDirectory((self._refit if refit else self._stages) / f"{number}-{name}")
 
     @property
     def last_stage(self) -> StageDirectory:
-        """The folder of the last stage that the record names."""
-        names = list(self.read_record().stage)
-        return self.stage(len(names) - 1, names[-1])
+        """The folder of the last stage that the record names: what the model was learned in."""
+        record = self.read_record()
+        names = list(record.stage)
+        return self.stage(len(names) - 1, names[-1], record.refit)
 
     @property
     def tables(self) -> dict[str, Path]:
@@ -230,7 +240,8 @@ class RunDirectory:
     def forget(self) -> None:
         """Remove a finished run's files, what says that it has finished last of all."""
         if self.metrics.is_file():
-            shutil.rmtree(self._stages, ignore_errors=True)
+            for folder in (self._stages, self._refit):
+                shutil.rmtree(folder, ignore_errors=True)
             for path in (self.record, self.corpus, self.failure, self.log, self.output, self.metrics):
                 path.unlink(missing_ok=True)
 

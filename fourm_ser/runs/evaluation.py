@@ -30,7 +30,7 @@ from fourm_ser.models.inference import Inference, Outputs, Step, compute_outputs
 from fourm_ser.models.metrics import BINS
 from fourm_ser.models.network import NetworkOutput
 from fourm_ser.models.sources import check_transcripts, compare_cleaning, compare_languages, make_sources
-from fourm_ser.runs.claims import claim, folder_name, read_training, refuse_changed
+from fourm_ser.runs.claims import claim, folder_name, read_training, refuse_changed, was_refit
 from fourm_ser.runs.directory import PREDICTED, RunDirectory, is_model
 from fourm_ser.runs.intervals import bootstrap
 from fourm_ser.runs.resampling import FEWEST, unit_of
@@ -68,7 +68,7 @@ def evaluate(config: DictConfig, changes: Mapping[str, Any] | None) -> dict[str,
     rows = corpus.rows(config.side)
     if training is not None and changes is not None:
         refuse_changed(corpus, training, changes, config.run)
-    claims = claim(corpus, rows, training, config.allow_seen)
+    claims = claim(corpus, rows, training, config.allow_seen, was_refit(config.run, config.model))
     directory = _find_place(config, changes, corpus, classes, model, training)
     resampled = unit_of(corpus.frame["speaker"].to_numpy()[rows], config.resample)
     inference = Inference(model, device, exact=record is not None)
@@ -80,8 +80,8 @@ def evaluate(config: DictConfig, changes: Mapping[str, Any] | None) -> dict[str,
     rounding, keeps = model.conditions.encoding_tf32, model.conditions.store
     encoding = Encoding(cache, inference.encoding, budgets[0], budgets[1], device, rounding, keeps)
     sources, _ = make_sources(model.network, data, encoding)
-    stages = [] if record is None else list(record.stage.values())
-    data.serve(sources, config.batch_size or (stages[-1].batch_size if stages else BATCH))
+    sizes = [] if record is None else [stage.batch_size for stage in record.stage.values()]
+    data.serve(sources, config.batch_size or (sizes[-1] if sizes and sizes[-1] != "auto" else BATCH))
     loss = None
     if record is not None and classes == model.emotions:
         loss = load_loss(RunDirectory(folder.parent), record, corpus, model)
@@ -176,7 +176,8 @@ def load_loss(directory: RunDirectory, record: DictConfig, corpus: Corpus, model
         log.warning("the loss is left out: %s", error)
         return None
     loss: Loss = build(record.loss)
-    loss.setup(len(model.emotions), model.network.widths, corpus.counts)
+    counts = corpus.joined().counts if record.refit else corpus.counts
+    loss.setup(len(model.emotions), model.network.widths, counts)
     loss.load_state_dict(state)
     return loss.eval()
 

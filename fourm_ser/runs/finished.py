@@ -98,7 +98,7 @@ class OpenRun:
         yield Snapshot("before training", self._untrained())
         for number, (name, stage) in enumerate(list(self.config.stage.items())[:-1]):
             network = self._untrained()
-            weights = self.directory.stage(number, name).read_weights("network")
+            weights = self.directory.stage(number, name, self.config.refit).read_weights("network")
             if "lora" in self.config:
                 weights = without_adapters(network, weights, Lora(**self.config.lora).scale)
             network.load_state_dict({**network.state_dict(), **weights})

@@ -1,12 +1,13 @@
 """A run from first to last: data, stages, test, run directory. It knows no command line."""
 
 import copy
+import dataclasses
 import logging
 import math
 import sys
 import time
 from collections.abc import Collection, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from itertools import islice
 from pathlib import Path
@@ -19,12 +20,12 @@ from pytorch_lightning import seed_everything
 from fourm_ser.config import build
 from fourm_ser.data.corpus import Corpus
 from fourm_ser.data.datamodule import EmotionDataModule
-from fourm_ser.devices import MIXED, autocast, copies_ahead, ran_out_of_memory, tf32
+from fourm_ser.devices import MIXED, autocast, copies_ahead, tf32
 from fourm_ser.distributed import barrier, first, joined, launched, rank, world
 from fourm_ser.encoders.base import Resources, Unfreeze
 from fourm_ser.encoders.checkpoints import fetch_weights
 from fourm_ser.encoders.hub import ENCODER_FILES
-from fourm_ser.encoders.lora import Lora, adapters, require_peft
+from fourm_ser.encoders.lora import Lora, adapters
 from fourm_ser.encoders.official import fetch_file
 from fourm_ser.encoders.padding import check_padding
 from fourm_ser.errors import InputError, OtherRunError
@@ -33,21 +34,22 @@ from fourm_ser.losses.base import Loss
 from fourm_ser.models.directory import Conditions, Model, save_model
 from fourm_ser.models.features import Encoding
 from fourm_ser.models.inference import Outputs, compute_outputs
-from fourm_ser.models.network import EmotionNetwork, build_network, known_widths
+from fourm_ser.models.network import EmotionNetwork, build_network
 from fourm_ser.models.sources import check_transcripts, compare_languages, make_sources
 from fourm_ser.runs.claims import changes_since, record_content
-from fourm_ser.runs.directory import RunDirectory
+from fourm_ser.runs.directory import REFIT, RunDirectory, StageDirectory
 from fourm_ser.runs.results import print_results, write_results
+from fourm_ser.training.faults import explained
 from fourm_ser.training.launch import launch, processes
+from fourm_ser.training.length import in_epochs
 from fourm_ser.training.log import logged
 from fourm_ser.training.loggers import RunLogger
-from fourm_ser.training.module import EmotionModule, NotFiniteError
+from fourm_ser.training.misfits import refuse_misfits
+from fourm_ser.training.module import EmotionModule
 from fourm_ser.training.record import record
-from fourm_ser.training.stages import Stage, build_trainer, read_stages, trainer_arguments
+from fourm_ser.training.stages import Outcome, Stage, build_trainer, read_stages, trainer_arguments
 
 log = logging.getLogger("fourm_ser.training.experiment")  # also where it is `__main__`
-
-WITHOUT_STORE = ("32-true", "32", *MIXED, "bf16", "16")  # precisions that leave what encoders read as it is
 
 
 def run(config: DictConfig, run_dir: Path, own_process: bool = False) -> dict[str, Any]:
@@ -147,36 +149,13 @@ class Experiment:
         self.stages = read_stages(build(config.stage), build(config.optimizer), build(config.scheduler))
         self.loss: Loss = build(config.loss)
         self.corpus: Corpus = build(config.data, cache=self.cache)  # reads nothing, but checks its keys
-        self._refuse_misfits()
+        refuse_misfits(config, self.stages, self.corpus, self.loss)
         self.encoding = Encoding.of(config)
         self.device = self.encoding.device
         self.loggers: list[RunLogger] = list(build(config.logger).values()) if rank() == 0 else []
         self.encoded: dict[str, int] = {}
-
-    def _refuse_misfits(self) -> None:
-        """Refuse what does not fit together before any data is prepared and any encoder built."""
-        config = self.config
-        precision = str(config.trainer.precision)
-        if not config.encode.get("store", True) and precision not in WITHOUT_STORE:
-            raise InputError(
-                f"trainer.precision={precision}: would round what frozen encoders read, where encode.store=false lets "
-                f"them read it in every epoch. Expected one of {', '.join(WITHOUT_STORE)}, or encode.store=true."
-            )
-        widths = dict.fromkeys(("embedding", *config.fusion.modalities), 1)
-        emotions = self.corpus.wanted  # None: those that the corpus turns out to have
-        for stage in self.stages:
-            for modality in config.fusion.modalities:
-                if stage.unfreeze.get(modality) == "lora":
-                    require_peft(f"stage.{stage.name}.unfreeze.{modality}")
-                    Lora(**build(config.lora)).check()
-        dims = known_widths(config)
-        if None not in dims.values():
-            fusion = build(config.fusion, dims=dims)
-            build(config.head, dim=fusion.dim, classes=len(emotions or "ab"))
-            widths = {"embedding": fusion.dim, **fusion.widths}
-        if emotions is not None:
-            loss = copy.deepcopy(self.loss).setup(len(emotions), widths, [1] * len(emotions))
-            loss.check_classifier()
+        self.outcomes: dict[str, Outcome] = {}  # of the stages that ended, by their names
+        self.chosen: Mapping[str, Outcome] | None = None  # in a refit, those of the stages that it repeats
 
     def run(self) -> dict[str, Any]:
         """All of it, in order."""
@@ -186,13 +165,8 @@ class Experiment:
         deterministic = config.trainer.get("deterministic", False)  # in encoding passes and the test, too
         torch.use_deterministic_algorithms(bool(deterministic), warn_only=deterministic == "warn")
         with first():
-            network = self._prepare()
-        self.loss.setup(len(self.corpus.emotions), network.widths, self.corpus.counts)
-        self.loss.check_classifier()
-        network.replace_head(self.loss)
-        if config.trainer.get("compile", False):
-            network.fusion.compile(dynamic=True)
-            network.head.compile(dynamic=True)
+            self._prepare()
+            network = self._build()
         for encoder in network.by_modality.values():
             narrow = sum(parameter.numel() for parameter in adapters(encoder))
             size = sum(parameter.numel() for parameter in encoder.parameters()) - narrow
@@ -211,18 +185,38 @@ class Experiment:
         for logger in self.loggers:
             logger.start(self.directory, OmegaConf.to_container(config))  # type: ignore[arg-type]
 
+        module, trained = self._train_stages(network)
+        refits = config.get("refit", False)
+        outputs = self._test(module, trained, ("val",) if refits else ("val", "test"))
+        if refits:
+            again = self._joined()
+            network = again._build()
+            module, trained = again._train_stages(network)
+            outputs |= again._test(module, trained, ("test",))
+            self.outcomes |= {f"{REFIT}/{name}": outcome for name, outcome in again.outcomes.items()}
+        return self._finish(network, trained, outputs) if rank() == 0 else {}
+
+    def _train_stages(self, network: EmotionNetwork) -> tuple[EmotionModule, Trained]:
+        """All stages, one after the other; what the last one trained, and what trained of the stems."""
         trained: dict[str, set[Unfreeze]] = {}
-        seconds: dict[str, float] = {}
         for stage in self.stages:
             for modality in network.encoders:
                 if stage.unfreeze[modality] != "none":
                     trained.setdefault(modality, set()).add(stage.unfreeze[modality])
-            module, seconds[stage.name] = self._train(stage, network, trained)
-        outputs = self._test(module, trained)
-        return self._finish(network, trained, outputs, seconds) if rank() == 0 else {}
+            module, self.outcomes[stage.name] = self._train(stage, network, trained)
+        return module, trained
 
-    def _prepare(self) -> EmotionNetwork:
-        """Fetch, prepare and read what is not there yet; the network, as it begins."""
+    def _joined(self) -> "Experiment":
+        """The same experiment on train and validation together, its stages as long as they were found to be best."""
+        again = copy.copy(self)
+        again.chosen, again.outcomes = self.outcomes, {}
+        again.corpus, again.loss = self.corpus.joined(), build(self.config.loss)
+        again.data = EmotionDataModule(again.corpus, pin_memory=self.data.pin_memory, seed=self.config.seed)
+        log.info("refit: anew, on %d utterances, validation included", len(again.corpus.split.train))
+        return again
+
+    def _prepare(self) -> None:
+        """Fetch, prepare and read what is not there yet."""
         config = self.config
         for modality in config.fusion.modalities:  # what cannot be downloaded is known before any work is done
             node = config.encoder[modality]
@@ -234,61 +228,97 @@ class Experiment:
         self.data.prepare_data()
         self.data.setup()
         record_content(self.corpus.content, self.corpus.origin, self.directory, write=rank() == 0)
+
+    def _build(self) -> EmotionNetwork:
+        """The network as it begins, and the loss set up for it: the same at every call."""
+        config = self.config
         seed_everything(config.seed, verbose=False)
         resources = Resources(self.cache, self.corpus.training_texts)
         network = build_network(config, len(self.corpus.emotions), resources)
         for modality, encoder in network.by_modality.items():
             if any(stage.unfreeze[modality] == "lora" for stage in self.stages):
                 encoder.add_adapters(Lora(**build(config.lora)), config.seed)
+        self.loss.setup(len(self.corpus.emotions), network.widths, self.corpus.counts)
+        self.loss.check_classifier()
+        network.replace_head(self.loss)
+        if config.trainer.get("compile", False):
+            network.fusion.compile(dynamic=True)
+            network.head.compile(dynamic=True)
         return network
 
-    def _train(self, stage: Stage, network: EmotionNetwork, trained: Trained) -> tuple[EmotionModule, float]:
-        """One stage, or what is left of it; the network ends with the stage's best weights."""
-        folder = self.directory.stage(stage.number, stage.name)
+    def _train(self, stage: Stage, network: EmotionNetwork, trained: Trained) -> tuple[EmotionModule, Outcome]:
+        """One stage, or what is left of it; the network ends with the weights that the stage selects."""
+        folder = self._folder(stage)
         for modality, encoder in network.by_modality.items():
             encoder.unfreeze(stage.unfreeze[modality])
+        sources = self.data.sources
         if not folder.finished.is_file() or stage is self.stages[-1]:
             sources, encoded = make_sources(network, self.data, self.encoding)
             for modality, count in encoded.items():
                 self.encoded[modality] += count
-            self.data.serve(sources, stage.batch_size)
+        before = None if self.chosen is None else self.chosen[stage.name]
+        size = stage.size(len(self.corpus.split.train)) if before is None else int(before.stage.batch_size)
+        self.data.serve(sources, size)
+        steps_per_epoch = math.ceil(len(self.data.sampler(self.corpus.split.train)) / stage.accumulate)
+        stage = stage.settled(size, steps_per_epoch)
         module = EmotionModule(
             network=network,
             loss=self.loss,
             emotions=self.corpus.emotions,
-            stage=stage,
-            steps_per_epoch=math.ceil(len(self.data.sampler(self.corpus.split.train)) / stage.accumulate),
+            stage=stage if before is None else before.stage,
+            steps_per_epoch=steps_per_epoch if before is None else before.steps_per_epoch,
             seed=self.config.seed,
             trained=trained,
             adapted=_adapted(trained),
             encoding=None if self.encoding.store else self.encoding,
         )
+        if before is not None:  # rates follow the schedule that was, and stop where its best weights were
+            stage = dataclasses.replace(stage, epochs=in_epochs(before.steps, steps_per_epoch))
         if not folder.finished.is_file():
-            last = folder.last if folder.last.is_file() else None
-            if last is not None:
-                log.info("stage %s: going on from %s", stage.name, last)
-                folder.check_place()
-            else:
-                log.info("stage %s: up to %d epochs, unfreezes %s", stage.name, stage.epochs, stage.unfreeze)
-            module.train()  # Lightning keeps the modes it finds: those of an earlier stage, or of an encoding pass
-            started = time.monotonic()
-            loggers = [logger.stage(folder) for logger in self.loggers]
-            skips = any(
-                not encoder.frozen and encoder.skips_parts and stage.unfreeze[modality] != "lora"
-                for modality, encoder in network.by_modality.items()
-            )
-            given: Any = OmegaConf.to_container(self.config.trainer)
-            arguments = trainer_arguments(given, self.device, skips)
-            trainer = build_trainer(stage, self.directory, logger=loggers, **arguments)
-            with self._explained(stage, module), self._computing(network, trained):
-                trainer.fit(module, datamodule=self.data, ckpt_path=last, weights_only=True)
-            if rank() == 0:
-                folder.write_finished(time.monotonic() - started, trainer.current_epoch)
-            barrier()
+            self._fit(stage, folder, module, trained, steps_per_epoch)
         best = folder.read_best()
         module.load_state_dict(best["state_dict"])
-        log.info("stage %s: best validation UA in epoch %d", stage.name, best["epoch"])
-        return module, folder.read_seconds()
+        why = "best" if before is None and stage.select == "best" else "last"
+        log.info("stage %s: takes epoch %d (%s), step %d", folder.name, best["epoch"], why, best["global_step"])
+        return module, Outcome(module.stage, module.steps_per_epoch, best["global_step"], folder.read_seconds())
+
+    def _fit(
+        self, stage: Stage, folder: StageDirectory, module: EmotionModule, trained: Trained, steps_per_epoch: int
+    ) -> None:
+        """Train a settled stage to its end, from its beginning or from its last checkpoint."""
+        network, validates = module.network, self.chosen is None
+        assert stage.epochs is not None
+        length = f"{stage.epochs} epochs of {steps_per_epoch} steps ({stage.epochs * steps_per_epoch:,} steps)"
+        log.info("stage %s: %s, batches of %s, unfreezes %s", folder.name, length, stage.batch_size, stage.unfreeze)
+        last = folder.last if folder.last.is_file() else None
+        if last is not None:
+            log.info("stage %s: going on from %s", folder.name, last)
+            folder.check_place()
+        module.train()  # Lightning keeps the modes it finds: those of an earlier stage, or of an encoding pass
+        started = time.monotonic()
+        loggers = [logger.stage(folder) for logger in self.loggers]
+        skips = any(
+            not encoder.frozen and encoder.skips_parts and stage.unfreeze[modality] != "lora"
+            for modality, encoder in network.by_modality.items()
+        )
+        given: Any = OmegaConf.to_container(self.config.trainer)
+        arguments = trainer_arguments(given, self.device, skips)
+        trainer = build_trainer(stage, folder, validates, logger=loggers, **arguments)
+        with self._explained(stage, module), self._computing(network, trained):
+            trainer.fit(module, datamodule=self.data, ckpt_path=last, weights_only=True)
+        if rank() == 0:
+            if not validates or stage.select == "last":
+                folder.select_last()
+            folder.write_finished(time.monotonic() - started, trainer.current_epoch)
+        barrier()
+
+    def _folder(self, stage: Stage) -> StageDirectory:
+        return self.directory.stage(stage.number, stage.name, refit=self.chosen is not None)
+
+    def _explained(self, stage: Stage, module: EmotionModule) -> AbstractContextManager[None]:
+        """Say in one line what goes wrong meanwhile, and what a run could go on from."""
+        earlier = [self._folder(before).best for before in reversed(self.stages[: stage.number])]
+        return explained(module, self.corpus, [self._folder(stage).last, *earlier])
 
     @contextmanager
     def _computing(self, network: EmotionNetwork, trained: Collection[str]) -> Iterator[None]:
@@ -304,40 +334,8 @@ class Experiment:
                 stem.to(self.device)
             yield
 
-    @contextmanager
-    def _explained(self, stage: Stage, module: EmotionModule) -> Iterator[None]:
-        """Say of a loss that is not finite, or no memory left, over what it was, and what to go on from or to lower."""
-        try:
-            yield
-        except NotFiniteError as error:
-            checkpoints = [self.directory.stage(stage.number, stage.name).last]
-            earlier = reversed(self.stages[: stage.number])
-            checkpoints += [self.directory.stage(before.number, before.name).best for before in earlier]
-            good = next((str(path) for path in checkpoints if path.is_file()), "none, for no epoch was finished")
-            ids = self.corpus.frame["id"].iloc[error.rows]
-            raise InputError(
-                f"loss: {', '.join(error.terms)} became NaN or infinite in stage {stage.name} ({error.when}). "
-                f"The batch: {', '.join(ids)}. The last good checkpoint: {good}. "
-                f"Try a smaller learning rate, stage.{stage.name}.gradient_clip, or trainer.precision=32-true."
-            ) from error
-        except RuntimeError as error:
-            if type(error).__module__.startswith("torch._dynamo"):
-                said = (str(error).strip().splitlines() or [""])[0]
-                raise InputError(f"trainer.compile=true: fusion or head cannot be compiled here: {said}") from error
-            if not ran_out_of_memory(error):
-                raise
-            rows = module.rows.tolist()
-            longest = float(self.corpus.frame["seconds"].iloc[rows].max()) if rows else 0.0
-            key = f"stage.{stage.name}"
-            raise InputError(
-                f"stage {stage.name}: {self.device.type} ran out of memory over a batch of {len(rows)} utterances "
-                f"({len(rows) * longest:.0f} s with padding, the longest {longest:.1f} s). Lower {key}.batch_size (and "
-                f"raise {key}.accumulate for as large an optimizer step) or data.max_seconds, or set "
-                "encoder.text.gradient_checkpointing and encoder.audio.gradient_checkpointing where encoders train."
-            ) from error
-
-    def _test(self, module: EmotionModule, trained: Collection[str]) -> dict[str, Outputs]:
-        """What the last stage's best weights make of the validation and the test side."""
+    def _test(self, module: EmotionModule, trained: Collection[str], sides: Collection[str]) -> dict[str, Outputs]:
+        """What the last stage's best weights make of some of the sides `val` and `test`."""
         outputs = {}
         rounded = autocast(self.device, MIXED.get(str(self.config.trainer.precision)))
         network = module.network
@@ -348,7 +346,8 @@ class Experiment:
                 module.float()  # where training was in half precision throughout: as all that comes later
             stack.enter_context(network.merged())  # as all that comes later
             module.to(self.device).eval()
-            for side, loader in (("val", self.data.val_dataloader()), ("test", self.data.test_dataloader())):
+            for side in sides:
+                loader = self.data.dataloader(self.corpus.rows(side))
                 step = rounded(partial(module.step, side))
                 limit = self.config.trainer.get(f"limit_{side}_batches")  # as Lightning takes it: how many, or a share
                 count = int(limit * len(loader)) if isinstance(limit, float) else limit
@@ -358,9 +357,7 @@ class Experiment:
             module.cpu()
         return outputs
 
-    def _finish(
-        self, network: EmotionNetwork, trained: Trained, outputs: Mapping[str, Outputs], seconds: Mapping[str, float]
-    ) -> dict[str, Any]:
+    def _finish(self, network: EmotionNetwork, trained: Trained, outputs: Mapping[str, Outputs]) -> dict[str, Any]:
         """Write the model directory and the run's results, and return what metrics.json holds."""
         config, encoders = self.config, network.by_modality
         origins = [encoder.weights for encoder in encoders.values()]
@@ -368,7 +365,10 @@ class Experiment:
             **{f"{side}/{name}": value for side in ("test", "val") for name, value in outputs[side].metrics.items()},
             **self.corpus.protocol_record(),
             "weights": origins[0] if len(set(origins)) == 1 else "+".join(origins),
-            **{f"seconds/{name}": value for name, value in seconds.items()},
+            "refit": config.get("refit", False),
+            **{f"seconds/{name}": outcome.seconds for name, outcome in self.outcomes.items()},
+            **{f"steps/{name}": outcome.steps for name, outcome in self.outcomes.items()},
+            **{f"batch_size/{name}": outcome.stage.batch_size for name, outcome in self.outcomes.items()},
             **{f"encoded/{modality}": count for modality, count in self.encoded.items()},
         }
         # In half precision throughout, training rounds the weights beside adapters: then they are not the config's.

@@ -18,7 +18,7 @@ from fourm_ser.models.frozen import with_features
 from fourm_ser.models.metrics import EmotionMetrics
 from fourm_ser.models.network import EmotionNetwork, NetworkOutput
 from fourm_ser.training.schedules import Plateau
-from fourm_ser.training.stages import Stage
+from fourm_ser.training.stages import MONITORS, Stage
 
 LATE = 8  # steps after which a device is asked whether a loss was finite: it has long known by then
 
@@ -53,9 +53,10 @@ class EmotionModule(LightningModule):
         network: The network, its stems frozen or not.
         loss: The loss, set up for the network.
         emotions: The classes in the order of their indices.
-        stage: What the config says of the stage.
-        steps_per_epoch: Optimizer steps of an epoch. Asked of Lightning, they would make the training loader before a
-            resumed run knows its epoch, and its workers would read ahead in the first epoch's order.
+        stage: What the config says of the stage, its length settled: that of the schedule.
+        steps_per_epoch: Optimizer steps of an epoch, by which the schedule goes. Asked of Lightning, they would make
+            the training loader before a resumed run knows its epoch, and its workers would read ahead in the first
+            epoch's order.
         seed: The run's seed. Every epoch is seeded from it, the stage's number and its own number, so that a resumed
             run draws what an undisturbed one draws.
         trained: Modalities whose stems train in this stage or trained in an earlier one. Checkpoints leave the others
@@ -88,6 +89,7 @@ class EmotionModule(LightningModule):
         self.train_count = 0
         self.steps_taken: deque[_Step] = deque()
         self.rows = torch.empty(0, dtype=torch.long)  # of the batch in hand
+        self.judged: deque[float] = deque(maxlen=stage.smooth)  # what the last epochs are judged by
 
     def forward(self, batch: Batch, return_attention: bool = False) -> NetworkOutput:
         """A batch -> the network's output."""
@@ -126,10 +128,13 @@ class EmotionModule(LightningModule):
         self.refuse_infinite()
         values = {f"val/{name}": value for name, value in self.val_metrics.compute().items()}
         self.val_metrics.reset()
-        self.log_dict(values)
+        monitor = self.stage.monitor
+        self.judged.append(values[monitor] if monitor in values else float(self.trainer.callback_metrics[monitor]))
+        score = sum(self.judged) / len(self.judged)
+        self.log_dict(values if self.stage.smooth == 1 else {**values, self.stage.score: score})
         schedule = self.lr_schedulers()
         if isinstance(schedule, Plateau):
-            schedule.observe(values["val/ua"])
+            schedule.observe(score if MONITORS[monitor] == "max" else -score)
 
     def step(self, side: str, batch: Batch) -> tuple[NetworkOutput, dict[str, Tensor], int]:
         """The network's output for this process's share of a batch; the whole batch's loss by term, and its size."""
@@ -174,15 +179,21 @@ class EmotionModule(LightningModule):
         if hasattr(optimizer, "_step_supports_amp_scaling"):
             # A fused optimizer would unscale gradients by itself, after they are clipped: Lightning refuses to clip.
             optimizer._step_supports_amp_scaling = False
+        assert self.stage.epochs is not None
         steps = self.stage.epochs * self.steps_per_epoch
         scheduler = self.stage.scheduler(optimizer, steps=steps, steps_per_epoch=self.steps_per_epoch)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Leave out the weights of stems that never trained."""
+        """Leave out the weights of stems that never trained; keep what the last epochs were judged by."""
+        checkpoint["judged"] = list(self.judged)
         checkpoint["state_dict"] = {
             name: tensor for name, tensor in checkpoint["state_dict"].items() if name not in self.left_out
         }
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Go on with what the last epochs were judged by; earlier versions judged each by itself."""
+        self.judged.extend(checkpoint.get("judged", ()))
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False) -> Any:
         """Load a checkpoint's state, strictly but for the weights that it leaves out."""

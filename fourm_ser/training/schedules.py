@@ -10,6 +10,7 @@ from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LambdaLR
 
 from fourm_ser.checks import check_number
+from fourm_ser.training.length import in_epochs
 
 
 def constant(optimizer: Optimizer, steps: int, steps_per_epoch: int) -> LambdaLR:
@@ -24,6 +25,8 @@ def step(optimizer: Optimizer, steps: int, steps_per_epoch: int, epochs: int, ga
 
 def cosine(optimizer: Optimizer, steps: int, steps_per_epoch: int, warmup: float, floor: float) -> LambdaLR:
     """Rise in a line over the first share `warmup` of the steps, then fall along half a cosine to the share `floor`.
+
+    With a `warmup` of 0.3 or so that is one cycle (Smith and Topin 2018, https://arxiv.org/abs/1708.07120).
 
     Args:
         optimizer: what is scheduled.
@@ -44,25 +47,39 @@ def cosine(optimizer: Optimizer, steps: int, steps_per_epoch: int, warmup: float
 
 
 class Plateau(LambdaLR):
-    """Multiply the learning rates by `gamma` whenever the validation UA has not become better for `patience` epochs.
+    """Multiply the learning rates by `gamma` whenever the stage's score has not become better for `patience` epochs.
 
     What it waits for is told by `observe` at each epoch's end, before the epoch's checkpoint is written.
 
     Args:
         optimizer: what is scheduled.
         steps: not used, for the schedule goes by epochs.
-        steps_per_epoch: not used, for the schedule goes by epochs.
-        patience: epochs without a better validation UA, after which the rates fall.
+        steps_per_epoch: optimizer steps of an epoch, for `patience_steps`.
+        patience: epochs without a better score (the stage's `monitor`), after which the rates fall; None where
+            `patience_steps` says it.
+        patience_steps: the same in optimizer steps, in whole epochs; not read where `patience` is a number.
         gamma: what the learning rates are multiplied by when they fall.
         floor: share of the learning rates below which they do not fall.
 
     Raises:
-        InputError: a patience below 1, a `gamma` that is not between 0 and 1, a floor outside 0 to 1.
+        InputError: a patience below 1 or none, a `gamma` that is not between 0 and 1, a floor outside 0 to 1.
     """
 
     def __init__(
-        self, optimizer: Optimizer, *, steps: int, steps_per_epoch: int, patience: int, gamma: float, floor: float
+        self,
+        optimizer: Optimizer,
+        *,
+        steps: int,
+        steps_per_epoch: int,
+        patience: int | None,
+        patience_steps: int | None,
+        gamma: float,
+        floor: float,
     ) -> None:
+        if patience is None:
+            check_number("scheduler.patience_steps", patience_steps, "1 or more steps, or scheduler.patience", least=1)
+            assert patience_steps is not None
+            patience = in_epochs(patience_steps, steps_per_epoch)
         check_number("scheduler.patience", patience, "1 or more epochs", least=1)
         check_number("scheduler.gamma", gamma, "a number between 0 and 1", most=1, above=True, below=True)
         check_number("scheduler.floor", floor, "a share from 0 to 1", most=1)

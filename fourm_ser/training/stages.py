@@ -3,7 +3,7 @@
 import dataclasses
 import logging
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import Any, NamedTuple, Self
 
 import torch
 from pytorch_lightning import Trainer
@@ -11,14 +11,18 @@ from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from fourm_ser.checks import check_number
+from fourm_ser.checks import check_number, check_word
 from fourm_ser.encoders.base import Unfreeze
 from fourm_ser.errors import InputError
-from fourm_ser.runs.directory import RunDirectory
+from fourm_ser.runs.directory import StageDirectory
+from fourm_ser.training.averaging import MovingAverage
+from fourm_ser.training.length import auto_batch_size, in_epochs
 
 log = logging.getLogger(__name__)
 
 OWN_KEYS = ("tf32", "compile", "keep_freed_memory")  # of the config's `trainer`, unknown to Lightning's
+MONITORS = {"val/ua": "max", "val/wa": "max", "val/loss": "min"}  # what an epoch may be judged by, and what is better
+SCORE = "val/score"  # what it is judged by where that is a mean over several epochs
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,28 +32,79 @@ class Stage:
     Attributes:
         name: The entry's name.
         number: Its index in the run, from 0.
-        epochs: Passes over the training side, at most.
-        batch_size: Utterances in a batch, over all processes.
+        steps: How many optimizer steps it lasts, in whole epochs; None where `epochs` says it.
+        epochs: Passes over the training side, at most; where it is a number, `steps` is not read.
+        min_epochs: The fewest epochs that `steps` may come to; None for one.
+        max_epochs: The most epochs that `steps` may come to; None for any number.
+        batch_size: Utterances in a batch, over all processes; `auto` for what `auto_batch_size` gives.
         unfreeze: What trains of each modality's stem: `none`, `all`, or how many of the last blocks.
         optimizer: Builds the optimizer from parameter groups.
         scheduler: Builds from an optimizer, `steps` and `steps_per_epoch` a scheduler that goes on with every step.
         encoder_learning_rate: The learning rate of stems that train; None for the optimizer's.
-        patience: Epochs without a better validation UA before the stage ends; None for never.
+        patience: Epochs without a better score before the stage ends; None where `patience_steps` says it.
+        patience_steps: The same in optimizer steps, in whole epochs; None for never.
+        monitor: What an epoch is judged by, one of `MONITORS`.
+        smooth: Over how many epochs that is averaged.
+        select: Which epoch's weights the stage ends with: the `best` by its score, or the `last`.
+        ema: The decay of the weights' moving average (see `MovingAverage`); None for the weights themselves.
         gradient_clip: The largest norm of the gradient; None for any.
         accumulate: How many batches' mean gradient makes one optimizer step.
     """
 
     name: str
     number: int
-    epochs: int
-    batch_size: int
+    steps: int | None
+    epochs: int | None
+    min_epochs: int | None
+    max_epochs: int | None
+    batch_size: int | str
     unfreeze: dict[str, Unfreeze]
     optimizer: Callable[..., Optimizer]
     scheduler: Callable[..., LRScheduler]
     encoder_learning_rate: float | None
-    patience: int | None
+    patience: float | None
+    patience_steps: int | None
+    monitor: str
+    smooth: int
+    select: str
+    ema: float | None
     gradient_clip: float | None
     accumulate: int
+
+    @property
+    def score(self) -> str:
+        """The name under which an epoch's score is logged."""
+        return self.monitor if self.smooth == 1 else SCORE
+
+    def size(self, utterances: int) -> int:
+        """The batch size on a training side of so many utterances."""
+        return auto_batch_size(utterances) if self.batch_size == "auto" else int(self.batch_size)
+
+    def settled(self, batch_size: int, steps_per_epoch: int) -> Self:
+        """The stage on a corpus where an epoch has so many steps: its length and its patience in epochs."""
+        epochs, patience = self.epochs, self.patience
+        if epochs is None:
+            assert self.steps is not None
+            epochs = in_epochs(self.steps, steps_per_epoch, self.min_epochs, self.max_epochs)
+        if patience is None and self.patience_steps is not None:
+            patience = in_epochs(self.patience_steps, steps_per_epoch)
+        return dataclasses.replace(self, epochs=epochs, patience=patience, batch_size=batch_size)
+
+
+class Outcome(NamedTuple):
+    """What became of a stage.
+
+    Attributes:
+        stage: The stage, settled.
+        steps_per_epoch: Optimizer steps of an epoch.
+        steps: Optimizer steps behind the weights that it ended with.
+        seconds: How long it took.
+    """
+
+    stage: Stage
+    steps_per_epoch: int
+    steps: int
+    seconds: float
 
 
 def read_stages(entries: Mapping[str, Any], optimizer: Any, scheduler: Any) -> list[Stage]:
@@ -71,15 +126,32 @@ def read_stages(entries: Mapping[str, Any], optimizer: Any, scheduler: Any) -> l
         if not isinstance(unfreeze, Mapping) or set(unfreeze) != {"text", "audio"}:
             found = ", ".join(unfreeze) if isinstance(unfreeze, Mapping) else unfreeze
             raise InputError(f"stage.{name}.unfreeze: expected the keys text and audio, found {found}.")
-        for key in ("epochs", "batch_size", "accumulate"):
-            check_number(f"stage.{name}.{key}", entry[key], "a whole number, 1 or more", least=1, whole=True)
-        for key in ("encoder_learning_rate", "patience", "gradient_clip"):
-            check_number(f"stage.{name}.{key}", entry[key], "more than 0", above=True, null=True)
+        _check_values(f"stage.{name}", entry)
         own = {"optimizer": entry["optimizer"] or optimizer, "scheduler": entry["scheduler"] or scheduler}
         stages.append(Stage(**{**entry, **own}, name=str(name), number=len(stages)))
     if not stages:
         raise InputError("stage: no stage to run. Choose stage=transfer, stage=finetune or stage=two_stage.")
     return stages
+
+
+def _check_values(place: str, entry: Mapping[str, Any]) -> None:
+    """Refuse the numbers and words of a stage that are none, and those that contradict each other."""
+    for key in ("epochs", "steps", "min_epochs", "max_epochs", "patience_steps", "accumulate", "smooth"):
+        is_needed = key in ("accumulate", "smooth")
+        check_number(f"{place}.{key}", entry[key], "a whole number, 1 or more", least=1, whole=True, null=not is_needed)
+    if entry["batch_size"] != "auto":
+        words = "a whole number, 1 or more, or auto"
+        check_number(f"{place}.batch_size", entry["batch_size"], words, least=1, whole=True)
+    for key in ("encoder_learning_rate", "patience", "gradient_clip"):
+        check_number(f"{place}.{key}", entry[key], "more than 0", above=True, null=True)
+    check_number(f"{place}.ema", entry["ema"], "a decay between 0 and 1", most=1, above=True, below=True, null=True)
+    check_word(f"{place}.monitor", entry["monitor"], MONITORS)
+    check_word(f"{place}.select", entry["select"], ("best", "last"))
+    if entry["epochs"] is None and entry["steps"] is None:
+        raise InputError(f"{place}: has neither epochs nor steps, so that it has no length. Add {place}.steps=1000.")
+    least, most = entry["min_epochs"], entry["max_epochs"]
+    if least is not None and most is not None and least > most:
+        raise InputError(f"{place}.min_epochs={least}: is more than {place}.max_epochs={most}.")
 
 
 class StopWhenDone(EarlyStopping):
@@ -123,30 +195,34 @@ def trainer_arguments(config: Mapping[str, Any], device: torch.device, find_unus
     return arguments
 
 
-def build_trainer(stage: Stage, directory: RunDirectory, **arguments: Any) -> Trainer:
-    """The Trainer of a stage: progress bar, best (by validation UA) and last checkpoint, early stopping.
+def build_trainer(stage: Stage, folder: StageDirectory, validates: bool = True, **arguments: Any) -> Trainer:
+    """The Trainer of a stage: progress bar, best (by its score) and last checkpoint, averaged weights, early stopping.
 
     Args:
-        stage: The stage.
-        directory: The run directory.
+        stage: The stage, settled.
+        folder: What it leaves.
+        validates: Whether there is a validation: without one, nothing is the best, and nothing stops early.
         **arguments: More arguments of the Trainer: the loggers, and those that `trainer_arguments` gives.
     """
-    folder = directory.stage(stage.number, stage.name)
     when: dict[str, Any] = {"enable_version_counter": False, "save_on_train_epoch_end": True}
-    best = ModelCheckpoint(folder.best.parent, folder.best.stem, monitor="val/ua", mode="max", **when)
-    # A checkpoint of its own: `save_last` beside a monitor writes only when the best improves.
-    last = ModelCheckpoint(folder.last.parent, folder.last.stem, monitor=None, **when)
-    callbacks: list[Callback] = [best]
-    if stage.patience is not None:
-        callbacks.append(StopWhenDone("val/ua", patience=stage.patience, mode="max", check_on_train_epoch_end=True))
-    # Last of all: it holds the state of the others as they are after the epoch.
-    callbacks += [last, ProgressBar()]
+    judged: dict[str, Any] = {"monitor": stage.score, "mode": MONITORS[stage.monitor]}
+    callbacks: list[Callback] = [] if stage.ema is None else [MovingAverage(stage.ema)]
+    if validates and stage.select == "best":
+        callbacks.append(ModelCheckpoint(folder.best.parent, folder.best.stem, **judged, **when))
+    if validates and stage.patience is not None:
+        patience: Any = stage.patience
+        callbacks.append(StopWhenDone(**judged, patience=patience, check_on_train_epoch_end=True))
+    # A checkpoint of its own: `save_last` beside a monitor writes only when the best improves. Last of all: it holds
+    # the state of the others as they are after the epoch.
+    callbacks += [ModelCheckpoint(folder.last.parent, folder.last.stem, monitor=None, **when), ProgressBar()]
+    if not validates:
+        arguments["limit_val_batches"] = 0
     return Trainer(
         max_epochs=stage.epochs,
         gradient_clip_val=stage.gradient_clip,
         accumulate_grad_batches=stage.accumulate,
         callbacks=callbacks,
-        default_root_dir=directory.path,
+        default_root_dir=folder.path,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         enable_model_summary=False,

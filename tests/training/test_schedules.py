@@ -86,7 +86,7 @@ def test_constant_is_constant() -> None:
 
 
 def plateau(scheduled: Optimizer, patience: int = 2, floor: float = 0.0) -> schedules.Plateau:
-    return schedules.Plateau(scheduled, steps=100, steps_per_epoch=3, patience=patience, gamma=0.5, floor=floor)
+    return schedules.Plateau(scheduled, steps=100, steps_per_epoch=3, patience=patience, patience_steps=None, gamma=0.5, floor=floor)
 
 
 def share(scheduled: Optimizer, schedule: schedules.Plateau, score: float) -> float:
@@ -127,6 +127,6 @@ def test_plateau_goes_on_from_its_state() -> None:
 
 @pytest.mark.parametrize(("key", "value"), [("patience", 0), ("gamma", 1.0), ("gamma", 0.0), ("floor", -0.1)])
 def test_plateau_refuses_what_is_no_plateau(key: str, value: float) -> None:
-    arguments = {"patience": 2, "gamma": 0.5, "floor": 0.0, key: value}
+    arguments = {"patience": 2, "patience_steps": None, "gamma": 0.5, "floor": 0.0, key: value}
     with pytest.raises(InputError, match=rf"scheduler\.{key}={value}"):
         schedules.Plateau(optimizer(), steps=100, steps_per_epoch=3, **arguments)  # type: ignore[arg-type]
