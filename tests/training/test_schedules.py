@@ -86,7 +86,9 @@ def test_constant_is_constant() -> None:
 
 
 def plateau(scheduled: Optimizer, patience: int = 2, floor: float = 0.0) -> schedules.Plateau:
-    return schedules.Plateau(scheduled, steps=100, steps_per_epoch=3, patience=patience, patience_steps=None, gamma=0.5, floor=floor)
+    return schedules.Plateau(
+        scheduled, steps=100, steps_per_epoch=3, patience=patience, patience_steps=None, gamma=0.5, floor=floor
+    )
 
 
 def share(scheduled: Optimizer, schedule: schedules.Plateau, score: float) -> float:
