@@ -68,7 +68,9 @@ class Setup:
             encoder.unfreeze("all" if raw and modality == "audio" else "none")
         self.precision = resolve_trainer_precision("auto", device)
         rng = np.random.default_rng(0)
-        size = int(self.config.stage[stage].batch_size)
+        parts = (build(self.config[key]) for key in ("stage", "optimizer", "scheduler"))
+        self.stage = read_stages(*parts)[0]
+        size = self.stage.size(UTTERANCES)
         everything = np.exp(rng.normal(1.28, 0.685, UTTERANCES)).clip(0.58, 34.1)
         sampler = BucketBatchSampler(np.arange(UTTERANCES), everything, size, shuffle=True)
         self.padding, epoch = sampler.padding(), sampler.batches()
@@ -132,13 +134,12 @@ class Setup:
 
     def epoch(self) -> float:
         """Seconds of Lightning's epoch, the median of several after the first, which waits for the Trainer to start."""
-        stage = read_stages(build(self.config.stage), build(self.config.optimizer), build(self.config.scheduler))[0]
         batches = [batch.tolist() for batch in self.batches]
         module = EmotionModule(
             network=self.network,
             loss=self.loss,
             emotions=EMOTIONS,
-            stage=dataclasses.replace(stage, epochs=EPOCHS, encoder_learning_rate=1e-5),
+            stage=dataclasses.replace(self.stage, epochs=EPOCHS, encoder_learning_rate=1e-5),
             steps_per_epoch=len(batches),
             seed=0,
             trained=["audio"],

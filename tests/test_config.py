@@ -100,6 +100,21 @@ def test_a_record_of_an_earlier_version_becomes_what_this_one_records(as_config:
     assert upgrade(node) == now  # what this version records stays as it is
 
 
+@pytest.mark.parametrize("as_config", [False, True])
+def test_a_stage_of_an_earlier_version_is_judged_and_lasts_as_it_did(as_config: bool) -> None:
+    stage: dict[str, Any] = {"epochs": 10, "batch_size": 64, "unfreeze": {"text": "none"}, "patience": 8}
+    plateau: dict[str, Any] = {"_target_": "fourm_ser.schedules.Plateau", "patience": 3}
+    old = {"trainer": {}, "encode": {}, "stage": {"transfer": {**stage}, "own": {**stage, "ema": 0.9}}}
+    node: Any = {**old, "scheduler": plateau}
+    node = upgrade(OmegaConf.create(node) if as_config else node)
+    was = {"steps": None, "min_epochs": None, "max_epochs": None, "patience_steps": None}
+    was |= {"monitor": "val/ua", "smooth": 1, "select": "best", "ema": None}
+    assert node["stage"]["transfer"] == {**stage, **was}
+    assert node["stage"]["own"] == {**stage, **was, "ema": 0.9}
+    assert node["scheduler"]["patience_steps"] is None
+    assert node["refit"] is False
+
+
 def test_what_a_composed_config_waits_for_is_left_to_it() -> None:
     node = OmegaConf.create(
         {

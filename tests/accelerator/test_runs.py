@@ -42,6 +42,7 @@ SMALL = [
     "++encoder.text.architecture.attention_probs_dropout_prob=0.0",
 ]
 SHORT = [f"stage.{stage}.{words}" for stage in ("transfer", "finetune") for words in ("epochs=2", "batch_size=8")]
+SHORT.append("stage.finetune.ema=0.9")
 PRECISIONS = pytest.mark.parametrize("precision", ENCODING)
 
 

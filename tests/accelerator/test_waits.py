@@ -62,9 +62,14 @@ class Steps(Callback):
 
 
 STEPS = {
-    "float32": ["trainer.precision=32-true", "loss=ce_center", "data.workers=1"],
+    "float32": ["trainer.precision=32-true", "loss=ce_center", "data.workers=1", "stage.finetune.ema=0.9"],
     "bf16": ["trainer.precision=bf16-mixed", "loss=ce_contrastive_center", "encode.precision=bf16"],
-    "float16": ["trainer.precision=16-mixed", "loss=focal_center", "stage.transfer.accumulate=2"],
+    "float16": [
+        "trainer.precision=16-mixed",
+        "loss=focal_center",
+        "stage.transfer.accumulate=2",
+        "stage.transfer.ema=0.9",
+    ],
     "half of it stored": [
         *("trainer.precision=32-true", "loss=arcface", "scheduler=plateau", "stage.finetune.unfreeze.text=none"),
         *("stage.transfer.gradient_clip=null", "optimizer=sgd"),
