@@ -107,7 +107,7 @@ def test_a_stage_of_an_earlier_version_is_judged_and_lasts_as_it_did(as_config: 
     old = {"trainer": {}, "encode": {}, "stage": {"transfer": {**stage}, "own": {**stage, "ema": 0.9}}}
     node: Any = {**old, "scheduler": plateau}
     node = upgrade(OmegaConf.create(node) if as_config else node)
-    was = {"steps": None, "min_epochs": None, "max_epochs": None, "patience_steps": None}
+    was: dict[str, Any] = {"steps": None, "min_epochs": None, "max_epochs": None, "patience_steps": None}
     was |= {"monitor": "val/ua", "smooth": 1, "select": "best", "ema": None}
     assert node["stage"]["transfer"] == {**stage, **was}
     assert node["stage"]["own"] == {**stage, **was, "ema": 0.9}

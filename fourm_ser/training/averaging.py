@@ -54,7 +54,7 @@ class MovingAverage(Callback):
         share = (1.0 - self.decay) / (1.0 - self.decay**self.steps)
         average = list(self.average.values())
         now = [tensor.to(kept.dtype) for tensor, kept in zip(self._tensors(), average, strict=True)]
-        get_ema_multi_avg_fn(1.0 - share)(average, now, self.steps)
+        get_ema_multi_avg_fn(1.0 - share)(average, now, self.steps)  # type: ignore[no-untyped-call]
 
     def on_validation_start(self, trainer: Trainer, pl_module: LightningModule) -> None:
         if self.steps:
@@ -80,7 +80,7 @@ class MovingAverage(Callback):
         pl_module.load_state_dict({**checkpoint["state_dict"], **kept["own"]})
 
     def _tensors(self) -> list[Tensor]:
-        """What is averaged, as it is now, on the average's order; looked up, for modules may put another in place."""
+        """What is averaged, as it is now, in the average's order; looked up, for modules may put another in place."""
         return [getattr(owner, leaf).detach() for owner, leaf in self.owners]
 
 

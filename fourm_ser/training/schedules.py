@@ -57,7 +57,8 @@ class Plateau(LambdaLR):
         steps_per_epoch: optimizer steps of an epoch, for `patience_steps`.
         patience: epochs without a better score (the stage's `monitor`), after which the rates fall; None where
             `patience_steps` says it.
-        patience_steps: the same in optimizer steps, in whole epochs; not read where `patience` is a number.
+        patience_steps: optimizer steps without a better score, after which the rates fall, in whole epochs; not read
+            where `patience` is a number.
         gamma: what the learning rates are multiplied by when they fall.
         floor: share of the learning rates below which they do not fall.
 

@@ -42,9 +42,9 @@ class Stage:
         scheduler: Builds from an optimizer, `steps` and `steps_per_epoch` a scheduler that goes on with every step.
         encoder_learning_rate: The learning rate of stems that train; None for the optimizer's.
         patience: Epochs without a better score before the stage ends; None where `patience_steps` says it.
-        patience_steps: The same in optimizer steps, in whole epochs; None for never.
+        patience_steps: Optimizer steps without a better score before the stage ends, in whole epochs; None for never.
         monitor: What an epoch is judged by, one of `MONITORS`.
-        smooth: Over how many epochs that is averaged.
+        smooth: Over how many epochs up to each one its score is averaged.
         select: Which epoch's weights the stage ends with: the `best` by its score, or the `last`.
         ema: The decay of the weights' moving average (see `MovingAverage`); None for the weights themselves.
         gradient_clip: The largest norm of the gradient; None for any.

@@ -136,7 +136,7 @@ def fit(stage: Stage, folder: Path, *more: Callback, validates: bool = True) -> 
     given: dict[str, Any] = {"logger": False, "accelerator": "cpu"}
     trainer = build_trainer(stage, left, validates, **given)
     trainer.callbacks += more  # type: ignore[attr-defined]
-    data = DataLoader(torch.arange(12.0).view(6, 2) / 6, batch_size=2)
+    data: Any = DataLoader(list(torch.arange(12.0).view(6, 2) / 6), batch_size=2)  # type: ignore[arg-type]
     ckpt = left.last if left.last.is_file() else None
     trainer.fit(module, data, data, ckpt_path=ckpt, weights_only=True)
     return left, module

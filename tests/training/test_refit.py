@@ -81,7 +81,7 @@ def test_a_refit_leaves_its_stages_beside_the_first_ones_and_says_so(finished: P
         first, again = (directory.stage(number, name, refit) for refit in (False, True))
         chosen = first.read_best()["global_step"]
         table = pd.read_csv(again.epochs)
-        assert not [column for column in table if column.startswith("val/")]
+        assert not [column for column in table if str(column).startswith("val/")]
         batches = -(-(utterances["train"] + utterances["val"]) // metrics[f"batch_size/{name}"])
         assert again.read_best()["global_step"] == len(table) * batches == metrics[f"steps/refit/{name}"]
         assert chosen <= len(table) * batches < chosen + batches
@@ -157,7 +157,7 @@ def test_a_run_that_died_in_each_stage_ends_as_if_undisturbed(
     assert lasting(resume(tmp_path / "run")) == lasting(read_metrics(finished))
     for name in places:
         tables = [pd.read_csv(folder / name / "metrics.csv") for folder in (tmp_path / "run", finished)]
-        pd.testing.assert_frame_equal(*tables)
+        pd.testing.assert_frame_equal(tables[0], tables[1])
 
 
 def evaluate(*words: str, changes: dict[str, Any] | None = None) -> dict[str, Any]:
