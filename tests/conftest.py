@@ -75,6 +75,7 @@ def slice_of_demo(cache: Path) -> list[str]:
         "encode.precision=32",
         "encoder.text.architecture.hidden_size=32",
         "encoder.audio.hidden=16",
+        "fusion=self_attention",
         "fusion.heads=4",
     ]
 

@@ -17,7 +17,7 @@ PRESETS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 OTHERS = {
     "data": "iemocap",
     "encoder": "tiny",
-    "fusion": "audio_only",
+    "fusion": "audio_attention",
     "head": "memocmt",
     "loss": "ce_center",
     "stage": "two_stage",

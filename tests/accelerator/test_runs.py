@@ -165,7 +165,7 @@ def test_a_run_killed_in_each_stage_ends_as_if_undisturbed(
 def test_it_is_found_by_itself_and_workers_read_ahead_of_it(
     device: torch.device, configure: Callable[..., DictConfig], pretend: Pretend, tmp_path: Path
 ) -> None:
-    words = ["trainer.accelerator=auto", "data.workers=1", "fusion=audio_only", "stage=finetune", SHORT[2], SHORT[3]]
+    words = ["trainer.accelerator=auto", "data.workers=1", "fusion=audio_attention", "stage=finetune", SHORT[2], SHORT[3]]
     config = configure("gpu", "32-true", *words)
     for key in ("trainer.precision", "encode.precision"):
         OmegaConf.update(config, key, "auto")
@@ -181,7 +181,7 @@ def test_it_is_found_by_itself_and_workers_read_ahead_of_it(
 def test_a_weighted_layer_trains_the_same_from_an_empty_store_and_a_full_one(
     device: torch.device, configure: Callable[..., DictConfig], tmp_path: Path
 ) -> None:
-    words = ["encoder.text.layer=weighted", "fusion=text_only", "stage=transfer", *SHORT[:2]]
+    words = ["encoder.text.layer=weighted", "fusion=text_attention", "stage=transfer", *SHORT[:2]]
     config = configure("gpu", "32-true", *words, folder="weighted")
     first, second = (run(config, tmp_path / name) for name in ("first", "second"))
     assert (first["encoded/text"], second["encoded/text"]) == (60, 0)

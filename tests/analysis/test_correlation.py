@@ -202,6 +202,6 @@ def test_what_cannot_be_correlated_is_refused(
     with pytest.raises(InputError, match=r"side=test: 12 utterances of demo are too few .* Take side=all"):
         correlation(short, "test", **CHOICES)
     overrides = [word for word in slice_of_demo if not word.startswith("encoder.audio")]
-    run(composed(*overrides, "fusion=text_only", "stage=transfer", "stage.transfer.epochs=1"), tmp_path / "words")
+    run(composed(*overrides, "fusion=text_attention", "stage=transfer", "stage.transfer.epochs=1"), tmp_path / "words")
     with pytest.raises(UnsuitedError, match="words reads text alone"):
         correlation(OpenRun(tmp_path / "words"), "all", **CHOICES)

@@ -36,7 +36,7 @@ def encoder(composed: Compose, tmp_path_factory: pytest.TempPathFactory) -> Call
 
     @cache  # the large ones take a second each
     def build_encoder(name: str, *overrides: str) -> Encoder:
-        config = composed("fusion=audio_only", f"encoder/audio={name}", "encoder.weights=random", *overrides)
+        config = composed("fusion=audio_attention", f"encoder/audio={name}", "encoder.weights=random", *overrides)
         made: Encoder = build(config.encoder.audio, resources=Resources(folder)).eval()
         made.unfreeze("none")
         return made

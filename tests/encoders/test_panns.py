@@ -342,7 +342,7 @@ def test_what_was_saved_is_what_is_loaded(
     config = composed(
         "encoder=tiny",
         "encoder/audio=panns",
-        "fusion=audio_only",
+        "fusion=audio_attention",
         f"encoder.audio.weights={official if weights == 'file' else 'random'}",
     )
     torch.manual_seed(1)

@@ -381,7 +381,7 @@ def test_what_was_saved_is_what_is_loaded(
     config = composed(
         "encoder=tiny",
         "encoder/audio=vggish",
-        "fusion=audio_only",
+        "fusion=audio_attention",
         "encoder.audio.drop_tail=true",
         f"encoder.audio.weights={official if weights == 'file' else 'random'}",
         f"encoder.audio.pca={pca_file if pca else 'false'}",

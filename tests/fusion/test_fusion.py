@@ -15,6 +15,7 @@ from fourm_ser.fusion.base import POOLS, Fusion, pool
 from fourm_ser.fusion.concat import ConcatFusion
 from fourm_ser.fusion.cross_attention import CrossAttentionFusion
 from fourm_ser.fusion.self_attention import SelfAttentionFusion
+from fourm_ser.fusion.standardised import StandardisedFusion
 from fourm_ser.fusion.statistics import StatisticsFusion
 from fourm_ser.fusion.unimodal import UnimodalFusion
 from fourm_ser.kernels.attention import attend
@@ -26,6 +27,7 @@ AUDIOS = utterances((60, 1, 7, 9), DIMS["audio"], seed=2)
 
 BOTH = ["text", "audio"]
 SELF = {"modalities": BOTH, "dim": 8, "heads": 4, "dropout": 0.1}
+PLAIN = {"statistics": {"text": ["mean"], "audio": ["deviation", "mean"]}, "dim": 7, "dropout": 0.5}
 CROSS = {"modalities": BOTH, "dim": 12, "heads": 4, "dropout": 0.1}
 
 # Every class, and every value of its options at least once; behind each, what no other one has.
@@ -54,10 +56,12 @@ FUSIONS: dict[str, tuple[type[Fusion], dict[str, Any]]] = {
         ConcatFusion,
         {"modalities": ["audio"], "project": {"audio": None}, "pool": {"audio": "mean"}},
     ),
-    "text_only": (UnimodalFusion, {**SELF, "modalities": ["text"], "pool": "mean"}),
-    "audio_only": (UnimodalFusion, {**SELF, "modalities": ["audio"], "pool": "max"}),
-    "audio_only-sum": (UnimodalFusion, {**SELF, "modalities": ["audio"], "pool": "sum"}),  # grows with the length
+    "text_attention": (UnimodalFusion, {**SELF, "modalities": ["text"], "pool": "mean"}),
+    "audio_attention": (UnimodalFusion, {**SELF, "modalities": ["audio"], "pool": "max"}),
+    "audio_attention-sum": (UnimodalFusion, {**SELF, "modalities": ["audio"], "pool": "sum"}),  # grows with the length
     "statistics": (StatisticsFusion, {"modalities": ["audio"], "weight": -1}),
+    "standardised": (StandardisedFusion, {**PLAIN, "modalities": BOTH}),
+    "standardised-text": (StandardisedFusion, {**PLAIN, "modalities": ["text"]}),
     "attentive_statistics": (AttentiveStatisticsFusion, {"modalities": BOTH, "hidden": 6}),
     "attentive_statistics-audio": (AttentiveStatisticsFusion, {"modalities": ["audio"], "hidden": 6}),
 }
@@ -158,8 +162,8 @@ def test_maps_say_who_asks_whom() -> None:
     expected = {
         "self_attention": {"text": ("text", "text"), "fusion": ("text audio", "text audio")},
         "cross_attention": {"text": ("audio", "text"), "audio": ("text", "audio")},
-        "text_only": {"text": ("text", "text")},
-        "audio_only": {"audio": ("audio", "audio")},
+        "text_attention": {"text": ("text", "text")},
+        "audio_attention": {"audio": ("audio", "audio")},
     }
     for name, maps_of_it in expected.items():
         found = {key: (" ".join(span.queries), " ".join(span.keys)) for key, span in build(name).maps.items()}
@@ -321,9 +325,9 @@ def test_a_batch_of_one_is_its_row_in_a_batch_of_many(data: st.DataObject) -> No
             torch.testing.assert_close(many.features[row, many.mask[row]], one.features[0], rtol=1e-5, atol=1e-4)
 
 
-@pytest.mark.parametrize("name", ["self_attention", "cross_attention", "text_only", "audio_only"])
+@pytest.mark.parametrize("name", ["self_attention", "cross_attention", "text_attention", "audio_attention"])
 def test_what_does_not_fit_is_refused_by_its_key(name: str) -> None:
-    fit = {"text_only": "1, 2, 4, 8, 16", "audio_only": "1, 2, 3, 4, 6, 8, 12, 24"}.get(name, "1, 2, 4, 8")
+    fit = {"text_attention": "1, 2, 4, 8, 16", "audio_attention": "1, 2, 3, 4, 6, 8, 12, 24"}.get(name, "1, 2, 4, 8")
     wrong: dict[str, tuple[list[Any], str]] = {
         "pool": (["median"], r"expected one of first, mean, max, min, sum\.$"),
         "heads": ([0, -1, 5, 9, True, 2.0], rf".*Expected one of {fit}\.$"),

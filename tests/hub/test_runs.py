@@ -32,7 +32,7 @@ def text_run(composed: Compose, slice_of_demo: list[str]) -> Callable[[str], Dic
     """The config of a short run on transcripts with a checkpoint."""
 
     half = ("encoder/text=bert", "encoder.text.weights=pretrained", "encoder.text.checkpoint=?")
-    few = ("fusion=text_only", "stage.transfer.epochs=1", "fusion.heads=4")
+    few = ("fusion=text_attention", "stage.transfer.epochs=1", "fusion.heads=4")
     kept = [word for word in slice_of_demo if not word.startswith(("encoder", "fusion"))]
     config = composed(*kept, *few, *half)
 

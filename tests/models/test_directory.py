@@ -74,10 +74,10 @@ def layered(layer: str) -> list[str]:
 
 CONFIGS = {
     "tiny": TINY,
-    "tiny-text_only": [*TINY, "fusion=text_only"],
-    "tiny-audio_only": [*TINY, "fusion=audio_only"],
-    "t5-text_only": [*WORDPIECE, "encoder/text=t5", *T5, "fusion=text_only", "encoder.text.layer=1"],
-    "qwen3-text_only": [*WORDPIECE, "encoder/text=qwen3_embedding", *QWEN, "fusion=text_only"],
+    "tiny-text_attention": [*TINY, "fusion=text_attention"],
+    "tiny-audio_attention": [*TINY, "fusion=audio_attention"],
+    "t5-text_attention": [*WORDPIECE, "encoder/text=t5", *T5, "fusion=text_attention", "encoder.text.layer=1"],
+    "qwen3-text_attention": [*WORDPIECE, "encoder/text=qwen3_embedding", *QWEN, "fusion=text_attention"],
     "tiny-pooled": [*TINY, "encode.pool={text: mean, audio: mean_std}"],
     "wav2vec2": speech("wav2vec2", "group"),
     "hubert": speech("hubert", "layer"),

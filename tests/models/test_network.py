@@ -59,8 +59,9 @@ FUSIONS: dict[str, list[str]] = {
     "self_attention-min_max": ["fusion=self_attention", "fusion.dim=16", "fusion.heads=4", "fusion.audio_norm=min_max"],
     "cross_attention": ["fusion=cross_attention", "fusion.dim=16", "fusion.heads=4"],
     "concat": ["fusion=concat", "fusion.project={text: 8, audio: null}", "fusion.pool={text: first, audio: max}"],
-    "text_only": ["fusion=text_only", "fusion.dim=16", "fusion.heads=4"],
-    "audio_only": ["fusion=audio_only", "fusion.dim=16", "fusion.heads=4"],
+    "statistics": ["fusion=statistics", "fusion.dim=16"],
+    "text_attention": ["fusion=text_attention", "fusion.dim=16", "fusion.heads=4"],
+    "audio_attention": ["fusion=audio_attention", "fusion.dim=16", "fusion.heads=4"],
 }
 PAIRS = pytest.mark.parametrize(("encoder", "fusion"), list(itertools.product(ENCODERS, FUSIONS)))
 
@@ -178,14 +179,14 @@ def test_features_are_the_embedding_and_means_over_own_frames(build: Callable[..
 
 
 def test_encoders_of_modalities_that_are_not_read_are_not_built(build: Callable[..., EmotionNetwork]) -> None:
-    assert set(build("bert-lstm", "text_only").encoders) == {"text"}
-    assert set(build("bert-lstm", "audio_only").encoders) == {"audio"}
+    assert set(build("bert-lstm", "text_attention").encoders) == {"text"}
+    assert set(build("bert-lstm", "audio_attention").encoders) == {"audio"}
     assert set(build("bert-lstm", "concat").encoders) == {"text", "audio"}
 
 
 def test_an_unknown_modality_is_refused(build: Callable[..., EmotionNetwork]) -> None:
     with pytest.raises(InputError, match=r"fusion\.modalities=\['video'\]"):
-        build("bert-lstm", "text_only", "fusion.modalities=[video]")
+        build("bert-lstm", "text_attention", "fusion.modalities=[video]")
 
 
 def test_a_key_that_nothing_takes_is_refused(build: Callable[..., EmotionNetwork]) -> None:

@@ -32,7 +32,7 @@ def networks(composed: Compose, tmp_path_factory: pytest.TempPathFactory) -> Map
         config = composed("encoder=tiny", *TINY, "encoder.text.max_tokens=8", *overrides)
         return build_network(config, 2, Resources(cache, TEXTS))
 
-    return {"text": build("fusion=text_only"), "audio": build("fusion=audio_only")}
+    return {"text": build("fusion=text_attention"), "audio": build("fusion=audio_attention")}
 
 
 @pytest.mark.parametrize("unfrozen", [False, True])

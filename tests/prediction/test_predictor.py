@@ -45,13 +45,13 @@ def reads_both(both: Path) -> Predictor:
 @pytest.fixture(scope="module")
 def reads_audio(tmp_path_factory: pytest.TempPathFactory, composed: Compose) -> Predictor:
     folder = tmp_path_factory.mktemp("audio") / "model"
-    return Predictor.load(model(folder, composed, "fusion=audio_only", "fusion.heads=4", max_seconds=6.0))
+    return Predictor.load(model(folder, composed, "fusion=audio_attention", "fusion.heads=4", max_seconds=6.0))
 
 
 @pytest.fixture(scope="module")
 def reads_text(tmp_path_factory: pytest.TempPathFactory, composed: Compose) -> Predictor:
     folder = tmp_path_factory.mktemp("text") / "model"
-    return Predictor.load(model(folder, composed, "fusion=text_only", "fusion.heads=4"))
+    return Predictor.load(model(folder, composed, "fusion=text_attention", "fusion.heads=4"))
 
 
 @pytest.fixture(scope="module")

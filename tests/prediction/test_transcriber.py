@@ -221,7 +221,7 @@ def test_each_window_is_transcribed_by_itself(folder: Path, recognisers: dict[st
 def test_a_text_model_hears_through_a_recogniser(
     composed: Compose, tmp_path: Path, recognisers: dict[str, Path]
 ) -> None:
-    path = model(tmp_path / "text", composed, "fusion=text_only", "fusion.heads=4")
+    path = model(tmp_path / "text", composed, "fusion=text_attention", "fusion.heads=4")
     heard = Predictor.load(path, asr=str(recognisers["ctc"]))(noise(1.0))
     told = Predictor.load(path)(text=letters_of(noise(1.0), recognisers["ctc"]))
     assert heard == told
@@ -240,7 +240,7 @@ def test_a_language_is_told_to_the_recogniser_of_a_predictor(folder: Path, recog
 def test_a_model_of_audio_alone_needs_no_recogniser(
     composed: Compose, tmp_path: Path, recognisers: dict[str, Path]
 ) -> None:
-    path = model(tmp_path / "audio", composed, "fusion=audio_only", "fusion.heads=4")
+    path = model(tmp_path / "audio", composed, "fusion=audio_attention", "fusion.heads=4")
     with pytest.raises(InputError, match=r"asr=.*reads audio alone"):
         Predictor.load(path, asr=str(recognisers["ctc"]))
 

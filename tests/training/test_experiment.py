@@ -125,7 +125,7 @@ def test_seeds_losses_and_fusions_share_the_store(
     one_epoch = [*slice_of_demo, "stage=transfer", "stage.transfer.epochs=1"]
     seeded = run(composed(*one_epoch, "seed=1"), tmp_path / "seed")
     centered = run(composed(*one_epoch, "loss=ce_center"), tmp_path / "loss")
-    audio = run(composed(*one_epoch, "fusion=audio_only"), tmp_path / "fusion")
+    audio = run(composed(*one_epoch, "fusion=audio_attention"), tmp_path / "fusion")
     assert seeded["encoded/text"] == seeded["encoded/audio"] == 0
     assert centered["encoded/text"] == centered["encoded/audio"] == 0
     assert audio["encoded/audio"] == 0
@@ -243,7 +243,7 @@ def test_a_text_encoder_of_another_language_is_warned_of(
     finished: Path, tmp_path: Path, composed: Compose, slice_of_demo: list[str]
 ) -> None:
     assert "the corpus speaks" not in (finished / "train.log").read_text()
-    short = [*slice_of_demo, "stage=transfer", "stage.transfer.epochs=1", "fusion=text_only"]
+    short = [*slice_of_demo, "stage=transfer", "stage.transfer.epochs=1", "fusion=text_attention"]
     for languages, warned in (("[en,zh]", False), ("[zh]", True)):
         metrics = run(composed(*short, f"+encoder.text.languages={languages}"), tmp_path / languages)
         warning = f"encoder.text.languages={languages}: the corpus speaks en. Is encoder.text.checkpoint the right one?"
@@ -410,7 +410,7 @@ def test_resuming_what_is_no_run_says_so(tmp_path: Path) -> None:
         (["encode.precision=8"], r"encode\.precision=8: expected auto, 32, bf16 or 16"),
         (["fusion.heads=5"], r"fusion\.heads=5"),
         (
-            ["fusion=text_only", "loss=ce_center", "loss.terms.center.on=[audio]"],
+            ["fusion=text_attention", "loss=ce_center", "loss.terms.center.on=[audio]"],
             r"center\.on=\[audio\]: the fusion gives",
         ),
         (["loss=ce", "loss.class_weights=[1,2]"], r"loss\.class_weights=\[1, 2\].*4"),
@@ -557,7 +557,7 @@ def test_a_switch_that_is_none_is_refused(tmp_path: Path, composed: Compose, key
 def test_a_layer_is_chosen_on_the_command_line(
     tmp_path: Path, composed: Compose, slice_of_demo: list[str], cache: Path
 ) -> None:
-    short = [*slice_of_demo, "data.utterances=40", "fusion=text_only", "stage=transfer", "stage.transfer.epochs=1"]
+    short = [*slice_of_demo, "data.utterances=40", "fusion=text_attention", "stage=transfer", "stage.transfer.epochs=1"]
     run(composed(*short, "encoder.text.layer=weighted"), tmp_path / "run")
     best = torch.load(tmp_path / "run/stages/0-transfer/checkpoints/best.ckpt", weights_only=True)["state_dict"]
     weights = best["network.encoders.text.top.weights"]
@@ -581,7 +581,7 @@ def test_mixed_precision_trains_on_a_cpu(tmp_path: Path, composed: Compose, slic
     [
         (["fusion.heads=7"], r"fusion\.heads=7: does not divide .*Expected one of 1, 2, 4"),
         (["encoder=bert_vggish", "encoder.weights=random", "fusion.heads=5"], r"fusion\.heads=5: does not divide"),
-        (["loss=ce_center", "loss.terms.center.on=[audio]", "fusion=text_only"], r"loss\.terms\.center\.on=\[audio\]"),
+        (["loss=ce_center", "loss.terms.center.on=[audio]", "fusion=text_attention"], r"loss\.terms\.center\.on=\[audio\]"),
         (["loss.class_weights=[1,2,3]"], r"loss\.class_weights=\[1, 2, 3\]: expected 4 numbers"),
         (["loss=center"], "trains no classifier"),
         (["head.layers=[0]"], r"head\.layers\[0\]=0: expected a whole number from 1"),

@@ -140,7 +140,7 @@ def test_where_peft_is_missing_nothing_is_prepared(config: DictConfig, tmp_path:
 def test_adapters_stay_go_on_and_become_weights_from_stage_to_stage(
     composed: Compose, slice_of_demo: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    config = composed(*slice_of_demo, "data.utterances=40", "fusion=text_only", "stage=finetune", "lora.r=4")
+    config = composed(*slice_of_demo, "data.utterances=40", "fusion=text_attention", "stage=finetune", "lora.r=4")
     entry = {**config.stage.finetune, "epochs": 1, "encoder_learning_rate": 0.01}
     stages = {"first": "lora", "still": "none", "second": "lora", "whole": "all", "third": "lora"}
     config.stage = {name: {**entry, "unfreeze": {"text": what, "audio": "none"}} for name, what in stages.items()}

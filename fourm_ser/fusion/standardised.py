@@ -1,0 +1,83 @@
+"""Each modality as standardised statistics over time: for features of pretrained encoders."""
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from fourm_ser.checks import check_word
+from fourm_ser.encoders.base import Features
+from fourm_ser.errors import InputError
+from fourm_ser.fusion.base import Fusion, FusionOutput, check_dropout, check_width
+from fourm_ser.fusion.statistics import RunningScale, moments
+
+STATISTICS = ("mean", "deviation")
+
+
+class StandardisedFusion(Fusion):
+    """By modality the mean, or mean and standard deviation, of its own frames; standardised and projected, all together.
+
+    The statistics are those of x-vectors (Snyder et al. 2018). Standardised (see `RunningScale`) they are what a linear
+    probe reads: no feature weighs more for being large, as some of a transformer's are by two orders of magnitude. The
+    projection is linear, so that two utterances' mixed embeddings are those of their mixed statistics. The deviation of
+    an utterance of one frame, as pooled encoders give (`encode.pool`), is the same for all and becomes 0.
+
+    Args:
+        dims: width of each modality's features.
+        modalities: the modalities it reads, one or both.
+        statistics: what is taken of each modality, of `STATISTICS`; entries of modalities that it does not read have
+            no effect.
+        dim: width of the embedding.
+        dropout: share of the standardised statistics that training drops.
+
+    Raises:
+        InputError: no modality or one twice, a modality without statistics, an unknown statistic or one twice, a number
+            out of range.
+    """
+
+    def __init__(
+        self,
+        *,
+        dims: Mapping[str, int],
+        modalities: Sequence[str],
+        statistics: Mapping[str, Sequence[str]],
+        dim: int,
+        dropout: float,
+    ) -> None:
+        super().__init__()
+        if not modalities or len(set(modalities)) < len(modalities):
+            raise InputError(f"fusion.modalities={list(modalities)}: expected text, audio or both.")
+        unknown = set(statistics) - {"text", "audio"}
+        if unknown:
+            raise InputError(f"fusion.statistics: unknown key {', '.join(sorted(unknown))}. Expected text and audio.")
+        for modality in modalities:
+            wanted = statistics.get(modality)
+            if isinstance(wanted, str) or not wanted or len(set(wanted)) < len(wanted):
+                raise InputError(
+                    f"fusion.statistics.{modality}={wanted}: expected a list of {' and '.join(STATISTICS)}, or of one."
+                )
+            for name in wanted:
+                check_word(f"fusion.statistics.{modality}", name, STATISTICS)
+        self.modalities = tuple(modalities)
+        self.statistics = {modality: tuple(statistics[modality]) for modality in modalities}
+        self.widths = {modality: dims[modality] for modality in modalities}
+        self.dim = check_width(dim, "fusion.dim")
+        check_dropout(dropout, "fusion.dropout")
+        width = sum(len(self.statistics[modality]) * dims[modality] for modality in modalities)
+        self.scale = RunningScale(width)
+        self.dropout = nn.Dropout(dropout)
+        self.linear = nn.Linear(width, dim)
+
+    def forward(self, text: Features | None, audio: Features | None, return_attention: bool = False) -> FusionOutput:
+        given, parts = {"text": text, "audio": audio}, list[Tensor]()
+        for modality in self.modalities:
+            sequence = given[modality]
+            assert sequence is not None
+            # In fp32 throughout: the running variance is a difference of two large numbers.
+            with torch.autocast(sequence.features.device.type, enabled=False):
+                own = sequence.mask[..., None].float()
+                features = sequence.features.float().masked_fill(own == 0, 0.0)  # padding may hold anything
+                found = dict(zip(STATISTICS, moments(features, own), strict=True))
+            parts += [found[name] for name in self.statistics[modality]]
+        embedding = self.linear(self.dropout(self.scale(torch.cat(parts, dim=-1))))
+        return FusionOutput(embedding, text, audio, {})

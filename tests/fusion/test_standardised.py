@@ -1,0 +1,85 @@
+"""Standardised statistics: against NumPy, the running scale, pooled encoders, mixing, wrong words."""
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from fourm_ser.encoders.base import Features, length_mask
+from fourm_ser.errors import InputError
+from fourm_ser.fusion.standardised import STATISTICS, StandardisedFusion
+from fourm_ser.fusion.statistics import FLOOR
+from tests.fusion.sequences import fuse, utterances
+
+DIMS = {"text": 6, "audio": 4}
+TEXTS = utterances((2, 5, 40, 1), DIMS["text"], seed=1)
+AUDIOS = utterances((60, 1, 7, 9), DIMS["audio"], seed=2)
+BOTH = ("text", "audio")
+
+
+def build(modalities: Sequence[str] = BOTH, **statistics: Sequence[str]) -> StandardisedFusion:
+    torch.manual_seed(0)
+    wanted = {"text": ["mean"], "audio": ["mean", "deviation"], **statistics}
+    return StandardisedFusion(dims=DIMS, modalities=modalities, statistics=wanted, dim=3, dropout=0.5)
+
+
+def by_numpy(frames: np.ndarray, wanted: Sequence[str]) -> np.ndarray:
+    found = {"mean": frames.mean(0), "deviation": np.sqrt(frames.var(0) + FLOOR)}
+    return np.concatenate([found[name] for name in wanted])
+
+
+@pytest.mark.parametrize("modalities", [("text", "audio"), ("audio", "text"), ("audio",), ("text",)])
+@pytest.mark.parametrize("audio", [["mean"], ["deviation"], ["deviation", "mean"], ["mean", "deviation"]])
+def test_each_row_s_own_frames_standardised_by_what_training_showed(modalities: Sequence[str], audio: list[str]) -> None:
+    fusion = build(modalities, audio=audio)
+    given = {"text": TEXTS, "audio": AUDIOS}
+    wanted = {"text": ["mean"], "audio": audio}
+    rows = [
+        np.concatenate([by_numpy(given[name][row].double().numpy(), wanted[name]) for name in modalities])
+        for row in range(len(TEXTS))
+    ]
+    fuse(fusion.train(), TEXTS, AUDIOS, float("nan"))  # the first batch is all that was shown
+    output = fuse(fusion.eval(), TEXTS, AUDIOS, float("inf"))
+    statistics = np.stack(rows)
+    standardised = (statistics - statistics.mean(0)) / np.sqrt(statistics.var(0) + FLOOR)
+    weight, bias = (tensor.detach().double().numpy() for tensor in fusion.linear.parameters())
+    np.testing.assert_allclose(output.embedding.detach(), standardised @ weight.T + bias, atol=2e-4)
+    assert fusion.dim == output.embedding.shape[1] == 3
+    assert fusion.widths == {name: DIMS[name] for name in modalities}
+
+
+def test_the_deviation_of_pooled_features_says_nothing() -> None:
+    fusion = build(["audio"])
+    one = torch.randn(5, 1, 4)
+    pooled = Features(one, length_mask(torch.ones(5, dtype=torch.long), 1))
+    fusion.train()(None, pooled)
+    fusion.eval()
+    with torch.no_grad():
+        fusion.linear.weight[:, :4] = 0.0  # the means' weights
+    torch.testing.assert_close(fusion(None, pooled).embedding, fusion.linear.bias.expand(5, 3), atol=1e-4, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("modalities", "statistics", "message"),
+    [
+        ([], {}, r"fusion\.modalities=\[\]: expected text, audio or both"),
+        (["audio", "audio"], {}, r"fusion\.modalities="),
+        (["audio"], {"audio": []}, r"fusion\.statistics\.audio=\[\]: expected a list of mean and deviation"),
+        (["audio"], {"audio": "mean"}, r"fusion\.statistics\.audio=mean: expected a list"),
+        (["text"], {"text": ["mean", "mean"]}, r"fusion\.statistics\.text=\['mean', 'mean'\]: expected a list"),
+        (["text"], {"text": ["median"]}, r"fusion\.statistics\.text=median: expected mean or deviation"),
+        (["text"], {"video": ["mean"]}, r"fusion\.statistics: unknown key video"),
+    ],
+)
+def test_words_that_are_none_are_refused(modalities: list[str], statistics: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        build(modalities, **statistics)
+
+
+@pytest.mark.parametrize(("key", "value"), [("dim", 0), ("dim", 1.5), ("dropout", 1.0), ("dropout", -0.1)])
+def test_numbers_out_of_range_are_refused(key: str, value: Any) -> None:
+    arguments: dict[str, Any] = {"dim": 3, "dropout": 0.5, key: value}
+    with pytest.raises(InputError, match=rf"fusion\.{key}={value}"):
+        StandardisedFusion(dims=DIMS, modalities=BOTH, statistics=dict.fromkeys(BOTH, list(STATISTICS)), **arguments)
