@@ -36,6 +36,9 @@ FRONTENDS = {
     ),
 }
 
+# What stages did before these were keys of theirs.
+STAGES = {"layer_decay": None, "lora_learning_rate": None, "keep": "always"}
+
 Node = TypeVar("Node")
 
 
@@ -149,6 +152,10 @@ def _upgrade(node: MutableMapping[Any, Any], keys: list[Any]) -> None:
         if isinstance(node.get("encode"), MutableMapping):
             node["encode"].setdefault("pool", "none")
             node["encode"].setdefault("store", True)
+    if "stage" in keys and isinstance(node["stage"], MutableMapping):
+        for stage in node["stage"].values():
+            for key, value in STAGES.items() if isinstance(stage, MutableMapping) else ():
+                stage.setdefault(key, value)
     target = node["_target_"] if "_target_" in keys else None
     if not isinstance(target, str):
         return

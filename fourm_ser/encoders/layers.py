@@ -130,6 +130,9 @@ class TransformerEncoder(Encoder):
         self.base_fingerprint = self.fingerprint()
         lora.add_adapters(self.stem, settings, places, f"{seed} {self.modality}")
 
+    def remove_adapters(self) -> None:
+        lora.remove(self.stem)
+
     def train(self, mode: bool = True) -> Self:
         super().train(mode)
         training = [name for name, parameter in self.stem.named_parameters() if parameter.requires_grad]

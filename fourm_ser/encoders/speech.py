@@ -171,6 +171,9 @@ class SpeechEncoder(TransformerEncoder):
         """The projection of what the transformer is given, and each of its layers."""
         return [self.kind.projection_of(self.stem.model), *self.layers[: self.used]]
 
+    def behind(self) -> nn.Module | None:
+        return self.kind.behind_of(self.stem.model)
+
     def describe(self) -> dict[str, Any]:
         config = self.stem.model.config
         felt = config.model_type in FELT_PADDING or getattr(config, "conv_pos_batch_norm", False)

@@ -188,6 +188,10 @@ class WhisperEncoder(TransformerEncoder):
         model = self.stem.model
         return [nn.ModuleList([model.conv1, model.conv2]), *self.layers[: self.used]]
 
+    def behind(self) -> nn.Module | None:
+        norm: nn.Module = self.stem.model.layer_norm
+        return norm
+
     def unfreeze(self, what: Unfreeze) -> None:
         super().unfreeze(what)
         self.stem.model.embed_positions.requires_grad_(False)  # sinusoids, which are not trained

@@ -52,6 +52,11 @@ class StageDirectory:
             raise InputError(f"{self.best}: no such file. What a stage learned is read from its best checkpoint.")
         return _read_checkpoint(self.best)
 
+    def read_score(self) -> float:
+        """The validation score of the best checkpoint, by which it was chosen; InputError without one."""
+        states = self.read_best()["callbacks"].values()
+        return next(float(state["best_model_score"]) for state in states if state.get("monitor") is not None)
+
     def read_weights(self, part: str) -> dict[str, "Tensor"]:
         """What the best checkpoint holds of the `network` or the `loss`, by its names in there."""
         state = self.read_best()["state_dict"].items()
@@ -103,10 +108,14 @@ class RunDirectory:
         return StageDirectory(self._stages / f"{number}-{name}")
 
     @property
-    def last_stage(self) -> StageDirectory:
-        """The folder of the last stage that the record names."""
+    def chosen_stage(self) -> StageDirectory:
+        """The folder of the stage whose weights the finished run ended with.
+
+        Runs of earlier versions, which do not say, ended with the last one's.
+        """
         names = list(self.read_record().stage)
-        return self.stage(len(names) - 1, names[-1])
+        name = self.read_results().get("chosen_stage", names[-1])
+        return self.stage(names.index(name), name)
 
     @property
     def tables(self) -> dict[str, Path]:
@@ -132,6 +141,13 @@ class RunDirectory:
         """Whether a run is here that began to train and has no results."""
         return self._stages.is_dir() and not self.metrics.is_file()
 
+    def refuse_stopped(self) -> None:
+        """Refuse a run that began to train and has no results."""
+        if self.has_stopped:
+            raise InputError(
+                f"{self.path}: this run has not finished. Go on with it: python -m fourm_ser.train resume={self.path}"
+            )
+
     @contextmanager
     def locked(self, wait: bool = False) -> Iterator[None]:
         """Keep other processes out of the run; one that does it now is waited for, or refused by a BusyError."""
@@ -153,6 +169,7 @@ class RunDirectory:
             missing = self.record.name if not self.record.is_file() else f"{self.model.name}/"
             hint = " It is a model directory: give the run's own." if is_model(self.path) else ""
             raise InputError(f"{self.path}: no {missing} there. Expected the directory of a finished run.{hint}")
+        self.refuse_stopped()
         return self.read_record()
 
     def read_metrics(self) -> dict[str, Any]:
@@ -255,10 +272,7 @@ def model_folder(folder: Path) -> Path:
             raise InputError(f"{folder}: no {lacking[0]} there. Expected the whole folder `model` of a finished run.")
         return folder
     run = RunDirectory(folder)
-    if run.has_stopped:
-        raise InputError(
-            f"{folder}: this run has not finished. Go on with it: python -m fourm_ser.train resume={folder}"
-        )
+    run.refuse_stopped()
     if (run.model / "model.safetensors").is_file():
         return model_folder(run.model)
     what = "neither a model directory nor a finished run" if folder.is_dir() else "no such folder"

@@ -43,7 +43,7 @@ from fourm_ser.training.log import logged
 from fourm_ser.training.loggers import RunLogger
 from fourm_ser.training.module import EmotionModule, NotFiniteError
 from fourm_ser.training.record import record
-from fourm_ser.training.stages import Stage, build_trainer, read_stages, trainer_arguments
+from fourm_ser.training.stages import Stage, build_trainer, choose_stage, read_stages, trainer_arguments
 
 log = logging.getLogger("fourm_ser.training.experiment")  # also where it is `__main__`
 
@@ -189,10 +189,7 @@ class Experiment:
             network = self._prepare()
         self.loss.setup(len(self.corpus.emotions), network.widths, self.corpus.counts)
         self.loss.check_classifier()
-        network.replace_head(self.loss)
-        if config.trainer.get("compile", False):
-            network.fusion.compile(dynamic=True)
-            network.head.compile(dynamic=True)
+        self._complete(network)
         for encoder in network.by_modality.values():
             narrow = sum(parameter.numel() for parameter in adapters(encoder))
             size = sum(parameter.numel() for parameter in encoder.parameters()) - narrow
@@ -203,6 +200,8 @@ class Experiment:
                 log.info("lora: %s", share)
             for stage in self.stages:  # what a later stage may not unfreeze is known before the first
                 encoder.unfreeze(stage.unfreeze[encoder.modality])
+                if stage.layer_decay is not None and not encoder.frozen:
+                    encoder.depths()
             if self.stages[0].unfreeze[encoder.modality] != "none":  # else it is checked where its store is opened
                 check_padding(encoder, encoder.fingerprint(), self.cache)
         compare_languages(network, self.corpus)
@@ -211,15 +210,15 @@ class Experiment:
         for logger in self.loggers:
             logger.start(self.directory, OmegaConf.to_container(config))  # type: ignore[arg-type]
 
-        trained: dict[str, set[Unfreeze]] = {}
         seconds: dict[str, float] = {}
         for stage in self.stages:
-            for modality in network.encoders:
-                if stage.unfreeze[modality] != "none":
-                    trained.setdefault(modality, set()).add(stage.unfreeze[modality])
+            trained = self._trained(stage)
             module, seconds[stage.name] = self._train(stage, network, trained)
+        chosen = self._choose()
+        if chosen is not self.stages[-1]:
+            module, trained = self._go_back(chosen)
         outputs = self._test(module, trained)
-        return self._finish(network, trained, outputs, seconds) if rank() == 0 else {}
+        return self._finish(module, trained, outputs, seconds) if rank() == 0 else {}
 
     def _prepare(self) -> EmotionNetwork:
         """Fetch, prepare and read what is not there yet; the network, as it begins."""
@@ -234,6 +233,11 @@ class Experiment:
         self.data.prepare_data()
         self.data.setup()
         record_content(self.corpus.content, self.corpus.origin, self.directory, write=rank() == 0)
+        return self._build()
+
+    def _build(self) -> EmotionNetwork:
+        """The network as it begins, but for what the loss brings."""
+        config = self.config
         seed_everything(config.seed, verbose=False)
         resources = Resources(self.cache, self.corpus.training_texts)
         network = build_network(config, len(self.corpus.emotions), resources)
@@ -242,12 +246,24 @@ class Experiment:
                 encoder.add_adapters(Lora(**build(config.lora)), config.seed)
         return network
 
-    def _train(self, stage: Stage, network: EmotionNetwork, trained: Trained) -> tuple[EmotionModule, float]:
-        """One stage, or what is left of it; the network ends with the stage's best weights."""
+    def _complete(self, network: EmotionNetwork) -> None:
+        """Give a network the classifier of the loss, which is set up, and compile it where that is asked for."""
+        network.replace_head(self.loss)
+        if self.config.trainer.get("compile", False):
+            network.fusion.compile(dynamic=True)
+            network.head.compile(dynamic=True)
+
+    def _train(
+        self, stage: Stage, network: EmotionNetwork, trained: Trained, again: bool = False
+    ) -> tuple[EmotionModule, float]:
+        """One stage, or what is left of it; the network ends with the stage's best weights.
+
+        `again`: the stage has finished, and its weights are used once more: its data are served, too.
+        """
         folder = self.directory.stage(stage.number, stage.name)
         for modality, encoder in network.by_modality.items():
             encoder.unfreeze(stage.unfreeze[modality])
-        if not folder.finished.is_file() or stage is self.stages[-1]:
+        if again or not folder.finished.is_file() or stage is self.stages[-1]:
             sources, encoded = make_sources(network, self.data, self.encoding)
             for modality, count in encoded.items():
                 self.encoded[modality] += count
@@ -289,6 +305,37 @@ class Experiment:
         module.load_state_dict(best["state_dict"])
         log.info("stage %s: best validation UA in epoch %d", stage.name, best["epoch"])
         return module, folder.read_seconds()
+
+    def _trained(self, last: Stage) -> Trained:
+        """What trains of the stems from the first stage to this one."""
+        trained: dict[str, set[Unfreeze]] = {}
+        for stage in self.stages[: last.number + 1]:
+            for modality in self.config.fusion.modalities:
+                if stage.unfreeze[modality] != "none":
+                    trained.setdefault(modality, set()).add(stage.unfreeze[modality])
+        return trained
+
+    def _choose(self) -> Stage:
+        """The stage whose best weights the run ends with, which the checkpoints tell a resumed run, too."""
+        if all(stage.keep == "always" for stage in self.stages[1:]):
+            return self.stages[-1]  # whatever the scores are
+        scores = [self.directory.stage(stage.number, stage.name).read_score() for stage in self.stages]
+        chosen = choose_stage(self.stages, scores)
+        said = ", ".join(f"{stage.name} {score:.4f}" for stage, score in zip(self.stages, scores, strict=True))
+        log.info("stage %s is tested and saved: best validation UA by stage: %s", chosen.name, said)
+        return chosen
+
+    def _go_back(self, stage: Stage) -> tuple[EmotionModule, Trained]:
+        """The network as an earlier stage left it: what trained later is what the config says, or not there."""
+        trained = self._trained(stage)
+        with first():
+            network = self._build()
+        self._complete(network)
+        module, _ = self._train(stage, network, trained, again=True)
+        for modality, encoder in network.by_modality.items():
+            if "lora" not in trained.get(modality, ()):
+                encoder.remove_adapters()
+        return module, trained
 
     @contextmanager
     def _computing(self, network: EmotionNetwork, trained: Collection[str]) -> Iterator[None]:
@@ -337,12 +384,12 @@ class Experiment:
             ) from error
 
     def _test(self, module: EmotionModule, trained: Collection[str]) -> dict[str, Outputs]:
-        """What the last stage's best weights make of the validation and the test side."""
+        """What the chosen stage's best weights make of the validation and the test side."""
         outputs = {}
         rounded = autocast(self.device, MIXED.get(str(self.config.trainer.precision)))
         network = module.network
         with ExitStack() as stack:
-            stack.enter_context(self._explained(self.stages[-1], module))
+            stack.enter_context(self._explained(module.stage, module))
             stack.enter_context(self._computing(network, trained))
             if self.config.trainer.precision != "64-true":
                 module.float()  # where training was in half precision throughout: as all that comes later
@@ -359,15 +406,16 @@ class Experiment:
         return outputs
 
     def _finish(
-        self, network: EmotionNetwork, trained: Trained, outputs: Mapping[str, Outputs], seconds: Mapping[str, float]
+        self, module: EmotionModule, trained: Trained, outputs: Mapping[str, Outputs], seconds: Mapping[str, float]
     ) -> dict[str, Any]:
         """Write the model directory and the run's results, and return what metrics.json holds."""
-        config, encoders = self.config, network.by_modality
+        config, network, encoders = self.config, module.network, module.network.by_modality
         origins = [encoder.weights for encoder in encoders.values()]
         metrics = {
             **{f"{side}/{name}": value for side in ("test", "val") for name, value in outputs[side].metrics.items()},
             **self.corpus.protocol_record(),
             "weights": origins[0] if len(set(origins)) == 1 else "+".join(origins),
+            "chosen_stage": module.stage.name,
             **{f"seconds/{name}": value for name, value in seconds.items()},
             **{f"encoded/{modality}": count for modality, count in self.encoded.items()},
         }

@@ -2,7 +2,7 @@
 
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -11,13 +11,15 @@ from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
-from fourm_ser.checks import check_number
+from fourm_ser.checks import check_number, check_word
 from fourm_ser.encoders.base import Unfreeze
 from fourm_ser.errors import InputError
 from fourm_ser.runs.directory import RunDirectory
 
 log = logging.getLogger(__name__)
 
+KEEP = ("better", "always")  # a stage's weights rather than an earlier one's
+ROUNDING = 1e-6  # of a mean over classes in float32, which the order of its terms hangs on
 OWN_KEYS = ("tf32", "compile", "keep_freed_memory")  # of the config's `trainer`, unknown to Lightning's
 
 
@@ -34,9 +36,13 @@ class Stage:
         optimizer: Builds the optimizer from parameter groups.
         scheduler: Builds from an optimizer, `steps` and `steps_per_epoch` a scheduler that goes on with every step.
         encoder_learning_rate: The learning rate of stems that train; None for the optimizer's.
+        layer_decay: What that is multiplied by from each block of a stem to the one below; None for 1.
+        lora_learning_rate: The learning rate of adapters; None for `encoder_learning_rate`.
         patience: Epochs without a better validation UA before the stage ends; None for never.
         gradient_clip: The largest norm of the gradient; None for any.
         accumulate: How many batches' mean gradient makes one optimizer step.
+        keep: Whether the run ends with this stage's weights, or an earlier one's: `better` for this stage's only where
+            their validation UA is higher, `always` for this stage's.
     """
 
     name: str
@@ -47,9 +53,12 @@ class Stage:
     optimizer: Callable[..., Optimizer]
     scheduler: Callable[..., LRScheduler]
     encoder_learning_rate: float | None
+    layer_decay: float | None
+    lora_learning_rate: float | None
     patience: int | None
     gradient_clip: float | None
     accumulate: int
+    keep: str
 
 
 def read_stages(entries: Mapping[str, Any], optimizer: Any, scheduler: Any) -> list[Stage]:
@@ -73,13 +82,34 @@ def read_stages(entries: Mapping[str, Any], optimizer: Any, scheduler: Any) -> l
             raise InputError(f"stage.{name}.unfreeze: expected the keys text and audio, found {found}.")
         for key in ("epochs", "batch_size", "accumulate"):
             check_number(f"stage.{name}.{key}", entry[key], "a whole number, 1 or more", least=1, whole=True)
-        for key in ("encoder_learning_rate", "patience", "gradient_clip"):
+        for key in ("encoder_learning_rate", "lora_learning_rate", "patience", "gradient_clip"):
             check_number(f"stage.{name}.{key}", entry[key], "more than 0", above=True, null=True)
+        decay = entry["layer_decay"]
+        check_number(f"stage.{name}.layer_decay", decay, "above 0 and up to 1", above=True, most=1, null=True)
+        check_word(f"stage.{name}.keep", entry["keep"], KEEP)
         own = {"optimizer": entry["optimizer"] or optimizer, "scheduler": entry["scheduler"] or scheduler}
         stages.append(Stage(**{**entry, **own}, name=str(name), number=len(stages)))
     if not stages:
         raise InputError("stage: no stage to run. Choose stage=transfer, stage=finetune or stage=two_stage.")
     return stages
+
+
+def choose_stage(stages: Sequence[Stage], scores: Sequence[float]) -> Stage:
+    """The stage whose best weights a run ends with.
+
+    It is the one of the highest validation score. Of equal ones it is the earlier, whose encoders are nearer to what
+    they were: few validation speakers give few scores, and the best of the epochs after it was no better. A stage that
+    is `always` kept takes the place of all before it.
+
+    Args:
+        stages: All stages in their order.
+        scores: The best validation score of each; the higher, the better.
+    """
+    chosen, best = stages[0], scores[0]
+    for stage, score in zip(stages[1:], scores[1:], strict=True):
+        if stage.keep == "always" or score > best + ROUNDING:
+            chosen, best = stage, score
+    return chosen
 
 
 class StopWhenDone(EarlyStopping):

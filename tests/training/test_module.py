@@ -46,9 +46,12 @@ STAGE = Stage(
     optimizer=torch.optim.AdamW,
     scheduler=schedules.constant,
     encoder_learning_rate=None,
+    layer_decay=None,
+    lora_learning_rate=None,
     patience=None,
     gradient_clip=None,
     accumulate=1,
+    keep="always",
 )
 
 
