@@ -142,6 +142,14 @@ class Encoder(nn.Module, ABC):
         """The `dim` that an encoder of these arguments has before it pools; None where only building it can tell."""
         return None
 
+    @classmethod
+    def check(cls, arguments: Mapping[str, Any]) -> None:
+        """Refuse arguments that no weights could mend: nothing is fetched or built for it.
+
+        Raises:
+            InputError: one of them, by its key.
+        """
+
     @abstractmethod
     def blocks(self) -> list[nn.Module]:
         """The stem's parts from input to output: what "the last n blocks" counts."""

@@ -8,6 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from fourm_ser.checks import check_number
 from fourm_ser.encoders import lora
 from fourm_ser.encoders.base import Encoder, Features, Unfreeze
 from fourm_ser.encoders.hub import describe_config, hidden_size
@@ -105,6 +106,13 @@ class TransformerEncoder(Encoder):
     def unused(self) -> Iterable[nn.Parameter]:
         """The stem's parameters that its features do not hang on."""
         return [] if self.used is None else self.layers[self.used :].parameters()
+
+    @classmethod
+    def check(cls, arguments: Mapping[str, Any]) -> None:
+        layer = arguments["layer"]
+        if layer not in ("last", "weighted"):
+            expected = "last, weighted or a layer from 0"
+            check_number(f"encoder.{cls.modality}.layer", layer, expected, whole=True)
 
     @classmethod
     def width(cls, arguments: Mapping[str, Any]) -> int | None:

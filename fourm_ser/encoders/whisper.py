@@ -1,6 +1,6 @@
 """Whisper's encoder as an audio encoder (Radford et al., 2022, https://arxiv.org/abs/2212.04356)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -173,6 +173,11 @@ class WhisperEncoder(TransformerEncoder):
             gradient_checkpointing=gradient_checkpointing,
         )
         self.frontend = WhisperMel(int(network.config.num_mel_bins), self.stem.longest, tail=self.stem.full)
+
+    @classmethod
+    def check(cls, arguments: Mapping[str, Any]) -> None:
+        check_word("encoder.audio.context", arguments["context"], CONTEXTS)
+        super().check(arguments)
 
     @property
     def layers(self) -> nn.ModuleList:
