@@ -245,7 +245,9 @@ class Encoder(nn.Module, ABC):
         """
         blocks = self.blocks()
         if not blocks:
-            raise InputError(f"stage: layer_decay: {self.name} has no blocks that stand above each other. Expected null.")
+            raise InputError(
+                f"stage: layer_decay: {self.name} has no blocks that stand above each other. Expected null."
+            )
         found = {own: len(blocks) - place for place, block in enumerate(blocks, 1) for own in block.parameters()}
         behind = self.behind()
         if behind is not None:

@@ -63,10 +63,10 @@ def evaluate(*words: str) -> dict[str, Any]:
         return evaluation.evaluate(compose("evaluate", ["resamples=50", *words]), {})
 
 
-def best_epoch(run_dir: Path, stage: str) -> pd.Series:
-    table = pd.read_csv(run_dir / "stages" / stage / "metrics.csv")
-    row: pd.Series = table.loc[table["val/ua"].idxmax()]
-    return row
+def best_epoch(run_dir: Path, stage: str) -> dict[str, float]:
+    """The first row of the highest validation UA."""
+    rows = pd.read_csv(run_dir / "stages" / stage / "metrics.csv").to_dict(orient="records")
+    return {str(name): float(value) for name, value in max(rows, key=lambda row: row["val/ua"]).items()}
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -171,9 +171,7 @@ def test_a_run_that_went_back_encodes_nothing_again(finished: Path) -> None:
     assert metrics["encoded/audio"] in (0, len(RunDirectory(finished).read_corpus()))  # type: ignore[arg-type]
 
 
-def test_wherever_a_run_dies_it_chooses_alike(
-    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_wherever_a_run_dies_it_chooses_alike(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if "helped" not in finished.name and "worse" not in finished.name:
         pytest.skip("the others die no other way")
     copy = tmp_path / finished.name
@@ -231,9 +229,9 @@ def test_a_run_of_an_earlier_version_ends_with_its_last_stage(
     write_text(tmp_path / "metrics.json", json.dumps(metrics))
     directory = RunDirectory(tmp_path)
     assert directory.chosen_stage.name == "finetune"
-    assert {(entry.keep, entry.layer_decay, entry.lora_learning_rate) for entry in directory.read_record().stage.values()} == {
-        ("always", None, None)
-    }
+    assert {
+        (entry.keep, entry.layer_decay, entry.lora_learning_rate) for entry in directory.read_record().stage.values()
+    } == {("always", None, None)}
 
 
 @pytest.mark.parametrize(

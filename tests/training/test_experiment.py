@@ -451,18 +451,39 @@ def test_bad_choices_are_named_before_training(
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [
-        (["encoder=bert_whisper_base", "encoder.audio.context=whole"], r"^encoder\.audio\.context=whole: expected full or"),
-        (["encoder=bert_whisper_base", "encoder.audio.layer=middle"], r"^encoder\.audio\.layer=middle: expected last, w"),
-        (["encoder=bert_wav2vec", "encoder.audio.layer=-1"], r"^encoder\.audio\.layer=-1: expected last, weighted or a"),
+        (
+            ["encoder=bert_whisper_base", "encoder.audio.context=whole"],
+            r"^encoder\.audio\.context=whole: expected full or",
+        ),
+        (
+            ["encoder=bert_whisper_base", "encoder.audio.layer=middle"],
+            r"^encoder\.audio\.layer=middle: expected last, w",
+        ),
+        (
+            ["encoder=bert_wav2vec", "encoder.audio.layer=-1"],
+            r"^encoder\.audio\.layer=-1: expected last, weighted or a",
+        ),
         (
             ["encoder=bert_wav2vec", "encoder.audio.weights=random", "encoder.audio.architecture.model_type=sew-d"],
             r"^encoder\.audio\.layerdrop=0\.1: encoder\.audio\.architecture can skip no layers",
         ),
-        (["encoder=bert_mel_cnn", "encoder.audio.weights=pretrained"], r"^encoder\.audio\.weights=pretrained: mel_cnn has"),
+        (
+            ["encoder=bert_mel_cnn", "encoder.audio.weights=pretrained"],
+            r"^encoder\.audio\.weights=pretrained: mel_cnn has",
+        ),
         (["encoder=bert_mel_cnn", "encoder.audio.strides=[[2, 2]]"], r"^encoder\.audio: 4 channels and 1 strides"),
-        (["encoder=bert_mel_cnn", "encoder.audio.frontend.level=loud"], r"^encoder\.audio\.frontend\.level=loud: expected"),
-        (["encoder=bert_lstm_mel", "encoder.audio.weights=elsewhere"], r"^encoder\.audio\.weights=elsewhere: lstm_mel has"),
-        (["encoder/text=bert", "encoder/audio=prosody_cnn", "encoder.audio.kernel=4"], r"^encoder\.audio\.kernel=4: expec"),
+        (
+            ["encoder=bert_mel_cnn", "encoder.audio.frontend.level=loud"],
+            r"^encoder\.audio\.frontend\.level=loud: expected",
+        ),
+        (
+            ["encoder=bert_lstm_mel", "encoder.audio.weights=elsewhere"],
+            r"^encoder\.audio\.weights=elsewhere: lstm_mel has",
+        ),
+        (
+            ["encoder/text=bert", "encoder/audio=prosody_cnn", "encoder.audio.kernel=4"],
+            r"^encoder\.audio\.kernel=4: expec",
+        ),
     ],
 )
 def test_a_wrong_key_of_one_encoder_is_named_before_anything_is_fetched_for_the_other(

@@ -1,5 +1,6 @@
 """Optimizer groups: what trains, at which learning rate, for every encoder."""
 
+import re
 from pathlib import Path
 from typing import Any
 
@@ -54,7 +55,10 @@ def places(encoder: Encoder) -> dict[str, int]:
     return found
 
 
-@pytest.mark.parametrize("name", VARIANTS)
+SIZES = ("_large", "_tiny", "_small", "_large_v3", "checkpointing")  # of encoders that are here already
+
+
+@pytest.mark.parametrize("name", [name for name in VARIANTS if not name.endswith(SIZES)])
 def test_the_rate_falls_from_block_to_block_of_every_encoder(
     name: str, tmp_path: Path, composed: Compose, stage: Stage
 ) -> None:
@@ -64,10 +68,11 @@ def test_the_rate_falls_from_block_to_block_of_every_encoder(
     first, count = places(encoder), len(encoder.blocks())
     assert set(first.values()) == set(range(1, count + 1))
     # One whose stem only lays out frames has nothing that could train.
-    for what in ("all", *([1] if count else []), *([count - 1] if count > 2 else [])):
+    parts: list[Unfreeze] = ["all", *range(1, count + 1)[:1], *range(1, count)[1:][-1:]]
+    stem = f"encoders.{modality}.stem."
+    for what in parts:
         encoder.unfreeze(what)
         found = rates(network, stage, composed)
-        stem = f"encoders.{modality}.stem."
         assert {rate for key, rate in found.items() if not key.startswith(stem)} == {RATE}
         own = {key.removeprefix(stem): rate for key, rate in found.items() if key.startswith(stem)}
         for key in own.keys() & first.keys():
@@ -78,29 +83,15 @@ def test_the_rate_falls_from_block_to_block_of_every_encoder(
         for key in own.keys() - first.keys():
             depth = 0 if any(encoder.stem.get_parameter(key) is other for other in last) else count - 1
             assert own[key] == pytest.approx(ENCODERS * DECAY**depth), key
-
-
-@pytest.mark.parametrize("name", [name for name in VARIANTS if "checkpointing" not in name])
-def test_adapters_have_a_rate_of_their_own_that_falls_with_their_blocks(
-    name: str, tmp_path: Path, composed: Compose, stage: Stage
-) -> None:
-    modality = name.split("/")[0]
-    _, network = build(composed, tmp_path, alone(name))
-    encoder = network.by_modality[modality]
-    if not isinstance(encoder, TransformerEncoder):
-        pytest.skip("has no adapters")
-    encoder.add_adapters(Lora(r=2, alpha=4.0, dropout=0.1, targets="auto"), seed=0)
-    first, count = places(encoder), len(encoder.blocks())
-    encoder.unfreeze("lora")
-    stem = f"encoders.{modality}.stem."
-    found = {key.removeprefix(stem): rate for key, rate in rates(network, stage, composed).items() if stem in key}
-    assert found
-    assert all(map(is_adapter, found))
-    for key, rate in found.items():
-        weight = key.replace("lora_A.default", "base_layer").replace("lora_B.default", "base_layer")
-        assert rate == pytest.approx(ADAPTERS * DECAY ** (first[weight] - 1)), key
-    assert max(found.values()) == pytest.approx(ADAPTERS)  # the last block has some
-    assert min(found.values()) >= ADAPTERS * DECAY ** (count - 1) * 0.999
+    if isinstance(encoder, TransformerEncoder):
+        encoder.add_adapters(Lora(r=2, alpha=4.0, dropout=0.1, targets="auto"), seed=0)
+        encoder.unfreeze("lora")
+        found = {key: rate for key, rate in rates(network, stage, composed).items() if ".stem." in key}
+        assert all(map(is_adapter, found))
+        for key, rate in found.items():
+            weight = re.sub(r"\.lora_[AB]\.default", "", key.removeprefix(stem))
+            assert rate == pytest.approx(ADAPTERS * DECAY ** (first[weight] - 1)), key
+        assert max(found.values()) == pytest.approx(ADAPTERS)  # the last block has some
 
 
 @pytest.mark.parametrize(
