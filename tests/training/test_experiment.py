@@ -449,53 +449,40 @@ def test_bad_choices_are_named_before_training(
 
 
 @pytest.mark.parametrize(
-    ("overrides", "message"),
+    ("pair", "words", "message"),
     [
+        ("bert_whisper_base", ["context=whole"], r"\.context=whole: expected full or own"),
+        ("bert_whisper_base", ["layer=middle"], r"\.layer=middle: expected last, weighted or a layer"),
+        ("bert_wav2vec", ["layer=-1"], r"\.layer=-1: expected last, weighted or a layer"),
         (
-            ["encoder=bert_whisper_base", "encoder.audio.context=whole"],
-            r"^encoder\.audio\.context=whole: expected full or",
+            "bert_wav2vec",
+            ["weights=random", "architecture.model_type=sew-d"],
+            r"\.layerdrop=0\.1: .* can skip no layers",
         ),
-        (
-            ["encoder=bert_whisper_base", "encoder.audio.layer=middle"],
-            r"^encoder\.audio\.layer=middle: expected last, w",
-        ),
-        (
-            ["encoder=bert_wav2vec", "encoder.audio.layer=-1"],
-            r"^encoder\.audio\.layer=-1: expected last, weighted or a",
-        ),
-        (
-            ["encoder=bert_wav2vec", "encoder.audio.weights=random", "encoder.audio.architecture.model_type=sew-d"],
-            r"^encoder\.audio\.layerdrop=0\.1: encoder\.audio\.architecture can skip no layers",
-        ),
-        (
-            ["encoder=bert_mel_cnn", "encoder.audio.weights=pretrained"],
-            r"^encoder\.audio\.weights=pretrained: mel_cnn has",
-        ),
-        (["encoder=bert_mel_cnn", "encoder.audio.strides=[[2, 2]]"], r"^encoder\.audio: 4 channels and 1 strides"),
-        (
-            ["encoder=bert_mel_cnn", "encoder.audio.frontend.level=loud"],
-            r"^encoder\.audio\.frontend\.level=loud: expected",
-        ),
-        (
-            ["encoder=bert_lstm_mel", "encoder.audio.weights=elsewhere"],
-            r"^encoder\.audio\.weights=elsewhere: lstm_mel has",
-        ),
-        (
-            ["encoder/text=bert", "encoder/audio=prosody_cnn", "encoder.audio.kernel=4"],
-            r"^encoder\.audio\.kernel=4: expec",
-        ),
+        ("bert_mel_cnn", ["weights=pretrained"], r"\.weights=pretrained: mel_cnn has random weights only"),
+        ("bert_mel_cnn", ["strides=[[2, 2]]"], r": 4 channels and 1 strides"),
+        ("bert_mel_cnn", ["frontend.level=loud"], r"\.frontend\.level=loud: expected"),
+        ("bert_lstm_mel", ["weights=elsewhere"], r"\.weights=elsewhere: lstm_mel has random weights only"),
+        ("prosody_cnn", ["kernel=4"], r"\.kernel=4: expected an odd number"),
     ],
 )
 def test_a_wrong_key_of_one_encoder_is_named_before_anything_is_fetched_for_the_other(
-    overrides: list[str], message: str, tmp_path: Path, composed: Compose, cache: Path, monkeypatch: pytest.MonkeyPatch
+    pair: str,
+    words: list[str],
+    message: str,
+    tmp_path: Path,
+    composed: Compose,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def never(*arguments: Any, **others: Any) -> None:
         raise AssertionError("the hub was asked")
 
     monkeypatch.setattr(checkpoints, "_look_up", never)
-    pretrained = "encoder.text.weights=pretrained"
-    with pytest.raises(InputError, match=message):
-        run(composed(f"cache={cache}", "trainer=cpu", *overrides, pretrained), tmp_path)
+    chosen = [f"encoder={pair}", "encoder/text=bert", "encoder.text.weights=pretrained", "fusion=self_attention"]
+    config = composed(f"cache={cache}", "trainer=cpu", *chosen, *(f"encoder.audio.{word}" for word in words))
+    with pytest.raises(InputError, match=rf"^encoder\.audio{message}"):
+        run(config, tmp_path)
     assert not (tmp_path / "config.yaml").exists()
 
 
