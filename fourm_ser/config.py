@@ -35,16 +35,19 @@ FRONTENDS = {
         "trim mels mel_window window hop low high pitch_low pitch_high mean",
     ),
 }
-# Keys of a stage that earlier versions did not have, with what they did; and of a schedule.
+# What a stage did before these were keys of it.
 STAGE_WAS = {
     "steps": None,
     "min_epochs": None,
     "max_epochs": None,
+    "layer_decay": None,
+    "lora_learning_rate": None,
     "patience_steps": None,
     "monitor": "val/ua",
     "smooth": 1,
     "select": "best",
     "ema": None,
+    "keep": "always",
 }
 PLATEAU = "fourm_ser.training.schedules.Plateau"
 

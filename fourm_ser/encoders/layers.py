@@ -8,6 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from fourm_ser.checks import check_number
 from fourm_ser.encoders import lora
 from fourm_ser.encoders.base import Encoder, Features, Unfreeze
 from fourm_ser.encoders.hub import describe_config, hidden_size
@@ -107,6 +108,13 @@ class TransformerEncoder(Encoder):
         return [] if self.used is None else self.layers[self.used :].parameters()
 
     @classmethod
+    def check(cls, arguments: Mapping[str, Any]) -> None:
+        layer = arguments["layer"]
+        if layer not in ("last", "weighted"):
+            expected = "last, weighted or a layer from 0"
+            check_number(f"encoder.{cls.modality}.layer", layer, expected, whole=True)
+
+    @classmethod
     def width(cls, arguments: Mapping[str, Any]) -> int | None:
         return hidden_size(arguments, cls.modality)
 
@@ -129,6 +137,9 @@ class TransformerEncoder(Encoder):
         places = lora.find_targets(self.stem, settings.targets, self.name, unused)
         self.base_fingerprint = self.fingerprint()
         lora.add_adapters(self.stem, settings, places, f"{seed} {self.modality}")
+
+    def remove_adapters(self) -> None:
+        lora.remove(self.stem)
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)

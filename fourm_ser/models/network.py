@@ -5,6 +5,7 @@ from contextlib import ExitStack, contextmanager, suppress
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+from hydra.errors import InstantiationException
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
@@ -176,6 +177,20 @@ def build_network(config: DictConfig, classes: int, resources: Resources) -> Emo
     fusion = build(config.fusion, dims=dims)
     head = build(config.head, dim=fusion.dim, classes=classes)
     return EmotionNetwork(encoders, fusion, head)
+
+
+def check_encoders(config: DictConfig) -> None:
+    """Refuse arguments of any encoder that the fusion reads which no weights could mend, before any are fetched.
+
+    Raises:
+        InputError: the first one, by its key.
+    """
+    for modality in config.fusion.modalities:
+        # Building the encoder says what else is wrong.
+        with suppress(AttributeError, KeyError, TypeError, ValueError, ImportError, InstantiationException):
+            node: Any = OmegaConf.to_container(config.encoder[modality], resolve=True)
+            encoder = get_object(node.pop("_target_"))
+            encoder.check(build(node))
 
 
 def known_widths(config: DictConfig) -> dict[str, int | None]:

@@ -80,8 +80,8 @@ def evaluate(config: DictConfig, changes: Mapping[str, Any] | None) -> dict[str,
     rounding, keeps = model.conditions.encoding_tf32, model.conditions.store
     encoding = Encoding(cache, inference.encoding, budgets[0], budgets[1], device, rounding, keeps)
     sources, _ = make_sources(model.network, data, encoding)
-    sizes = [] if record is None else [stage.batch_size for stage in record.stage.values()]
-    data.serve(sources, config.batch_size or (sizes[-1] if sizes and sizes[-1] != "auto" else BATCH))
+    usual = None if record is None else RunDirectory(folder.parent).batch_size
+    data.serve(sources, config.batch_size or usual or BATCH)
     loss = None
     if record is not None and classes == model.emotions:
         loss = load_loss(RunDirectory(folder.parent), record, corpus, model)
@@ -171,7 +171,7 @@ def find_corpus(node: DictConfig, emotions: list[str], classes: str, cache: Path
 def load_loss(directory: RunDirectory, record: DictConfig, corpus: Corpus, model: Model) -> Loss | None:
     """The loss that a run trained with, at its best epoch; None where its checkpoint is not there any more."""
     try:
-        state = directory.last_stage.read_weights("loss")
+        state = directory.chosen_stage.read_weights("loss")
     except InputError as error:
         log.warning("the loss is left out: %s", error)
         return None

@@ -47,7 +47,7 @@ from fourm_ser.training.loggers import RunLogger
 from fourm_ser.training.misfits import refuse_misfits
 from fourm_ser.training.module import EmotionModule
 from fourm_ser.training.record import record
-from fourm_ser.training.stages import Outcome, Stage, build_trainer, read_stages, trainer_arguments
+from fourm_ser.training.stages import Outcome, Stage, build_trainer, choose_stage, read_stages, trainer_arguments
 
 log = logging.getLogger("fourm_ser.training.experiment")  # also where it is `__main__`
 
@@ -155,7 +155,7 @@ class Experiment:
         self.loggers: list[RunLogger] = list(build(config.logger).values()) if rank() == 0 else []
         self.encoded: dict[str, int] = {}
         self.outcomes: dict[str, Outcome] = {}  # of the stages that ended, by their names
-        self.chosen: Mapping[str, Outcome] | None = None  # in a refit, those of the stages that it repeats
+        self.first_pass: Mapping[str, Outcome] | None = None  # in a refit, those of the stages that it repeats
 
     def run(self) -> dict[str, Any]:
         """All of it, in order."""
@@ -166,7 +166,26 @@ class Experiment:
         torch.use_deterministic_algorithms(bool(deterministic), warn_only=deterministic == "warn")
         with first():
             self._prepare()
-            network = self._build()
+        network = self._build()
+        self._look_at(network)
+        for logger in self.loggers:
+            logger.start(self.directory, OmegaConf.to_container(config))  # type: ignore[arg-type]
+
+        module, trained = self._train_stages(network)
+        chosen = self._choose()
+        if chosen is not self.stages[-1]:
+            module, trained = self._go_back(chosen)
+        refits = config.get("refit", False)
+        outputs = self._test(module, trained, ("val",) if refits else ("val", "test"))
+        if refits:
+            again = self._joined(chosen)
+            module, trained = again._train_stages(again._build())
+            outputs |= again._test(module, trained, ("test",))
+            self.outcomes |= {f"{REFIT}/{name}": outcome for name, outcome in again.outcomes.items()}
+        return self._finish(module, trained, outputs) if rank() == 0 else {}
+
+    def _look_at(self, network: EmotionNetwork) -> None:
+        """Tell of the encoders, and refuse what they cannot do, before anything trains."""
         for encoder in network.by_modality.values():
             narrow = sum(parameter.numel() for parameter in adapters(encoder))
             size = sum(parameter.numel() for parameter in encoder.parameters()) - narrow
@@ -177,39 +196,57 @@ class Experiment:
                 log.info("lora: %s", share)
             for stage in self.stages:  # what a later stage may not unfreeze is known before the first
                 encoder.unfreeze(stage.unfreeze[encoder.modality])
+                if stage.layer_decay is not None and not encoder.frozen:
+                    encoder.depths()
             if self.stages[0].unfreeze[encoder.modality] != "none":  # else it is checked where its store is opened
                 check_padding(encoder, encoder.fingerprint(), self.cache)
         compare_languages(network, self.corpus)
         check_transcripts(network, self.corpus.frame["text"])
         self.encoded = dict.fromkeys(network.by_modality, 0)
-        for logger in self.loggers:
-            logger.start(self.directory, OmegaConf.to_container(config))  # type: ignore[arg-type]
-
-        module, trained = self._train_stages(network)
-        refits = config.get("refit", False)
-        outputs = self._test(module, trained, ("val",) if refits else ("val", "test"))
-        if refits:
-            again = self._joined()
-            network = again._build()
-            module, trained = again._train_stages(network)
-            outputs |= again._test(module, trained, ("test",))
-            self.outcomes |= {f"{REFIT}/{name}": outcome for name, outcome in again.outcomes.items()}
-        return self._finish(network, trained, outputs) if rank() == 0 else {}
 
     def _train_stages(self, network: EmotionNetwork) -> tuple[EmotionModule, Trained]:
-        """All stages, one after the other; what the last one trained, and what trained of the stems."""
-        trained: dict[str, set[Unfreeze]] = {}
+        """All stages, one after the other; the last one's module, and what trained of the stems."""
         for stage in self.stages:
-            for modality in network.encoders:
-                if stage.unfreeze[modality] != "none":
-                    trained.setdefault(modality, set()).add(stage.unfreeze[modality])
+            trained = self._trained(stage)
             module, self.outcomes[stage.name] = self._train(stage, network, trained)
         return module, trained
 
-    def _joined(self) -> "Experiment":
-        """The same experiment on train and validation together, its stages as long as they were found to be best."""
+    def _trained(self, last: Stage) -> Trained:
+        """What trains of the stems from the first stage to this one."""
+        trained: dict[str, set[Unfreeze]] = {}
+        for stage in self.stages[: last.number + 1]:
+            for modality in self.config.fusion.modalities:
+                if stage.unfreeze[modality] != "none":
+                    trained.setdefault(modality, set()).add(stage.unfreeze[modality])
+        return trained
+
+    def _choose(self) -> Stage:
+        """The stage that the run ends with; checkpoints hold the scores, so that a resumed run chooses alike."""
+        if all(stage.keep == "always" for stage in self.stages[1:]):
+            return self.stages[-1]  # whatever the scores are
+        scores = [self._folder(stage).read_score() for stage in self.stages]
+        chosen = choose_stage(self.stages, scores)
+        found = zip(self.stages, scores, strict=True)
+        said = ", ".join(f"{stage.name} {stage.monitor} {score:.4f}" for stage, score in found)
+        log.info("stage %s is what the run ends with: %s", chosen.name, said)
+        return chosen
+
+    def _go_back(self, stage: Stage) -> tuple[EmotionModule, Trained]:
+        """The network as an earlier stage left it: what trained later is what the config says, or not there."""
+        trained, network = self._trained(stage), self._build()
+        module, _ = self._train(stage, network, trained, again=True)
+        for modality, encoder in network.by_modality.items():
+            if "lora" not in trained.get(modality, ()):
+                encoder.remove_adapters()
+        return module, trained
+
+    def _joined(self, chosen: Stage) -> "Experiment":
+        """The same experiment on train and validation together, up to the stage that the first pass ends with.
+
+        Its stages are as long as they were until the weights that they ended with.
+        """
         again = copy.copy(self)
-        again.chosen, again.outcomes = self.outcomes, {}
+        again.stages, again.first_pass, again.outcomes = self.stages[: chosen.number + 1], self.outcomes, {}
         again.corpus, again.loss = self.corpus.joined(), build(self.config.loss)
         again.data = EmotionDataModule(again.corpus, pin_memory=self.data.pin_memory, seed=self.config.seed)
         log.info("refit: anew, on %d utterances, validation included", len(again.corpus.split.train))
@@ -234,10 +271,11 @@ class Experiment:
         config = self.config
         seed_everything(config.seed, verbose=False)
         resources = Resources(self.cache, self.corpus.training_texts)
-        network = build_network(config, len(self.corpus.emotions), resources)
-        for modality, encoder in network.by_modality.items():
-            if any(stage.unfreeze[modality] == "lora" for stage in self.stages):
-                encoder.add_adapters(Lora(**build(config.lora)), config.seed)
+        with first():
+            network = build_network(config, len(self.corpus.emotions), resources)
+            for modality, encoder in network.by_modality.items():
+                if any(stage.unfreeze[modality] == "lora" for stage in self.stages):
+                    encoder.add_adapters(Lora(**build(config.lora)), config.seed)
         self.loss.setup(len(self.corpus.emotions), network.widths, self.corpus.counts)
         self.loss.check_classifier()
         network.replace_head(self.loss)
@@ -246,17 +284,22 @@ class Experiment:
             network.head.compile(dynamic=True)
         return network
 
-    def _train(self, stage: Stage, network: EmotionNetwork, trained: Trained) -> tuple[EmotionModule, Outcome]:
-        """One stage, or what is left of it; the network ends with the weights that the stage selects."""
+    def _train(
+        self, stage: Stage, network: EmotionNetwork, trained: Trained, again: bool = False
+    ) -> tuple[EmotionModule, Outcome]:
+        """One stage, or what is left of it; the network ends with the weights that the stage selects.
+
+        `again`: the stage has finished, and its weights are used once more: its data are served, too.
+        """
         folder = self._folder(stage)
         for modality, encoder in network.by_modality.items():
             encoder.unfreeze(stage.unfreeze[modality])
         sources = self.data.sources
-        if not folder.finished.is_file() or stage is self.stages[-1]:
+        if again or not folder.finished.is_file() or stage is self.stages[-1]:
             sources, encoded = make_sources(network, self.data, self.encoding)
             for modality, count in encoded.items():
                 self.encoded[modality] += count
-        before = None if self.chosen is None else self.chosen[stage.name]
+        before = None if self.first_pass is None else self.first_pass[stage.name]
         size = stage.size(len(self.corpus.split.train)) if before is None else int(before.stage.batch_size)
         self.data.serve(sources, size)
         steps_per_epoch = math.ceil(len(self.data.sampler(self.corpus.split.train)) / stage.accumulate)
@@ -286,7 +329,7 @@ class Experiment:
         self, stage: Stage, folder: StageDirectory, module: EmotionModule, trained: Trained, steps_per_epoch: int
     ) -> None:
         """Train a settled stage to its end, from its beginning or from its last checkpoint."""
-        network, validates = module.network, self.chosen is None
+        network, validates = module.network, self.first_pass is None
         assert stage.epochs is not None
         length = f"{stage.epochs} epochs of {steps_per_epoch} steps ({stage.epochs * steps_per_epoch:,} steps)"
         log.info("stage %s: %s, batches of %s, unfreezes %s", folder.name, length, stage.batch_size, stage.unfreeze)
@@ -313,7 +356,7 @@ class Experiment:
         barrier()
 
     def _folder(self, stage: Stage) -> StageDirectory:
-        return self.directory.stage(stage.number, stage.name, refit=self.chosen is not None)
+        return self.directory.stage(stage.number, stage.name, refit=self.first_pass is not None)
 
     def _explained(self, stage: Stage, module: EmotionModule) -> AbstractContextManager[None]:
         """Say in one line what goes wrong meanwhile, and what a run could go on from."""
@@ -335,12 +378,12 @@ class Experiment:
             yield
 
     def _test(self, module: EmotionModule, trained: Collection[str], sides: Collection[str]) -> dict[str, Outputs]:
-        """What the last stage's best weights make of some of the sides `val` and `test`."""
+        """What the weights that a stage selected make of some of the sides `val` and `test`."""
         outputs = {}
         rounded = autocast(self.device, MIXED.get(str(self.config.trainer.precision)))
         network = module.network
         with ExitStack() as stack:
-            stack.enter_context(self._explained(self.stages[-1], module))
+            stack.enter_context(self._explained(module.stage, module))
             stack.enter_context(self._computing(network, trained))
             if self.config.trainer.precision != "64-true":
                 module.float()  # where training was in half precision throughout: as all that comes later
@@ -357,14 +400,15 @@ class Experiment:
             module.cpu()
         return outputs
 
-    def _finish(self, network: EmotionNetwork, trained: Trained, outputs: Mapping[str, Outputs]) -> dict[str, Any]:
+    def _finish(self, module: EmotionModule, trained: Trained, outputs: Mapping[str, Outputs]) -> dict[str, Any]:
         """Write the model directory and the run's results, and return what metrics.json holds."""
-        config, encoders = self.config, network.by_modality
+        config, network, encoders = self.config, module.network, module.network.by_modality
         origins = [encoder.weights for encoder in encoders.values()]
         metrics = {
             **{f"{side}/{name}": value for side in ("test", "val") for name, value in outputs[side].metrics.items()},
             **self.corpus.protocol_record(),
             "weights": origins[0] if len(set(origins)) == 1 else "+".join(origins),
+            "chosen_stage": module.stage.name,
             "refit": config.get("refit", False),
             **{f"seconds/{name}": outcome.seconds for name, outcome in self.outcomes.items()},
             **{f"steps/{name}": outcome.steps for name, outcome in self.outcomes.items()},

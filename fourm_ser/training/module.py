@@ -17,6 +17,7 @@ from fourm_ser.models.features import Encoding
 from fourm_ser.models.frozen import with_features
 from fourm_ser.models.metrics import EmotionMetrics
 from fourm_ser.models.network import EmotionNetwork, NetworkOutput
+from fourm_ser.training.optimizers import build_optimizer
 from fourm_ser.training.schedules import Plateau
 from fourm_ser.training.stages import MONITORS, Stage
 
@@ -168,14 +169,7 @@ class EmotionModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The network's own parameters, the stems that train, the loss's parameters, each with its learning rate."""
-        stems = [p for encoder in self.network.by_modality.values() for p in encoder.stem.parameters()]
-        elsewhere = {*stems, *self.loss.parameters()}
-        groups: list[dict[str, Any]] = [{"params": [p for p in self.network.parameters() if p not in elsewhere]}]
-        thawed = [parameter for parameter in stems if parameter.requires_grad]
-        if thawed:
-            rate = self.stage.encoder_learning_rate
-            groups.append({"params": thawed, **({} if rate is None else {"lr": rate})})
-        optimizer = self.stage.optimizer(groups + self.loss.groups())
+        optimizer = build_optimizer(self.network, self.loss, self.stage)
         if hasattr(optimizer, "_step_supports_amp_scaling"):
             # A fused optimizer would unscale gradients by itself, after they are clipped: Lightning refuses to clip.
             optimizer._step_supports_amp_scaling = False

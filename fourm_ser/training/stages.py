@@ -1,8 +1,9 @@
 """Stages of training: what the config says of one, and the Trainer that runs it."""
 
 import dataclasses
+import itertools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -20,6 +21,7 @@ from fourm_ser.training.length import auto_batch_size, in_epochs
 
 log = logging.getLogger(__name__)
 
+ROUNDING = 1e-6  # of a score, relative where it is above 1: means in float32 hang on the order of their terms
 OWN_KEYS = ("tf32", "compile", "keep_freed_memory")  # of the config's `trainer`, unknown to Lightning's
 MONITORS = {"val/ua": "max", "val/wa": "max", "val/loss": "min"}  # what an epoch may be judged by, and what is better
 SCORE = "val/score"  # what it is judged by where that is a mean over several epochs
@@ -41,6 +43,8 @@ class Stage:
         optimizer: Builds the optimizer from parameter groups.
         scheduler: Builds from an optimizer, `steps` and `steps_per_epoch` a scheduler that goes on with every step.
         encoder_learning_rate: The learning rate of stems that train; None for the optimizer's.
+        layer_decay: What that is multiplied by from each block of a stem to the one below; None for 1.
+        lora_learning_rate: The learning rate of adapters; None for `encoder_learning_rate`.
         patience: Epochs without a better score before the stage ends; None where `patience_steps` says it.
         patience_steps: Optimizer steps without a better score before the stage ends, in whole epochs; None for never.
         monitor: What an epoch is judged by, one of `MONITORS`.
@@ -49,6 +53,8 @@ class Stage:
         ema: The decay of the weights' moving average (see `MovingAverage`); None for the weights themselves.
         gradient_clip: The largest norm of the gradient; None for any.
         accumulate: How many batches' mean gradient makes one optimizer step.
+        keep: Whether the run ends with this stage's weights, or an earlier one's: `better` for this stage's only where
+            their score is better, `always` for this stage's.
     """
 
     name: str
@@ -62,6 +68,8 @@ class Stage:
     optimizer: Callable[..., Optimizer]
     scheduler: Callable[..., LRScheduler]
     encoder_learning_rate: float | None
+    layer_decay: float | None
+    lora_learning_rate: float | None
     patience: float | None
     patience_steps: int | None
     monitor: str
@@ -70,6 +78,7 @@ class Stage:
     ema: float | None
     gradient_clip: float | None
     accumulate: int
+    keep: str
 
     @property
     def score(self) -> str:
@@ -129,6 +138,12 @@ def read_stages(entries: Mapping[str, Any], optimizer: Any, scheduler: Any) -> l
         _check_values(f"stage.{name}", entry)
         own = {"optimizer": entry["optimizer"] or optimizer, "scheduler": entry["scheduler"] or scheduler}
         stages.append(Stage(**{**entry, **own}, name=str(name), number=len(stages)))
+    for before, stage in itertools.pairwise(stages):
+        if stage.keep == "better" and stage.monitor != before.monitor:
+            raise InputError(
+                f"stage.{stage.name}.keep=better: compares its {stage.monitor} with {before.monitor} of stage "
+                f"{before.name}. Give both the same `monitor`, or stage.{stage.name}.keep=always."
+            )
     if not stages:
         raise InputError("stage: no stage to run. Choose stage=transfer, stage=finetune or stage=two_stage.")
     return stages
@@ -142,16 +157,36 @@ def _check_values(place: str, entry: Mapping[str, Any]) -> None:
     if entry["batch_size"] != "auto":
         words = "a whole number, 1 or more, or auto"
         check_number(f"{place}.batch_size", entry["batch_size"], words, least=1, whole=True)
-    for key in ("encoder_learning_rate", "patience", "gradient_clip"):
+    for key in ("encoder_learning_rate", "lora_learning_rate", "patience", "gradient_clip"):
         check_number(f"{place}.{key}", entry[key], "more than 0", above=True, null=True)
+    decay = entry["layer_decay"]
+    check_number(f"{place}.layer_decay", decay, "above 0 and up to 1", above=True, most=1, null=True)
     check_number(f"{place}.ema", entry["ema"], "a decay between 0 and 1", most=1, above=True, below=True, null=True)
     check_word(f"{place}.monitor", entry["monitor"], MONITORS)
     check_word(f"{place}.select", entry["select"], ("best", "last"))
+    check_word(f"{place}.keep", entry["keep"], ("better", "always"))
     if entry["epochs"] is None and entry["steps"] is None:
         raise InputError(f"{place}: has neither epochs nor steps, so that it has no length. Add {place}.steps=1000.")
     least, most = entry["min_epochs"], entry["max_epochs"]
     if least is not None and most is not None and least > most:
         raise InputError(f"{place}.min_epochs={least}: is more than {place}.max_epochs={most}.")
+def choose_stage(stages: Sequence[Stage], scores: Sequence[float]) -> Stage:
+    """The stage whose weights a run ends with.
+
+    It is the one of the best score. Of equal ones it is the earlier, whose encoders are nearer to what they were: few
+    validation speakers give few scores, and what came after was no better. A stage that is `always` kept takes the
+    place of all before it.
+
+    Args:
+        stages: All stages in their order. What is compared has the same `monitor`, as `read_stages` sees to.
+        scores: The score of the weights that each ended with.
+    """
+    chosen, best = stages[0], scores[0]
+    for stage, score in zip(stages[1:], scores[1:], strict=True):
+        gain = score - best if MONITORS[stage.monitor] == "max" else best - score
+        if stage.keep == "always" or gain > ROUNDING * max(1.0, abs(best)):
+            chosen, best = stage, score
+    return chosen
 
 
 class StopWhenDone(EarlyStopping):

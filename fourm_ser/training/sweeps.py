@@ -27,7 +27,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from fourm_ser.config import drop_unread, settle, take_hashes
+from fourm_ser.config import drop_unread, settle, take_hashes, upgrade
 from fourm_ser.errors import BusyError, InputError
 from fourm_ser.files import whole
 from fourm_ser.keys import check_config
@@ -156,6 +156,7 @@ def has_finished(config: DictConfig, directory: RunDirectory) -> bool:
     record = directory.read_record()
     asked: Any = OmegaConf.to_container(config, resolve=True)
     found: Any = OmegaConf.to_container(record)
+    upgrade(asked)
     drop_unread(asked)
     settle(asked)
     settle(found)

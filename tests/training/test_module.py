@@ -49,6 +49,8 @@ STAGE = Stage(
     optimizer=torch.optim.AdamW,
     scheduler=schedules.constant,
     encoder_learning_rate=None,
+    layer_decay=None,
+    lora_learning_rate=None,
     patience=None,
     patience_steps=None,
     monitor="val/ua",
@@ -57,6 +59,7 @@ STAGE = Stage(
     ema=None,
     gradient_clip=None,
     accumulate=1,
+    keep="always",
 )
 
 
