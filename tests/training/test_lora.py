@@ -50,7 +50,7 @@ def config(composed: Compose, slice_of_demo: list[str]) -> DictConfig:
     """Transfer, then adapters of a small BERT and a small wav2vec 2.0."""
     stages = ["stage.transfer.epochs=1", "stage.finetune.epochs=2", "stage.finetune.unfreeze={text: lora, audio: lora}"]
     settings = ["lora.r=4", "lora.dropout=0.2", "stage.finetune.lora_learning_rate=0.01", "data.utterances=40"]
-    settings = [*settings, "stage.finetune.keep=always"]
+    settings = [*settings, "stage.finetune.keep=always", "stage.finetune.ema=0.8"]
     words = [word for word in slice_of_demo if not word.startswith("encoder.audio")]
     return composed(*words, *WAV2VEC, *stages, *settings, "encoder.audio.gradient_checkpointing=true")
 
