@@ -149,6 +149,8 @@ def _upgrade(node: MutableMapping[Any, Any], keys: list[Any]) -> None:
         if isinstance(node.get("encode"), MutableMapping):
             node["encode"].setdefault("pool", "none")
             node["encode"].setdefault("store", True)
+        if "stage" in keys and "augment" not in keys:
+            node["augment"] = OmegaConf.to_container(OmegaConf.load(CONF / "augment" / "none.yaml"))
     target = node["_target_"] if "_target_" in keys else None
     if not isinstance(target, str):
         return

@@ -38,6 +38,7 @@ from fourm_ser.models.sources import check_transcripts, compare_languages, make_
 from fourm_ser.runs.claims import changes_since, record_content
 from fourm_ser.runs.directory import RunDirectory
 from fourm_ser.runs.results import print_results, write_results
+from fourm_ser.training.augmentation import Augmentation
 from fourm_ser.training.launch import launch, processes
 from fourm_ser.training.log import logged
 from fourm_ser.training.loggers import RunLogger
@@ -146,6 +147,7 @@ class Experiment:
         self.cache = Path(config.cache).expanduser()
         self.stages = read_stages(build(config.stage), build(config.optimizer), build(config.scheduler))
         self.loss: Loss = build(config.loss)
+        self.augmentation = Augmentation.of(config)
         self.corpus: Corpus = build(config.data, cache=self.cache)  # reads nothing, but checks its keys
         self._refuse_misfits()
         self.encoding = Encoding.of(config)
@@ -205,6 +207,7 @@ class Experiment:
                 encoder.unfreeze(stage.unfreeze[encoder.modality])
             if self.stages[0].unfreeze[encoder.modality] != "none":  # else it is checked where its store is opened
                 check_padding(encoder, encoder.fingerprint(), self.cache)
+        self.augmentation.tell(config, self.stages)
         compare_languages(network, self.corpus)
         check_transcripts(network, self.corpus.frame["text"])
         self.encoded = dict.fromkeys(network.by_modality, 0)
@@ -248,10 +251,11 @@ class Experiment:
         for modality, encoder in network.by_modality.items():
             encoder.unfreeze(stage.unfreeze[modality])
         if not folder.finished.is_file() or stage is self.stages[-1]:
-            sources, encoded = make_sources(network, self.data, self.encoding)
+            variation = self.augmentation.variation
+            sources, encoded = make_sources(network, self.data, self.encoding, variation)
             for modality, count in encoded.items():
                 self.encoded[modality] += count
-            self.data.serve(sources, stage.batch_size)
+            self.data.serve(sources, stage.batch_size, versions=variation is not None)
         module = EmotionModule(
             network=network,
             loss=self.loss,
@@ -262,6 +266,7 @@ class Experiment:
             trained=trained,
             adapted=_adapted(trained),
             encoding=None if self.encoding.store else self.encoding,
+            augmentation=self.augmentation,
         )
         if not folder.finished.is_file():
             last = folder.last if folder.last.is_file() else None
