@@ -258,13 +258,14 @@ def _level(samples: Tensor) -> Tensor:
 def _seeded(word: str) -> Iterator[None]:
     """Random numbers by a word meanwhile; afterwards they go on as before. Other libraries draw from all three."""
     seed = int.from_bytes(hashlib.blake2b(word.encode(), digest_size=4).digest(), "big")
-    python, numpy = random.getstate(), np.random.get_state()
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        random.seed(seed)
-        np.random.seed(seed)
-        try:
-            yield
-        finally:
-            random.setstate(python)
-            np.random.set_state(numpy)
+    own = torch.default_generator  # torch.manual_seed would seed those of devices, too
+    before = own.get_state(), random.getstate(), np.random.get_state()
+    own.manual_seed(seed)
+    random.seed(seed)
+    np.random.seed(seed)
+    try:
+        yield
+    finally:
+        own.set_state(before[0])
+        random.setstate(before[1])
+        np.random.set_state(before[2])
