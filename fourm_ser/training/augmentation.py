@@ -94,12 +94,15 @@ def _build_waveforms(node: DictConfig | None) -> Waveforms | None:
     for name, below in node.items():
         if below is None:
             continue
+        expected = f"augment.waveform.{name}: expected a transform, a _target_ and its keys, or null."
+        if not isinstance(below, DictConfig):
+            raise InputError(expected)
         try:
             transforms[name] = build(below)
         except InstantiationException as error:
             raise InputError(f"augment.waveform.{name}: {_told(error)}") from error
         if not isinstance(transforms[name], nn.Module):
-            raise InputError(f"augment.waveform.{name}: expected a transform, a _target_ and its keys, or null.")
+            raise InputError(expected)
         settings[name] = OmegaConf.to_container(below)
     return Waveforms(transforms, settings)
 

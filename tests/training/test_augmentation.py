@@ -1,4 +1,4 @@
-"""What the config's `augment` does to a run: copies in the store, versions on the fly, what is refused and what is told."""
+"""What the config's `augment` does to a run: copies in the store, versions on the fly, refusals, what is told."""
 
 import logging
 import sys
@@ -145,12 +145,9 @@ def test_validation_and_test_hear_the_recordings(work: Work, config: DictConfig,
             for one, other in zip(getattr(work.data, side)(), getattr(plain.data, side)(), strict=True):
                 assert torch.equal(one.rows, other.rows)
                 one, other = (batch.to(torch.device("cpu")).audio for batch in (one, other))
-                parts = (
-                    [(one.features, other.features)]
-                    if unfreeze == "none"
-                    else zip(one.values(), other.values(), strict=True)
-                )
-                assert all(torch.equal(*pair) for pair in parts)
+                if unfreeze == "none":
+                    one, other = one._asdict(), other._asdict()
+                assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def test_an_encoder_that_trains_hears_another_version_in_every_epoch_the_same_with_workers(
@@ -187,7 +184,6 @@ def test_a_run_counts_what_it_encoded(config: DictConfig, tmp_path: Path) -> Non
     assert metrics["encoded/audio"] == len(corpus.frame) + 2 * len(corpus.split.train)
     recorded = OmegaConf.load(tmp_path / "run" / "config.yaml")
     assert recorded.augment == short.augment
-    assert experiment.run(short, tmp_path / "again")["test/loss"] == metrics["test/loss"]
 
 
 # What is refused, and told
@@ -207,7 +203,7 @@ def test_a_run_counts_what_it_encoded(config: DictConfig, tmp_path: Path) -> Non
             r"^augment\.waveform\.noise\.snr=\[9, 1\]: the least",
         ),
         (["augment=waveform", "augment.waveform.gain=3"], r"^augment\.waveform\.gain: expected a transform"),
-        (["augment=waveform", "augment.waveform.gain={p: 1}"], r"^augment\.waveform\.gain: expected a transform"),
+        (["augment=waveform", "+augment.waveform.x={p: 1}"], r"^augment\.waveform\.x: expected a transform"),
         (
             ["augment=waveform", "+augment.waveform.x={_target_: torch_audiomentations.Gain, p: 7, output_type: dict}"],
             r"^augment\.waveform\.x: ",
@@ -234,15 +230,7 @@ def test_where_torch_audiomentations_is_missing_it_is_said_how_to_install_it(
     with pytest.raises(InputError, match=said):
         experiment.run(config, tmp_path / "run")
     assert not (tmp_path / "cache").exists()
-    experiment.Experiment(
-        record_of(composed("augment=waveform"), tmp_path), RunDirectory(tmp_path / "other")
-    )  # needs none
-
-
-def record_of(config: DictConfig, folder: Path) -> DictConfig:
-    config = config.copy()
-    config.cache = str(folder / "cache")
-    return record(config, RunDirectory(folder / "record"))
+    assert Augmentation.of(composed("augment=waveform")).variation is not None  # its own need none
 
 
 def test_a_transform_can_be_switched_off_and_the_order_counts(composed: Compose) -> None:
@@ -303,7 +291,6 @@ def test_a_record_that_says_nothing_of_it_is_that_of_a_run_without(composed: Com
 
 
 def test_reports_tell_runs_apart_by_it() -> None:
-    settings = [
-        {"augment": option, "augment.mixup": alpha, "seed": "0"} for option, alpha in (("none", "0"), ("mixup", "0.2"))
-    ]
+    alphas = {"none": "0", "mixup": "0.2"}
+    settings = [{"augment": option, "augment.mixup": alpha, "seed": "0"} for option, alpha in alphas.items()]
     assert find_axes(settings, {"augment"}, {"augment"}) == ["augment"]
