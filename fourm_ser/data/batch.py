@@ -125,7 +125,7 @@ class AheadLoader(DataLoader[Batch]):
         return ahead(super().__iter__())
 
 
-def loader(dataset: Utterances, sampler: Iterable[Sequence[Any]], workers: int, pin_memory: bool) -> DataLoader[Batch]:
+def loader(dataset: Utterances, sampler: Iterable[list[Any]], workers: int, pin_memory: bool) -> DataLoader[Batch]:
     """A DataLoader whose workers stay alive between epochs; without any a thread reads ahead where memory is pinned."""
     kind = AheadLoader if pin_memory and not workers else DataLoader
     return kind(

@@ -6,6 +6,7 @@ import random
 from abc import abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -201,7 +202,8 @@ class Versions(NamedTuple):
         return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 
 
-class VersionReader(NamedTuple):
+@dataclass(frozen=True)
+class VersionReader:
     """Reads a version of each utterance, as `read` reads the recordings."""
 
     read: Callable[[int], np.ndarray]

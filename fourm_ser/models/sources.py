@@ -1,8 +1,8 @@
 """Where each modality of a network comes from: the store, filled with what it lacks, or raw through its front end."""
 
 import logging
-from collections.abc import Iterable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -111,13 +111,13 @@ def make_sources(
             fingerprint=fingerprints[modality] + encoding.changes,
             made_by=about,
         )
-        passes = [(read, own, data.corpus.parts)]
-        if versions is not None:
+        passes: list[tuple[Callable[[int], Any], list[str], list[np.ndarray]]] = [(read, own, data.corpus.parts)]
+        if versions is not None and versions.copies:
             trained = [np.intersect1d(part, data.corpus.split.train) for part in data.corpus.parts]
             trained = [part for part in trained if len(part)]
             passes += [
                 (VersionReader(read, versions, number), [versions.key(row, number) for row in range(len(own))], trained)
-                for number in range(1, variation.copies + 1)  # type: ignore[union-attr]
+                for number in range(1, versions.copies + 1)
             ]
         if any(store.missing(words[row] for part in parts for row in part) for _, words, parts in passes):
             length = encoder.lengths(read, length)
@@ -138,5 +138,6 @@ def _versions(
     if encoder.modality != "audio" or (encoder.frozen and not variation.copies):
         return None
     longest = None if max_seconds is None else round(max_seconds * SAMPLE_RATE)
-    drawn = (variation.seed, variation.copies) if encoder.frozen else (variation.run_seed, None)
-    return Versions(variation.waveforms, keys, *drawn, longest)
+    if encoder.frozen:
+        return Versions(variation.waveforms, keys, variation.seed, variation.copies, longest)
+    return Versions(variation.waveforms, keys, variation.run_seed, None, longest)

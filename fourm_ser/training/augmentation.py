@@ -66,16 +66,14 @@ class Augmentation(NamedTuple):
         for stage in stages:
             frozen = [modality for modality in modalities if stage.unfreeze[modality] == "none"]
             if self.mixup and stage.batch_size == 1:
-                found = self.mixup, stage.name
-                log.warning("augment.mixup=%s: batches of one utterance in stage %s: none is mixed", *found)
+                said = f"batches of one utterance in stage {stage.name}: none is mixed"
+                log.warning("augment.mixup=%s: %s", self.mixup, said)
             if masks is not None and masks.masks:
                 masked = [modality for modality in masks.modalities if modality in frozen]
                 pooled = {modality: pooling_of(config, modality) for modality in masked}
                 if not masked:
-                    found = ", ".join(masks.modalities), stage.name
-                    log.warning(
-                        "augment.spec: no features of frozen encoders of %s in stage %s: nothing is masked", *found
-                    )
+                    said = f"of {', '.join(masks.modalities)} in stage {stage.name}: nothing is masked"
+                    log.info("augment.spec: no features of frozen encoders %s", said)
                 for modality, pooling in pooled.items():
                     if masks.time and pooling != "none":
                         said = f"encode.pool={pooling} leaves one frame of {modality} an utterance: none is masked"
@@ -90,8 +88,10 @@ def _build_waveforms(node: DictConfig | None) -> Waveforms | None:
     """The changes of waveforms that a config describes; None for none."""
     if not node:
         return None
-    transforms, settings = {}, {}
-    for name, below in node.items():
+    transforms: dict[str, nn.Module] = {}
+    settings: dict[str, Any] = {}
+    for name in map(str, node):
+        below = node[name]
         if below is None:
             continue
         expected = f"augment.waveform.{name}: expected a transform, a _target_ and its keys, or null."

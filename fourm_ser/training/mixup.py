@@ -44,7 +44,7 @@ class Mixing(NamedTuple):
         others = order[sent(torch.from_numpy(generator.permutation(len(whole))), rows.device)]
         return cls(share, torch.empty_like(order).scatter(0, order, others), first_row(rows))
 
-    def __call__(self, vectors: Tensor) -> Tensor:
+    def mix(self, vectors: Tensor) -> Tensor:
         """This process's vectors (batch, dim), each mixed with its partner's; gradients reach both."""
         partners = self.partners[self.first : self.first + len(vectors)]
         return self.share * vectors + (1 - self.share) * gather_rows(vectors)[partners]

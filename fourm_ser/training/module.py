@@ -153,11 +153,11 @@ class EmotionModule(LightningModule):
         encoded = self.encode(batch)
         if self.masks is not None:
             encoded = self.masks(encoded)
-        output = self.network.fuse(encoded, mix=mixing)
+        output = self.network.fuse(encoded, mix=None if mixing is None else mixing.mix)
         labels = gather_rows(batch.labels)
         features = output.features(self.loss.on)
         if mixing is not None:  # the embedding is mixed already
-            features = {name: vectors if name == "embedding" else mixing(vectors) for name, vectors in features.items()}
+            features |= {name: mixing.mix(vectors) for name, vectors in features.items() if name != "embedding"}
         features = {name: gather_rows(vectors) for name, vectors in features.items()}
         logits = gather_rows(output.logits)
         terms = mixing.loss(self.loss, logits, features, labels) if mixing else self.loss(logits, features, labels)

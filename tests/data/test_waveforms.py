@@ -126,12 +126,12 @@ def test_a_word_alone_says_what_is_drawn_and_no_generator_moves() -> None:
     torch.manual_seed(3)
     np.random.seed(3)
     random.seed(3)
-    before = torch.get_rng_state(), np.random.get_state()[1], random.getstate()
+    before = torch.get_rng_state(), np.random.get_state(legacy=False), random.getstate()
     waveforms = every()
     for word in ("c", "a", "b", "a"):  # in whatever order, and however often
         np.testing.assert_array_equal(waveforms(waveform, word), expected[word])
     assert torch.equal(torch.get_rng_state(), before[0])
-    np.testing.assert_array_equal(np.random.get_state()[1], before[1])  # type: ignore[arg-type]
+    np.testing.assert_equal(np.random.get_state(legacy=False), before[1])
     assert random.getstate() == before[2]
     np.testing.assert_array_equal(waveform, speech(0.1))  # the recording itself stays
 
@@ -229,7 +229,8 @@ def test_a_version_is_made_of_the_recording_by_its_key_and_no_longer_than_allowe
 def test_stored_versions_are_those_that_raw_ones_are_made_of(tmp_path: Path) -> None:
     given = versions(2)
     store = FeatureStore(root=tmp_path, name="s", fingerprint="f", made_by={})
-    store.write({given.key(row, number): np.float32([[row, number]]) for row in range(6) for number in range(3)})
+    features = {given.key(row, number): np.array([[row, number]]) for row in range(6) for number in range(3)}
+    store.write({key: values.astype(np.float32) for key, values in features.items()})
     source = StoredVersions(store, given)
     for turn, number in enumerate([0, 0, 1, 2, 0]):
         assert store.read(source.load(4, turn)).tolist() == [[4, number]]
