@@ -166,6 +166,8 @@ def _upgrade(node: MutableMapping[Any, Any], keys: list[Any]) -> None:
             node["encode"].setdefault("store", True)
         if "stage" in keys:
             node.setdefault("refit", False)
+            if "augment" not in keys:
+                node["augment"] = OmegaConf.to_container(OmegaConf.load(CONF / "augment" / "none.yaml"))
     if {"epochs", "batch_size", "unfreeze"} <= set(keys):  # a stage
         for key, value in STAGE_WAS.items():
             node.setdefault(key, value)

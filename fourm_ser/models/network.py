@@ -1,6 +1,6 @@
 """The network: encoders, fusion, head."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import pairwise
 from typing import Any, NamedTuple
@@ -109,10 +109,18 @@ class EmotionNetwork(nn.Module):
         self, text: Inputs | Features | None, audio: Inputs | Features | None, return_attention: bool = False
     ) -> NetworkOutput:
         """A batch of raw inputs, or of stored features, of each modality -> `NetworkOutput`."""
-        encoded = self.encode({"text": text, "audio": audio})
+        return self.fuse(self.encode({"text": text, "audio": audio}), return_attention)
+
+    def fuse(
+        self,
+        encoded: Mapping[str, Features],
+        return_attention: bool = False,
+        mix: Callable[[Tensor], Tensor] | None = None,
+    ) -> NetworkOutput:
+        """What `encode` gives -> `NetworkOutput`; of an embedding that `mix` changes, where it is given."""
         fused = self.fusion(encoded.get("text"), encoded.get("audio"), return_attention)
-        logits = self.head(fused.embedding)
-        return NetworkOutput(logits, fused.embedding, fused.text, fused.audio, fused.attention, encoded)
+        embedding = fused.embedding if mix is None else mix(fused.embedding)
+        return NetworkOutput(self.head(embedding), embedding, fused.text, fused.audio, fused.attention, encoded)
 
     def encode(self, given: Mapping[str, Any]) -> dict[str, Features]:
         """The encoders' features, behind their tops, of a batch's raw inputs or stored features by modality."""

@@ -14,7 +14,18 @@ PLACE_OF_DATA = {*OF_DATA, "workers", "strict", "verify", "fold", "split_seed"} 
 # Keys of `data` that change how a model is trained, not what it is tested on.
 TRAINING = {"data.sampler", "data.max_seconds", "data.too_long"}
 # Options in the order in which people read them; the others follow.
-GROUPS = ("experiment", "encoder", "encoder/text", "encoder/audio", "fusion", "head", "loss", "stage", "optimizer")
+GROUPS = (
+    "experiment",
+    "encoder",
+    "encoder/text",
+    "encoder/audio",
+    "fusion",
+    "head",
+    "loss",
+    "augment",
+    "stage",
+    "optimizer",
+)
 ABSENT = "-"
 
 

@@ -39,6 +39,7 @@ from fourm_ser.models.sources import check_transcripts, compare_languages, make_
 from fourm_ser.runs.claims import changes_since, record_content
 from fourm_ser.runs.directory import REFIT, RunDirectory, StageDirectory
 from fourm_ser.runs.results import print_results, write_results
+from fourm_ser.training.augmentation import Augmentation
 from fourm_ser.training.faults import explained
 from fourm_ser.training.launch import launch, processes
 from fourm_ser.training.length import in_epochs
@@ -148,6 +149,7 @@ class Experiment:
         self.cache = Path(config.cache).expanduser()
         self.stages = read_stages(build(config.stage), build(config.optimizer), build(config.scheduler))
         self.loss: Loss = build(config.loss)
+        self.augmentation = Augmentation.of(config)
         self.corpus: Corpus = build(config.data, cache=self.cache)  # reads nothing, but checks its keys
         refuse_misfits(config, self.stages, self.corpus, self.loss)
         self.encoding = Encoding.of(config)
@@ -200,6 +202,7 @@ class Experiment:
                     encoder.depths()
             if self.stages[0].unfreeze[encoder.modality] != "none":  # else it is checked where its store is opened
                 check_padding(encoder, encoder.fingerprint(), self.cache)
+        self.augmentation.tell(self.config, self.stages)
         compare_languages(network, self.corpus)
         check_transcripts(network, self.corpus.frame["text"])
         self.encoded = dict.fromkeys(network.by_modality, 0)
@@ -294,14 +297,14 @@ class Experiment:
         folder = self._folder(stage)
         for modality, encoder in network.by_modality.items():
             encoder.unfreeze(stage.unfreeze[modality])
-        sources = self.data.sources
+        sources, variation = self.data.sources, self.augmentation.variation
         if again or not folder.finished.is_file() or stage is self.stages[-1]:
-            sources, encoded = make_sources(network, self.data, self.encoding)
+            sources, encoded = make_sources(network, self.data, self.encoding, variation)
             for modality, count in encoded.items():
                 self.encoded[modality] += count
         before = None if self.first_pass is None else self.first_pass[stage.name]
         size = stage.size(len(self.corpus.split.train)) if before is None else int(before.stage.batch_size)
-        self.data.serve(sources, size)
+        self.data.serve(sources, size, versions=variation is not None)
         steps_per_epoch = math.ceil(len(self.data.sampler(self.corpus.split.train)) / stage.accumulate)
         stage = stage.settled(size, steps_per_epoch)
         module = EmotionModule(
@@ -314,6 +317,7 @@ class Experiment:
             trained=trained,
             adapted=_adapted(trained),
             encoding=None if self.encoding.store else self.encoding,
+            augmentation=self.augmentation,
         )
         if before is not None:  # rates follow the schedule that was, and stop where its best weights were
             stage = dataclasses.replace(stage, epochs=in_epochs(before.steps, steps_per_epoch))

@@ -285,6 +285,10 @@ def test_a_run_killed_in_each_stage_ends_as_if_undisturbed(
         "stage.transfer.epochs=12",
         "stage.finetune.epochs=12",
         "data.workers=1",
+        "augment=waveform",
+        "augment.copies=1",
+        "augment.mixup=0.2",
+        "augment.spec={time: 0.1, feature: 0.1}",
     )
     undisturbed = run(config, tmp_path / "undisturbed")
     killed = tmp_path / "killed"
