@@ -80,10 +80,10 @@ def evaluate(config: DictConfig, changes: Mapping[str, Any] | None) -> dict[str,
     rounding, keeps = model.conditions.encoding_tf32, model.conditions.store
     encoding = Encoding(cache, inference.encoding, budgets[0], budgets[1], device, rounding, keeps)
     sources, _ = make_sources(model.network, data, encoding)
-    stages = [] if record is None else list(record.stage.values())
+    stages = [] if record is None else list(record.get("stage", {}).values())  # a baseline has none
     data.serve(sources, config.batch_size or (stages[-1].batch_size if stages else BATCH))
     loss = None
-    if record is not None and classes == model.emotions:
+    if record is not None and "loss" in record and classes == model.emotions:
         loss = load_loss(RunDirectory(folder.parent), record, corpus, model)
     batches = track(data.dataloader(rows), "evaluating", transient=True)
     outputs = compute_outputs(step_of(inference, loss, classes), batches, classes=classes, device=device)

@@ -16,16 +16,14 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import seed_everything
 
+from fourm_ser.baselines.run import BaselineRun
 from fourm_ser.config import build
 from fourm_ser.data.corpus import Corpus
 from fourm_ser.data.datamodule import EmotionDataModule
 from fourm_ser.devices import MIXED, autocast, copies_ahead, ran_out_of_memory, tf32
 from fourm_ser.distributed import barrier, first, joined, launched, rank, world
 from fourm_ser.encoders.base import Resources, Unfreeze
-from fourm_ser.encoders.checkpoints import fetch_weights
-from fourm_ser.encoders.hub import ENCODER_FILES
 from fourm_ser.encoders.lora import Lora, adapters, require_peft
-from fourm_ser.encoders.official import fetch_file
 from fourm_ser.encoders.padding import check_padding
 from fourm_ser.errors import InputError, OtherRunError
 from fourm_ser.kernels.memory import keep_freed_memory
@@ -34,7 +32,7 @@ from fourm_ser.models.directory import Conditions, Model, save_model
 from fourm_ser.models.features import Encoding
 from fourm_ser.models.inference import Outputs, compute_outputs
 from fourm_ser.models.network import EmotionNetwork, build_network, known_widths
-from fourm_ser.models.sources import check_transcripts, compare_languages, make_sources
+from fourm_ser.models.sources import check_transcripts, compare_languages, fetch_encoders, make_sources
 from fourm_ser.runs.claims import changes_since, record_content
 from fourm_ser.runs.directory import RunDirectory
 from fourm_ser.runs.results import print_results, write_results
@@ -112,7 +110,8 @@ def _run(config: DictConfig, directory: RunDirectory, own_process: bool) -> dict
             if own_process and config.trainer.accelerator == "cpu" and config.trainer.keep_freed_memory:
                 keep_freed_memory()
             try:
-                metrics = Experiment(config, directory).run()
+                kind = Experiment if config.get("baseline") is None else BaselineRun
+                metrics = kind(config, directory).run()
             except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second
                 log.warning("interrupted: go on with python -m fourm_ser.train resume=%s", directory.path)
                 raise
@@ -224,12 +223,7 @@ class Experiment:
     def _prepare(self) -> EmotionNetwork:
         """Fetch, prepare and read what is not there yet; the network, as it begins."""
         config = self.config
-        for modality in config.fusion.modalities:  # what cannot be downloaded is known before any work is done
-            node = config.encoder[modality]
-            if node.get("weights") == "pretrained" and node.get("checkpoint"):
-                fetch_weights(node.checkpoint, ENCODER_FILES, f"encoder.{modality}.checkpoint")
-            elif node.get("weights") == "pretrained" and node.get("url"):
-                fetch_file(node.url, digest=node.get("digest"), cache=self.cache)
+        fetch_encoders(config, self.cache)
         self.data = EmotionDataModule(self.corpus, pin_memory=copies_ahead(self.device), seed=config.seed)
         self.data.prepare_data()
         self.data.setup()
