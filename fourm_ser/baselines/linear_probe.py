@@ -154,4 +154,3 @@ class LinearProbe(Baseline):
         whole[model.classes_], ends[model.classes_] = weight, bias
         state = {"layers.2.weight": torch.from_numpy(whole).float(), "layers.2.bias": torch.from_numpy(ends).float()}
         return Fitted(mean, scale, HEAD, state, classes)
-

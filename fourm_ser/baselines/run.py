@@ -110,7 +110,9 @@ class BaselineRun:
         record_content(self.corpus.content, self.corpus.origin, self.directory, write=rank() == 0)
         known = sorted(set(self.corpus.label[self.corpus.split.train]))
         if len(known) < 2:
-            raise InputError(f"baseline: all that is trained on is {self.corpus.emotions[known[0]]}. Choose another split.")
+            raise InputError(
+                f"baseline: all that is trained on is {self.corpus.emotions[known[0]]}. Choose another split."
+            )
         resources = Resources(self.cache, self.corpus.training_texts)
         network = build_network(self.nodes, len(self.corpus.emotions), resources)
         for encoder in network.by_modality.values():

@@ -48,7 +48,7 @@ class FunctionalsFrontend:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # of libraries that openSMILE imports
             found = _smile(self.feature_set).process_signal(padded(raw, SHORTEST).numpy(), SAMPLE_RATE)
-        return {"functionals": torch.from_numpy(found.to_numpy(dtype=np.float32)[0])}
+        return {"functionals": torch.tensor(found.to_numpy(dtype=np.float32)[0])}
 
     def collate(self, items: Sequence[Inputs]) -> Inputs:
         """`functionals` (batch, numbers)."""

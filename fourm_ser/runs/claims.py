@@ -89,6 +89,14 @@ def read_training(run: str | None, model: str | None) -> pd.DataFrame | None:
     return training
 
 
+def was_refitted(run: Path) -> bool:
+    """Whether a run, as far as it is there, trained what it tested on its validation side, too, once all was chosen."""
+    directory = RunDirectory(run)
+    if not directory.record.is_file() or not directory.log.is_file():  # a model directory has a config.yaml, too
+        return False
+    return bool(directory.read_record().get("baseline", {}).get("refit", False))
+
+
 def refuse_changed(corpus: Corpus, training: pd.DataFrame, keys: Iterable[str], run: str) -> None:
     """Refuse a run's own corpus where it is not what the run was trained on any more.
 
@@ -106,7 +114,9 @@ def refuse_changed(corpus: Corpus, training: pd.DataFrame, keys: Iterable[str], 
     log.warning("data: other than in the run: %s", changed)
 
 
-def claim(corpus: Corpus, rows: np.ndarray, training: pd.DataFrame | None, allow_seen: bool) -> dict[str, Any]:
+def claim(
+    corpus: Corpus, rows: np.ndarray, training: pd.DataFrame | None, allow_seen: bool, refitted: bool = False
+) -> dict[str, Any]:
     """Whether a model saw who is tested, as metrics.json says it; told in one line.
 
     Args:
@@ -114,6 +124,7 @@ def claim(corpus: Corpus, rows: np.ndarray, training: pd.DataFrame | None, allow
         rows: positions of the tested utterances.
         training: what the model was trained on; None where nothing is known.
         allow_seen: whether utterances may be tested that the model was trained on; else they are refused.
+        refitted: whether it was trained on its validation side, too.
 
     Returns:
         `speaker_independent`; `seen_utterances` and `seen_speakers`: how many of those that are tested it was trained
@@ -121,6 +132,8 @@ def claim(corpus: Corpus, rows: np.ndarray, training: pd.DataFrame | None, allow
     """
     if training is None:
         return dict.fromkeys(("speaker_independent", "seen_utterances", "seen_speakers"))
+    if refitted:
+        training = training.assign(side=training["side"].replace("val", "train"))
     tested = corpus.frame.iloc[rows]
     found = seen(training, corpus.content, tested["id"])
     if found.trained and not allow_seen:

@@ -30,7 +30,7 @@ from fourm_ser.models.inference import Inference, Outputs, Step, compute_outputs
 from fourm_ser.models.metrics import BINS
 from fourm_ser.models.network import NetworkOutput
 from fourm_ser.models.sources import check_transcripts, compare_cleaning, compare_languages, make_sources
-from fourm_ser.runs.claims import claim, folder_name, read_training, refuse_changed
+from fourm_ser.runs.claims import claim, folder_name, read_training, refuse_changed, was_refitted
 from fourm_ser.runs.directory import PREDICTED, RunDirectory, is_model
 from fourm_ser.runs.intervals import bootstrap
 from fourm_ser.runs.resampling import FEWEST, unit_of
@@ -68,7 +68,7 @@ def evaluate(config: DictConfig, changes: Mapping[str, Any] | None) -> dict[str,
     rows = corpus.rows(config.side)
     if training is not None and changes is not None:
         refuse_changed(corpus, training, changes, config.run)
-    claims = claim(corpus, rows, training, config.allow_seen)
+    claims = claim(corpus, rows, training, config.allow_seen, was_refitted(folder.parent))
     directory = _find_place(config, changes, corpus, classes, model, training)
     resampled = unit_of(corpus.frame["speaker"].to_numpy()[rows], config.resample)
     inference = Inference(model, device, exact=record is not None)
