@@ -119,9 +119,7 @@ class Section:
             return cell.is_baseline and len({repeat_of(run)[1:] for run in cell.runs}) == repeats
 
         return [
-            number
-            for number, cell in enumerate(self.cells)
-            if cell.runs and (len(cell.runs) == most or has_all(cell))
+            number for number, cell in enumerate(self.cells) if cell.runs and (len(cell.runs) == most or has_all(cell))
         ]
 
     @property

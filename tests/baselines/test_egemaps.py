@@ -17,7 +17,11 @@ from fourm_ser.errors import InputError
 from tests.baselines.test_linear_probe import reader, samples
 
 USUAL: dict[str, Any] = {
-    "encoder": {"_target_": "fourm_ser.encoders.functionals.FunctionalsEncoder", "name": "e", "feature_set": "eGeMAPSv02"},
+    "encoder": {
+        "_target_": "fourm_ser.encoders.functionals.FunctionalsEncoder",
+        "name": "e",
+        "feature_set": "eGeMAPSv02",
+    },
     "C": 10.0,
     "gamma": "scale",
     "class_weight": "balanced",

@@ -53,7 +53,10 @@ def test_numbers_are_mean_and_deviation_of_an_utterances_own_frames(statistics: 
 def test_a_neighbour_changes_nothing(lengths: list[int], row: int) -> None:
     row %= len(lengths)
     batch = [sequence(width, lengths, seed=width) for width in DIMS.values()]
-    alone = [Features(each.features[row : row + 1, : lengths[row]], each.mask[row : row + 1, : lengths[row]]) for each in batch]
+    alone = [
+        Features(each.features[row : row + 1, : lengths[row]], each.mask[row : row + 1, : lengths[row]])
+        for each in batch
+    ]
     fusion = made()
     assert torch.allclose(fusion(*alone).embedding[0], fusion(*batch).embedding[row], atol=1e-5)
 
