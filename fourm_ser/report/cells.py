@@ -203,6 +203,10 @@ def _make_section(runs: list[Run], corpora: Corpora, problems: list[str]) -> Sec
     }
     if len({is_baseline(run) for run in runs}) == 2 and "baseline" not in names:
         names = sorted([*names, "baseline"], key=lambda name: rank(name, options))
+    if "baseline" in names:  # what a baseline has not tells networks apart only where they differ themselves
+        kinds = len({setting.get("baseline") for setting in settings})
+        beside = {name: {(setting.get("baseline"), setting.get(name)) for setting in settings} for name in names}
+        names = [name for name in names if name == "baseline" or len(beside[name]) > kinds]
     if not names:
         names = [group for group in ("encoder", "loss") if group in constants] or sorted(constants)[:1]
     axes = {name: _in_order(setting.get(name, ABSENT) for setting in settings) for name in names}
