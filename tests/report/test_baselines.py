@@ -127,7 +127,11 @@ def test_holms_correction_is_over_the_pairs_of_networks_and_baselines(tmp_path: 
     ("probe", "network", "said"),
     [
         (0.8, 0.5, r"^network: UA [\d.]+ is below its baseline linear_probe's [\d.]+ \(p [<=] 0\.0[\d]+\)\.$"),
-        (0.6, 0.61, r"^network: UA [\d.]+ is above its baseline linear_probe's [\d.]+ by no more than chance may be \(p = [\d.]+\)\.$"),
+        (
+            0.6,
+            0.61,
+            r"^network: UA [\d.]+ is above its baseline linear_probe's [\d.]+ by no more than chance may be \(p = [\d.]+\)\.$",
+        ),
         (0.4, 0.8, None),
     ],
 )
