@@ -119,7 +119,7 @@ def drop_unread(config: MutableMapping[Any, Any]) -> None:
     the same runs.
     """
     baseline = config.get("baseline")
-    if baseline is None:
+    if not baseline:  # null, or `none`
         config.pop("baseline", None)
     else:
         has_own = "encoder" in baseline

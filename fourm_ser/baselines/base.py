@@ -95,7 +95,7 @@ class Baseline(ABC):
     """
 
     name: ClassVar[str]
-    statistics: Mapping[str, str]
+    statistics: Mapping[str, str]  # by modality, what of its frames is read: see `PooledFeatures`
 
     def __init__(self, inner_folds: int, refit: bool) -> None:
         check_number("baseline.inner_folds", inner_folds, "a whole number from 2", least=2, whole=True)

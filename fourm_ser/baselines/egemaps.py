@@ -38,7 +38,6 @@ class Egemaps(Baseline):
     """
 
     name: ClassVar[str] = "egemaps"
-    statistics: ClassVar[Mapping[str, str]] = {"audio": "mean"}  # of one frame
 
     def __init__(
         self,
@@ -58,6 +57,7 @@ class Egemaps(Baseline):
             check_word("baseline.class_weight", class_weight, ["balanced"])
         check_word("baseline.encoder.feature_set", encoder.get("feature_set"), SETS)
         require_opensmile(f"baseline={self.name}")
+        self.statistics = {"audio": "mean"}  # of one frame
         self.encoder, self.gamma = dict(encoder), gamma
         self.arguments = {"C": C, "class_weight": class_weight}
 

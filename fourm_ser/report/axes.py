@@ -74,6 +74,7 @@ def drop_unread_options(runs: list[Run]) -> None:
     """
     for run in runs:
         if not is_baseline(run):
+            run.options.pop("baseline", None)  # which is `none`
             continue
         modalities = (run.config.get("fusion") or {}).get("modalities") or []
         for group in list(run.options):

@@ -46,10 +46,10 @@ def hold_against(section: Section, predictions: Sequence[pd.DataFrame]) -> list[
     return [Against(each.first, each.second, *_means(section, each), each) for each in found]
 
 
-def _means(section: Section, comparison: Comparison) -> list[float]:
+def _means(section: Section, comparison: Comparison) -> tuple[float, float]:
     runs = section.table[section.table["cell"].isin([comparison.first, comparison.second])]
     both = runs.pivot_table("test/ua", ["fold", "drawn"], "cell").dropna()  # seeds are averaged first
-    return [float(both[number].mean()) for number in (comparison.first, comparison.second)]
+    return float(both[comparison.first].mean()), float(both[comparison.second].mean())
 
 
 def sentences(section: Section, found: Iterable[Against]) -> list[str]:

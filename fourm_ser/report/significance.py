@@ -183,9 +183,9 @@ def _pair(section: Section, predictions: Sequence[pd.DataFrame], first: int, sec
     )
     resampled = unit_of(means["speaker"].to_numpy())
     if len(means):
-        emotions, speakers, *right = (means[name].to_numpy() for name in means)
+        emotions, speakers, own, other = (means[name].to_numpy() for name in means)
         groups = speakers if resampled == "speakers" else None
-        bootstrap = paired_bootstrap(emotions, *right, groups=groups)
+        bootstrap = paired_bootstrap(emotions, own, other, groups=groups)
     comparisons = []
     runs = section.table[section.table["cell"].isin([first, second])]
     for metric in ACCURACIES:

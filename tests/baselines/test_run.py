@@ -22,7 +22,7 @@ from fourm_ser.config import build
 from fourm_ser.data.datamodule import EmotionDataModule
 from fourm_ser.encoders.store import FeatureStore
 from fourm_ser.errors import InputError
-from fourm_ser.prediction.predictor import Predictor
+from fourm_ser.prediction.predictor import Prediction, Predictor
 from fourm_ser.runs import evaluation, results
 from fourm_ser.runs.directory import RunDirectory
 from fourm_ser.runs.finished import OpenRun
@@ -224,6 +224,7 @@ def test_the_model_directory_predicts_what_the_run_predicted(runs: dict[str, Pat
     given = {"text": own["text"], "audio": own["file"]}
     found = predictor(**{modality: given[modality] for modality in predictor.modalities})
     recorded = pd.read_csv(runs[name] / "predictions.csv").iloc[0]
+    assert isinstance(found, Prediction)
     assert found.emotion == recorded["predicted"]
     assert list(found.probabilities.values()) == pytest.approx([recorded[e] for e in predictor.emotions], abs=1e-4)
 
@@ -279,6 +280,8 @@ def test_a_network_recorded_before_there_were_baselines_is_the_same_run(
     epochs = [f"stage.{name}.epochs=2" for name in ("transfer", "finetune")]
     config = composed(*slice_of_demo, "loss=ce_center", "stage=two_stage", *epochs)
     assert has_finished(config, RunDirectory(two_stage_run))
+    none = composed(*slice_of_demo, "loss=ce_center", "stage=two_stage", *epochs, "baseline=none")
+    assert has_finished(none, RunDirectory(two_stage_run))
 
 
 @pytest.mark.parametrize("name", ["both", "egemaps"])
