@@ -112,6 +112,7 @@ class Encoder(nn.Module, ABC):
         stem: a module from a batch of the front end's inputs to features (batch, time, stem_dim).
         top: a module from the stem's features to (batch, time, dim); `nn.Identity()` where there is none.
         stem_dim: width of the stem's features, as the store holds them.
+        states: how many hidden states lie side by side in the stem's features.
         dim: width of the encoder's features, behind the top.
         pooling: how the stem's features are pooled over time before they are stored, one of `FACTORS`; see `pool`.
         languages: codes of the languages it is made for (`en`); None where it does not matter.
@@ -127,6 +128,7 @@ class Encoder(nn.Module, ABC):
     stem: nn.Module
     top: nn.Module
     stem_dim: int
+    states: int = 1
     dim: int
     pooling: str = "none"
     languages: list[str] | None = None
@@ -197,6 +199,10 @@ class Encoder(nn.Module, ABC):
         check_word("encode.pool", how, FACTORS)
         self.pooling = how
         self.stem_dim, self.dim = FACTORS[how] * self.stem_dim, FACTORS[how] * self.dim
+
+    def leave_out_top(self) -> None:
+        """Let the features be those of the stem, as the store holds them: for what reads more than the top tells."""
+        self.top, self.dim = nn.Identity(), self.stem_dim
 
     def _statistics(self, given: Features) -> list[Features]:
         """The stem's features, taken apart where they are several statistics side by side."""

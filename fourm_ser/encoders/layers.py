@@ -77,7 +77,8 @@ class TransformerEncoder(Encoder):
             )
         self.dim = int(stem.model.config.hidden_size)
         self.top = WeightedSum(count + 1) if layer == "weighted" else nn.Identity()
-        self.stem_dim = self.dim * (count + 1) if layer == "weighted" else self.dim
+        self.states = count + 1 if layer == "weighted" else 1
+        self.stem_dim = self.dim * self.states
         if self.used is not None:
             self.cut(self.used, spare)
         if gradient_checkpointing:

@@ -176,11 +176,14 @@ def build_network(config: DictConfig, classes: int, resources: Resources) -> Emo
         InputError: weights that cannot be had, or numbers that do not fit each other.
     """
     encoders: dict[str, Encoder] = {}
+    over_stems = getattr(get_object(config.fusion._target_), "over_stems", False)
     for modality in config.fusion.modalities:
         if modality not in ("text", "audio"):
             raise InputError(f"fusion.modalities={list(config.fusion.modalities)}: expected text, audio or both.")
         encoders[modality] = build(config.encoder[modality], resources=resources)
         encoders[modality].pool(pooling_of(config, modality))
+        if over_stems:
+            encoders[modality].leave_out_top()
     dims = {modality: encoder.dim for modality, encoder in encoders.items()}
     fusion = build(config.fusion, dims=dims)
     head = build(config.head, dim=fusion.dim, classes=classes)

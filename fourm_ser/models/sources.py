@@ -2,9 +2,11 @@
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+from omegaconf import DictConfig
 
 from fourm_ser import SAMPLE_RATE
 from fourm_ser.data.batch import Raw, Source, Stored
@@ -13,6 +15,9 @@ from fourm_ser.data.datamodule import EmotionDataModule
 from fourm_ser.data.transcripts import told_rule
 from fourm_ser.data.waveforms import RawVersions, StoredVersions, VersionReader, Versions, Waveforms
 from fourm_ser.encoders.base import Encoder
+from fourm_ser.encoders.checkpoints import fetch_weights
+from fourm_ser.encoders.hub import ENCODER_FILES
+from fourm_ser.encoders.official import fetch_file
 from fourm_ser.encoders.padding import check_padding
 from fourm_ser.encoders.store import FeatureStore
 from fourm_ser.encoders.tokens import Tokens, refuse_unknown, told_encoder
@@ -21,6 +26,16 @@ from fourm_ser.models.features import Encoding, fill_store
 from fourm_ser.models.network import EmotionNetwork
 
 log = logging.getLogger(__name__)
+
+
+def fetch_encoders(config: DictConfig, cache: Path) -> None:
+    """Fetch the weights that a config's encoders lack: what cannot be downloaded is known before any work is done."""
+    for modality in config.fusion.modalities:
+        node = config.encoder[modality]
+        if node.get("weights") == "pretrained" and node.get("checkpoint"):
+            fetch_weights(node.checkpoint, ENCODER_FILES, f"encoder.{modality}.checkpoint")
+        elif node.get("weights") == "pretrained" and node.get("url"):
+            fetch_file(node.url, digest=node.get("digest"), cache=cache)
 
 
 def compare_languages(network: EmotionNetwork, corpus: Corpus) -> None:

@@ -131,10 +131,13 @@ class RunDirectory:
         return self.stage(list(record.stage).index(name), name, record.refit)
 
     @property
-    def batch_size(self) -> int:
-        """How many utterances a batch of the chosen stage had, over all processes."""
+    def batch_size(self) -> int | None:
+        """How many utterances a batch of the chosen stage had, over all processes; None for a baseline, without any."""
+        record = self.read_record()
+        if "stage" not in record:
+            return None
         name = self.chosen
-        return int(self.read_results().get(f"batch_size/{name}") or self.read_record().stage[name].batch_size)
+        return int(self.read_results().get(f"batch_size/{name}", record.stage[name].batch_size))
 
     @property
     def tables(self) -> dict[str, Path]:

@@ -68,7 +68,7 @@ def evaluate(config: DictConfig, changes: Mapping[str, Any] | None) -> dict[str,
     rows = corpus.rows(config.side)
     if training is not None and changes is not None:
         refuse_changed(corpus, training, changes, config.run)
-    claims = claim(corpus, rows, training, config.allow_seen, was_refit(config.run, config.model))
+    claims = claim(corpus, rows, training, config.allow_seen, was_refit(folder))
     directory = _find_place(config, changes, corpus, classes, model, training)
     resampled = unit_of(corpus.frame["speaker"].to_numpy()[rows], config.resample)
     inference = Inference(model, device, exact=record is not None)
@@ -83,7 +83,7 @@ def evaluate(config: DictConfig, changes: Mapping[str, Any] | None) -> dict[str,
     usual = None if record is None else RunDirectory(folder.parent).batch_size
     data.serve(sources, config.batch_size or usual or BATCH)
     loss = None
-    if record is not None and classes == model.emotions:
+    if record is not None and "loss" in record and classes == model.emotions:
         loss = load_loss(RunDirectory(folder.parent), record, corpus, model)
     batches = track(data.dataloader(rows), "evaluating", transient=True)
     outputs = compute_outputs(step_of(inference, loss, classes), batches, classes=classes, device=device)

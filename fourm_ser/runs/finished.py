@@ -61,7 +61,8 @@ class OpenRun:
         data: the data module that serves the corpus.
 
     Raises:
-        InputError: no finished run, a model that cannot be loaded, or a corpus that is not there any more or changed.
+        InputError: no finished run, or a baseline's, a model that cannot be loaded, or a corpus that is not there any
+            more or changed.
     """
 
     def __init__(
@@ -75,6 +76,8 @@ class OpenRun:
         self.run_dir, self.directory, self.device = run_dir, RunDirectory(run_dir), device
         self.name = run_dir.resolve().name if name is None else name
         self.config = self.directory.read_finished_record()
+        if "baseline" in self.config:
+            raise InputError(f"{run_dir}: a baseline's run: it has no stages, attention or loss. Give a network's.")
         self.chosen = self.directory.chosen
         self.cache = Path(self.config.cache).expanduser() if cache is None else cache
         self.config.cache, self.config.trainer.accelerator = str(self.cache), device.type

@@ -1,28 +1,22 @@
-"""Stages of training: what the config says of one, and the Trainer that runs it."""
+"""Stages of training: what the config says of one, what became of it, and which the run ends with."""
 
 import dataclasses
 import itertools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
-import torch
-from pytorch_lightning import Trainer
-from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from fourm_ser.checks import check_number, check_word
 from fourm_ser.encoders.base import Unfreeze
 from fourm_ser.errors import InputError
-from fourm_ser.runs.directory import StageDirectory
-from fourm_ser.training.averaging import MovingAverage
 from fourm_ser.training.length import auto_batch_size, in_epochs
 
 log = logging.getLogger(__name__)
 
 ROUNDING = 1e-6  # of a score, relative where it is above 1: means in float32 hang on the order of their terms
-OWN_KEYS = ("tf32", "compile", "keep_freed_memory")  # of the config's `trainer`, unknown to Lightning's
 MONITORS = {"val/ua": "max", "val/wa": "max", "val/loss": "min"}  # what an epoch may be judged by, and what is better
 SCORE = "val/score"  # what it is judged by where that is a mean over several epochs
 
@@ -99,6 +93,25 @@ class Stage:
             patience = in_epochs(self.patience_steps, steps_per_epoch)
         return dataclasses.replace(self, epochs=epochs, patience=patience, batch_size=batch_size)
 
+    def lasting(self, steps: int, steps_per_epoch: int) -> Self:
+        """The stage as long as so many steps, in whole epochs."""
+        return dataclasses.replace(self, epochs=in_epochs(steps, steps_per_epoch))
+
+
+Trained = Mapping[str, set[Unfreeze]]
+"""What trained so far of the stems, by modality, in the words of `stage.<name>.unfreeze`."""
+
+
+def trained_parts(stages: Sequence[Stage], modalities: Iterable[str]) -> Trained:
+    """What stages train of the stems of some modalities, where that is anything."""
+    parts = {modality: {stage.unfreeze[modality] for stage in stages} - {"none"} for modality in modalities}
+    return {modality: found for modality, found in parts.items() if found}
+
+
+def adapted(trained: Trained) -> set[str]:
+    """The modalities of which nothing but adapters trained."""
+    return {modality for modality, parts in trained.items() if parts == {"lora"}}
+
 
 class Outcome(NamedTuple):
     """What became of a stage.
@@ -114,6 +127,19 @@ class Outcome(NamedTuple):
     steps_per_epoch: int
     steps: int
     seconds: float
+
+
+def told(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
+    """What metrics.json says of stages that ended, by their names."""
+    return {
+        f"{what}/{name}": value
+        for name, outcome in outcomes.items()
+        for what, value in (
+            ("seconds", outcome.seconds),
+            ("steps", outcome.steps),
+            ("batch_size", outcome.stage.batch_size),
+        )
+    }
 
 
 def read_stages(entries: Mapping[str, Any], optimizer: Any, scheduler: Any) -> list[Stage]:
@@ -170,6 +196,8 @@ def _check_values(place: str, entry: Mapping[str, Any]) -> None:
     least, most = entry["min_epochs"], entry["max_epochs"]
     if least is not None and most is not None and least > most:
         raise InputError(f"{place}.min_epochs={least}: is more than {place}.max_epochs={most}.")
+
+
 def choose_stage(stages: Sequence[Stage], scores: Sequence[float]) -> Stage:
     """The stage whose weights a run ends with.
 
@@ -187,79 +215,3 @@ def choose_stage(stages: Sequence[Stage], scores: Sequence[float]) -> Stage:
         if stage.keep == "always" or gain > ROUNDING * max(1.0, abs(best)):
             chosen, best = stage, score
     return chosen
-
-
-class StopWhenDone(EarlyStopping):
-    """Early stopping that a resumed run obeys too: one killed after its last epoch would train another."""
-
-    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        if self.wait_count >= self.patience:
-            trainer.should_stop = True
-
-
-class ProgressBar(RichProgressBar):
-    """Shows the last epoch's numbers, which go to the log in one line as well.
-
-    Lightning's own are asked of the device at every step, which waits for it.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(leave=False)
-        self.values: dict[str, float] = {}
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
-        found = trainer.callback_metrics
-        self.values = {name: float(found[name]) for name in ("train/loss", "val/loss", "val/ua") if name in found}
-        shown = ", ".join(f"{name} {value:.4f}" for name, value in self.values.items())
-        log.debug("epoch %d: %s", trainer.current_epoch, shown)
-        super().on_train_epoch_end(trainer, pl_module)
-
-    def get_metrics(self, trainer: Trainer, pl_module: Any) -> dict[str, Any]:
-        return dict(self.values)
-
-
-def trainer_arguments(config: Mapping[str, Any], device: torch.device, find_unused: bool) -> dict[str, Any]:
-    """The arguments of Lightning's Trainer in the config's `trainer`, on a device.
-
-    `find_unused`: parts of what trains may take no part in a step, and several processes look for them after each.
-    """
-    arguments = {key: value for key, value in config.items() if key not in OWN_KEYS}
-    arguments["accelerator"] = device.type
-    if arguments.get("strategy") == "ddp_auto":
-        arguments["strategy"] = "ddp_find_unused_parameters_true" if find_unused else "ddp"
-    return arguments
-
-
-def build_trainer(stage: Stage, folder: StageDirectory, validates: bool = True, **arguments: Any) -> Trainer:
-    """The Trainer of a stage: progress bar, best (by its score) and last checkpoint, averaged weights, early stopping.
-
-    Args:
-        stage: The stage, settled.
-        folder: What it leaves.
-        validates: Whether there is a validation: without one, nothing is the best, and nothing stops early.
-        **arguments: More arguments of the Trainer: the loggers, and those that `trainer_arguments` gives.
-    """
-    when: dict[str, Any] = {"enable_version_counter": False, "save_on_train_epoch_end": True}
-    judged: dict[str, Any] = {"monitor": stage.score, "mode": MONITORS[stage.monitor]}
-    callbacks: list[Callback] = [] if stage.ema is None else [MovingAverage(stage.ema)]
-    if validates and stage.select == "best":
-        callbacks.append(ModelCheckpoint(folder.best.parent, folder.best.stem, **judged, **when))
-    if validates and stage.patience is not None:
-        patience: Any = stage.patience
-        callbacks.append(StopWhenDone(**judged, patience=patience, check_on_train_epoch_end=True))
-    # A checkpoint of its own: `save_last` beside a monitor writes only when the best improves. Last of all: it holds
-    # the state of the others as they are after the epoch.
-    callbacks += [ModelCheckpoint(folder.last.parent, folder.last.stem, monitor=None, **when), ProgressBar()]
-    if not validates:
-        arguments["limit_val_batches"] = 0
-    return Trainer(
-        max_epochs=stage.epochs,
-        gradient_clip_val=stage.gradient_clip,
-        accumulate_grad_batches=stage.accumulate,
-        callbacks=callbacks,
-        default_root_dir=folder.path,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        enable_model_summary=False,
-        **arguments,
-    )
