@@ -16,6 +16,7 @@ CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if 
 
 OF_DATA = ("manifest", "root", "audio_root", "split_file")  # keys of a corpus that are paths
 OF_ENCODERS = ("checkpoint", "tokenizer", "weights", "pca")  # keys of an encoder that are paths, or names
+OF_NETWORKS = ("head", "loss", "augment", "stage", "optimizer", "scheduler", "lora")  # what no baseline reads
 WORDS = ("pretrained", "random")  # values of `weights` that are no path, whatever lies here under these names
 
 # What records of earlier versions name and where it is now: a class's module, by its beginning.
@@ -35,16 +36,19 @@ FRONTENDS = {
         "trim mels mel_window window hop low high pitch_low pitch_high mean",
     ),
 }
-# Keys of a stage that earlier versions did not have, with what they did; and of a schedule.
+# What a stage did before these were keys of it.
 STAGE_WAS = {
     "steps": None,
     "min_epochs": None,
     "max_epochs": None,
+    "layer_decay": None,
+    "lora_learning_rate": None,
     "patience_steps": None,
     "monitor": "val/ua",
     "smooth": 1,
     "select": "best",
     "ema": None,
+    "keep": "always",
 }
 PLATEAU = "fourm_ser.training.schedules.Plateau"
 
@@ -123,10 +127,20 @@ def take_hashes(found: MutableMapping[Any, Any], asked: MutableMapping[Any, Any]
 
 
 def drop_unread(config: MutableMapping[Any, Any]) -> None:
-    """Leave out of a config what its stages do not read, in place: `lora` where none trains adapters.
+    """Leave out of a config what the run does not read, in place: `lora` where no stage trains adapters.
 
-    Records of versions that had no such node are then records of the same runs.
+    Of a baseline's run all that says how a network is made and trained, but for the modalities that its fusion reads;
+    and the encoders where the baseline brings its own. Records of versions that had no such nodes are then records of
+    the same runs.
     """
+    baseline = config.get("baseline")
+    if not baseline:  # null, or `none`
+        config.pop("baseline", None)
+    else:
+        has_own = "encoder" in baseline
+        for key in [*OF_NETWORKS, *(["encoder"] if has_own else [])]:
+            config.pop(key, None)
+        config["fusion"] = {"modalities": [] if has_own else config["fusion"]["modalities"]}
     stages = config.get("stage")
     entries = list(stages.values()) if isinstance(stages, MutableMapping) else []
     unfreeze = [entry.get("unfreeze") for entry in entries if isinstance(entry, MutableMapping)]
@@ -163,6 +177,8 @@ def _upgrade(node: MutableMapping[Any, Any], keys: list[Any]) -> None:
             node["encode"].setdefault("store", True)
         if "stage" in keys:
             node.setdefault("refit", False)
+            if "augment" not in keys:
+                node["augment"] = OmegaConf.to_container(OmegaConf.load(CONF / "augment" / "none.yaml"))
     if {"epochs", "batch_size", "unfreeze"} <= set(keys):  # a stage
         for key, value in STAGE_WAS.items():
             node.setdefault(key, value)

@@ -112,6 +112,13 @@ def row_counts(rows: Tensor) -> list[int]:
     return [int(count) for count in counts]
 
 
+def first_row(rows: Tensor) -> int:
+    """Where this process's rows begin among those that `gather_rows` gives."""
+    if not (distributed.is_available() and distributed.is_initialized()) or distributed.get_world_size() == 1:
+        return 0
+    return sum(row_counts(rows)[: distributed.get_rank()])
+
+
 def gather_rows(rows: Tensor) -> Tensor:
     """This process's rows -> those of all processes, (sum of their counts, ...), by rank; gradients flow back.
 

@@ -93,10 +93,10 @@ def composed() -> Compose:
 
 @pytest.fixture(scope="session")
 def two_stage_run(tmp_path_factory: pytest.TempPathFactory, composed: Compose, slice_of_demo: list[str]) -> Path:
-    """A finished run of two stages, of two epochs each, whose loss has centres."""
+    """A finished run of two stages, of two epochs each, that ends with the second; its loss has centres."""
     from fourm_ser.training.experiment import run
 
     run_dir = tmp_path_factory.mktemp("two_stage") / "centres"
-    epochs = [f"stage.{name}.epochs=2" for name in ("transfer", "finetune")]
-    run(composed(*slice_of_demo, "loss=ce_center", "stage=two_stage", *epochs), run_dir)
+    words = [*(f"stage.{name}.epochs=2" for name in ("transfer", "finetune")), "stage.finetune.keep=always"]
+    run(composed(*slice_of_demo, "loss=ce_center", "stage=two_stage", *words), run_dir)
     return run_dir

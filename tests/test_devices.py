@@ -25,7 +25,7 @@ from fourm_ser.errors import InputError
 from fourm_ser.models.features import Encoding
 from fourm_ser.training import sweeps
 from fourm_ser.training.experiment import run
-from fourm_ser.training.stages import trainer_arguments
+from fourm_ser.training.trainer import trainer_arguments
 from tests.conftest import Compose
 
 CPU, CUDA = torch.device("cpu"), torch.device("cuda")

@@ -66,7 +66,10 @@ def test_a_sum_and_stages_of_one_s_own_train(choose: Compose, tmp_path: Path) ->
 
 @pytest.mark.parametrize(
     "group",
-    ["data", "fusion", "head", "loss", "stage", "optimizer", "scheduler", "experiment", "trainer", "logger"],
+    [
+        *("data", "baseline", "fusion", "head", "loss", "augment"),
+        *("stage", "optimizer", "scheduler", "experiment", "trainer", "logger"),
+    ],
 )
 def test_the_table_of_groups_names_every_option(group: str) -> None:
     table = README.partition("| group | options |")[2].partition("\n\n")[0]

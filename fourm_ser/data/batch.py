@@ -43,8 +43,8 @@ class Batch(NamedTuple):
 class Source(Protocol):
     """Where a modality's part of a batch comes from."""
 
-    def load(self, index: int) -> Any:
-        """What makes up an utterance, by its position in the manifest."""
+    def load(self, index: int, turn: int = 0) -> Any:
+        """What makes up an utterance, by its position in the manifest, and at which turn of training; 0 outside it."""
         ...
 
     def collate(self, items: Sequence[Any]) -> Inputs | Packed:
@@ -58,7 +58,7 @@ class Raw(NamedTuple):
     read: Callable[[int], Any]  # picklable
     frontend: Frontend
 
-    def load(self, index: int) -> Inputs:
+    def load(self, index: int, turn: int = 0) -> Inputs:
         return self.frontend(self.read(index))
 
     def collate(self, items: Sequence[Inputs]) -> Inputs:
@@ -71,7 +71,7 @@ class Stored(NamedTuple):
     store: FeatureStore
     keys: Sequence[str]  # by the utterance's position in the manifest
 
-    def load(self, index: int) -> str:
+    def load(self, index: int, turn: int = 0) -> str:
         return self.keys[index]  # a batch is read at once
 
     def collate(self, items: Sequence[str]) -> Packed:
@@ -88,8 +88,9 @@ class Utterances(Dataset[tuple[int, dict[str, Any]]]):
     def __len__(self) -> int:
         return len(self.labels)
 
-    def __getitem__(self, index: int) -> tuple[int, dict[str, Any]]:
-        return index, {modality: source.load(index) for modality, source in self.sources.items()}
+    def __getitem__(self, index: int | tuple[int, int]) -> tuple[int, dict[str, Any]]:
+        row, turn = index if isinstance(index, tuple) else (index, 0)
+        return row, {modality: source.load(row, turn) for modality, source in self.sources.items()}
 
     def collate(self, items: Sequence[tuple[int, dict[str, Any]]]) -> Batch:
         """Loaded utterances as one padded batch."""
@@ -124,7 +125,7 @@ class AheadLoader(DataLoader[Batch]):
         return ahead(super().__iter__())
 
 
-def loader(dataset: Utterances, sampler: Iterable[list[int]], workers: int, pin_memory: bool) -> DataLoader[Batch]:
+def loader(dataset: Utterances, sampler: Iterable[list[Any]], workers: int, pin_memory: bool) -> DataLoader[Batch]:
     """A DataLoader whose workers stay alive between epochs; without any a thread reads ahead where memory is pinned."""
     kind = AheadLoader if pin_memory and not workers else DataLoader
     return kind(

@@ -6,6 +6,7 @@ from collections.abc import Iterator, Sequence
 import numpy as np
 from torch.utils.data import Sampler
 
+TURNS = 2**20  # of which an utterance's first one in an epoch is drawn
 SPREAD = 8.0  # of what is added to the logarithm of a length, times the number of batches
 
 
@@ -122,3 +123,20 @@ class BucketBatchSampler(Sampler[list[int]]):
 
     def __len__(self) -> int:
         return len(self._cut(self.rows))
+
+
+class VersionSampler(BucketBatchSampler):
+    """The same batches, of pairs of a position and a turn: which version of an utterance is heard hangs on its turn.
+
+    An utterance's turn is drawn from 1 on by seed, epoch and its position alone, whatever batch it is in; where it
+    comes several times in an epoch, each time it is the next turn.
+    """
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:  # type: ignore[override]
+        turns = np.random.default_rng([self.seed, self.epoch, 1]).integers(1, TURNS, size=len(self.lengths))
+        for batch in self.batches():
+            drawn = []
+            for row in batch:
+                drawn.append((int(row), int(turns[row])))
+                turns[row] += 1
+            yield drawn[self.rank :: self.world]

@@ -10,9 +10,10 @@ from pytorch_lightning import LightningDataModule
 from torch.utils.data import DataLoader
 
 from fourm_ser.data.batch import Batch, Raw, Source, Utterances, loader
-from fourm_ser.data.buckets import BucketBatchSampler
+from fourm_ser.data.buckets import BucketBatchSampler, VersionSampler
 from fourm_ser.data.corpus import Corpus
 from fourm_ser.data.readers import AudioReader
+from fourm_ser.data.waveforms import RawVersions
 from fourm_ser.devices import resolve_workers
 from fourm_ser.distributed import rank, world
 from fourm_ser.errors import InputError
@@ -29,6 +30,7 @@ class EmotionDataModule(LightningDataModule):
         self.workers = resolve_workers(corpus.workers)
         self.sources: dict[str, Source] = {}
         self.batch_size = 1
+        self.versions = False
 
     def prepare_data(self) -> None:
         """Make what is made once, in one process: the corpus's manifest, decoded sound, remembered recordings."""
@@ -61,9 +63,12 @@ class EmotionDataModule(LightningDataModule):
             "audio": self.corpus.frame["seconds"].to_numpy(dtype=float),
         }
 
-    def serve(self, sources: Mapping[str, Source], batch_size: int) -> None:
-        """Say where each modality comes from and how large batches are, for the loaders that are made next."""
-        self.sources, self.batch_size = dict(sources), batch_size
+    def serve(self, sources: Mapping[str, Source], batch_size: int, versions: bool = False) -> None:
+        """Say where each modality comes from and how large batches are, for the loaders that are made next.
+
+        `versions`: whether a source has several versions of a training utterance, one of which is drawn at each turn.
+        """
+        self.sources, self.batch_size, self.versions = dict(sources), batch_size, versions
 
     def train_dataloader(self) -> DataLoader[Batch]:
         sampler = self.sampler(self.corpus.split.train, shuffle=True)
@@ -91,8 +96,9 @@ class EmotionDataModule(LightningDataModule):
         """
         lengths = self.lengths()["audio" if "audio" in self.sources else "text"]
         classes = self.corpus.label if shuffle and self.corpus.sampler == "balanced" else None
+        kind = VersionSampler if shuffle and self.versions else BucketBatchSampler
         try:
-            return BucketBatchSampler(
+            return kind(
                 rows,
                 lengths,
                 self.batch_size,
@@ -106,7 +112,7 @@ class EmotionDataModule(LightningDataModule):
             raise InputError(f"trainer.devices: {error}. Use fewer, or a larger batch_size of the stage.") from error
 
     def _loader(self, sampler: BucketBatchSampler) -> DataLoader[Batch]:
-        workers = self.workers if any(isinstance(source, Raw) for source in self.sources.values()) else 0
+        workers = self.workers if any(isinstance(source, Raw | RawVersions) for source in self.sources.values()) else 0
         return loader(Utterances(self.corpus.label, self.sources), sampler, workers, self.pin_memory)
 
 

@@ -165,8 +165,34 @@ def draw_spans(lengths: Tensor, longest: int, *, share: float, length: int, leas
     """
     counts = (share * lengths / length + torch.rand(1, device=lengths.device)).long()
     counts = counts.clamp(min=least).clamp(max=longest // length)
-    free = length_mask(lengths - length + 1, longest)  # where one may begin
+    return _place_spans(counts, torch.full_like(lengths, length), lengths, longest)
+
+
+def draw_share(lengths: Tensor, longest: int, *, share: float, length: int) -> Tensor:
+    """Spans at random places, which may overlap, that never cover all of a row, on the lengths' device.
+
+    Each row draws for itself: how many spans it has, its share of places in them, does not hang on the others.
+
+    Args:
+        lengths: (batch,) places of each row.
+        longest: the largest of them, or more.
+        share: the share of places in spans, if none overlap; the number of spans is rounded up or down at random.
+        length: how many places a span has at most; of rows in which this is more than the share, as many as it is.
+
+    Returns:
+        (batch, longest) bool, True in spans.
+    """
+    wanted = share * lengths
+    widths = wanted.clamp(1, length).long()
+    counts = (wanted / widths + torch.rand(len(lengths), device=lengths.device)).long()
+    return _place_spans(torch.minimum(counts, (lengths - 1) // widths), widths, lengths, longest)
+
+
+def _place_spans(counts: Tensor, widths: Tensor, lengths: Tensor, longest: int) -> Tensor:
+    """`counts` spans of `widths` places a row, each (batch,), at random places below `lengths`: (batch, longest)."""
+    free = length_mask(lengths - widths + 1, longest)  # where one may begin
     draws = torch.rand(free.shape, device=lengths.device).masked_fill(~free, 2)
     begins = (draws.argsort(1).argsort(1) < counts[:, None]) & free
-    begun = begins.cumsum(1)
-    return begun > nn.functional.pad(begun, (length, 0))[:, :longest]
+    begun = nn.functional.pad(begins.cumsum(1), (1, 0))  # how many before each place
+    places = torch.arange(longest, device=lengths.device)
+    return begun[:, 1:] > begun.gather(1, (places + 1 - widths[:, None]).clamp(min=0))

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from fourm_ser.checks import check_word
 from fourm_ser.devices import sent
-from fourm_ser.encoders.lora import Lora, merged
+from fourm_ser.encoders.lora import Lora, merged, weight_beside
 from fourm_ser.encoders.pooling import FACTORS, pooled
 from fourm_ser.errors import InputError
 
@@ -112,6 +112,7 @@ class Encoder(nn.Module, ABC):
         stem: a module from a batch of the front end's inputs to features (batch, time, stem_dim).
         top: a module from the stem's features to (batch, time, dim); `nn.Identity()` where there is none.
         stem_dim: width of the stem's features, as the store holds them.
+        states: how many hidden states lie side by side in the stem's features.
         dim: width of the encoder's features, behind the top.
         pooling: how the stem's features are pooled over time before they are stored, one of `FACTORS`; see `pool`.
         languages: codes of the languages it is made for (`en`); None where it does not matter.
@@ -127,6 +128,7 @@ class Encoder(nn.Module, ABC):
     stem: nn.Module
     top: nn.Module
     stem_dim: int
+    states: int = 1
     dim: int
     pooling: str = "none"
     languages: list[str] | None = None
@@ -142,9 +144,21 @@ class Encoder(nn.Module, ABC):
         """The `dim` that an encoder of these arguments has before it pools; None where only building it can tell."""
         return None
 
+    @classmethod
+    def check(cls, arguments: Mapping[str, Any]) -> None:
+        """Refuse arguments that no weights could mend: nothing is fetched or built for it.
+
+        Raises:
+            InputError: one of them, by its key.
+        """
+
     @abstractmethod
     def blocks(self) -> list[nn.Module]:
         """The stem's parts from input to output: what "the last n blocks" counts."""
+
+    def behind(self) -> nn.Module | None:
+        """What stands in the stem behind its last block; None where nothing does that trains."""
+        return None
 
     def save(self, folder: Path) -> dict[str, Any]:
         """Write what this encoder needs beside its weights into `folder`, which does not exist yet.
@@ -186,6 +200,10 @@ class Encoder(nn.Module, ABC):
         self.pooling = how
         self.stem_dim, self.dim = FACTORS[how] * self.stem_dim, FACTORS[how] * self.dim
 
+    def leave_out_top(self) -> None:
+        """Let the features be those of the stem, as the store holds them: for what reads more than the top tells."""
+        self.top, self.dim = nn.Identity(), self.stem_dim
+
     def _statistics(self, given: Features) -> list[Features]:
         """The stem's features, taken apart where they are several statistics side by side."""
         parts = given.features.chunk(FACTORS[self.pooling], dim=-1)
@@ -222,6 +240,27 @@ class Encoder(nn.Module, ABC):
         for block in blocks[-what:]:
             block.requires_grad_(True)
 
+    def depths(self) -> dict[nn.Parameter, int]:
+        """How many blocks each of the stem's parameters stands below the last block.
+
+        What stands in front of the blocks is of the first, what stands behind them of the last, and an adapter of the
+        one that the weight beside it is in.
+
+        Raises:
+            InputError: it has no blocks.
+        """
+        blocks = self.blocks()
+        if not blocks:
+            raise InputError(
+                f"stage: layer_decay: {self.name} has no blocks that stand above each other. Expected null."
+            )
+        found = {own: len(blocks) - place for place, block in enumerate(blocks, 1) for own in block.parameters()}
+        behind = self.behind()
+        if behind is not None:
+            found |= dict.fromkeys(behind.parameters(), 0)
+        named = dict(self.stem.named_parameters(remove_duplicate=False))
+        return {own: found.get(named[weight_beside(name)], len(blocks) - 1) for name, own in named.items()}
+
     def add_adapters(self, settings: Lora, seed: int) -> None:
         """Put adapters, which change nothing yet, into the stem: what `unfreeze("lora")` lets train.
 
@@ -233,6 +272,9 @@ class Encoder(nn.Module, ABC):
             InputError: the stem is no transformer, peft is not installed, or no layer is called as they say.
         """
         raise InputError(self._without_adapters())
+
+    def remove_adapters(self) -> None:
+        """Take adapters out again that never trained; nothing where there are none."""
 
     def _without_adapters(self) -> str:
         return (

@@ -8,6 +8,7 @@ from typing import Any, Self
 import torch
 from torch import Tensor, nn
 
+from fourm_ser.checks import check_number
 from fourm_ser.encoders import lora
 from fourm_ser.encoders.base import Encoder, Features, Unfreeze
 from fourm_ser.encoders.hub import describe_config, hidden_size
@@ -76,7 +77,8 @@ class TransformerEncoder(Encoder):
             )
         self.dim = int(stem.model.config.hidden_size)
         self.top = WeightedSum(count + 1) if layer == "weighted" else nn.Identity()
-        self.stem_dim = self.dim * (count + 1) if layer == "weighted" else self.dim
+        self.states = count + 1 if layer == "weighted" else 1
+        self.stem_dim = self.dim * self.states
         if self.used is not None:
             self.cut(self.used, spare)
         if gradient_checkpointing:
@@ -107,6 +109,13 @@ class TransformerEncoder(Encoder):
         return [] if self.used is None else self.layers[self.used :].parameters()
 
     @classmethod
+    def check(cls, arguments: Mapping[str, Any]) -> None:
+        layer = arguments["layer"]
+        if layer not in ("last", "weighted"):
+            expected = "last, weighted or a layer from 0"
+            check_number(f"encoder.{cls.modality}.layer", layer, expected, whole=True)
+
+    @classmethod
     def width(cls, arguments: Mapping[str, Any]) -> int | None:
         return hidden_size(arguments, cls.modality)
 
@@ -129,6 +138,9 @@ class TransformerEncoder(Encoder):
         places = lora.find_targets(self.stem, settings.targets, self.name, unused)
         self.base_fingerprint = self.fingerprint()
         lora.add_adapters(self.stem, settings, places, f"{seed} {self.modality}")
+
+    def remove_adapters(self) -> None:
+        lora.remove(self.stem)
 
     def train(self, mode: bool = True) -> Self:
         super().train(mode)

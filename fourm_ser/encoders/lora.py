@@ -150,6 +150,12 @@ def is_adapter(name: str) -> bool:
     return MATRIX.fullmatch(name) is not None
 
 
+def weight_beside(name: str) -> str:
+    """The name of the weight that an adapter's matrix of this name stands beside; any other name is its own."""
+    found = MATRIX.fullmatch(name)
+    return name if found is None else f"{found['layer']}.base_layer.weight"
+
+
 def adapters(model: nn.Module) -> list[nn.Parameter]:
     """The parameters of a model's adapters; none where it has none."""
     return [parameter for name, parameter in model.named_parameters() if is_adapter(name)]
@@ -161,12 +167,7 @@ def merged(model: nn.Module) -> Iterator[None]:
 
     Names in the state dict are then those of a model that never had adapters.
     """
-    found = [
-        (parent, name, child)
-        for parent in model.modules()
-        for name, child in parent.named_children()
-        if _is_adapted(child)
-    ]
+    found = _adapted(model)
     for parent, name, child in found:
         plain: Any = copy.copy(child.base_layer)
         plain._parameters = dict(plain._parameters)
@@ -177,6 +178,12 @@ def merged(model: nn.Module) -> Iterator[None]:
     finally:
         for parent, name, child in found:
             setattr(parent, name, child)
+
+
+def remove(model: nn.Module) -> None:
+    """Take adapters that changed nothing yet out of a model for good."""
+    for parent, name, child in _adapted(model):
+        setattr(parent, name, child.base_layer)
 
 
 def fold(model: nn.Module) -> None:
@@ -206,6 +213,16 @@ def without_adapters(model: nn.Module, state: Mapping[str, Tensor], scale: float
         weight = plain.get(f"{found['layer']}.weight", layer.weight.data)
         plain[f"{found['layer']}.weight"] = _merge(layer, weight, first, second, scale)
     return plain
+
+
+def _adapted(model: nn.Module) -> list[tuple[nn.Module, str, Any]]:
+    """The layers with adapters, each behind the module that it is in and its name there."""
+    return [
+        (parent, name, child)
+        for parent in model.modules()
+        for name, child in parent.named_children()
+        if _is_adapted(child)
+    ]
 
 
 def _is_adapted(module: nn.Module) -> bool:

@@ -101,11 +101,7 @@ class MelCnn(Encoder):
         resources: Resources,
     ) -> None:
         super().__init__()
-        require_random(weights, name)
-        if len(strides) != len(channels) or not channels:
-            raise InputError(
-                f"encoder.audio: {len(channels)} channels and {len(strides)} strides; expected one of each a block."
-            )
+        self.check({"name": name, "weights": weights, "channels": channels, "strides": strides})
         self.name = name
         self.weights = weights
         self.frontend = frontend
@@ -124,6 +120,15 @@ class MelCnn(Encoder):
         self.stem = MelCnnStem(SpecAugment(**augment, bands=frontend.mels), convolutions, frames)
         self.top = nn.Identity()
         self.stem_dim = self.dim = dim
+
+    @classmethod
+    def check(cls, arguments: Mapping[str, Any]) -> None:
+        require_random(arguments["weights"], arguments["name"])
+        channels, strides = arguments["channels"], arguments["strides"]
+        if len(strides) != len(channels) or not channels:
+            raise InputError(
+                f"encoder.audio: {len(channels)} channels and {len(strides)} strides; expected one of each a block."
+            )
 
     @classmethod
     def width(cls, arguments: Mapping[str, Any]) -> int | None:

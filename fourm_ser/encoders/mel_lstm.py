@@ -90,7 +90,7 @@ class MelLSTM(Encoder):
         resources: Resources,
     ) -> None:
         super().__init__()
-        require_random(weights, name)
+        self.check({"name": name, "weights": weights})
         self.name = name
         self.weights = weights
         self.frontend = frontend
@@ -102,6 +102,10 @@ class MelLSTM(Encoder):
             *(BidirectionalLSTM(widths[-1] if layer == 0 else 2 * hidden, hidden) for layer in range(layers))
         )
         self.stem_dim, self.dim = widths[-1], 2 * hidden
+
+    @classmethod
+    def check(cls, arguments: Mapping[str, Any]) -> None:
+        require_random(arguments["weights"], arguments["name"])
 
     @classmethod
     def width(cls, arguments: Mapping[str, Any]) -> int | None:

@@ -111,14 +111,9 @@ class ProsodyCnn(Encoder):
         resources: Resources,
     ) -> None:
         super().__init__()
-        require_random(weights, name)
+        own = {"cepstra": cepstra, "kernel": kernel, "pitch_shift": pitch_shift, "frontend": frontend}
+        self.check({"name": name, "weights": weights, **own})
         mels = frontend.mels
-        if not 1 <= cepstra <= mels:
-            raise InputError(f"encoder.audio.cepstra={cepstra}: expected from 1 to encoder.audio.frontend.mels={mels}.")
-        if kernel < 1 or kernel % 2 == 0:
-            raise InputError(f"encoder.audio.kernel={kernel}: expected an odd number of frames.")
-        if pitch_shift < 0:
-            raise InputError(f"encoder.audio.pitch_shift={pitch_shift}: expected a number of octaves from 0.")
         self.name = name
         self.weights = weights
         self.frontend = frontend
@@ -136,6 +131,18 @@ class ProsodyCnn(Encoder):
             )
         self.top = nn.Identity()
         self.stem_dim = self.dim = cepstra + channels + 3
+
+    @classmethod
+    def check(cls, arguments: Mapping[str, Any]) -> None:
+        require_random(arguments["weights"], arguments["name"])
+        cepstra, kernel, pitch_shift = (arguments[key] for key in ("cepstra", "kernel", "pitch_shift"))
+        mels = arguments["frontend"].mels
+        if not 1 <= cepstra <= mels:
+            raise InputError(f"encoder.audio.cepstra={cepstra}: expected from 1 to encoder.audio.frontend.mels={mels}.")
+        if kernel < 1 or kernel % 2 == 0:
+            raise InputError(f"encoder.audio.kernel={kernel}: expected an odd number of frames.")
+        if pitch_shift < 0:
+            raise InputError(f"encoder.audio.pitch_shift={pitch_shift}: expected a number of octaves from 0.")
 
     @classmethod
     def width(cls, arguments: Mapping[str, Any]) -> int | None:

@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -163,6 +164,14 @@ class SpeechEncoder(TransformerEncoder):
         self.frontend = _front_end(self.kind, config, normalize)
         self.train_convolutions = train_convolutions
 
+    @classmethod
+    def check(cls, arguments: Mapping[str, Any]) -> None:
+        super().check(arguments)
+        if arguments["weights"] == "random":  # else the checkpoint says what it is
+            source = _told(None, "random")
+            kind = speech_kind(arguments["architecture"].get("model_type"), source)
+            _refuse_what_is_missing(kind, source, arguments["layerdrop"], arguments["train_convolutions"])
+
     @property
     def layers(self) -> nn.ModuleList:
         return self.kind.layers_of(self.stem.model)
@@ -170,6 +179,9 @@ class SpeechEncoder(TransformerEncoder):
     def blocks(self) -> list[nn.Module]:
         """The projection of what the transformer is given, and each of its layers."""
         return [self.kind.projection_of(self.stem.model), *self.layers[: self.used]]
+
+    def behind(self) -> nn.Module | None:
+        return self.kind.behind_of(self.stem.model)
 
     def describe(self) -> dict[str, Any]:
         config = self.stem.model.config

@@ -1,6 +1,6 @@
 """Whisper's encoder as an audio encoder (Radford et al., 2022, https://arxiv.org/abs/2212.04356)."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar
 
 import numpy as np
@@ -174,6 +174,11 @@ class WhisperEncoder(TransformerEncoder):
         )
         self.frontend = WhisperMel(int(network.config.num_mel_bins), self.stem.longest, tail=self.stem.full)
 
+    @classmethod
+    def check(cls, arguments: Mapping[str, Any]) -> None:
+        check_word("encoder.audio.context", arguments["context"], CONTEXTS)
+        super().check(arguments)
+
     @property
     def layers(self) -> nn.ModuleList:
         layers: nn.ModuleList = self.stem.model.layers
@@ -187,6 +192,10 @@ class WhisperEncoder(TransformerEncoder):
         """The two convolutions, and each transformer layer."""
         model = self.stem.model
         return [nn.ModuleList([model.conv1, model.conv2]), *self.layers[: self.used]]
+
+    def behind(self) -> nn.Module | None:
+        norm: nn.Module = self.stem.model.layer_norm
+        return norm
 
     def unfreeze(self, what: Unfreeze) -> None:
         super().unfreeze(what)

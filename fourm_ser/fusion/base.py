@@ -4,7 +4,7 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from types import MappingProxyType
-from typing import NamedTuple
+from typing import ClassVar, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -58,12 +58,15 @@ class Fusion(nn.Module, ABC):
         modalities: the modalities that the fusion reads; encoders of others are not built.
         dim: width of the embedding.
         widths: width of each sequence that is returned beside the embedding, by modality: `text`, `audio`.
+        over_stems: whether it is given the features of the encoders' stems, as the store holds them: then their tops
+            are left out of the network.
         maps: what the axes of each attention map are, by the map's name; empty where the fusion has no attention.
     """
 
     modalities: tuple[str, ...]
     dim: int
     widths: dict[str, int]
+    over_stems: ClassVar[bool] = False
     maps: Mapping[str, MapAxes] = MappingProxyType({})
 
     @abstractmethod

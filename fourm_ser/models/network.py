@@ -1,10 +1,11 @@
 """The network: encoders, fusion, head."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+from hydra.errors import InstantiationException
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
 from torch import Tensor, nn
@@ -108,10 +109,18 @@ class EmotionNetwork(nn.Module):
         self, text: Inputs | Features | None, audio: Inputs | Features | None, return_attention: bool = False
     ) -> NetworkOutput:
         """A batch of raw inputs, or of stored features, of each modality -> `NetworkOutput`."""
-        encoded = self.encode({"text": text, "audio": audio})
+        return self.fuse(self.encode({"text": text, "audio": audio}), return_attention)
+
+    def fuse(
+        self,
+        encoded: Mapping[str, Features],
+        return_attention: bool = False,
+        mix: Callable[[Tensor], Tensor] | None = None,
+    ) -> NetworkOutput:
+        """What `encode` gives -> `NetworkOutput`; of an embedding that `mix` changes, where it is given."""
         fused = self.fusion(encoded.get("text"), encoded.get("audio"), return_attention)
-        logits = self.head(fused.embedding)
-        return NetworkOutput(logits, fused.embedding, fused.text, fused.audio, fused.attention, encoded)
+        embedding = fused.embedding if mix is None else mix(fused.embedding)
+        return NetworkOutput(self.head(embedding), embedding, fused.text, fused.audio, fused.attention, encoded)
 
     def encode(self, given: Mapping[str, Any]) -> dict[str, Features]:
         """The encoders' features, behind their tops, of a batch's raw inputs or stored features by modality."""
@@ -167,15 +176,32 @@ def build_network(config: DictConfig, classes: int, resources: Resources) -> Emo
         InputError: weights that cannot be had, or numbers that do not fit each other.
     """
     encoders: dict[str, Encoder] = {}
+    over_stems = getattr(get_object(config.fusion._target_), "over_stems", False)
     for modality in config.fusion.modalities:
         if modality not in ("text", "audio"):
             raise InputError(f"fusion.modalities={list(config.fusion.modalities)}: expected text, audio or both.")
         encoders[modality] = build(config.encoder[modality], resources=resources)
         encoders[modality].pool(pooling_of(config, modality))
+        if over_stems:
+            encoders[modality].leave_out_top()
     dims = {modality: encoder.dim for modality, encoder in encoders.items()}
     fusion = build(config.fusion, dims=dims)
     head = build(config.head, dim=fusion.dim, classes=classes)
     return EmotionNetwork(encoders, fusion, head)
+
+
+def check_encoders(config: DictConfig) -> None:
+    """Refuse arguments of any encoder that the fusion reads which no weights could mend, before any are fetched.
+
+    Raises:
+        InputError: the first one, by its key.
+    """
+    for modality in config.fusion.modalities:
+        # Building the encoder says what else is wrong.
+        with suppress(AttributeError, KeyError, TypeError, ValueError, ImportError, InstantiationException):
+            node: Any = OmegaConf.to_container(config.encoder[modality], resolve=True)
+            encoder = get_object(node.pop("_target_"))
+            encoder.check(build(node))
 
 
 def known_widths(config: DictConfig) -> dict[str, int | None]:

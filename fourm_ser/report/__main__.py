@@ -32,6 +32,7 @@ def report(folders: list[Path], output: Path, metric: str = "ua") -> list[str]:
     Raises:
         InputError: a folder that does not exist, or no run at all.
     """
+    from fourm_ser.report.baselines import note_baselines
     from fourm_ser.report.cells import make_sections
     from fourm_ser.report.page import write_page
     from fourm_ser.report.tables import write_tables
@@ -39,13 +40,14 @@ def report(folders: list[Path], output: Path, metric: str = "ua") -> list[str]:
 
     collection = collect(folders)
     sections, doubles = make_sections(collection.runs)
+    beaten_by = note_baselines(sections)
     write_tables(sections, output)
     problems = write_page(sections, collection, [*collection.problems, *doubles], output, metric)
     finished = sum(run.state == "finished" for run in collection.runs)
     lines = [f"{finished} of {len(collection.runs)} runs have finished, in {len(sections)} section(s)"]
     lines += [f"{run.path}: {run.state}: {run.why}" for run in collection.runs if run.state in ("failed", "damaged")]
     lines += [f"{sweep}: {len(jobs)} jobs have not begun" for sweep, jobs in collection.waiting.items()]
-    return [*lines, *problems, f"report: {output / 'report.html'}"]
+    return [*lines, *beaten_by, *problems, f"report: {output / 'report.html'}"]
 
 
 if __name__ == "__main__":

@@ -14,7 +14,12 @@ PLACE_OF_DATA = {*OF_DATA, "workers", "strict", "verify", "fold", "split_seed"} 
 # Keys of `data` that change how a model is trained, not what it is tested on.
 TRAINING = {"data.sampler", "data.max_seconds", "data.too_long"}
 # Options in the order in which people read them; the others follow.
-GROUPS = ("experiment", "encoder", "encoder/text", "encoder/audio", "fusion", "head", "loss", "stage", "optimizer")
+GROUPS = (
+    *("experiment", "baseline", "encoder", "encoder/text", "encoder/audio"),
+    *("fusion", "head", "loss", "augment", "stage", "optimizer"),
+)
+# Which keys of an encoder say whose features are read; others say which of them, or how they train.
+ORIGIN = ("name", "checkpoint", "weights", "init_seed", "context", "frontend")
 ABSENT = "-"
 
 
@@ -55,10 +60,47 @@ def name_options(runs: list[Run]) -> None:
             named.setdefault((group, _text(_node(run.config, group))), option)
     for run in runs:
         if not run.options:
-            for group in groups or {"encoder", "fusion", "loss", "stage", "optimizer", "scheduler"}:
+            known = groups or {"encoder", "fusion", "loss", "stage", "optimizer", "scheduler"}
+            for group in {*known, "baseline"} if is_baseline(run) else known:
                 node = _node(run.config, group)
                 if node is not None:
                     run.options[group] = named.get((group, _text(node))) or describe(group, node)
+
+
+def drop_unread_options(runs: list[Run]) -> None:
+    """Leave out of the options of baselines' runs those that no baseline reads: runs that differ in them are the same.
+
+    Of a fusion there are the modalities.
+    """
+    for run in runs:
+        if not is_baseline(run):
+            run.options.pop("baseline", None)  # which is `none`
+            continue
+        modalities = (run.config.get("fusion") or {}).get("modalities") or []
+        for group in list(run.options):
+            if group.partition("/")[0].partition("@")[0] not in {*run.config, "experiment"} or group == "fusion":
+                del run.options[group]
+        if modalities:
+            run.options["fusion"] = "+".join(modalities)
+
+
+def is_baseline(run: Run) -> bool:
+    """Whether no network was trained."""
+    return isinstance(run.config.get("baseline"), Mapping)
+
+
+def reads_like(network: Run, baseline: Run) -> bool:
+    """Whether a baseline reads what a network reads: features of the same encoders, or the same recordings."""
+    own, others = _read_encoders(network), _read_encoders(baseline)
+    has_own = "encoder" in baseline.config["baseline"]
+    return "audio" in own if has_own else own == others
+
+
+def _read_encoders(run: Run) -> dict[str, Any]:
+    """What tells the encoders apart that a run reads, by modality."""
+    modalities = (run.config.get("fusion") or {}).get("modalities", ["text", "audio"])
+    nodes = {modality: (run.config.get("encoder") or {}).get(modality) or {} for modality in modalities}
+    return {modality: [node.get(key) for key in ORIGIN] for modality, node in nodes.items()}
 
 
 def flatten(node: Any, name: str = "") -> dict[str, str]:

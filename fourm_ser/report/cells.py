@@ -11,12 +11,15 @@ from fourm_ser.report.axes import (
     ABSENT,
     REPEATS,
     describe,
+    drop_unread_options,
     find_axes,
     flatten,
+    is_baseline,
     is_place,
     name_options,
     protocol_of,
     rank,
+    reads_like,
 )
 from fourm_ser.report.corpora import Corpora
 from fourm_ser.runs.collect import Run
@@ -41,8 +44,15 @@ class Cell:
 
     @property
     def name(self) -> str:
-        """The choice in a few words."""
-        return " · ".join(in_words(axis, value) for axis, value in self.values.items())
+        """The choice in a few words: of a baseline what it reads, of the others all but that they are none."""
+        hidden = self.values if self.is_baseline else ["baseline"]
+        chosen = {axis: value for axis, value in self.values.items() if value != ABSENT or axis not in hidden}
+        return " · ".join(in_words(axis, value) for axis, value in chosen.items()) or "network"
+
+    @property
+    def is_baseline(self) -> bool:
+        """Whether no network was trained: what the others are held against. Its seed changes nothing."""
+        return any(map(is_baseline, [*self.runs, *self.others]))
 
     @property
     def random_weights(self) -> bool:
@@ -99,9 +109,36 @@ class Section:
 
     @property
     def complete(self) -> list[int]:
-        """The cells that have as many runs as any other: only those compete for the best."""
-        most = max(len(cell.runs) for cell in self.cells)
-        return [number for number, cell in enumerate(self.cells) if cell.runs and len(cell.runs) == most]
+        """The cells that have as many runs as any other: only those compete for the best.
+
+        Of a baseline, which is the same for each seed, those with one run for each fold.
+        """
+        most, repeats = max(len(cell.runs) for cell in self.cells), len({repeat_of(run)[1:] for run in self.finished})
+
+        def has_all(cell: Cell) -> bool:
+            return cell.is_baseline and len({repeat_of(run)[1:] for run in cell.runs}) == repeats
+
+        return [
+            number for number, cell in enumerate(self.cells) if cell.runs and (len(cell.runs) == most or has_all(cell))
+        ]
+
+    @property
+    def held_against(self) -> list[tuple[int, int]]:
+        """Pairs of a network's cell and a baseline's that reads what it reads, of cells with finished runs."""
+        known = [number for number, cell in enumerate(self.cells) if cell.runs]
+        return [
+            (number, other)
+            for number in known
+            for other in known
+            if self.cells[other].is_baseline
+            and not self.cells[number].is_baseline
+            and reads_like(self.cells[number].runs[0], self.cells[other].runs[0])
+        ]
+
+    @property
+    def finished(self) -> list[Run]:
+        """The finished runs of all cells."""
+        return [run for cell in self.cells for run in cell.runs]
 
     def best(self, metric: str) -> int:
         """The complete cell with the highest mean, the first of equals."""
@@ -109,8 +146,8 @@ class Section:
 
     @property
     def baseline(self) -> int:
-        """The first complete cell: the first value of every axis, where that was run."""
-        return self.complete[0]
+        """The first complete cell that has a network: the first value of every axis, where that was run."""
+        return next((number for number in self.complete if not self.cells[number].is_baseline), self.complete[0])
 
 
 def make_sections(runs: Iterable[Run]) -> tuple[list[Section], list[str]]:
@@ -121,6 +158,7 @@ def make_sections(runs: Iterable[Run]) -> tuple[list[Section], list[str]]:
     """
     known = [run for run in runs if run.config]
     name_options(known)
+    drop_unread_options(known)
     corpora = Corpora(known)
     parts: dict[str, list[Run]] = {}
     of_config: dict[str, str] = {}
@@ -157,11 +195,18 @@ def _make_section(runs: list[Run], corpora: Corpora, problems: list[str]) -> Sec
     ]
     given = {word.lstrip("+~").partition("=")[0] for run in runs for word in run.overrides}
     names = find_axes(settings, given, options)
+    networks = [setting for run, setting in zip(runs, settings, strict=True) if not is_baseline(run)] or settings
     constants = {
-        group: settings[0][group]
+        group: networks[0][group]
         for group in sorted(options, key=lambda name: rank(name, options))
-        if len({setting.get(group) for setting in settings}) == 1
+        if len({setting.get(group) for setting in networks}) == 1 and group in networks[0]
     }
+    if len({is_baseline(run) for run in runs}) == 2 and "baseline" not in names:
+        names = sorted([*names, "baseline"], key=lambda name: rank(name, options))
+    if "baseline" in names:  # what a baseline has not tells networks apart only where they differ themselves
+        kinds = len({setting.get("baseline") for setting in settings})
+        beside = {name: {(setting.get("baseline"), setting.get(name)) for setting in settings} for name in names}
+        names = [name for name in names if name == "baseline" or len(beside[name]) > kinds]
     if not names:
         names = [group for group in ("encoder", "loss") if group in constants] or sorted(constants)[:1]
     axes = {name: _in_order(setting.get(name, ABSENT) for setting in settings) for name in names}
@@ -184,7 +229,7 @@ def _without_doubles(cell: Cell, problems: list[str]) -> list[Run]:
     newest: dict[tuple[str, ...], Run] = {}
     for run in sorted(cell.runs, key=lambda run: run.directory.metrics.stat().st_mtime_ns):
         key = repeat_of(run)
-        if key in newest:
+        if key in newest and not cell.is_baseline:  # of which a sweep makes one for each loss and stage
             problems.append(f"{newest[key].path}: the same run as {run.path}, which is newer and is used instead.")
         newest[key] = run
     return [run for run in cell.runs if newest[repeat_of(run)] is run]
@@ -214,7 +259,7 @@ def _tabulate(cells: list[Cell]) -> tuple[str, pd.DataFrame]:
 
 
 def _note(section: Section) -> None:
-    finished = [run for cell in section.cells for run in cell.runs]
+    finished = section.finished
     if not finished:
         section.notes.append("No run has finished yet.")
         return

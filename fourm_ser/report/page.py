@@ -2,16 +2,19 @@
 
 import math
 from collections import Counter
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
+from pandas import DataFrame
 
 from fourm_ser import __version__
 from fourm_ser.files import write_text
 from fourm_ser.report import significance as tests
+from fourm_ser.report.baselines import hold_against
 from fourm_ser.report.cells import ACCURACIES, SHOWN, Section, repeat_of
 from fourm_ser.report.commands import cell_commands, resume_command, waiting_command
 from fourm_ser.report.drawings import confusion_map, effects_figure, heat_maps, recall_map, time_figure, training_curves
@@ -66,6 +69,7 @@ def _view(section: Section, metric: str, problems: list[str]) -> dict[str, Any]:
             (cell.name, cell.random_weights, cell_commands([*cell.runs, *cell.others])) for cell in section.cells
         ],
         "tests": None,
+        "baselines": _baselines(section, predictions) if section.held_against else [],
     }
     if not section.complete:
         return view
@@ -112,6 +116,8 @@ def _missing(section: Section) -> list[tuple[str, ...]]:
             command = resume_command(run) if again else ""
             rows.append((cell.name, f"seed {seed}, fold {fold}", run.state, run.why, str(run.path), command))
         begun = {repeat_of(run) for run in [*cell.runs, *cell.others]}
+        if cell.is_baseline:  # which is the same for each seed
+            begun |= {(seed, *others) for seed, *_ in everything for _, *others in begun}
         for seed, fold, drawn in everything:
             if (seed, fold, drawn) not in begun:
                 what = f"seed {seed}, fold {fold}" + (f", split {drawn}" if section.repeat == "split" else "")
@@ -164,6 +170,16 @@ def _test_row(section: Section, comparison: Comparison, against: str) -> list[st
         resampled = [f"{100 * found.difference:+.2f}", interval, _p(found.p), _p(comparison.bootstrap_holm)]
     ranked = [_p(comparison.wilcoxon), _p(comparison.wilcoxon_holm), str(comparison.repeats)]
     return [other, *resampled, comparison.resampled if found else "-", str(comparison.utterances), *ranked]
+
+
+def _baselines(section: Section, predictions: Sequence[DataFrame]) -> list[list[str]]:
+    """The rows of the table of networks and their baselines."""
+    rows = []
+    for each in hold_against(section, predictions):
+        tested = _test_row(section, each.comparison, "baseline")[1:]
+        own, other = f"{100 * each.own:.2f}", f"{100 * each.other:.2f}"
+        rows.append([section.cells[each.network].name, section.cells[each.baseline].name, own, other, *tested])
+    return rows
 
 
 def _p(value: float) -> str:

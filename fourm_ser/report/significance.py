@@ -146,7 +146,17 @@ def compare(section: Section, predictions: Sequence[pd.DataFrame], metric: str) 
     others = [number for number, cell in enumerate(section.cells) if cell.runs]
     pairs = [(best, other) for other in others if other != best]
     pairs += [(other, baseline) for other in others if baseline != best and other not in (best, baseline)]
-    found = [comparison for pair in pairs for comparison in _pair(section, predictions, *pair)]
+    return _corrected([comparison for pair in pairs for comparison in _pair(section, predictions, *pair)])
+
+
+def compare_with_baselines(section: Section, predictions: Sequence[pd.DataFrame]) -> list[Comparison]:
+    """Compare each network's cell with the baselines that read what it reads; Holm's correction is over these pairs."""
+    pairs = section.held_against
+    return _corrected([comparison for pair in pairs for comparison in _pair(section, predictions, *pair)])
+
+
+def _corrected(found: list[Comparison]) -> list[Comparison]:
+    """The comparisons with their p values after Holm's correction."""
     for name in ACCURACIES:
         indices = [index for index, comparison in enumerate(found) if comparison.metric == name]
         of_bootstrap = holm([b.p if (b := found[index].bootstrap) else math.nan for index in indices])
@@ -157,9 +167,12 @@ def compare(section: Section, predictions: Sequence[pd.DataFrame], metric: str) 
 
 
 def _pair(section: Section, predictions: Sequence[pd.DataFrame], first: int, second: int) -> list[Comparison]:
-    common = predictions[first].merge(
-        predictions[second], left_index=True, right_index=True, suffixes=("_first", "_second")
-    )
+    alike = ["seed", "fold", "drawn", "repeat"]
+    ours, theirs = predictions[first], predictions[second]
+    if section.cells[first].is_baseline or section.cells[second].is_baseline:  # the same for each seed
+        alike = ["fold", "drawn"]
+        ours, theirs = _over_seeds(ours), _over_seeds(theirs)
+    common = ours.merge(theirs, left_index=True, right_index=True, suffixes=("_first", "_second"))
     common = common[common["emotion_first"] == common["emotion_second"]]
     bootstrap: dict[str, Interval] = {}
     means = common.groupby("id").agg(
@@ -170,18 +183,24 @@ def _pair(section: Section, predictions: Sequence[pd.DataFrame], first: int, sec
     )
     resampled = unit_of(means["speaker"].to_numpy())
     if len(means):
-        emotions, speakers, ours, theirs = (means[name].to_numpy() for name in means)
+        emotions, speakers, own, other = (means[name].to_numpy() for name in means)
         groups = speakers if resampled == "speakers" else None
-        bootstrap = paired_bootstrap(emotions, ours, theirs, groups=groups)
+        bootstrap = paired_bootstrap(emotions, own, other, groups=groups)
     comparisons = []
     runs = section.table[section.table["cell"].isin([first, second])]
     for metric in ACCURACIES:
-        by_run = runs.pivot_table(f"test/{metric}", ["seed", "fold", "drawn", "repeat"], "cell", sort=False)
-        values = by_run.dropna().groupby("repeat").mean()
+        by_run = runs.pivot_table(f"test/{metric}", alike, "cell", sort=False)
+        values = by_run.dropna().groupby(alike[-1] if "repeat" in alike else alike).mean()
         p = wilcoxon(values[first].to_numpy(), values[second].to_numpy())
         found = bootstrap.get(metric)
         comparisons.append(Comparison(first, second, metric, len(means), resampled, found, len(values), p))
     return comparisons
+
+
+def _over_seeds(predictions: pd.DataFrame) -> pd.DataFrame:
+    """What `read_predictions` gives, with the mean over the seeds of how often each utterance is right."""
+    merged = predictions.groupby(level=["fold", "drawn", "id"])
+    return merged.agg(speaker=("speaker", "first"), emotion=("emotion", "first"), correct=("correct", "mean"))
 
 
 def read_predictions(runs: Sequence[Run]) -> tuple[pd.DataFrame, list[str]]:

@@ -89,6 +89,12 @@ def read_training(run: str | None, model: str | None) -> pd.DataFrame | None:
     return training
 
 
+def was_refit(model: Path) -> bool:
+    """Whether what is in a model directory was trained on the validation side, too, by the record of its run."""
+    run = RunDirectory(model.expanduser().absolute().parent)
+    return run.is_run and run.record.is_file() and bool(run.read_record().get("refit", False))
+
+
 def refuse_changed(corpus: Corpus, training: pd.DataFrame, keys: Iterable[str], run: str) -> None:
     """Refuse a run's own corpus where it is not what the run was trained on any more.
 
@@ -104,13 +110,6 @@ def refuse_changed(corpus: Corpus, training: pd.DataFrame, keys: Iterable[str], 
             "name it as another corpus: data=<corpus> with its keys, such as data=manifest data.manifest=FILE."
         )
     log.warning("data: other than in the run: %s", changed)
-
-
-def was_refit(run: str | None, model: str | None) -> bool:
-    """Whether the model of a run, or in a model directory, was trained on the validation side, too, by the record."""
-    folder = Path(model or "").expanduser().absolute().parent if run is None else Path(run).expanduser()
-    directory = RunDirectory(folder)
-    return directory.record.is_file() and bool(directory.read_record().get("refit", False))
 
 
 def claim(

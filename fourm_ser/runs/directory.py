@@ -3,6 +3,7 @@
 import json
 import math
 import shutil
+import statistics
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -54,6 +55,10 @@ class StageDirectory:
         if not self.best.is_file():
             raise InputError(f"{self.best}: no such file. What a stage learned is read from its best checkpoint.")
         return _read_checkpoint(self.best)
+
+    def read_score(self) -> float:
+        """The score of the selected epoch: the mean of what the last epochs up to it were judged by."""
+        return statistics.fmean(self.read_best()["judged"])
 
     def read_weights(self, part: str) -> dict[str, "Tensor"]:
         """What the best checkpoint holds of the `network` or the `loss`, by its names in there."""
@@ -112,11 +117,27 @@ class RunDirectory:
         return StageDirectory((self._refit if refit else self._stages) / f"{number}-{name}")
 
     @property
-    def last_stage(self) -> StageDirectory:
-        """The folder of the last stage that the record names: what the model was learned in."""
+    def chosen(self) -> str:
+        """The name of the stage whose weights the finished run ended with.
+
+        Runs of earlier versions, which do not say, ended with the last one's.
+        """
+        return str(self.read_results().get("chosen_stage", list(self.read_record().stage)[-1]))
+
+    @property
+    def chosen_stage(self) -> StageDirectory:
+        """The folder of the stage in which the model was learned: where the run was refitted, that of the refit."""
+        record, name = self.read_record(), self.chosen
+        return self.stage(list(record.stage).index(name), name, record.refit)
+
+    @property
+    def batch_size(self) -> int | None:
+        """How many utterances a batch of the chosen stage had, over all processes; None for a baseline, without any."""
         record = self.read_record()
-        names = list(record.stage)
-        return self.stage(len(names) - 1, names[-1], record.refit)
+        if "stage" not in record:
+            return None
+        name = self.chosen
+        return int(self.read_results().get(f"batch_size/{name}", record.stage[name].batch_size))
 
     @property
     def tables(self) -> dict[str, Path]:
@@ -142,6 +163,13 @@ class RunDirectory:
         """Whether a run is here that began to train and has no results."""
         return self._stages.is_dir() and not self.metrics.is_file()
 
+    def refuse_stopped(self) -> None:
+        """Refuse a run that began to train and has no results."""
+        if self.has_stopped:
+            raise InputError(
+                f"{self.path}: this run has not finished. Go on with it: python -m fourm_ser.train resume={self.path}"
+            )
+
     @contextmanager
     def locked(self, wait: bool = False) -> Iterator[None]:
         """Keep other processes out of the run; one that does it now is waited for, or refused by a BusyError."""
@@ -163,6 +191,7 @@ class RunDirectory:
             missing = self.record.name if not self.record.is_file() else f"{self.model.name}/"
             hint = " It is a model directory: give the run's own." if is_model(self.path) else ""
             raise InputError(f"{self.path}: no {missing} there. Expected the directory of a finished run.{hint}")
+        self.refuse_stopped()
         return self.read_record()
 
     def read_metrics(self) -> dict[str, Any]:
@@ -266,10 +295,7 @@ def model_folder(folder: Path) -> Path:
             raise InputError(f"{folder}: no {lacking[0]} there. Expected the whole folder `model` of a finished run.")
         return folder
     run = RunDirectory(folder)
-    if run.has_stopped:
-        raise InputError(
-            f"{folder}: this run has not finished. Go on with it: python -m fourm_ser.train resume={folder}"
-        )
+    run.refuse_stopped()
     if (run.model / "model.safetensors").is_file():
         return model_folder(run.model)
     what = "neither a model directory nor a finished run" if folder.is_dir() else "no such folder"

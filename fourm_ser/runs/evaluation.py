@@ -68,7 +68,7 @@ def evaluate(config: DictConfig, changes: Mapping[str, Any] | None) -> dict[str,
     rows = corpus.rows(config.side)
     if training is not None and changes is not None:
         refuse_changed(corpus, training, changes, config.run)
-    claims = claim(corpus, rows, training, config.allow_seen, was_refit(config.run, config.model))
+    claims = claim(corpus, rows, training, config.allow_seen, was_refit(folder))
     directory = _find_place(config, changes, corpus, classes, model, training)
     resampled = unit_of(corpus.frame["speaker"].to_numpy()[rows], config.resample)
     inference = Inference(model, device, exact=record is not None)
@@ -80,10 +80,10 @@ def evaluate(config: DictConfig, changes: Mapping[str, Any] | None) -> dict[str,
     rounding, keeps = model.conditions.encoding_tf32, model.conditions.store
     encoding = Encoding(cache, inference.encoding, budgets[0], budgets[1], device, rounding, keeps)
     sources, _ = make_sources(model.network, data, encoding)
-    sizes = [] if record is None else [stage.batch_size for stage in record.stage.values()]
-    data.serve(sources, config.batch_size or (sizes[-1] if sizes and sizes[-1] != "auto" else BATCH))
+    usual = None if record is None else RunDirectory(folder.parent).batch_size
+    data.serve(sources, config.batch_size or usual or BATCH)
     loss = None
-    if record is not None and classes == model.emotions:
+    if record is not None and "loss" in record and classes == model.emotions:
         loss = load_loss(RunDirectory(folder.parent), record, corpus, model)
     batches = track(data.dataloader(rows), "evaluating", transient=True)
     outputs = compute_outputs(step_of(inference, loss, classes), batches, classes=classes, device=device)
@@ -171,7 +171,7 @@ def find_corpus(node: DictConfig, emotions: list[str], classes: str, cache: Path
 def load_loss(directory: RunDirectory, record: DictConfig, corpus: Corpus, model: Model) -> Loss | None:
     """The loss that a run trained with, at its best epoch; None where its checkpoint is not there any more."""
     try:
-        state = directory.last_stage.read_weights("loss")
+        state = directory.chosen_stage.read_weights("loss")
     except InputError as error:
         log.warning("the loss is left out: %s", error)
         return None

@@ -54,13 +54,15 @@ class OpenRun:
 
     Attributes:
         config: the run's record.
+        chosen: the name of the stage whose weights the run ended with.
         emotions: the classes in the order of their indices.
         network: the trained network, in evaluation mode; stems whose features came from the store are frozen.
         corpus: the corpus under the run's protocol, set up.
         data: the data module that serves the corpus.
 
     Raises:
-        InputError: no finished run, a model that cannot be loaded, or a corpus that is not there any more or changed.
+        InputError: no finished run, or a baseline's, a model that cannot be loaded, or a corpus that is not there any
+            more or changed.
     """
 
     def __init__(
@@ -74,6 +76,9 @@ class OpenRun:
         self.run_dir, self.directory, self.device = run_dir, RunDirectory(run_dir), device
         self.name = run_dir.resolve().name if name is None else name
         self.config = self.directory.read_finished_record()
+        if "baseline" in self.config:
+            raise InputError(f"{run_dir}: a baseline's run: it has no stages, attention or loss. Give a network's.")
+        self.chosen = self.directory.chosen
         self.cache = Path(self.config.cache).expanduser() if cache is None else cache
         self.config.cache, self.config.trainer.accelerator = str(self.cache), device.type
         self.network, self.emotions, _ = load_model(self.directory.model, self.cache)
@@ -90,20 +95,24 @@ class OpenRun:
 
     @property
     def trained(self) -> Snapshot:
-        """The network after its last stage."""
-        return Snapshot(f"after {list(self.config.stage)[-1]}", self.network)
+        """The network as the run ended: after the stage that was best."""
+        return Snapshot(f"after {self.chosen}", self.network)
 
     def snapshots(self) -> Iterator[Snapshot]:
-        """The network before training and after each stage, built anew but for the last, which is the trained one."""
+        """The network before training and after each stage, as far as the one that the run ended with.
+
+        All are built anew but for the last, which is the trained one.
+        """
         yield Snapshot("before training", self._untrained())
-        for number, (name, stage) in enumerate(list(self.config.stage.items())[:-1]):
+        earlier = list(self.config.stage)[: list(self.config.stage).index(self.chosen)]
+        for number, name in enumerate(earlier):
             network = self._untrained()
             weights = self.directory.stage(number, name, self.config.refit).read_weights("network")
             if "lora" in self.config:
                 weights = without_adapters(network, weights, Lora(**self.config.lora).scale)
             network.load_state_dict({**network.state_dict(), **weights})
             for modality, encoder in network.by_modality.items():
-                what = stage.unfreeze[modality]
+                what = self.config.stage[name].unfreeze[modality]
                 encoder.unfreeze("all" if what == "lora" else what)  # its adapters are merged: there are none any more
             yield Snapshot(f"after {name}", network)
         yield self.trained
@@ -145,14 +154,14 @@ class OpenRun:
         return network.eval()
 
     def class_vectors(self) -> np.ndarray | None:
-        """The vectors that the loss learned for the classes, (classes, dim), at the last stage's best epoch.
+        """The vectors that the loss learned for the classes, (classes, dim), when the network learned its weights.
 
         They are of its first term that has vectors for the embedding and a weight other than 0; None where none has.
         """
         loss, shape = build(self.config.loss), (len(self.emotions), self.network.fusion.dim)
         unused = set(loss.losses) - set(loss.active) if isinstance(loss, SumLoss) else set()
         passed_over = tuple(f"terms.{name}." for name in unused)
-        for name, tensor in self.directory.last_stage.read_weights("loss").items():
+        for name, tensor in self.directory.chosen_stage.read_weights("loss").items():
             if not name.startswith(passed_over) and "embedding" in name.split(".") and tensor.shape == shape:
                 return tensor.float().numpy()
         return None

@@ -13,6 +13,7 @@ from fourm_ser.data.corpus import Corpus
 from fourm_ser.figures import confusion_figure, curves_figure, save_figure
 from fourm_ser.files import finite, write_json, write_table
 from fourm_ser.models.inference import Outputs
+from fourm_ser.models.network import EmotionNetwork
 from fourm_ser.runs.directory import PREDICTED, RunDirectory, confusion_counts
 from fourm_ser.terminal import make_table
 
@@ -35,6 +36,26 @@ class Results(NamedTuple):
     outputs: Outputs
     predictions: pd.DataFrame
     figures: list[Path]
+
+
+def gather_metrics(
+    corpus: Corpus, network: EmotionNetwork, outputs: Mapping[str, Outputs], encoded: Mapping[str, int]
+) -> dict[str, Any]:
+    """What metrics.json says of every run.
+
+    Args:
+        corpus: The corpus, set up.
+        network: What was tested.
+        outputs: What it makes of the sides `test` and `val`.
+        encoded: How many utterances the run put into the store, by modality.
+    """
+    origins = [encoder.weights for encoder in network.by_modality.values()]
+    return {
+        **{f"{side}/{name}": value for side in ("test", "val") for name, value in outputs[side].metrics.items()},
+        **corpus.protocol_record(),
+        "weights": origins[0] if len(set(origins)) == 1 else "+".join(origins),
+        **{f"encoded/{modality}": count for modality, count in encoded.items()},
+    }
 
 
 def write_results(directory: RunDirectory, corpus: Corpus, metrics: Mapping[str, Any], outputs: Outputs) -> Results:

@@ -1,7 +1,6 @@
 """A run from first to last: data, stages, test, run directory. It knows no command line."""
 
 import copy
-import dataclasses
 import logging
 import math
 import sys
@@ -17,17 +16,14 @@ import torch
 from omegaconf import DictConfig, OmegaConf
 from pytorch_lightning import seed_everything
 
+from fourm_ser.baselines.run import BaselineRun
 from fourm_ser.config import build
 from fourm_ser.data.corpus import Corpus
 from fourm_ser.data.datamodule import EmotionDataModule
 from fourm_ser.devices import MIXED, autocast, copies_ahead, tf32
 from fourm_ser.distributed import barrier, first, joined, launched, rank, world
-from fourm_ser.encoders.base import Resources, Unfreeze
-from fourm_ser.encoders.checkpoints import fetch_weights
-from fourm_ser.encoders.hub import ENCODER_FILES
-from fourm_ser.encoders.lora import Lora, adapters
-from fourm_ser.encoders.official import fetch_file
-from fourm_ser.encoders.padding import check_padding
+from fourm_ser.encoders.base import Resources
+from fourm_ser.encoders.lora import Lora
 from fourm_ser.errors import InputError, OtherRunError
 from fourm_ser.kernels.memory import keep_freed_memory
 from fourm_ser.losses.base import Loss
@@ -35,19 +31,20 @@ from fourm_ser.models.directory import Conditions, Model, save_model
 from fourm_ser.models.features import Encoding
 from fourm_ser.models.inference import Outputs, compute_outputs
 from fourm_ser.models.network import EmotionNetwork, build_network
-from fourm_ser.models.sources import check_transcripts, compare_languages, make_sources
+from fourm_ser.models.sources import fetch_encoders, make_sources
 from fourm_ser.runs.claims import changes_since, record_content
 from fourm_ser.runs.directory import REFIT, RunDirectory, StageDirectory
-from fourm_ser.runs.results import print_results, write_results
+from fourm_ser.runs.results import gather_metrics, print_results, write_results
+from fourm_ser.training.augmentation import Augmentation
 from fourm_ser.training.faults import explained
 from fourm_ser.training.launch import launch, processes
-from fourm_ser.training.length import in_epochs
 from fourm_ser.training.log import logged
 from fourm_ser.training.loggers import RunLogger
-from fourm_ser.training.misfits import refuse_misfits
+from fourm_ser.training.misfits import look_at, refuse_misfits
 from fourm_ser.training.module import EmotionModule
 from fourm_ser.training.record import record
-from fourm_ser.training.stages import Outcome, Stage, build_trainer, read_stages, trainer_arguments
+from fourm_ser.training.stages import Outcome, Stage, Trained, adapted, choose_stage, read_stages, told, trained_parts
+from fourm_ser.training.trainer import build_trainer, skips_parts, trainer_arguments
 
 log = logging.getLogger("fourm_ser.training.experiment")  # also where it is `__main__`
 
@@ -114,7 +111,8 @@ def _run(config: DictConfig, directory: RunDirectory, own_process: bool) -> dict
             if own_process and config.trainer.accelerator == "cpu" and config.trainer.keep_freed_memory:
                 keep_freed_memory()
             try:
-                metrics = Experiment(config, directory).run()
+                kind = Experiment if config.get("baseline") is None else BaselineRun
+                metrics = kind(config, directory).run()
             except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second
                 log.warning("interrupted: go on with python -m fourm_ser.train resume=%s", directory.path)
                 raise
@@ -131,15 +129,6 @@ def resume(run_dir: Path, own_process: bool = False) -> dict[str, Any]:
     return run(directory.read_record(), run_dir, own_process)
 
 
-Trained = Mapping[str, set[Unfreeze]]
-"""What trained so far of the stems, by modality, in the words of `stage.<name>.unfreeze`."""
-
-
-def _adapted(trained: Trained) -> set[str]:
-    """The modalities of which nothing but adapters trained."""
-    return {modality for modality, parts in trained.items() if parts == {"lora"}}
-
-
 class Experiment:
     """What the steps of a run share."""
 
@@ -148,6 +137,7 @@ class Experiment:
         self.cache = Path(config.cache).expanduser()
         self.stages = read_stages(build(config.stage), build(config.optimizer), build(config.scheduler))
         self.loss: Loss = build(config.loss)
+        self.augmentation = Augmentation.of(config)
         self.corpus: Corpus = build(config.data, cache=self.cache)  # reads nothing, but checks its keys
         refuse_misfits(config, self.stages, self.corpus, self.loss)
         self.encoding = Encoding.of(config)
@@ -155,7 +145,7 @@ class Experiment:
         self.loggers: list[RunLogger] = list(build(config.logger).values()) if rank() == 0 else []
         self.encoded: dict[str, int] = {}
         self.outcomes: dict[str, Outcome] = {}  # of the stages that ended, by their names
-        self.chosen: Mapping[str, Outcome] | None = None  # in a refit, those of the stages that it repeats
+        self.first_pass: Mapping[str, Outcome] | None = None  # in a refit, those of the stages that it repeats
 
     def run(self) -> dict[str, Any]:
         """All of it, in order."""
@@ -166,50 +156,61 @@ class Experiment:
         torch.use_deterministic_algorithms(bool(deterministic), warn_only=deterministic == "warn")
         with first():
             self._prepare()
-            network = self._build()
-        for encoder in network.by_modality.values():
-            narrow = sum(parameter.numel() for parameter in adapters(encoder))
-            size = sum(parameter.numel() for parameter in encoder.parameters()) - narrow
-            found = encoder.modality, encoder.name, size / 1e6, encoder.weights
-            log.info("%s encoder: %s, %.1f M parameters, weights: %s", *found)
-            if narrow:
-                share = f"{narrow:,} of {size / 1e6:.1f} M weights of {encoder.name} train ({narrow / size:.1%})"
-                log.info("lora: %s", share)
-            for stage in self.stages:  # what a later stage may not unfreeze is known before the first
-                encoder.unfreeze(stage.unfreeze[encoder.modality])
-            if self.stages[0].unfreeze[encoder.modality] != "none":  # else it is checked where its store is opened
-                check_padding(encoder, encoder.fingerprint(), self.cache)
-        compare_languages(network, self.corpus)
-        check_transcripts(network, self.corpus.frame["text"])
+        network = self._build()
+        look_at(network, self.stages, self.corpus, self.cache)
+        self.augmentation.tell(config, self.stages)
         self.encoded = dict.fromkeys(network.by_modality, 0)
         for logger in self.loggers:
             logger.start(self.directory, OmegaConf.to_container(config))  # type: ignore[arg-type]
 
-        module, trained = self._train_stages(network)
-        refits = config.get("refit", False)
-        outputs = self._test(module, trained, ("val",) if refits else ("val", "test"))
-        if refits:
-            again = self._joined()
-            network = again._build()
-            module, trained = again._train_stages(network)
-            outputs |= again._test(module, trained, ("test",))
+        module = self._train_stages(network)
+        chosen = self._choose()
+        if chosen is not self.stages[-1]:
+            module = self._go_back(chosen)
+        outputs = self._test(module, ("val",) if config.refit else ("val", "test"))
+        if config.refit:
+            again = self._joined(chosen)
+            module = again._train_stages(again._build())
+            outputs |= again._test(module, ("test",))
             self.outcomes |= {f"{REFIT}/{name}": outcome for name, outcome in again.outcomes.items()}
-        return self._finish(network, trained, outputs) if rank() == 0 else {}
+        return self._finish(module, outputs) if rank() == 0 else {}
 
-    def _train_stages(self, network: EmotionNetwork) -> tuple[EmotionModule, Trained]:
-        """All stages, one after the other; what the last one trained, and what trained of the stems."""
-        trained: dict[str, set[Unfreeze]] = {}
+    def _train_stages(self, network: EmotionNetwork) -> EmotionModule:
+        """All stages, one after the other, and the last one's module."""
         for stage in self.stages:
-            for modality in network.encoders:
-                if stage.unfreeze[modality] != "none":
-                    trained.setdefault(modality, set()).add(stage.unfreeze[modality])
-            module, self.outcomes[stage.name] = self._train(stage, network, trained)
-        return module, trained
+            module, self.outcomes[stage.name] = self._train(stage, network)
+        return module
 
-    def _joined(self) -> "Experiment":
-        """The same experiment on train and validation together, its stages as long as they were found to be best."""
+    def _trained(self, stage: Stage) -> Trained:
+        """What trained of the stems until a stage ended."""
+        return trained_parts(self.stages[: stage.number + 1], self.config.fusion.modalities)
+
+    def _choose(self) -> Stage:
+        """The stage that the run ends with; checkpoints hold the scores, so that a resumed run chooses alike."""
+        if all(stage.keep == "always" for stage in self.stages[1:]):
+            return self.stages[-1]  # whatever the scores are
+        scores = [self._folder(stage).read_score() for stage in self.stages]
+        chosen = choose_stage(self.stages, scores)
+        found = zip(self.stages, scores, strict=True)
+        said = ", ".join(f"{stage.name} {stage.monitor} {score:.4f}" for stage, score in found)
+        log.info("stage %s is what the run ends with: %s", chosen.name, said)
+        return chosen
+
+    def _go_back(self, stage: Stage) -> EmotionModule:
+        """The network as an earlier stage left it: what trained later is what the config says, or not there."""
+        module, _ = self._train(stage, self._build(), again=True)
+        for modality, encoder in module.network.by_modality.items():
+            if "lora" not in self._trained(stage).get(modality, ()):
+                encoder.remove_adapters()
+        return module
+
+    def _joined(self, chosen: Stage) -> "Experiment":
+        """The same experiment on train and validation together, up to the stage that the first pass ends with.
+
+        Its stages are as long as they were until the weights that they ended with.
+        """
         again = copy.copy(self)
-        again.chosen, again.outcomes = self.outcomes, {}
+        again.stages, again.first_pass, again.outcomes = self.stages[: chosen.number + 1], self.outcomes, {}
         again.corpus, again.loss = self.corpus.joined(), build(self.config.loss)
         again.data = EmotionDataModule(again.corpus, pin_memory=self.data.pin_memory, seed=self.config.seed)
         log.info("refit: anew, on %d utterances, validation included", len(again.corpus.split.train))
@@ -218,12 +219,7 @@ class Experiment:
     def _prepare(self) -> None:
         """Fetch, prepare and read what is not there yet."""
         config = self.config
-        for modality in config.fusion.modalities:  # what cannot be downloaded is known before any work is done
-            node = config.encoder[modality]
-            if node.get("weights") == "pretrained" and node.get("checkpoint"):
-                fetch_weights(node.checkpoint, ENCODER_FILES, f"encoder.{modality}.checkpoint")
-            elif node.get("weights") == "pretrained" and node.get("url"):
-                fetch_file(node.url, digest=node.get("digest"), cache=self.cache)
+        fetch_encoders(config, self.cache)
         self.data = EmotionDataModule(self.corpus, pin_memory=copies_ahead(self.device), seed=config.seed)
         self.data.prepare_data()
         self.data.setup()
@@ -234,10 +230,11 @@ class Experiment:
         config = self.config
         seed_everything(config.seed, verbose=False)
         resources = Resources(self.cache, self.corpus.training_texts)
-        network = build_network(config, len(self.corpus.emotions), resources)
-        for modality, encoder in network.by_modality.items():
-            if any(stage.unfreeze[modality] == "lora" for stage in self.stages):
-                encoder.add_adapters(Lora(**build(config.lora)), config.seed)
+        with first():
+            network = build_network(config, len(self.corpus.emotions), resources)
+            for modality, encoder in network.by_modality.items():
+                if any(stage.unfreeze[modality] == "lora" for stage in self.stages):
+                    encoder.add_adapters(Lora(**build(config.lora)), config.seed)
         self.loss.setup(len(self.corpus.emotions), network.widths, self.corpus.counts)
         self.loss.check_classifier()
         network.replace_head(self.loss)
@@ -246,19 +243,22 @@ class Experiment:
             network.head.compile(dynamic=True)
         return network
 
-    def _train(self, stage: Stage, network: EmotionNetwork, trained: Trained) -> tuple[EmotionModule, Outcome]:
-        """One stage, or what is left of it; the network ends with the weights that the stage selects."""
-        folder = self._folder(stage)
+    def _train(self, stage: Stage, network: EmotionNetwork, again: bool = False) -> tuple[EmotionModule, Outcome]:
+        """One stage, or what is left of it; the network ends with the weights that the stage selects.
+
+        `again`: the stage has finished, and its weights are used once more: its data are served, too.
+        """
+        folder, trained = self._folder(stage), self._trained(stage)
         for modality, encoder in network.by_modality.items():
             encoder.unfreeze(stage.unfreeze[modality])
-        sources = self.data.sources
-        if not folder.finished.is_file() or stage is self.stages[-1]:
-            sources, encoded = make_sources(network, self.data, self.encoding)
+        sources, variation = self.data.sources, self.augmentation.variation
+        if again or not folder.finished.is_file() or stage is self.stages[-1]:
+            sources, encoded = make_sources(network, self.data, self.encoding, variation)
             for modality, count in encoded.items():
                 self.encoded[modality] += count
-        before = None if self.chosen is None else self.chosen[stage.name]
+        before = None if self.first_pass is None else self.first_pass[stage.name]
         size = stage.size(len(self.corpus.split.train)) if before is None else int(before.stage.batch_size)
-        self.data.serve(sources, size)
+        self.data.serve(sources, size, versions=variation is not None)
         steps_per_epoch = math.ceil(len(self.data.sampler(self.corpus.split.train)) / stage.accumulate)
         stage = stage.settled(size, steps_per_epoch)
         module = EmotionModule(
@@ -269,24 +269,23 @@ class Experiment:
             steps_per_epoch=steps_per_epoch if before is None else before.steps_per_epoch,
             seed=self.config.seed,
             trained=trained,
-            adapted=_adapted(trained),
+            adapted=adapted(trained),
             encoding=None if self.encoding.store else self.encoding,
+            augmentation=self.augmentation,
         )
-        if before is not None:  # rates follow the schedule that was, and stop where its best weights were
-            stage = dataclasses.replace(stage, epochs=in_epochs(before.steps, steps_per_epoch))
+        if before is not None:  # rates follow the schedule that was, and stop where the selected weights were
+            stage = stage.lasting(before.steps, steps_per_epoch)
         if not folder.finished.is_file():
-            self._fit(stage, folder, module, trained, steps_per_epoch)
+            self._fit(stage, folder, module, steps_per_epoch)
         best = folder.read_best()
         module.load_state_dict(best["state_dict"])
         why = "best" if before is None and stage.select == "best" else "last"
         log.info("stage %s: takes epoch %d (%s), step %d", folder.name, best["epoch"], why, best["global_step"])
         return module, Outcome(module.stage, module.steps_per_epoch, best["global_step"], folder.read_seconds())
 
-    def _fit(
-        self, stage: Stage, folder: StageDirectory, module: EmotionModule, trained: Trained, steps_per_epoch: int
-    ) -> None:
+    def _fit(self, stage: Stage, folder: StageDirectory, module: EmotionModule, steps_per_epoch: int) -> None:
         """Train a settled stage to its end, from its beginning or from its last checkpoint."""
-        network, validates = module.network, self.chosen is None
+        validates = self.first_pass is None
         assert stage.epochs is not None
         length = f"{stage.epochs} epochs of {steps_per_epoch} steps ({stage.epochs * steps_per_epoch:,} steps)"
         log.info("stage %s: %s, batches of %s, unfreezes %s", folder.name, length, stage.batch_size, stage.unfreeze)
@@ -297,14 +296,10 @@ class Experiment:
         module.train()  # Lightning keeps the modes it finds: those of an earlier stage, or of an encoding pass
         started = time.monotonic()
         loggers = [logger.stage(folder) for logger in self.loggers]
-        skips = any(
-            not encoder.frozen and encoder.skips_parts and stage.unfreeze[modality] != "lora"
-            for modality, encoder in network.by_modality.items()
-        )
         given: Any = OmegaConf.to_container(self.config.trainer)
-        arguments = trainer_arguments(given, self.device, skips)
+        arguments = trainer_arguments(given, self.device, skips_parts(module.network, stage))
         trainer = build_trainer(stage, folder, validates, logger=loggers, **arguments)
-        with self._explained(stage, module), self._computing(network, trained):
+        with self._explained(module), self._computing(module):
             trainer.fit(module, datamodule=self.data, ckpt_path=last, weights_only=True)
         if rank() == 0:
             if not validates or stage.select == "last":
@@ -313,19 +308,20 @@ class Experiment:
         barrier()
 
     def _folder(self, stage: Stage) -> StageDirectory:
-        return self.directory.stage(stage.number, stage.name, refit=self.chosen is not None)
+        return self.directory.stage(stage.number, stage.name, refit=self.first_pass is not None)
 
-    def _explained(self, stage: Stage, module: EmotionModule) -> AbstractContextManager[None]:
+    def _explained(self, module: EmotionModule) -> AbstractContextManager[None]:
         """Say in one line what goes wrong meanwhile, and what a run could go on from."""
-        earlier = [self._folder(before).best for before in reversed(self.stages[: stage.number])]
-        return explained(module, self.corpus, [self._folder(stage).last, *earlier])
+        earlier = [self._folder(before).best for before in reversed(self.stages[: module.stage.number])]
+        return explained(module, self.corpus, [self._folder(module.stage).last, *earlier])
 
     @contextmanager
-    def _computing(self, network: EmotionNetwork, trained: Collection[str]) -> Iterator[None]:
+    def _computing(self, module: EmotionModule) -> Iterator[None]:
         """Roundings as the config says, and the stems that never train kept out of the network and of its precision.
 
         Where their features come from the store, they are not on the device, either.
         """
+        network, trained = module.network, self._trained(module.stage)
         untrained = [modality for modality in network.encoders if modality not in trained]
         with network.without_stems(untrained), tf32(self.config.trainer.get("tf32", False)), ExitStack() as stack:
             for modality in [] if self.encoding.store else untrained:
@@ -334,17 +330,16 @@ class Experiment:
                 stem.to(self.device)
             yield
 
-    def _test(self, module: EmotionModule, trained: Collection[str], sides: Collection[str]) -> dict[str, Outputs]:
-        """What the last stage's best weights make of some of the sides `val` and `test`."""
+    def _test(self, module: EmotionModule, sides: Collection[str]) -> dict[str, Outputs]:
+        """What the weights that a stage selected make of some of the sides `val` and `test`."""
         outputs = {}
         rounded = autocast(self.device, MIXED.get(str(self.config.trainer.precision)))
-        network = module.network
         with ExitStack() as stack:
-            stack.enter_context(self._explained(self.stages[-1], module))
-            stack.enter_context(self._computing(network, trained))
+            stack.enter_context(self._explained(module))
+            stack.enter_context(self._computing(module))
             if self.config.trainer.precision != "64-true":
                 module.float()  # where training was in half precision throughout: as all that comes later
-            stack.enter_context(network.merged())  # as all that comes later
+            stack.enter_context(module.network.merged())  # as all that comes later
             module.to(self.device).eval()
             for side in sides:
                 loader = self.data.dataloader(self.corpus.rows(side))
@@ -357,22 +352,18 @@ class Experiment:
             module.cpu()
         return outputs
 
-    def _finish(self, network: EmotionNetwork, trained: Trained, outputs: Mapping[str, Outputs]) -> dict[str, Any]:
+    def _finish(self, module: EmotionModule, outputs: Mapping[str, Outputs]) -> dict[str, Any]:
         """Write the model directory and the run's results, and return what metrics.json holds."""
-        config, encoders = self.config, network.by_modality
-        origins = [encoder.weights for encoder in encoders.values()]
+        config, network, encoders = self.config, module.network, module.network.by_modality
+        trained = self._trained(module.stage)
         metrics = {
-            **{f"{side}/{name}": value for side in ("test", "val") for name, value in outputs[side].metrics.items()},
-            **self.corpus.protocol_record(),
-            "weights": origins[0] if len(set(origins)) == 1 else "+".join(origins),
-            "refit": config.get("refit", False),
-            **{f"seconds/{name}": outcome.seconds for name, outcome in self.outcomes.items()},
-            **{f"steps/{name}": outcome.steps for name, outcome in self.outcomes.items()},
-            **{f"batch_size/{name}": outcome.stage.batch_size for name, outcome in self.outcomes.items()},
-            **{f"encoded/{modality}": count for modality, count in self.encoded.items()},
+            **gather_metrics(self.corpus, network, outputs, self.encoded),
+            "refit": config.refit,
+            "chosen_stage": module.stage.name,
+            **told(self.outcomes),
         }
         # In half precision throughout, training rounds the weights beside adapters: then they are not the config's.
-        kept = set(trained) - (_adapted(trained) if config.trainer.precision not in ("bf16-true", "16-true") else set())
+        kept = set(trained) - (adapted(trained) if config.trainer.precision not in ("bf16-true", "16-true") else set())
         left_out = {
             modality: encoder.base_fingerprint or encoder.fingerprint()
             for modality, encoder in encoders.items()

@@ -1,25 +1,31 @@
-"""What does not fit together in a config, refused before any data is prepared and any encoder built."""
+"""What does not fit together in a run, refused before anything trains."""
 
 import copy
+import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 from omegaconf import DictConfig
 
 from fourm_ser.config import build
 from fourm_ser.data.corpus import Corpus
 from fourm_ser.devices import MIXED
-from fourm_ser.encoders.lora import Lora, require_peft
+from fourm_ser.encoders.lora import Lora, adapters, require_peft
+from fourm_ser.encoders.padding import check_padding
 from fourm_ser.errors import InputError
 from fourm_ser.losses.base import Loss
-from fourm_ser.models.network import known_widths
+from fourm_ser.models.network import EmotionNetwork, known_widths
+from fourm_ser.models.sources import check_transcripts, compare_languages
 from fourm_ser.training.schedules import Plateau
 from fourm_ser.training.stages import Stage
+
+log = logging.getLogger(__name__)
 
 WITHOUT_STORE = ("32-true", "32", *MIXED, "bf16", "16")  # precisions that leave what encoders read as it is
 
 
 def refuse_misfits(config: DictConfig, stages: Sequence[Stage], corpus: Corpus, loss: Loss) -> None:
-    """Refuse what does not fit together.
+    """Refuse what does not fit together in a config, before any data is prepared and any encoder built.
 
     Args:
         config: The run's config.
@@ -41,7 +47,7 @@ def refuse_misfits(config: DictConfig, stages: Sequence[Stage], corpus: Corpus, 
             if stage.unfreeze.get(modality) == "lora":
                 require_peft(f"stage.{stage.name}.unfreeze.{modality}")
                 Lora(**build(config.lora)).check()
-        if config.get("refit", False) and getattr(stage.scheduler, "func", None) is Plateau:
+        if config.refit and getattr(stage.scheduler, "func", None) is Plateau:
             raise InputError(
                 f"refit=true: the scheduler of stage.{stage.name} is plateau, which follows the validation, and a "
                 "refit has none. Choose another: scheduler=cosine."
@@ -55,3 +61,33 @@ def refuse_misfits(config: DictConfig, stages: Sequence[Stage], corpus: Corpus, 
         widths = {"embedding": fusion.dim, **fusion.widths}
     if emotions is not None:
         copy.deepcopy(loss).setup(len(emotions), widths, [1] * len(emotions)).check_classifier()
+
+
+def look_at(network: EmotionNetwork, stages: Sequence[Stage], corpus: Corpus, cache: Path) -> None:
+    """Tell of a network's encoders, and refuse what they cannot do in some stage, before the first one trains.
+
+    Args:
+        network: The network, as it begins.
+        stages: The run's stages.
+        corpus: The corpus, set up.
+        cache: Where it is remembered that an encoder does not feel padding.
+
+    Raises:
+        InputError: a part that cannot train, or padding that an encoder feels.
+    """
+    for encoder in network.by_modality.values():
+        narrow = sum(parameter.numel() for parameter in adapters(encoder))
+        size = sum(parameter.numel() for parameter in encoder.parameters()) - narrow
+        found = encoder.modality, encoder.name, size / 1e6, encoder.weights
+        log.info("%s encoder: %s, %.1f M parameters, weights: %s", *found)
+        if narrow:
+            share = f"{narrow:,} of {size / 1e6:.1f} M weights of {encoder.name} train ({narrow / size:.1%})"
+            log.info("lora: %s", share)
+        for stage in stages:
+            encoder.unfreeze(stage.unfreeze[encoder.modality])
+            if stage.layer_decay is not None and not encoder.frozen:
+                encoder.depths()
+        if stages[0].unfreeze[encoder.modality] != "none":  # else it is checked where its store is opened
+            check_padding(encoder, encoder.fingerprint(), cache)
+    compare_languages(network, corpus)
+    check_transcripts(network, corpus.frame["text"])

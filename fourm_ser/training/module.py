@@ -12,11 +12,15 @@ from torch import Tensor
 from fourm_ser.data.batch import Batch
 from fourm_ser.devices import HostCopy, copies_ahead
 from fourm_ser.distributed import gather_rows, rank
+from fourm_ser.encoders.base import Features
 from fourm_ser.losses.base import Loss
 from fourm_ser.models.features import Encoding
 from fourm_ser.models.frozen import with_features
 from fourm_ser.models.metrics import EmotionMetrics
 from fourm_ser.models.network import EmotionNetwork, NetworkOutput
+from fourm_ser.training.augmentation import Augmentation
+from fourm_ser.training.mixup import Mixing
+from fourm_ser.training.optimizers import build_optimizer
 from fourm_ser.training.schedules import Plateau
 from fourm_ser.training.stages import MONITORS, Stage
 
@@ -63,6 +67,7 @@ class EmotionModule(LightningModule):
             out, which are what the config says.
         adapted: Those of them in which nothing but adapters trained: checkpoints hold the adapters alone.
         encoding: How frozen stems are run on what comes raw; None where all that is theirs comes from the store.
+        augmentation: What training changes at random.
     """
 
     def __init__(
@@ -77,10 +82,12 @@ class EmotionModule(LightningModule):
         trained: Collection[str],
         adapted: Collection[str] = (),
         encoding: Encoding | None = None,
+        augmentation: Augmentation = Augmentation(),  # noqa: B008
     ) -> None:
         super().__init__()
         self.network, self.loss, self.stage = network, loss, stage
         self.steps_per_epoch, self.seed, self.encoding = steps_per_epoch, seed, encoding
+        self.mixup, self.masks = augmentation.mixup, augmentation.masks(network)
         untouched = [modality for modality in network.encoders if modality not in trained]
         left_out = network.stem_state(untouched) | network.stem_state(adapted, adapters=False)
         self.left_out = {f"network.{name}" for name in left_out}
@@ -93,9 +100,13 @@ class EmotionModule(LightningModule):
 
     def forward(self, batch: Batch, return_attention: bool = False) -> NetworkOutput:
         """A batch -> the network's output."""
+        return self.network.fuse(self.encode(batch), return_attention)
+
+    def encode(self, batch: Batch) -> dict[str, Features]:
+        """What the encoders give of a batch, by modality."""
         if self.encoding is not None:
             batch = with_features(self.network, batch, self.encoding)
-        return self.network(batch.text, batch.audio, return_attention)
+        return self.network.encode({"text": batch.text, "audio": batch.audio})
 
     def on_train_epoch_start(self) -> None:
         """Seed the epoch; of several processes each draws its own dropout."""
@@ -106,7 +117,11 @@ class EmotionModule(LightningModule):
         self.steps_taken.clear()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
-        _, terms, count = self.step("train", batch)
+        mixing = None
+        if self.mixup:
+            numbers = (self.seed, self.stage.number, self.current_epoch, batch_idx)
+            mixing = Mixing.drawn(self.mixup, numbers, batch.rows)
+        _, terms, count = self.step("train", batch, mixing)
         # Summed here, and logged once an epoch: Lightning's own sums take longer than a small network's step.
         for name, value in terms.items():
             self.train_losses[name] = self.train_losses.get(name, 0.0) + value.detach() * count
@@ -136,13 +151,22 @@ class EmotionModule(LightningModule):
         if isinstance(schedule, Plateau):
             schedule.observe(score if MONITORS[monitor] == "max" else -score)
 
-    def step(self, side: str, batch: Batch) -> tuple[NetworkOutput, dict[str, Tensor], int]:
+    def step(
+        self, side: str, batch: Batch, mixing: Mixing | None = None
+    ) -> tuple[NetworkOutput, dict[str, Tensor], int]:
         """The network's output for this process's share of a batch; the whole batch's loss by term, and its size."""
         self.rows = batch.rows
-        output = self(batch)
+        encoded = self.encode(batch)
+        if self.masks is not None:
+            encoded = self.masks(encoded)
+        output = self.network.fuse(encoded, mix=None if mixing is None else mixing.mix)
         labels = gather_rows(batch.labels)
-        features = {name: gather_rows(vectors) for name, vectors in output.features(self.loss.on).items()}
-        terms = self.loss(gather_rows(output.logits), features, labels)
+        features = output.features(self.loss.on)
+        if mixing is not None:  # the embedding is mixed already
+            features |= {name: mixing.mix(vectors) for name, vectors in features.items() if name != "embedding"}
+        features = {name: gather_rows(vectors) for name, vectors in features.items()}
+        logits = gather_rows(output.logits)
+        terms = mixing.loss(self.loss, logits, features, labels) if mixing else self.loss(logits, features, labels)
         when = f"{side}, epoch {self.current_epoch}, step {self.global_step}"
         held = {name: value.detach() for name, value in terms.items()}
         self.steps_taken.append(_Step(HostCopy(held["total"].isfinite()), held, batch.rows, when))
@@ -168,14 +192,7 @@ class EmotionModule(LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The network's own parameters, the stems that train, the loss's parameters, each with its learning rate."""
-        stems = [p for encoder in self.network.by_modality.values() for p in encoder.stem.parameters()]
-        elsewhere = {*stems, *self.loss.parameters()}
-        groups: list[dict[str, Any]] = [{"params": [p for p in self.network.parameters() if p not in elsewhere]}]
-        thawed = [parameter for parameter in stems if parameter.requires_grad]
-        if thawed:
-            rate = self.stage.encoder_learning_rate
-            groups.append({"params": thawed, **({} if rate is None else {"lr": rate})})
-        optimizer = self.stage.optimizer(groups + self.loss.groups())
+        optimizer = build_optimizer(self.network, self.loss, self.stage)
         if hasattr(optimizer, "_step_supports_amp_scaling"):
             # A fused optimizer would unscale gradients by itself, after they are clipped: Lightning refuses to clip.
             optimizer._step_supports_amp_scaling = False

@@ -17,6 +17,7 @@ from fourm_ser.encoders.checkpoints import pin, take_pins
 from fourm_ser.errors import OtherRunError
 from fourm_ser.files import write_text
 from fourm_ser.keys import check_config
+from fourm_ser.models.network import check_encoders
 from fourm_ser.runs.directory import RunDirectory
 
 
@@ -42,6 +43,7 @@ def record(config: DictConfig, directory: RunDirectory) -> DictConfig:
     for key in ("max_seconds", "max_tokens"):
         encode[key] = resolve_budget(key, encode[key], device)
     if is_new:
+        check_encoders(config)
         pin(config)
         write_text(directory.record, OmegaConf.to_yaml(config))
         return config

@@ -1,26 +1,22 @@
-"""Stages of training: what the config says of one, and the Trainer that runs it."""
+"""Stages of training: what the config says of one, what became of it, and which the run ends with."""
 
 import dataclasses
+import itertools
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
-import torch
-from pytorch_lightning import Trainer
-from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
 from torch.optim import Optimizer
 from torch.optim.lr_scheduler import LRScheduler
 
 from fourm_ser.checks import check_number, check_word
 from fourm_ser.encoders.base import Unfreeze
 from fourm_ser.errors import InputError
-from fourm_ser.runs.directory import StageDirectory
-from fourm_ser.training.averaging import MovingAverage
 from fourm_ser.training.length import auto_batch_size, in_epochs
 
 log = logging.getLogger(__name__)
 
-OWN_KEYS = ("tf32", "compile", "keep_freed_memory")  # of the config's `trainer`, unknown to Lightning's
+ROUNDING = 1e-6  # of a score, relative where it is above 1: means in float32 hang on the order of their terms
 MONITORS = {"val/ua": "max", "val/wa": "max", "val/loss": "min"}  # what an epoch may be judged by, and what is better
 SCORE = "val/score"  # what it is judged by where that is a mean over several epochs
 
@@ -41,6 +37,8 @@ class Stage:
         optimizer: Builds the optimizer from parameter groups.
         scheduler: Builds from an optimizer, `steps` and `steps_per_epoch` a scheduler that goes on with every step.
         encoder_learning_rate: The learning rate of stems that train; None for the optimizer's.
+        layer_decay: What that is multiplied by from each block of a stem to the one below; None for 1.
+        lora_learning_rate: The learning rate of adapters; None for `encoder_learning_rate`.
         patience: Epochs without a better score before the stage ends; None where `patience_steps` says it.
         patience_steps: Optimizer steps without a better score before the stage ends, in whole epochs; None for never.
         monitor: What an epoch is judged by, one of `MONITORS`.
@@ -49,6 +47,8 @@ class Stage:
         ema: The decay of the weights' moving average (see `MovingAverage`); None for the weights themselves.
         gradient_clip: The largest norm of the gradient; None for any.
         accumulate: How many batches' mean gradient makes one optimizer step.
+        keep: Whether the run ends with this stage's weights, or an earlier one's: `better` for this stage's only where
+            their score is better, `always` for this stage's.
     """
 
     name: str
@@ -62,6 +62,8 @@ class Stage:
     optimizer: Callable[..., Optimizer]
     scheduler: Callable[..., LRScheduler]
     encoder_learning_rate: float | None
+    layer_decay: float | None
+    lora_learning_rate: float | None
     patience: float | None
     patience_steps: int | None
     monitor: str
@@ -70,6 +72,7 @@ class Stage:
     ema: float | None
     gradient_clip: float | None
     accumulate: int
+    keep: str
 
     @property
     def score(self) -> str:
@@ -90,6 +93,25 @@ class Stage:
             patience = in_epochs(self.patience_steps, steps_per_epoch)
         return dataclasses.replace(self, epochs=epochs, patience=patience, batch_size=batch_size)
 
+    def lasting(self, steps: int, steps_per_epoch: int) -> Self:
+        """The stage as long as so many steps, in whole epochs."""
+        return dataclasses.replace(self, epochs=in_epochs(steps, steps_per_epoch))
+
+
+Trained = Mapping[str, set[Unfreeze]]
+"""What trained so far of the stems, by modality, in the words of `stage.<name>.unfreeze`."""
+
+
+def trained_parts(stages: Sequence[Stage], modalities: Iterable[str]) -> Trained:
+    """What stages train of the stems of some modalities, where that is anything."""
+    parts = {modality: {stage.unfreeze[modality] for stage in stages} - {"none"} for modality in modalities}
+    return {modality: found for modality, found in parts.items() if found}
+
+
+def adapted(trained: Trained) -> set[str]:
+    """The modalities of which nothing but adapters trained."""
+    return {modality for modality, parts in trained.items() if parts == {"lora"}}
+
 
 class Outcome(NamedTuple):
     """What became of a stage.
@@ -105,6 +127,19 @@ class Outcome(NamedTuple):
     steps_per_epoch: int
     steps: int
     seconds: float
+
+
+def told(outcomes: Mapping[str, Outcome]) -> dict[str, Any]:
+    """What metrics.json says of stages that ended, by their names."""
+    return {
+        f"{what}/{name}": value
+        for name, outcome in outcomes.items()
+        for what, value in (
+            ("seconds", outcome.seconds),
+            ("steps", outcome.steps),
+            ("batch_size", outcome.stage.batch_size),
+        )
+    }
 
 
 def read_stages(entries: Mapping[str, Any], optimizer: Any, scheduler: Any) -> list[Stage]:
@@ -129,6 +164,12 @@ def read_stages(entries: Mapping[str, Any], optimizer: Any, scheduler: Any) -> l
         _check_values(f"stage.{name}", entry)
         own = {"optimizer": entry["optimizer"] or optimizer, "scheduler": entry["scheduler"] or scheduler}
         stages.append(Stage(**{**entry, **own}, name=str(name), number=len(stages)))
+    for before, stage in itertools.pairwise(stages):
+        if stage.keep == "better" and stage.monitor != before.monitor:
+            raise InputError(
+                f"stage.{stage.name}.keep=better: compares its {stage.monitor} with {before.monitor} of stage "
+                f"{before.name}. Give both the same `monitor`, or stage.{stage.name}.keep=always."
+            )
     if not stages:
         raise InputError("stage: no stage to run. Choose stage=transfer, stage=finetune or stage=two_stage.")
     return stages
@@ -142,11 +183,14 @@ def _check_values(place: str, entry: Mapping[str, Any]) -> None:
     if entry["batch_size"] != "auto":
         words = "a whole number, 1 or more, or auto"
         check_number(f"{place}.batch_size", entry["batch_size"], words, least=1, whole=True)
-    for key in ("encoder_learning_rate", "patience", "gradient_clip"):
+    for key in ("encoder_learning_rate", "lora_learning_rate", "patience", "gradient_clip"):
         check_number(f"{place}.{key}", entry[key], "more than 0", above=True, null=True)
+    decay = entry["layer_decay"]
+    check_number(f"{place}.layer_decay", decay, "above 0 and up to 1", above=True, most=1, null=True)
     check_number(f"{place}.ema", entry["ema"], "a decay between 0 and 1", most=1, above=True, below=True, null=True)
     check_word(f"{place}.monitor", entry["monitor"], MONITORS)
     check_word(f"{place}.select", entry["select"], ("best", "last"))
+    check_word(f"{place}.keep", entry["keep"], ("better", "always"))
     if entry["epochs"] is None and entry["steps"] is None:
         raise InputError(f"{place}: has neither epochs nor steps, so that it has no length. Add {place}.steps=1000.")
     least, most = entry["min_epochs"], entry["max_epochs"]
@@ -154,77 +198,20 @@ def _check_values(place: str, entry: Mapping[str, Any]) -> None:
         raise InputError(f"{place}.min_epochs={least}: is more than {place}.max_epochs={most}.")
 
 
-class StopWhenDone(EarlyStopping):
-    """Early stopping that a resumed run obeys too: one killed after its last epoch would train another."""
+def choose_stage(stages: Sequence[Stage], scores: Sequence[float]) -> Stage:
+    """The stage whose weights a run ends with.
 
-    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
-        if self.wait_count >= self.patience:
-            trainer.should_stop = True
-
-
-class ProgressBar(RichProgressBar):
-    """Shows the last epoch's numbers, which go to the log in one line as well.
-
-    Lightning's own are asked of the device at every step, which waits for it.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(leave=False)
-        self.values: dict[str, float] = {}
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
-        found = trainer.callback_metrics
-        self.values = {name: float(found[name]) for name in ("train/loss", "val/loss", "val/ua") if name in found}
-        shown = ", ".join(f"{name} {value:.4f}" for name, value in self.values.items())
-        log.debug("epoch %d: %s", trainer.current_epoch, shown)
-        super().on_train_epoch_end(trainer, pl_module)
-
-    def get_metrics(self, trainer: Trainer, pl_module: Any) -> dict[str, Any]:
-        return dict(self.values)
-
-
-def trainer_arguments(config: Mapping[str, Any], device: torch.device, find_unused: bool) -> dict[str, Any]:
-    """The arguments of Lightning's Trainer in the config's `trainer`, on a device.
-
-    `find_unused`: parts of what trains may take no part in a step, and several processes look for them after each.
-    """
-    arguments = {key: value for key, value in config.items() if key not in OWN_KEYS}
-    arguments["accelerator"] = device.type
-    if arguments.get("strategy") == "ddp_auto":
-        arguments["strategy"] = "ddp_find_unused_parameters_true" if find_unused else "ddp"
-    return arguments
-
-
-def build_trainer(stage: Stage, folder: StageDirectory, validates: bool = True, **arguments: Any) -> Trainer:
-    """The Trainer of a stage: progress bar, best (by its score) and last checkpoint, averaged weights, early stopping.
+    It is the one of the best score. Of equal ones it is the earlier, whose encoders are nearer to what they were: few
+    validation speakers give few scores, and what came after was no better. A stage that is `always` kept takes the
+    place of all before it.
 
     Args:
-        stage: The stage, settled.
-        folder: What it leaves.
-        validates: Whether there is a validation: without one, nothing is the best, and nothing stops early.
-        **arguments: More arguments of the Trainer: the loggers, and those that `trainer_arguments` gives.
+        stages: All stages in their order. What is compared has the same `monitor`, as `read_stages` sees to.
+        scores: The score of the weights that each ended with.
     """
-    when: dict[str, Any] = {"enable_version_counter": False, "save_on_train_epoch_end": True}
-    judged: dict[str, Any] = {"monitor": stage.score, "mode": MONITORS[stage.monitor]}
-    callbacks: list[Callback] = [] if stage.ema is None else [MovingAverage(stage.ema)]
-    if validates and stage.select == "best":
-        callbacks.append(ModelCheckpoint(folder.best.parent, folder.best.stem, **judged, **when))
-    if validates and stage.patience is not None:
-        patience: Any = stage.patience
-        callbacks.append(StopWhenDone(**judged, patience=patience, check_on_train_epoch_end=True))
-    # A checkpoint of its own: `save_last` beside a monitor writes only when the best improves. Last of all: it holds
-    # the state of the others as they are after the epoch.
-    callbacks += [ModelCheckpoint(folder.last.parent, folder.last.stem, monitor=None, **when), ProgressBar()]
-    if not validates:
-        arguments["limit_val_batches"] = 0
-    return Trainer(
-        max_epochs=stage.epochs,
-        gradient_clip_val=stage.gradient_clip,
-        accumulate_grad_batches=stage.accumulate,
-        callbacks=callbacks,
-        default_root_dir=folder.path,
-        num_sanity_val_steps=0,
-        use_distributed_sampler=False,
-        enable_model_summary=False,
-        **arguments,
-    )
+    chosen, best = stages[0], scores[0]
+    for stage, score in zip(stages[1:], scores[1:], strict=True):
+        gain = score - best if MONITORS[stage.monitor] == "max" else best - score
+        if stage.keep == "always" or gain > ROUNDING * max(1.0, abs(best)):
+            chosen, best = stage, score
+    return chosen

@@ -27,7 +27,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
-from fourm_ser.config import drop_unread, settle, take_hashes
+from fourm_ser.config import drop_unread, settle, take_hashes, upgrade
 from fourm_ser.errors import BusyError, InputError
 from fourm_ser.files import whole
 from fourm_ser.keys import check_config
@@ -141,6 +141,7 @@ def _take_gpu(sweep: Path, number: int) -> None:
     os.environ["CUDA_VISIBLE_DEVICES"] = chosen.strip()
 
 
+SETTLED = ("trainer", "encode")  # nodes of which a record says what `auto` became on its machine
 _corpora: dict[str, Any] = {}  # what this process read for a sweep's finished jobs: most have the same corpus
 
 
@@ -156,6 +157,7 @@ def has_finished(config: DictConfig, directory: RunDirectory) -> bool:
     record = directory.read_record()
     asked: Any = OmegaConf.to_container(config, resolve=True)
     found: Any = OmegaConf.to_container(record)
+    upgrade(asked)
     drop_unread(asked)
     settle(asked)
     settle(found)
@@ -168,10 +170,13 @@ def has_finished(config: DictConfig, directory: RunDirectory) -> bool:
     return not changes_since(record.data, record.cache, directory, _corpora)
 
 
-def _agrees(asked: Any, found: Any) -> bool:
+def _agrees(asked: Any, found: Any, settled: bool = False) -> bool:
+    """Whether a record's value is what was asked for; `settled`: it may stand for an `auto`."""
     if isinstance(asked, dict) and isinstance(found, dict):
-        return asked.keys() == found.keys() and all(_agrees(asked[key], found[key]) for key in asked)
-    return asked == "auto" or str(asked) == str(found)  # a precision of 32 is recorded as a word
+        return asked.keys() == found.keys() and all(
+            _agrees(asked[key], found[key], settled or key in SETTLED) for key in asked
+        )
+    return (settled and asked == "auto") or str(asked) == str(found)  # a precision of 32 is recorded as a word
 
 
 def _discard_damaged(directory: RunDirectory) -> None:

@@ -18,6 +18,7 @@ from fourm_ser.analysis.analyses import QUESTIONS
 from fourm_ser.prediction.predictor import Prediction, Predictor
 from fourm_ser.prediction.transcriber import Transcriber
 from fourm_ser.runs import evaluation
+from fourm_ser.training import experiment
 from fourm_ser.training.experiment import resume, run
 from fourm_ser.training.module import EmotionModule
 from tests.accelerator.device import NAME, Pretend
@@ -42,7 +43,7 @@ SMALL = [
     "++encoder.text.architecture.attention_probs_dropout_prob=0.0",
 ]
 SHORT = [f"stage.{stage}.{words}" for stage in ("transfer", "finetune") for words in ("epochs=2", "batch_size=8")]
-SHORT.append("stage.finetune.ema=0.9")
+SHORT += ["stage.finetune.ema=0.9", "stage.finetune.keep=always"]
 PRECISIONS = pytest.mark.parametrize("precision", ENCODING)
 
 
@@ -118,6 +119,21 @@ def test_in_float32_the_metrics_are_the_cpu_s(
     assert lasting(there) == close(lasting(here), 1e-5)
     tables = [pd.read_csv(run_dir / "predictions.csv") for run_dir in (finished("32-true"), tmp_path / "run")]
     pd.testing.assert_frame_equal(tables[0], tables[1], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("store", ["true", "false"])
+def test_a_run_goes_back_to_an_earlier_stage_there(
+    store: str,
+    device: torch.device,
+    configure: Callable[..., DictConfig],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(experiment, "choose_stage", lambda stages, scores: stages[0])
+    words = [*SHORT, "stage.finetune.keep=better", f"encode.store={store}"]
+    there, here = (run(configure(kind, "32-true", *words), tmp_path / kind) for kind in ("gpu", "cpu"))
+    assert there["chosen_stage"] == "transfer"
+    assert lasting(there) == close(lasting(here), 1e-5)
 
 
 @pytest.mark.parametrize("precision", ["32-true", "16-mixed"])

@@ -18,7 +18,7 @@ from fourm_ser.devices import HostCopy
 from fourm_ser.encoders.store import FeatureStore
 from fourm_ser.models.features import Encoding, fill_store
 from fourm_ser.training import experiment
-from fourm_ser.training.stages import build_trainer
+from fourm_ser.training.trainer import build_trainer
 from tests.accelerator.device import Pretend, Seen, Wait
 from tests.accelerator.networks import CPU, RAW, Build, alone
 from tests.conftest import Compose

@@ -17,7 +17,7 @@ from fourm_ser.encoders.store import FeatureStore
 class Numbers:
     """A source of a number a row: the row's."""
 
-    def load(self, index: int) -> int:
+    def load(self, index: int, turn: int = 0) -> int:
         return index
 
     def collate(self, items: Sequence[int]) -> Inputs:

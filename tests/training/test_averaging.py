@@ -17,7 +17,8 @@ from torch.utils.data import DataLoader
 from fourm_ser.fusion.statistics import RunningScale
 from fourm_ser.runs.directory import StageDirectory
 from fourm_ser.training.averaging import MovingAverage, averaged_names
-from fourm_ser.training.stages import Stage, build_trainer
+from fourm_ser.training.stages import Stage
+from fourm_ser.training.trainer import build_trainer
 from tests.training.test_module import STAGE
 
 

@@ -25,6 +25,7 @@ from fourm_ser.data.batch import Batch, Raw
 from fourm_ser.data.content import digest_of
 from fourm_ser.data.datamodule import EmotionDataModule
 from fourm_ser.data.splits import write_split
+from fourm_ser.encoders import checkpoints
 from fourm_ser.encoders.text import TextStem
 from fourm_ser.errors import InputError
 from fourm_ser.files import write_text
@@ -284,6 +285,10 @@ def test_a_run_killed_in_each_stage_ends_as_if_undisturbed(
         "stage.transfer.epochs=12",
         "stage.finetune.epochs=12",
         "data.workers=1",
+        "augment=waveform",
+        "augment.copies=1",
+        "augment.mixup=0.2",
+        "augment.spec={time: 0.1, feature: 0.1}",
     )
     undisturbed = run(config, tmp_path / "undisturbed")
     killed = tmp_path / "killed"
@@ -445,6 +450,44 @@ def test_bad_choices_are_named_before_training(
         run(composed(*chosen, *SHORT, *overrides), tmp_path)
     assert not (tmp_path / "stages").exists()
     assert "ERROR" in (tmp_path / "train.log").read_text()
+
+
+@pytest.mark.parametrize(
+    ("pair", "words", "message"),
+    [
+        ("bert_whisper_base", ["context=whole"], r"\.context=whole: expected full or own"),
+        ("bert_whisper_base", ["layer=middle"], r"\.layer=middle: expected last, weighted or a layer"),
+        ("bert_wav2vec", ["layer=-1"], r"\.layer=-1: expected last, weighted or a layer"),
+        (
+            "bert_wav2vec",
+            ["weights=random", "architecture.model_type=sew-d"],
+            r"\.layerdrop=0\.1: .* can skip no layers",
+        ),
+        ("bert_mel_cnn", ["weights=pretrained"], r"\.weights=pretrained: mel_cnn has random weights only"),
+        ("bert_mel_cnn", ["strides=[[2, 2]]"], r": 4 channels and 1 strides"),
+        ("bert_mel_cnn", ["frontend.level=loud"], r"\.frontend\.level=loud: expected"),
+        ("bert_lstm_mel", ["weights=elsewhere"], r"\.weights=elsewhere: lstm_mel has random weights only"),
+        ("prosody_cnn", ["kernel=4"], r"\.kernel=4: expected an odd number"),
+    ],
+)
+def test_a_wrong_key_of_one_encoder_is_named_before_anything_is_fetched_for_the_other(
+    pair: str,
+    words: list[str],
+    message: str,
+    tmp_path: Path,
+    composed: Compose,
+    cache: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def never(*arguments: Any, **others: Any) -> None:
+        raise AssertionError("the hub was asked")
+
+    monkeypatch.setattr(checkpoints, "_look_up", never)
+    chosen = [f"encoder={pair}", "encoder/text=bert", "encoder.text.weights=pretrained", "fusion=self_attention"]
+    config = composed(f"cache={cache}", "trainer=cpu", *chosen, *(f"encoder.audio.{word}" for word in words))
+    with pytest.raises(InputError, match=rf"^encoder\.audio{message}"):
+        run(config, tmp_path)
+    assert not (tmp_path / "config.yaml").exists()
 
 
 def test_a_key_without_a_value_is_named(tmp_path: Path, composed: Compose) -> None:

@@ -49,7 +49,8 @@ def _no_figures() -> Iterator[None]:
 def config(composed: Compose, slice_of_demo: list[str]) -> DictConfig:
     """Transfer, then adapters of a small BERT and a small wav2vec 2.0."""
     stages = ["stage.transfer.epochs=1", "stage.finetune.epochs=2", "stage.finetune.unfreeze={text: lora, audio: lora}"]
-    settings = ["lora.r=4", "lora.dropout=0.2", "stage.finetune.encoder_learning_rate=0.01", "data.utterances=40"]
+    settings = ["lora.r=4", "lora.dropout=0.2", "stage.finetune.lora_learning_rate=0.01", "data.utterances=40"]
+    settings = [*settings, "stage.finetune.keep=always", "stage.finetune.ema=0.8"]
     words = [word for word in slice_of_demo if not word.startswith("encoder.audio")]
     return composed(*words, *WAV2VEC, *stages, *settings, "encoder.audio.gradient_checkpointing=true")
 
@@ -141,7 +142,8 @@ def test_adapters_stay_go_on_and_become_weights_from_stage_to_stage(
     composed: Compose, slice_of_demo: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     config = composed(*slice_of_demo, "data.utterances=40", "fusion=text_attention", "stage=finetune", "lora.r=4")
-    entry = {**config.stage.finetune, "epochs": 1, "encoder_learning_rate": 0.01}
+    rates = {"encoder_learning_rate": 0.01, "lora_learning_rate": 0.01}
+    entry = {**config.stage.finetune, **rates, "epochs": 1, "keep": "always"}
     stages = {"first": "lora", "still": "none", "second": "lora", "whole": "all", "third": "lora"}
     config.stage = {name: {**entry, "unfreeze": {"text": what, "audio": "none"}} for name, what in stages.items()}
     metrics = run(config, tmp_path / "run")

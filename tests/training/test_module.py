@@ -19,6 +19,7 @@ from fourm_ser.losses.base import Loss
 from fourm_ser.models.network import EmotionNetwork, Head
 from fourm_ser.training import module as module_file
 from fourm_ser.training import schedules
+from fourm_ser.training.augmentation import Augmentation
 from fourm_ser.training.module import EmotionModule, NotFiniteError
 from fourm_ser.training.stages import Stage
 from tests.conftest import CONF, Compose
@@ -49,6 +50,8 @@ STAGE = Stage(
     optimizer=torch.optim.AdamW,
     scheduler=schedules.constant,
     encoder_learning_rate=None,
+    layer_decay=None,
+    lora_learning_rate=None,
     patience=None,
     patience_steps=None,
     monitor="val/ua",
@@ -57,6 +60,7 @@ STAGE = Stage(
     ema=None,
     gradient_clip=None,
     accumulate=1,
+    keep="always",
 )
 
 
@@ -73,7 +77,7 @@ class Stored(Encoder):
         return []
 
 
-def build_module(node: dict[str, Any]) -> EmotionModule:
+def build_module(node: dict[str, Any], mixup: float = 0.0) -> EmotionModule:
     torch.manual_seed(0)
     dims = {"text": 8, "audio": 8}
     fusion = SelfAttentionFusion(
@@ -87,7 +91,14 @@ def build_module(node: dict[str, Any]) -> EmotionModule:
     if classifier is not None:
         network.head = classifier
     module = EmotionModule(
-        network=network, loss=loss, emotions=EMOTIONS, stage=STAGE, steps_per_epoch=1, seed=0, trained=[]
+        network=network,
+        loss=loss,
+        emotions=EMOTIONS,
+        stage=STAGE,
+        steps_per_epoch=1,
+        seed=0,
+        trained=[],
+        augmentation=Augmentation(mixup),
     )
     module.log_dict = lambda *_, **__: None  # type: ignore[method-assign]
     return module.double()  # sums in another order differ by less than any tolerance
@@ -118,11 +129,11 @@ class Step(nn.Module):
         return self.module.training_step(batch, 0)
 
 
-def work(rank: int, nodes: dict[str, dict[str, Any]], folder: str) -> None:
+def work(rank: int, nodes: dict[str, tuple[dict[str, Any], float]], folder: str) -> None:
     distributed.init_process_group("gloo", f"file://{folder}/rendezvous", rank=rank, world_size=2)
     results = {}
-    for name, node in nodes.items():
-        module = build_module(node)
+    for name, given in nodes.items():
+        module = build_module(*given)
         parallel = DistributedDataParallel(Step(module))  # kept: its end is the end of its hooks
         total = parallel(batch(torch.arange(rank, COUNT, 2)))
         total.backward()
@@ -132,12 +143,13 @@ def work(rank: int, nodes: dict[str, dict[str, Any]], folder: str) -> None:
 
 
 def test_two_processes_have_the_loss_and_the_gradients_of_one(tmp_path: Path, composed: Compose) -> None:
-    nodes = {name: build_node(composed, overrides) for name, overrides in VARIANTS.items()}
+    nodes = {name: (build_node(composed, overrides), 0.0) for name, overrides in VARIANTS.items()}
+    nodes |= {f"{name}, mixed": (nodes[name][0], 0.4) for name in ("ce-balanced", "arcface", "center-everywhere")}
     spawn(work, (nodes, str(tmp_path)), nprocs=2)  # type: ignore[no-untyped-call]
     for rank in range(2):
         found = torch.load(tmp_path / str(rank), weights_only=True)
-        for name, node in nodes.items():
-            module = build_module(node)
+        for name, given in nodes.items():
+            module = build_module(*given)
             total = module.training_step(batch(torch.arange(COUNT)), 0)
             torch.autograd.backward(total)
             torch.testing.assert_close(found[name]["total"], total.detach(), atol=1e-9, rtol=1e-9, msg=name)

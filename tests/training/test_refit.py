@@ -25,9 +25,8 @@ from fourm_ser.training.loggers import EpochTable
 from tests.conftest import CONF, Compose
 
 STAGE = [f"stage.transfer.{word}" for word in ("epochs=null", "steps=12", "batch_size=auto", "ema=0.8", "smooth=2")]
-WORDS = ["stage=two_stage", "stage.finetune.epochs=2", *STAGE, "stage.transfer.monitor=val/loss", "loss=ce_center"]
-
-
+WORDS = ["stage=two_stage", "stage.finetune.epochs=2", "stage.finetune.keep=always", *STAGE]
+WORDS = [*WORDS, "stage.transfer.monitor=val/loss", "loss=ce_center"]
 STAGES = ("0-transfer", "1-finetune")
 
 
@@ -86,7 +85,7 @@ def test_a_refit_leaves_its_stages_beside_the_first_ones_and_says_so(finished: P
         assert again.read_best()["global_step"] == len(table) * batches == metrics[f"steps/refit/{name}"]
         assert chosen <= len(table) * batches < chosen + batches
         assert metrics[f"steps/{name}"] == chosen
-    assert directory.last_stage.path == finished / "refit" / "1-finetune"
+    assert directory.chosen_stage.path == finished / "refit" / "1-finetune"
 
 
 def test_a_stage_is_judged_by_the_mean_of_its_last_scores(finished: Path) -> None:
@@ -108,7 +107,7 @@ def test_validation_figures_are_of_the_first_pass_and_the_model_is_the_refit(
     assert of_validation == {name: value for name, value in metrics.items() if name.startswith("val/")}
     assert first["test/loss"] != metrics["test/loss"]
     model = load_file(finished / "model" / "model.safetensors")
-    kept = RunDirectory(finished).last_stage.read_weights("network")
+    kept = RunDirectory(finished).chosen_stage.read_weights("network")
     shared = [name for name in model if name in kept]
     assert any(name.startswith("fusion") for name in shared)
     assert all(torch.equal(model[name], kept[name]) for name in shared)
@@ -180,7 +179,7 @@ def test_what_looks_into_runs_sees_the_refit(finished: Path) -> None:
     opened = OpenRun(finished)
     vectors = opened.class_vectors()
     assert vectors is not None
-    kept = RunDirectory(finished).last_stage.read_weights("loss")
+    kept = RunDirectory(finished).chosen_stage.read_weights("loss")
     assert any(torch.equal(torch.from_numpy(vectors), tensor) for tensor in kept.values())
     states = {snapshot.name: snapshot.network.state_dict() for snapshot in opened.snapshots()}
     assert list(states) == ["before training", "after transfer", "after finetune"]

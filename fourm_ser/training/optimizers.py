@@ -1,0 +1,52 @@
+"""The optimizer of a stage: which parameters train at which learning rate."""
+
+from typing import Any
+
+from torch import nn
+from torch.optim import Optimizer
+
+from fourm_ser.encoders.lora import is_adapter
+from fourm_ser.losses.base import Loss
+from fourm_ser.models.network import EmotionNetwork
+from fourm_ser.training.stages import Stage
+
+
+def build_optimizer(network: EmotionNetwork, loss: Loss, stage: Stage) -> Optimizer:
+    """A stage's optimizer: a group of the network's own parameters, one for each rate of the stems, the loss's groups.
+
+    With `layer_decay`, a block k below a stem's last one has the rate times layer_decay ** k, whether its weights train
+    or its adapters: layers near the input hold what is of use for any task, and move less (ELECTRA, Clark et al. 2020,
+    https://arxiv.org/abs/2003.10555; BEiT, Bao et al. 2021, https://arxiv.org/abs/2106.08254).
+
+    Args:
+        network: The network, of whose stems what trains has `requires_grad`.
+        loss: The loss, set up for the network.
+        stage: The stage.
+    """
+    stems = {p for encoder in network.by_modality.values() for p in encoder.stem.parameters()}
+    elsewhere = {*stems, *loss.parameters()}
+    groups: list[dict[str, Any]] = [{"params": [p for p in network.parameters() if p not in elsewhere]}]
+    thawed = _stem_groups(network, stage)
+    for (rate, _), parameters in thawed.items():
+        groups.append({"params": parameters, **({} if rate is None else {"lr": rate})})
+    optimizer = stage.optimizer(groups + loss.groups())
+    decay = 1.0 if stage.layer_decay is None else stage.layer_decay
+    for group, (_, depth) in zip(optimizer.param_groups[1:], thawed, strict=False):
+        group["lr"] *= decay**depth  # before a scheduler looks at it; the rate may be the optimizer's own
+    return optimizer
+
+
+def _stem_groups(network: EmotionNetwork, stage: Stage) -> dict[tuple[float | None, int], list[nn.Parameter]]:
+    """What trains of the stems by its learning rate, None for the optimizer's, and how deep it lies.
+
+    Depths are all 0 where they do not matter: then there is one group a rate.
+    """
+    thawed: dict[tuple[float | None, int], list[nn.Parameter]] = {}
+    for encoder in network.by_modality.values():
+        depths = {} if stage.layer_decay is None or encoder.frozen else encoder.depths()
+        for name, parameter in encoder.stem.named_parameters():
+            if parameter.requires_grad:
+                rate = stage.lora_learning_rate if is_adapter(name) else None
+                rate = stage.encoder_learning_rate if rate is None else rate
+                thawed.setdefault((rate, depths.get(parameter, 0)), []).append(parameter)
+    return thawed

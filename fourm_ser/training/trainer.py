@@ -1,0 +1,102 @@
+"""The Trainer that runs a stage: its callbacks, its checkpoints, its progress bar."""
+
+import logging
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from pytorch_lightning import Trainer
+from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
+
+from fourm_ser.models.network import EmotionNetwork
+from fourm_ser.runs.directory import StageDirectory
+from fourm_ser.training.averaging import MovingAverage
+from fourm_ser.training.stages import MONITORS, Stage
+
+log = logging.getLogger(__name__)
+
+OWN_KEYS = ("tf32", "compile", "keep_freed_memory")  # of the config's `trainer`, unknown to Lightning's
+
+
+class StopWhenDone(EarlyStopping):
+    """Early stopping that a resumed run obeys too: one killed after its last epoch would train another."""
+
+    def on_train_start(self, trainer: Trainer, pl_module: Any) -> None:
+        if self.wait_count >= self.patience:
+            trainer.should_stop = True
+
+
+class ProgressBar(RichProgressBar):
+    """Shows the last epoch's numbers, which go to the log in one line as well.
+
+    Lightning's own are asked of the device at every step, which waits for it.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(leave=False)
+        self.values: dict[str, float] = {}
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        found = trainer.callback_metrics
+        self.values = {name: float(found[name]) for name in ("train/loss", "val/loss", "val/ua") if name in found}
+        shown = ", ".join(f"{name} {value:.4f}" for name, value in self.values.items())
+        log.debug("epoch %d: %s", trainer.current_epoch, shown)
+        super().on_train_epoch_end(trainer, pl_module)
+
+    def get_metrics(self, trainer: Trainer, pl_module: Any) -> dict[str, Any]:
+        return dict(self.values)
+
+
+def trainer_arguments(config: Mapping[str, Any], device: torch.device, find_unused: bool) -> dict[str, Any]:
+    """The arguments of Lightning's Trainer in the config's `trainer`, on a device.
+
+    `find_unused`: parts of what trains may take no part in a step, and several processes look for them after each.
+    """
+    arguments = {key: value for key, value in config.items() if key not in OWN_KEYS}
+    arguments["accelerator"] = device.type
+    if arguments.get("strategy") == "ddp_auto":
+        arguments["strategy"] = "ddp_find_unused_parameters_true" if find_unused else "ddp"
+    return arguments
+
+
+def skips_parts(network: EmotionNetwork, stage: Stage) -> bool:
+    """Whether parts of a stem that trains may take no part in a step: see `trainer_arguments`."""
+    return any(
+        not encoder.frozen and encoder.skips_parts and stage.unfreeze[modality] != "lora"
+        for modality, encoder in network.by_modality.items()
+    )
+
+
+def build_trainer(stage: Stage, folder: StageDirectory, validates: bool = True, **arguments: Any) -> Trainer:
+    """The Trainer of a stage: progress bar, best (by its score) and last checkpoint, averaged weights, early stopping.
+
+    Args:
+        stage: The stage, settled.
+        folder: What it leaves.
+        validates: Whether there is a validation: without one, nothing is the best, and nothing stops early.
+        **arguments: More arguments of the Trainer: the loggers, and those that `trainer_arguments` gives.
+    """
+    when: dict[str, Any] = {"enable_version_counter": False, "save_on_train_epoch_end": True}
+    judged: dict[str, Any] = {"monitor": stage.score, "mode": MONITORS[stage.monitor]}
+    callbacks: list[Callback] = [] if stage.ema is None else [MovingAverage(stage.ema)]
+    if validates and stage.select == "best":
+        callbacks.append(ModelCheckpoint(folder.best.parent, folder.best.stem, **judged, **when))
+    if validates and stage.patience is not None:
+        patience: Any = stage.patience
+        callbacks.append(StopWhenDone(**judged, patience=patience, check_on_train_epoch_end=True))
+    # A checkpoint of its own: `save_last` beside a monitor writes only when the best improves. Last of all: it holds
+    # the state of the others as they are after the epoch.
+    callbacks += [ModelCheckpoint(folder.last.parent, folder.last.stem, monitor=None, **when), ProgressBar()]
+    if not validates:
+        arguments["limit_val_batches"] = 0
+    return Trainer(
+        max_epochs=stage.epochs,
+        gradient_clip_val=stage.gradient_clip,
+        accumulate_grad_batches=stage.accumulate,
+        callbacks=callbacks,
+        default_root_dir=folder.path,
+        num_sanity_val_steps=0,
+        use_distributed_sampler=False,
+        enable_model_summary=False,
+        **arguments,
+    )
