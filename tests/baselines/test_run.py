@@ -94,8 +94,9 @@ def test_a_baselines_run_leaves_what_a_networks_does(runs: dict[str, Path], two_
         "model",
     } == {path.name for path in runs[name].iterdir() if not path.name.startswith(".")}
     own, networks = metrics_of(runs[name]), metrics_of(two_stage_run)
-    terms = {key for key in networks if "/loss/" in key}
-    assert networks.keys() - own.keys() == terms
+    of_training = {key for key in networks if "/loss/" in key or key.startswith(("steps/", "batch_size/"))}
+    assert networks.keys() - own.keys() == {*of_training, "chosen_stage"}
+    assert own["refit"] is ("refit=true" in KINDS[name])
     assert all(key.startswith("baseline") for key in own.keys() - networks.keys())
     table = pd.read_csv(runs[name] / "predictions.csv")
     assert list(table) == list(pd.read_csv(two_stage_run / "predictions.csv"))
@@ -256,6 +257,10 @@ def test_a_run_that_was_interrupted_goes_on_and_ends_as_if_undisturbed(
         ("both", ["loss=focal", "stage=finetune", "optimizer=sgd", "head=server", "fusion=concat"], True),
         ("both", ["fusion=audio_only"], False),
         ("both", ["baseline.C=0.2"], False),
+        ("both", ["baseline.C=auto"], False),
+        ("both", ["encode.precision=auto"], True),
+        ("both", ["refit=false"], False),
+        ("both", ["augment=mixup"], True),
         ("both", ["data.fold=1"], False),
         ("egemaps", ["encoder.audio.hidden=32", "fusion=text_only", "loss=focal"], True),
         ("egemaps", ["baseline.gamma=0.1"], False),
@@ -277,11 +282,10 @@ def test_a_network_recorded_before_there_were_baselines_is_the_same_run(
     two_stage_run: Path, composed: Compose, slice_of_demo: list[str]
 ) -> None:
     assert "baseline" not in record_of(two_stage_run)
-    epochs = [f"stage.{name}.epochs=2" for name in ("transfer", "finetune")]
-    config = composed(*slice_of_demo, "loss=ce_center", "stage=two_stage", *epochs)
-    assert has_finished(config, RunDirectory(two_stage_run))
-    none = composed(*slice_of_demo, "loss=ce_center", "stage=two_stage", *epochs, "baseline=none")
-    assert has_finished(none, RunDirectory(two_stage_run))
+    stages = [*(f"stage.{name}.epochs=2" for name in ("transfer", "finetune")), "stage.finetune.keep=always"]
+    words = [*slice_of_demo, "loss=ce_center", "stage=two_stage", *stages]
+    assert has_finished(composed(*words), RunDirectory(two_stage_run))
+    assert has_finished(composed(*words, "baseline=none"), RunDirectory(two_stage_run))
 
 
 @pytest.mark.parametrize("name", ["both", "egemaps"])
