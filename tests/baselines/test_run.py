@@ -27,6 +27,7 @@ from fourm_ser.runs import evaluation, results
 from fourm_ser.runs.directory import RunDirectory
 from fourm_ser.runs.finished import OpenRun
 from fourm_ser.training.experiment import resume, run
+from fourm_ser.training.launch import processes
 from fourm_ser.training.sweeps import has_finished
 from tests.conftest import CONF, Compose
 
@@ -321,6 +322,16 @@ def test_a_training_side_of_one_emotion_is_refused(tmp_path: Path, composed: Com
     pd.DataFrame({"id": whole.frame["id"], "split": sides}).to_csv(tmp_path / "split.csv", index=False)
     with pytest.raises(InputError, match="all that is trained on is anger"):
         run(composed(*words, *PROBE, f"data.split_file={tmp_path / 'split.csv'}"), tmp_path / "run")
+
+
+def test_a_baseline_is_done_by_one_process_however_many_train_a_network(
+    runs: dict[str, Path], tmp_path: Path, composed: Compose, words: list[str]
+) -> None:
+    several = [*words, *KINDS["both"], "trainer=ddp_cpu", "trainer.precision=32-true"]
+    assert processes(composed(*words, "trainer=ddp_cpu")) == 2
+    assert processes(composed(*several)) == 1
+    run(composed(*several), tmp_path / "run")
+    assert metrics_of(tmp_path / "run") == metrics_of(runs["both"])
 
 
 def test_a_baseline_is_not_looked_into(runs: dict[str, Path]) -> None:
