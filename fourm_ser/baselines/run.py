@@ -19,7 +19,6 @@ from fourm_ser.data.batch import Batch
 from fourm_ser.data.corpus import Corpus
 from fourm_ser.data.datamodule import EmotionDataModule
 from fourm_ser.devices import copies_ahead
-from fourm_ser.distributed import first, rank
 from fourm_ser.encoders.base import Resources
 from fourm_ser.errors import InputError
 from fourm_ser.models.directory import Conditions, Model, save_model
@@ -54,7 +53,7 @@ class BaselineRun:
         if "encoder" in config.baseline:  # numbers, whose digits half precision would lose
             self.encoding = self.encoding._replace(precision="32", tf32=False)
         self.nodes = self._nodes()
-        self.loggers: list[Any] = list(build(config.logger).values()) if rank() == 0 else []
+        self.loggers: list[Any] = list(build(config.logger).values())
 
     def _nodes(self) -> DictConfig:
         """The config of the network that the baseline is written as; its head is not known yet."""
@@ -76,13 +75,10 @@ class BaselineRun:
         torch.use_deterministic_algorithms(bool(deterministic), warn_only=deterministic == "warn")
         unread = f"encoder, fusion, {UNREAD}" if "encoder" in self.config.baseline else UNREAD
         log.info("baseline %s: nothing of %s has any effect", self.baseline.name, unread)
-        with first():
-            network = self._prepare()
+        network = self._prepare()
         compare_languages(network, self.corpus)
         check_transcripts(network, self.corpus.frame["text"])
         sources, encoded = make_sources(network, self.data, self.encoding)
-        if rank() != 0:
-            return {}
         self.data.serve(sources, BATCH)
         for logger in self.loggers:
             logger.start(self.directory, OmegaConf.to_container(self.config))
@@ -107,7 +103,7 @@ class BaselineRun:
         self.data = EmotionDataModule(self.corpus, pin_memory=copies_ahead(self.encoding.device), seed=self.config.seed)
         self.data.prepare_data()
         self.data.setup()
-        record_content(self.corpus.content, self.corpus.origin, self.directory, write=rank() == 0)
+        record_content(self.corpus.content, self.corpus.origin, self.directory)
         known = sorted(set(self.corpus.label[self.corpus.split.train]))
         if len(known) < 2:
             raise InputError(

@@ -13,7 +13,9 @@ from fourm_ser.runs.directory import RunDirectory
 
 
 def processes(config: DictConfig) -> int:
-    """How many processes do a run, over all machines."""
+    """How many processes do a run, over all machines; a baseline's, in which nothing trains, is done by one."""
+    if config.get("baseline"):
+        return 1
     return int(config.trainer.devices) * int(config.trainer.get("num_nodes", 1))
 
 

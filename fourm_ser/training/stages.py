@@ -2,7 +2,6 @@
 
 import dataclasses
 import itertools
-import logging
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
@@ -13,8 +12,6 @@ from fourm_ser.checks import check_number, check_word
 from fourm_ser.encoders.base import Unfreeze
 from fourm_ser.errors import InputError
 from fourm_ser.training.length import auto_batch_size, in_epochs
-
-log = logging.getLogger(__name__)
 
 ROUNDING = 1e-6  # of a score, relative where it is above 1: means in float32 hang on the order of their terms
 MONITORS = {"val/ua": "max", "val/wa": "max", "val/loss": "min"}  # what an epoch may be judged by, and what is better

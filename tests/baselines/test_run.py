@@ -27,6 +27,7 @@ from fourm_ser.runs import evaluation, results
 from fourm_ser.runs.directory import RunDirectory
 from fourm_ser.runs.finished import OpenRun
 from fourm_ser.training.experiment import resume, run
+from fourm_ser.training.launch import processes
 from fourm_ser.training.sweeps import has_finished
 from tests.conftest import CONF, Compose
 
@@ -94,8 +95,9 @@ def test_a_baselines_run_leaves_what_a_networks_does(runs: dict[str, Path], two_
         "model",
     } == {path.name for path in runs[name].iterdir() if not path.name.startswith(".")}
     own, networks = metrics_of(runs[name]), metrics_of(two_stage_run)
-    terms = {key for key in networks if "/loss/" in key}
-    assert networks.keys() - own.keys() == terms
+    of_training = {key for key in networks if "/loss/" in key or key.startswith(("steps/", "batch_size/"))}
+    assert networks.keys() - own.keys() == {*of_training, "chosen_stage"}
+    assert own["refit"] is ("refit=true" in KINDS[name])
     assert all(key.startswith("baseline") for key in own.keys() - networks.keys())
     table = pd.read_csv(runs[name] / "predictions.csv")
     assert list(table) == list(pd.read_csv(two_stage_run / "predictions.csv"))
@@ -256,6 +258,10 @@ def test_a_run_that_was_interrupted_goes_on_and_ends_as_if_undisturbed(
         ("both", ["loss=focal", "stage=finetune", "optimizer=sgd", "head=server", "fusion=concat"], True),
         ("both", ["fusion=audio_only"], False),
         ("both", ["baseline.C=0.2"], False),
+        ("both", ["baseline.C=auto"], False),
+        ("both", ["encode.precision=auto"], True),
+        ("both", ["refit=false"], False),
+        ("both", ["augment=mixup"], True),
         ("both", ["data.fold=1"], False),
         ("egemaps", ["encoder.audio.hidden=32", "fusion=text_only", "loss=focal"], True),
         ("egemaps", ["baseline.gamma=0.1"], False),
@@ -277,11 +283,10 @@ def test_a_network_recorded_before_there_were_baselines_is_the_same_run(
     two_stage_run: Path, composed: Compose, slice_of_demo: list[str]
 ) -> None:
     assert "baseline" not in record_of(two_stage_run)
-    epochs = [f"stage.{name}.epochs=2" for name in ("transfer", "finetune")]
-    config = composed(*slice_of_demo, "loss=ce_center", "stage=two_stage", *epochs)
-    assert has_finished(config, RunDirectory(two_stage_run))
-    none = composed(*slice_of_demo, "loss=ce_center", "stage=two_stage", *epochs, "baseline=none")
-    assert has_finished(none, RunDirectory(two_stage_run))
+    stages = [*(f"stage.{name}.epochs=2" for name in ("transfer", "finetune")), "stage.finetune.keep=always"]
+    words = [*slice_of_demo, "loss=ce_center", "stage=two_stage", *stages]
+    assert has_finished(composed(*words), RunDirectory(two_stage_run))
+    assert has_finished(composed(*words, "baseline=none"), RunDirectory(two_stage_run))
 
 
 @pytest.mark.parametrize("name", ["both", "egemaps"])
@@ -317,6 +322,16 @@ def test_a_training_side_of_one_emotion_is_refused(tmp_path: Path, composed: Com
     pd.DataFrame({"id": whole.frame["id"], "split": sides}).to_csv(tmp_path / "split.csv", index=False)
     with pytest.raises(InputError, match="all that is trained on is anger"):
         run(composed(*words, *PROBE, f"data.split_file={tmp_path / 'split.csv'}"), tmp_path / "run")
+
+
+def test_a_baseline_is_done_by_one_process_however_many_train_a_network(
+    runs: dict[str, Path], tmp_path: Path, composed: Compose, words: list[str]
+) -> None:
+    several = [*words, *KINDS["both"], "trainer=ddp_cpu", "trainer.precision=32-true"]
+    assert processes(composed(*words, "trainer=ddp_cpu")) == 2
+    assert processes(composed(*several)) == 1
+    run(composed(*several), tmp_path / "run")
+    assert metrics_of(tmp_path / "run") == metrics_of(runs["both"])
 
 
 def test_a_baseline_is_not_looked_into(runs: dict[str, Path]) -> None:

@@ -249,11 +249,20 @@ def test_a_run_of_an_earlier_version_ends_with_its_last_stage(
         ([0.6, 0.7, 0.65], ["always", "better", "always"], 2),
     ],
 )
+@pytest.mark.parametrize(("monitor", "sign"), [("val/ua", 1), ("val/wa", 1), ("val/loss", -1)])
 def test_the_better_stage_is_chosen_and_of_equal_ones_the_earlier(
-    scores: list[float], keeps: list[str], expected: int
+    scores: list[float], keeps: list[str], expected: int, monitor: str, sign: int
 ) -> None:
-    stages = [Stage(**{**vars(STAGE), "number": place, "keep": keep}) for place, keep in enumerate(keeps)]
-    assert choose_stage(stages, scores) is stages[expected]
+    stages = [
+        Stage(**{**vars(STAGE), "number": place, "keep": keep, "monitor": monitor}) for place, keep in enumerate(keeps)
+    ]
+    assert choose_stage(stages, [sign * score for score in scores]) is stages[expected]
+
+
+def test_losses_that_differ_by_their_roundings_are_equal() -> None:
+    stages = [Stage(**{**vars(STAGE), "number": place, "keep": "better", "monitor": "val/loss"}) for place in (0, 1)]
+    assert choose_stage(stages, [40.0, 40.0 * (1 - ROUNDING / 2)]) is stages[0]
+    assert choose_stage(stages, [40.0, 40.0 * (1 - ROUNDING * 2)]) is stages[1]
 
 
 @pytest.mark.parametrize("name", ["3m_ser", "4m_ser", "server", "memocmt"])

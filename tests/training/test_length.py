@@ -129,6 +129,7 @@ def test_published_stages_hang_on_no_default_of_length_or_selection(name: str, c
         (["ema=0"], r"stage\.transfer\.ema=0: expected a decay between 0 and 1, or null"),
         (["monitor=val/f1"], r"stage\.transfer\.monitor=val/f1: expected one of val/ua, val/wa, val/loss"),
         (["select=first"], r"stage\.transfer\.select=first: expected best or last"),
+        (["keep=best"], r"stage\.transfer\.keep=best: expected better or always"),
         (["smooth=null"], r"stage\.transfer\.smooth=None: expected a whole number, 1 or more"),
     ],
 )
@@ -136,3 +137,23 @@ def test_what_contradicts_or_is_no_value_is_one_line(words: list[str], message: 
     with pytest.raises(InputError, match=message) as caught:
         read(composed("stage=transfer", *(f"stage.transfer.{word}" for word in words)))
     assert len(str(caught.value).splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "is_refused"),
+    [
+        (["transfer.monitor=val/loss"], True),
+        (["finetune.monitor=val/wa"], True),
+        (["transfer.monitor=val/loss", "finetune.monitor=val/loss"], False),
+        (["transfer.monitor=val/loss", "finetune.keep=always"], False),
+        (["transfer.keep=better"], False),  # nothing is before it
+        (["finetune.smooth=3", "finetune.select=last", "finetune.ema=0.9"], False),
+    ],
+)
+def test_stages_are_compared_by_one_score(words: list[str], is_refused: bool, composed: Compose) -> None:
+    config = composed("stage=two_stage", *(f"stage.{word}" for word in words))
+    if is_refused:
+        with pytest.raises(InputError, match=r"stage\.finetune\.keep=better: .* Give both the same `monitor`, or "):
+            read(config)
+    else:
+        assert len(read(config)) == 2

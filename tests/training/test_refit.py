@@ -20,13 +20,14 @@ from fourm_ser.runs import evaluation, results
 from fourm_ser.runs.collect import read_run
 from fourm_ser.runs.directory import RunDirectory
 from fourm_ser.runs.finished import OpenRun
-from fourm_ser.training.experiment import resume, run
+from fourm_ser.training.experiment import Experiment, resume, run
 from fourm_ser.training.loggers import EpochTable
 from tests.conftest import CONF, Compose
 
 STAGE = [f"stage.transfer.{word}" for word in ("epochs=null", "steps=12", "batch_size=auto", "ema=0.8", "smooth=2")]
 WORDS = ["stage=two_stage", "stage.finetune.epochs=2", "stage.finetune.keep=always", *STAGE]
 WORDS = [*WORDS, "stage.transfer.monitor=val/loss", "loss=ce_center"]
+AUGMENT = ["augment=waveform", "augment.copies=1", "augment.seed=77", "augment.mixup=0.4", "augment.spec.feature=0.2"]
 STAGES = ("0-transfer", "1-finetune")
 
 
@@ -54,7 +55,9 @@ def read_metrics(run_dir: Path) -> dict[str, Any]:
 
 @pytest.fixture(scope="module")
 def config(composed: Compose, slice_of_demo: list[str]) -> DictConfig:
-    return composed(*slice_of_demo, "data.utterances=100", *WORDS, "refit=true", "loss.terms.ce.class_weights=balanced")
+    return composed(
+        *slice_of_demo, "data.utterances=100", *WORDS, *AUGMENT, "refit=true", "loss.terms.ce.class_weights=balanced"
+    )
 
 
 @pytest.fixture(scope="module")
@@ -94,6 +97,24 @@ def test_a_stage_is_judged_by_the_mean_of_its_last_scores(finished: Path) -> Non
     expected = table["val/loss"].rolling(2, min_periods=1).mean()
     assert table["val/score"].tolist() == pytest.approx(expected.tolist(), rel=1e-5)
     assert stage.read_best()["epoch"] == table["val/score"].idxmin()
+
+
+def test_a_stages_score_is_that_of_the_weights_that_it_ends_with(finished: Path) -> None:
+    directory = RunDirectory(finished)
+    scores = [pd.read_csv(directory.stage(0, "transfer").epochs)["val/score"].min()]
+    scores.append(pd.read_csv(directory.stage(1, "finetune").epochs)["val/ua"].max())
+    found = [directory.stage(number, name).read_score() for number, name in enumerate(("transfer", "finetune"))]
+    assert found == pytest.approx(scores, rel=1e-5)
+
+
+def test_those_who_validated_are_heard_in_all_versions_once_they_are_trained_on(finished: Path) -> None:
+    sides = RunDirectory(finished).read_corpus()
+    assert sides is not None
+    copies = int(sides["side"].isin(["train", "val"]).sum())
+    assert read_metrics(finished)["encoded/audio"] in (
+        copies,
+        copies + len(sides),
+    )  # another test may have stored the rest
 
 
 def test_validation_figures_are_of_the_first_pass_and_the_model_is_the_refit(
@@ -194,3 +215,62 @@ def test_a_refit_has_no_validation_that_a_plateau_could_follow(
     config = composed(*slice_of_demo, "refit=true", "scheduler@stage.finetune.scheduler=plateau")
     with pytest.raises(InputError, match=r"refit=true: the scheduler of stage\.finetune is plateau"):
         run(config, tmp_path)
+
+
+def test_of_two_stages_those_up_to_the_better_one_are_refitted(
+    tmp_path: Path, composed: Compose, slice_of_demo: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stages = ["stage=two_stage", "stage.transfer.epochs=2", "stage.finetune.epochs=2", "stage.finetune.ema=0.5"]
+    nothing = [
+        "optimizer@stage.finetune.optimizer=sgd",
+        "stage.finetune.optimizer.lr=0",
+    ]  # equal: the earlier is better
+    unmoved = "stage.finetune.encoder_learning_rate=1e-30"
+    words = [*slice_of_demo, "data.utterances=60", *stages, *nothing, unmoved]
+    for name in ("transfer", "finetune"):
+        words += [f"stage.{name}.monitor=val/loss", f"stage.{name}.batch_size=auto"]
+    config = composed(*words, "refit=true")
+    metrics = run(config, tmp_path / "run")
+    directory = RunDirectory(tmp_path / "run")
+    assert metrics["chosen_stage"] == "transfer"
+    assert [path.name for path in (tmp_path / "run" / "refit").iterdir()] == ["0-transfer"]
+    assert directory.chosen_stage.path == tmp_path / "run" / "refit" / "0-transfer"
+    assert metrics.keys() >= {"steps/transfer", "steps/finetune", "steps/refit/transfer"}
+    assert "steps/refit/finetune" not in metrics
+    table = pd.read_csv(directory.stage(0, "transfer").epochs)
+    assert metrics["val/loss"] == pytest.approx(table["val/loss"].min(), abs=1e-5)
+    kept = directory.chosen_stage.read_weights("network")
+    model = load_file(directory.model / "model.safetensors")
+    assert all(torch.equal(model[name], kept[name]) for name in model if name in kept)
+    assert not any(".stem." in name for name in model)
+    found = evaluate(f"run={tmp_path / 'run'}", f"output={tmp_path / 'test'}")
+    assert {name: found[name] for name in ("test/ua", "test/loss")} == {
+        name: metrics[name] for name in ("test/ua", "test/loss")
+    }
+    assert [snapshot.name for snapshot in OpenRun(tmp_path / "run").snapshots()] == [
+        "before training",
+        "after transfer",
+    ]
+
+    def die(*arguments: Any) -> None:
+        raise DiedError
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Experiment, "_finish", die)
+        with pytest.raises(DiedError):
+            run(config, tmp_path / "again")
+    assert lasting(resume(tmp_path / "again")) == lasting(metrics)
+
+
+@pytest.mark.parametrize("select", ["best", "last"])
+def test_with_the_last_weights_the_score_is_theirs(
+    select: str, tmp_path: Path, composed: Compose, slice_of_demo: list[str]
+) -> None:
+    words = [*slice_of_demo, "data.utterances=60", "stage=transfer", "scheduler=constant", "optimizer.lr=0.05"]
+    words += [f"stage.transfer.{word}" for word in ("epochs=4", f"select={select}", "monitor=val/loss", "ema=0.5")]
+    run(composed(*words), tmp_path)
+    folder = RunDirectory(tmp_path).stage(0, "transfer")
+    scores = pd.read_csv(folder.epochs)["val/loss"]
+    expected = scores.min() if select == "best" else scores.iloc[-1]
+    assert folder.read_score() == pytest.approx(expected, rel=1e-5)
+    assert read_metrics(tmp_path)["val/loss"] == pytest.approx(expected, abs=1e-4)
