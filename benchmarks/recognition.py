@@ -30,11 +30,7 @@ ARMS = {
     "text": ["encoder=minilm_whisper_base", "fusion=text_only"],
     "both": ["encoder=minilm_whisper_base"],
 }
-PROBES = {  # each the best of its kind that is known beforehand, with the strength it is usually given
-    "audio": ["baseline.layer=3", "baseline.C=0.01"],
-    "text": ["baseline.C=0.1"],
-    "both": ["baseline.layer=3", "baseline.C=0.01"],
-}
+PROBES = {"audio": ["baseline.C=0.01"], "text": ["baseline.C=0.1"], "both": ["baseline.C=0.01"]}
 FOUR = "anger,happiness,sadness,neutral"
 
 
@@ -94,7 +90,9 @@ def sweep(corpus: Corpus, arm: str, folder: Path, manifest: Path, weights: Path,
     ]
     log = folder.with_suffix(".log")
     with log.open("w", encoding="utf-8") as written:
-        done = subprocess.run(command, stdout=written, stderr=subprocess.STDOUT, env={**os.environ, "HF_HUB_OFFLINE": "1"})
+        done = subprocess.run(
+            command, stdout=written, stderr=subprocess.STDOUT, env={**os.environ, "HF_HUB_OFFLINE": "1"}
+        )
     if done.returncode:
         sys.exit(f"error: {corpus.name}, {arm}: a run failed: see {log}")
     return sorted(path.parent for path in folder.glob("*/metrics.json"))

@@ -23,6 +23,7 @@ OTHERS = {
     "stage": "two_stage",
     "optimizer": "adamw",
     "scheduler": "cosine",
+    "augment": "spec",
     "trainer": "cpu",
     "logger": "wandb",
 }

@@ -2,15 +2,16 @@
 
 import math
 
-SHARE, LEAST, MOST = 20, 16, 64  # of `auto_batch_size`; conf/stage says them, too
+SHARE, LEAST, MOST = 40, 32, 128  # of `auto_batch_size`; conf/stage says them, too
 
 
 def auto_batch_size(utterances: int) -> int:
-    """The batch size that `auto` means: the power of two nearest to a twentieth of the training side, from 16 to 64.
+    """The batch size that `auto` means: the power of two nearest to a fortieth of the training side, from 32 to 128.
 
-    An epoch is then about twenty steps where that is possible: enough for a validation to say something new, few enough
-    that it comes often. Smaller batches than 16 leave classes out and cost a step for little, and beyond 64 a step
-    takes longer while it learns no more. It is a function of the corpus alone, so that the same config gives the same.
+    An epoch is then about forty steps where that is possible: enough for a validation to say something new, few enough
+    that it comes often. Smaller batches than 32 leave classes out and cost a step for little, and beyond 128 a step
+    takes longer while it learns little more. It is a function of the corpus alone, so that the same config gives the
+    same.
 
     Args:
         utterances: how many there are on the training side.

@@ -181,7 +181,14 @@ def test_a_run_killed_in_each_stage_ends_as_if_undisturbed(
 def test_it_is_found_by_itself_and_workers_read_ahead_of_it(
     device: torch.device, configure: Callable[..., DictConfig], pretend: Pretend, tmp_path: Path
 ) -> None:
-    words = ["trainer.accelerator=auto", "data.workers=1", "fusion=audio_attention", "stage=finetune", SHORT[2], SHORT[3]]
+    words = [
+        "trainer.accelerator=auto",
+        "data.workers=1",
+        "fusion=audio_attention",
+        "stage=finetune",
+        SHORT[2],
+        SHORT[3],
+    ]
     config = configure("gpu", "32-true", *words)
     for key in ("trainer.precision", "encode.precision"):
         OmegaConf.update(config, key, "auto")

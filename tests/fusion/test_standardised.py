@@ -32,7 +32,9 @@ def by_numpy(frames: np.ndarray, wanted: Sequence[str]) -> np.ndarray:
 
 @pytest.mark.parametrize("modalities", [("text", "audio"), ("audio", "text"), ("audio",), ("text",)])
 @pytest.mark.parametrize("audio", [["mean"], ["deviation"], ["deviation", "mean"], ["mean", "deviation"]])
-def test_each_row_s_own_frames_standardised_by_what_training_showed(modalities: Sequence[str], audio: list[str]) -> None:
+def test_each_row_s_own_frames_standardised_by_what_training_showed(
+    modalities: Sequence[str], audio: list[str]
+) -> None:
     fusion = build(modalities, audio=audio)
     given = {"text": TEXTS, "audio": AUDIOS}
     wanted = {"text": ["mean"], "audio": audio}

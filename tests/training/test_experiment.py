@@ -624,7 +624,10 @@ def test_mixed_precision_trains_on_a_cpu(tmp_path: Path, composed: Compose, slic
     [
         (["fusion.heads=7"], r"fusion\.heads=7: does not divide .*Expected one of 1, 2, 4"),
         (["encoder=bert_vggish", "encoder.weights=random", "fusion.heads=5"], r"fusion\.heads=5: does not divide"),
-        (["loss=ce_center", "loss.terms.center.on=[audio]", "fusion=text_attention"], r"loss\.terms\.center\.on=\[audio\]"),
+        (
+            ["loss=ce_center", "loss.terms.center.on=[audio]", "fusion=text_attention"],
+            r"loss\.terms\.center\.on=\[audio\]",
+        ),
         (["loss.class_weights=[1,2,3]"], r"loss\.class_weights=\[1, 2, 3\]: expected 4 numbers"),
         (["loss=center"], "trains no classifier"),
         (["head.layers=[0]"], r"head\.layers\[0\]=0: expected a whole number from 1"),
