@@ -1,4 +1,6 @@
-"""What the defaults recognise on real recordings, beside a linear probe: python -m benchmarks.recognition WEIGHTS DATA OUT.
+"""What the defaults recognise on real recordings, beside a linear probe.
+
+python -m benchmarks.recognition WEIGHTS DATA OUT [--seeds 0 1 2] [--corpora ased emodb ravdess paired]
 
 WEIGHTS holds the checkpoints `whisper-base` and `minilm` (all-MiniLM-L6-v2) as Hugging Face folders, DATA the corpora
 `ased`, `emodb` and `ravdess`, each with a `manifest.csv`, ravdess also with a `manifest_paired.csv`: four of its

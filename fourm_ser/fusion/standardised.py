@@ -15,7 +15,7 @@ STATISTICS = ("mean", "deviation")
 
 
 class StandardisedFusion(Fusion):
-    """By modality the mean, or mean and standard deviation, of its own frames; standardised and projected, all together.
+    """By modality the mean, or mean and standard deviation, of its own frames; standardised, then projected together.
 
     The statistics are those of x-vectors (Snyder et al. 2018). Standardised (see `RunningScale`) they are what a linear
     probe reads: no feature weighs more for being large, as some of a transformer's are by two orders of magnitude. The

@@ -82,6 +82,7 @@ def test_words_that_are_none_are_refused(modalities: list[str], statistics: dict
 
 @pytest.mark.parametrize(("key", "value"), [("dim", 0), ("dim", 1.5), ("dropout", 1.0), ("dropout", -0.1)])
 def test_numbers_out_of_range_are_refused(key: str, value: Any) -> None:
+    statistics = {modality: list(STATISTICS) for modality in BOTH}
     arguments: dict[str, Any] = {"dim": 3, "dropout": 0.5, key: value}
     with pytest.raises(InputError, match=rf"fusion\.{key}={value}"):
-        StandardisedFusion(dims=DIMS, modalities=BOTH, statistics=dict.fromkeys(BOTH, list(STATISTICS)), **arguments)
+        StandardisedFusion(dims=DIMS, modalities=BOTH, statistics=statistics, **arguments)
