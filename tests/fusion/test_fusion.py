@@ -57,7 +57,8 @@ FUSIONS: dict[str, tuple[type[Fusion], dict[str, Any]]] = {
     "text_only": (UnimodalFusion, {**SELF, "modalities": ["text"], "pool": "mean"}),
     "audio_only": (UnimodalFusion, {**SELF, "modalities": ["audio"], "pool": "max"}),
     "audio_only-sum": (UnimodalFusion, {**SELF, "modalities": ["audio"], "pool": "sum"}),  # grows with the length
-    "statistics": (StatisticsFusion, {"modalities": ["audio"], "weight": -1}),
+    "statistics": (StatisticsFusion, {"modalities": ["audio"], "weight": -1, "slopes": False, "noise": 0.0}),
+    "statistics-slopes": (StatisticsFusion, {"modalities": ["audio"], "weight": -1, "slopes": True, "noise": 0.5}),
     "attentive_statistics": (AttentiveStatisticsFusion, {"modalities": BOTH, "hidden": 6}),
     "attentive_statistics-audio": (AttentiveStatisticsFusion, {"modalities": ["audio"], "hidden": 6}),
 }
