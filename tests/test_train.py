@@ -114,7 +114,7 @@ def test_every_half_of_a_pair_composes(modality: str, composed: Compose) -> None
 
 
 def test_a_pair_is_what_its_name_says(composed: Compose) -> None:
-    alone = {"prosody_cnn", "whisper_base"}  # for audio alone
+    alone = {"descriptors", "prosody_cnn", "whisper_base"}  # for audio alone
     pairs = {path.stem for path in (REPOSITORY / "conf" / "encoder").glob("*_*.yaml")} - alone
     study = {f"{text}_{audio}" for text in ("bert", "roberta") for audio in ("vggish", "hubert", "wav2vec", "wavlm")}
     assert study <= pairs

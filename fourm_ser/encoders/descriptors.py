@@ -56,8 +56,8 @@ class DescriptorFrames:
     harmonics-to-noise ratio, loudness, spectral flux, alpha ratio, Hammarberg index, slopes, differences of harmonics,
     cepstra, and where openSMILE measures single periods or roots of polynomials, measures of frames in their place:
 
-    - `pitch`: semitones over 27.5 Hz, where the autocorrelation divided by its window's is highest (Boersma 1993), looked
-      for once more near the quartiles of the clearly voiced frames (De Looze and Hirst 2008), which mends octaves.
+    - `pitch`: semitones over 27.5 Hz, where the autocorrelation divided by its window's is highest (Boersma 1993),
+      looked for once more near the quartiles of the clearly voiced frames (De Looze and Hirst 2008), which mends octaves.
     - `harmonics_to_noise`: 10 log10(r / (1 - r)) of that height r.
     - `loudness`: logarithm of the sum over 26 mel bands of power ** 0.33; `flux`: how far these bands move in a frame;
       `loudness_peak`: 1 where the smoothed sum has a peak above a quarter of its highest.
@@ -149,7 +149,7 @@ class DescriptorFrames:
         return torch.fft.irfft(power)[..., : self.longest + 2]
 
     def _periods(self, power: Tensor) -> tuple[Tensor, Tensor]:
-        """Power spectra of the long windows -> periods in samples (time,), how well frames repeat themselves (time,)."""
+        """Power spectra of the long windows -> periods in samples, and how well frames repeat themselves, both (time,)."""
         own = self._correlation(power)
         # A floor under the energy: what is all but silent has no voice.
         alike = own / (own[:, :1] + 1e-4) / self.window_correlation

@@ -79,7 +79,9 @@ def test_a_frame_is_what_plain_loops_make_of_it() -> None:
     for band in range(26):
         left, top, right = edges[band : band + 3]
         for place, value in enumerate(power):
-            bands[band] += max(0.0, min((hertz[place] - left) / (top - left), (right - hertz[place]) / (right - top))) * value
+            bands[band] += (
+                max(0.0, min((hertz[place] - left) / (top - left), (right - hertz[place]) / (right - top))) * value
+            )
     expected["loudness"] = math.log(sum((value + 1e-9) ** 0.33 for value in bands))
     for number in range(1, 13):
         cosines = [math.cos(math.pi * number * (band + 0.5) / 26) * math.sqrt(2 / 26) for band in range(26)]
