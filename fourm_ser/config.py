@@ -155,9 +155,6 @@ def _upgrade(node: MutableMapping[Any, Any], keys: list[Any]) -> None:
     for before, now in MOVED.items():
         if target.startswith(before):
             node["_target_"] = target = now + target.removeprefix(before)
-    if target == "fourm_ser.fusion.statistics.StatisticsFusion":
-        node.setdefault("slopes", False)
-        node.setdefault("noise", 0.0)
     frontend, numbers = FRONTENDS.get(target, ("", ""))
     if "frontend" not in node and any(name in node for name in numbers.split()):
         nested = {name: node.pop(name) for name in numbers.split() if name in node}

@@ -76,7 +76,6 @@ def test_a_record_of_an_earlier_version_becomes_what_this_one_records(as_config:
         },
         "head": {"_target_": "fourm_ser.network.Head"},
         "stage": {"transfer": {"scheduler": cosine("fourm_ser.schedules")}},
-        "fusion": {"_target_": "fourm_ser.fusion.statistics.StatisticsFusion", "weight": -1},
         "logger": {"csv": {"_target_": "fourm_ser.loggers.CSV"}},
         "own": [{"_target_": "mine.network.Head"}, cosine("fourm_ser.schedules")],
     }
@@ -94,12 +93,6 @@ def test_a_record_of_an_earlier_version_becomes_what_this_one_records(as_config:
         },
         "head": {"_target_": "fourm_ser.models.network.Head"},
         "stage": {"transfer": {"scheduler": cosine("fourm_ser.training.schedules")}},
-        "fusion": {
-            "_target_": "fourm_ser.fusion.statistics.StatisticsFusion",
-            "weight": -1,
-            "slopes": False,
-            "noise": 0.0,
-        },
         "logger": {"csv": {"_target_": "fourm_ser.training.loggers.CSV"}},
         "own": [{"_target_": "mine.network.Head"}, cosine("fourm_ser.training.schedules")],
     }

@@ -18,31 +18,39 @@ from fourm_ser.errors import InputError
 
 NAMES = (
     "pitch",
+    "voicing",
     "harmonics_to_noise",
+    "level",
     "loudness",
+    "loudness_sum",
+    "loudness_peak",
     "flux",
+    "shape_flux",
     "alpha_ratio",
     "hammarberg",
     "slope_low",
+    "slope_middle",
     "slope_high",
     "centroid",
     "spread",
     "entropy",
     "h1_h2",
+    "h1_a1",
     "h1_a3",
+    "a1_a2",
     "formant_1",
     "formant_2",
     "formant_3",
     "jitter",
     "shimmer",
-    "loudness_peak",
-    *(f"mfcc_{number}" for number in range(1, 13)),
+    *(f"mfcc_{number}" for number in range(13)),
     "voiced",
 )
 """The descriptors in their order; the last one, from 0 to 1, is whether the frame is voiced."""
 
 QUIET = 1e-7  # under the power of a bin, about -70 dB of a full tone's: digital silence has no logarithm
 FORMANTS = ((200.0, 1000.0), (1000.0, 2500.0), (2500.0, 4000.0))  # Hz: where the first three lie, of men and women
+AMPLITUDES = ((300.0, 1000.0), (1000.0, 2000.0), (2000.0, 3500.0))  # Hz: where their strongest harmonics are
 
 
 def decibels(power: Tensor) -> Tensor:
@@ -57,17 +65,19 @@ class DescriptorFrames:
     cepstra, and where openSMILE measures single periods or roots of polynomials, measures of frames in their place:
 
     - `pitch`: semitones over 27.5 Hz, where the autocorrelation divided by its window's is highest (Boersma 1993),
-      looked for once more near the quartiles of the clearly voiced frames (De Looze and Hirst 2008), which mends octaves.
-    - `harmonics_to_noise`: 10 log10(r / (1 - r)) of that height r.
-    - `loudness`: logarithm of the sum over 26 mel bands of power ** 0.33; `flux`: how far these bands move in a frame;
-      `loudness_peak`: 1 where the smoothed sum has a peak above a quarter of its highest.
+      looked for once more near the quartiles of clearly voiced frames (De Looze and Hirst 2008), which mends octaves.
+    - `voicing`: that height r; `harmonics_to_noise`: 10 log10(r / (1 - r)).
+    - `level`: dB of the power; `loudness_sum`: the sum over 26 mel bands of power ** 0.33; `loudness`: its logarithm;
+      `loudness_peak`: 1 where the smoothed sum has a peak above a quarter of its highest. `flux`: how far these bands
+      move in a frame; `shape_flux`: how far their shares of the sum do.
     - `alpha_ratio`: dB of 50-1000 Hz over 1-5 kHz; `hammarberg`: of the strongest bin below 2 kHz over that of 2-5 kHz.
-    - `slope_low`, `slope_high`: dB a kHz over 0-500 Hz and 500-1500 Hz.
+    - `slope_low`, `slope_middle`, `slope_high`: dB a kHz over 0-500 Hz, 500-1500 Hz and 1-5 kHz.
     - `centroid`, `spread` (kHz) and `entropy` of the power spectrum.
-    - `h1_h2`, `h1_a3`: dB of the first harmonic over the second, and over the strongest bin of 2-3.5 kHz.
+    - `h1_h2`, `h1_a1`, `h1_a3`, `a1_a2`: dB of the first harmonic (h1) over the second, and of the strongest bins of
+      0.3-1 kHz (a1), 1-2 kHz (a2) and 2-3.5 kHz (a3).
     - `formant_1` to `formant_3`: centroids in kHz of the bands `FORMANTS`.
     - `jitter`: percent by which the period differs from the frame's before; `shimmer`: dB by which the level does.
-    - `mfcc_1` to `mfcc_12`: liftered cepstra of the mel bands.
+    - `mfcc_0` to `mfcc_12`: liftered cepstra of the mel bands.
 
     Args:
         trim: The ends that are so many dB below the loudest 32 ms are left out; None to keep them.
@@ -105,24 +115,27 @@ class DescriptorFrames:
         self.filters = torchaudio.functional.melscale_fbanks(
             len(self.hertz), self.LOW, self.HIGH, self.MELS, SAMPLE_RATE, norm=None, mel_scale="htk"
         )
-        self.cosines = liftered_cosines(self.MELS, 13)[:, 1:]
+        self.cosines = liftered_cosines(self.MELS, 13)
 
     def __call__(self, raw: np.ndarray) -> Inputs:
         """A waveform [samples] at 16 kHz -> `frames` [time, descriptors], as `NAMES` has them."""
         samples = padded(raw[slice(*loud_ends(raw, self.trim))], self.PITCH_WINDOW)
         long = samples.unfold(0, self.PITCH_WINDOW, self.HOP)
+        even = long - long.mean(1, keepdim=True)  # an offset repeats itself at every lag
         margin = (self.PITCH_WINDOW - self.WINDOW) // 2  # frames of both lengths have the same middles
         short = long[:, margin : margin + self.WINDOW]
         power = torch.fft.rfft(short * self.window, self.FFT).abs().square()
-        harmonics = torch.fft.rfft(long * self.pitch_window, self.PITCH_FFT).abs().square()
+        harmonics = torch.fft.rfft(even * self.pitch_window, self.PITCH_FFT).abs().square()
         lags, height = self._periods(harmonics)
         level = decibels(power.sum(1) + 1e-6)
         voiced = ((height - 0.4) / 0.2).clamp(0, 1) * (level > level.max() - self.DYNAMICS)
         own = {
             "pitch": 12 * torch.log2(SAMPLE_RATE / 27.5 / lags),
+            "voicing": height,
             "harmonics_to_noise": decibels(height / (1 - height) + 1e-3),
             "jitter": 100 * (moves(lags).abs() / lags).clamp(max=0.2),
             "shimmer": moves(level).abs().clamp(max=20.0),
+            "level": level,
             "voiced": voiced,
             **self._bands(power),
             **self._spectrum(power + QUIET),
@@ -149,7 +162,7 @@ class DescriptorFrames:
         return torch.fft.irfft(power)[..., : self.longest + 2]
 
     def _periods(self, power: Tensor) -> tuple[Tensor, Tensor]:
-        """Power spectra of the long windows -> periods in samples, and how well frames repeat themselves, both (time,)."""
+        """Power spectra of the long windows -> periods in samples, and how well frames repeat themselves there."""
         own = self._correlation(power)
         # A floor under the energy: what is all but silent has no voice.
         alike = own / (own[:, :1] + 1e-4) / self.window_correlation
@@ -177,9 +190,11 @@ class DescriptorFrames:
         cepstra = torch.log(mel + 1e-6) @ self.cosines
         return {
             "loudness": loudness.clamp(min=1e-3).log(),
-            "flux": moves(heard).square().sum(1).sqrt(),
+            "loudness_sum": loudness,
             "loudness_peak": peaks(loudness),
-            **{f"mfcc_{number}": cepstra[:, number - 1] for number in range(1, 13)},
+            "flux": moves(heard).square().sum(1).sqrt(),
+            "shape_flux": moves(heard / (loudness[:, None] + 1e-3)).square().sum(1).sqrt(),
+            **{f"mfcc_{number}": cepstra[:, number] for number in range(13)},
         }
 
     def _spectrum(self, power: Tensor) -> dict[str, Tensor]:
@@ -205,7 +220,8 @@ class DescriptorFrames:
             "alpha_ratio": decibels(power[:, between(50, 1000)].sum(1) / power[:, between(1000, 5000)].sum(1)),
             "hammarberg": level[:, between(0, 2000)].amax(1) - level[:, between(2000, 5000)].amax(1),
             "slope_low": slope(0, 500),
-            "slope_high": slope(500, 1500),
+            "slope_middle": slope(500, 1500),
+            "slope_high": slope(1000, 5000),
             "centroid": centroid,
             "spread": spread,
             "entropy": -(share * share.log()).sum(1),
@@ -220,8 +236,9 @@ class DescriptorFrames:
             return decibels(torch.cat([power.gather(1, place + step) for step in (-1, 0, 1)], dim=1).amax(1))
 
         first = at(pitch)
-        third_formant = (self.fine > 2000) & (self.fine < 3500)
-        return {"h1_h2": first - at(2 * pitch), "h1_a3": first - decibels(power[:, third_formant].amax(1))}
+        near = [(self.fine > low) & (self.fine < high) for low, high in AMPLITUDES]
+        one, two, three = (decibels(power[:, part].amax(1)) for part in near)
+        return {"h1_h2": first - at(2 * pitch), "h1_a1": first - one, "h1_a3": first - three, "a1_a2": one - two}
 
 
 def moves(values: Tensor) -> Tensor:

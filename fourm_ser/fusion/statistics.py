@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from fourm_ser.checks import check_number, check_switch
 from fourm_ser.distributed import gather_rows
 from fourm_ser.encoders.base import Features
 from fourm_ser.errors import InputError
@@ -49,35 +48,27 @@ class StatisticsFusion(Fusion):
     """Mean, standard deviation and mean step of one modality's features over its own frames, standardised.
 
     Mean and deviation are the statistics pooling of x-vectors (Snyder et al. 2018). The step is the mean absolute
-    difference of one frame from the next, which tells how fast the features move; 0 where there is one frame. The means
-    of rising and of falling steps are among the functionals of eGeMAPS (Eyben et al. 2016).
+    difference of one frame from the next, which tells how fast the features move; 0 where there is one frame.
 
     Args:
         dims: width of each modality's features.
         modalities: the one modality, `[text]` or `[audio]`.
         weight: the feature, from 0 to 1, that says how much a frame counts in a second mean and deviation; -1 is the
-            last one (of `prosody_cnn` and `descriptors`: whether the frame is voiced). None for no second ones.
-        slopes: whether the means of rising and of falling steps are told, each step weighing as the lighter of its two
-            frames does.
-        noise: deviation of the noise that training adds to the standardised statistics; 0 for none.
+            last one (of `prosody_cnn`: whether the frame is voiced). None for no second ones.
 
     Raises:
-        InputError: not one modality, a feature that there is not, a `slopes` that is no switch, a negative noise.
+        InputError: not one modality, a feature that there is not.
     """
 
-    def __init__(
-        self, dims: Mapping[str, int], modalities: Sequence[str], weight: int | None, *, slopes: bool, noise: float
-    ) -> None:
+    def __init__(self, dims: Mapping[str, int], modalities: Sequence[str], weight: int | None) -> None:
         super().__init__()
-        check_switch("fusion.slopes", slopes)
-        check_number("fusion.noise", noise, "a deviation, 0 or more")
         self.modalities = check_modalities(modalities, 1)
         width = dims[self.modalities[0]]
         self.widths = {self.modalities[0]: width}
         if weight is not None and not -width <= weight < width:
             raise InputError(f"fusion.weight={weight}: expected one of the {width} features, from 0 or -1, or null.")
-        self.weight, self.slopes, self.noise = weight, slopes, noise
-        self.dim = (3 + 2 * (weight is not None) + 2 * slopes) * width
+        self.weight = weight
+        self.dim = (3 if weight is None else 5) * width
         self.scale = RunningScale(self.dim)
 
     def forward(self, text: Features | None, audio: Features | None, return_attention: bool = False) -> FusionOutput:
@@ -89,13 +80,8 @@ class StatisticsFusion(Fusion):
             features = sequence.features.float().masked_fill(own == 0, 0.0)  # padding may hold anything
             parts = [*moments(features, own), mean_step(features, sequence.mask)]
             if self.weight is not None:
-                own = own * features[..., self.weight, None].clamp(0, 1)
-                parts += moments(features, own)
-            if self.slopes:
-                parts += mean_slopes(features, own)
+                parts += moments(features, own * features[..., self.weight, None].clamp(0, 1))
             embedding = self.scale(torch.cat(parts, dim=-1))
-            if self.training and self.noise:
-                embedding = embedding + self.noise * torch.randn_like(embedding)
         return FusionOutput(embedding, text, audio, {})
 
 
@@ -115,15 +101,3 @@ def mean_step(features: Tensor, mask: Tensor) -> Tensor:
     both = (mask[:, 1:] & mask[:, :-1])[..., None]
     steps = (features[:, 1:] - features[:, :-1]).abs() * both
     return steps.sum(1) / both.sum(1).clamp(min=1)
-
-
-def mean_slopes(features: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
-    """Means of what features (batch, time, dim) rise by, and of what they fall by, from a frame to the next.
-
-    Both (batch, dim), from 0, a step weighing as the lighter of its frames does, by weights (batch, time, 1). Where no
-    step weighs anything both are nothing.
-    """
-    both = torch.minimum(weights[:, 1:], weights[:, :-1])
-    steps = (features[:, 1:] - features[:, :-1]) * both
-    total = both.sum(1).clamp(min=LEAST)
-    return steps.clamp(min=0).sum(1) / total, (-steps).clamp(min=0).sum(1) / total

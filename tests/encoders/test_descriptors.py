@@ -60,7 +60,9 @@ def test_a_frame_is_what_plain_loops_make_of_it() -> None:
         "alpha_ratio": 10 * math.log10(sum(power[chosen(50, 1000)]) / sum(power[chosen(1000, 5000)])),
         "hammarberg": strongest[0] - strongest[1],
         "slope_low": slope(0, 500),
-        "slope_high": slope(500, 1500),
+        "slope_middle": slope(500, 1500),
+        "slope_high": slope(1000, 5000),
+        "level": 10 * math.log10(sum(power)),
         "centroid": centroid,
         "spread": math.sqrt(sum(share * (hertz / 1000 - centroid) ** 2)),
         "entropy": -sum(part * math.log(part) for part in share),
@@ -70,6 +72,7 @@ def test_a_frame_is_what_plain_loops_make_of_it() -> None:
         "jitter": 0.0,
         "shimmer": 0.0,
         "flux": 0.0,
+        "shape_flux": 0.0,
         "loudness_peak": 0.0,
     }
     # The mel bands' triangles over Hz, HTK's scale.
@@ -83,6 +86,7 @@ def test_a_frame_is_what_plain_loops_make_of_it() -> None:
                 max(0.0, min((hertz[place] - left) / (top - left), (right - hertz[place]) / (right - top))) * value
             )
     expected["loudness"] = math.log(sum((value + 1e-9) ** 0.33 for value in bands))
+    expected["loudness_sum"] = math.exp(expected["loudness"])
     for number in range(1, 13):
         cosines = [math.cos(math.pi * number * (band + 0.5) / 26) * math.sqrt(2 / 26) for band in range(26)]
         lifter = (1 + 11 * math.sin(math.pi * number / 22)) / 12
@@ -102,7 +106,7 @@ def test_pitch_and_voicing_of_a_known_sound(pitch: float) -> None:
 
 
 def test_noise_and_silence_are_not_voiced() -> None:
-    noise = describe(np.random.default_rng(0).normal(0, 0.1, 16_000), trim=None)
+    noise = describe(np.random.default_rng(0).normal(0.3, 0.1, 16_000), trim=None)  # on an offset
     assert noise["voiced"].mean() < 0.05
     assert noise["harmonics_to_noise"].max() < 5
     assert describe(np.zeros(16_000), trim=None)["voiced"].max() == 0
@@ -130,7 +134,9 @@ def test_the_first_harmonics_are_told_apart() -> None:
     parts = [level * np.sin(2 * np.pi * hertz * time) for level, hertz in ((0.2, 200), (0.05, 400), (0.01, 2600))]
     found = describe(np.sum(parts, axis=0) + harmonics(200.0) * 1e-4)
     assert np.median(found["h1_h2"]) == pytest.approx(20 * math.log10(4), abs=0.3)
+    assert np.median(found["h1_a1"]) == pytest.approx(20 * math.log10(4), abs=0.3)
     assert np.median(found["h1_a3"]) == pytest.approx(20 * math.log10(20), abs=0.3)
+    assert np.median(found["a1_a2"]) > 30
 
 
 def test_a_voice_that_trembles_has_jitter_and_shimmer() -> None:

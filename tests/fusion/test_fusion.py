@@ -15,6 +15,7 @@ from fourm_ser.fusion.base import POOLS, Fusion, pool
 from fourm_ser.fusion.concat import ConcatFusion
 from fourm_ser.fusion.cross_attention import CrossAttentionFusion
 from fourm_ser.fusion.self_attention import SelfAttentionFusion
+from fourm_ser.fusion.split_statistics import SplitStatisticsFusion
 from fourm_ser.fusion.statistics import StatisticsFusion
 from fourm_ser.fusion.unimodal import UnimodalFusion
 from fourm_ser.kernels.attention import attend
@@ -57,8 +58,8 @@ FUSIONS: dict[str, tuple[type[Fusion], dict[str, Any]]] = {
     "text_only": (UnimodalFusion, {**SELF, "modalities": ["text"], "pool": "mean"}),
     "audio_only": (UnimodalFusion, {**SELF, "modalities": ["audio"], "pool": "max"}),
     "audio_only-sum": (UnimodalFusion, {**SELF, "modalities": ["audio"], "pool": "sum"}),  # grows with the length
-    "statistics": (StatisticsFusion, {"modalities": ["audio"], "weight": -1, "slopes": False, "noise": 0.0}),
-    "statistics-slopes": (StatisticsFusion, {"modalities": ["audio"], "weight": -1, "slopes": True, "noise": 0.5}),
+    "statistics": (StatisticsFusion, {"modalities": ["audio"], "weight": -1}),
+    "split_statistics": (SplitStatisticsFusion, {"modalities": ["audio"], "weight": -1, "noise": 0.5}),
     "attentive_statistics": (AttentiveStatisticsFusion, {"modalities": BOTH, "hidden": 6}),
     "attentive_statistics-audio": (AttentiveStatisticsFusion, {"modalities": ["audio"], "hidden": 6}),
 }

@@ -18,54 +18,40 @@ def build_sequence(width: int, padding: float = 1e6) -> Features:
     return Features(torch.rand(3, 9, width).masked_fill(~mask[..., None], padding), mask)
 
 
-def build(modality: str, weight: int | None, slopes: bool = False, noise: float = 0.0) -> StatisticsFusion:
-    return StatisticsFusion(DIMS, [modality], weight, slopes=slopes, noise=noise)
-
-
-def by_numpy(own: np.ndarray, weight: int | None, slopes: bool) -> np.ndarray:
+def by_numpy(own: np.ndarray, weight: int | None) -> np.ndarray:
     """The statistics of one utterance's frames [time, width], before any scaling."""
     step = np.abs(np.diff(own, axis=0)).mean(axis=0) if len(own) > 1 else np.zeros(own.shape[1])
     parts = [own.mean(axis=0), np.sqrt(own.var(axis=0) + 1e-4), step]
-    share = np.ones(len(own)) if weight is None else own[:, weight]
     if weight is not None:
+        share = own[:, weight]
         mean = np.average(own, axis=0, weights=share)
         parts += [mean, np.sqrt(np.average((own - mean) ** 2, axis=0, weights=share) + 1e-4)]
-    if slopes:
-        rising, falling, total = np.zeros(own.shape[1]), np.zeros(own.shape[1]), 1e-9
-        for frame in range(1, len(own)):
-            both = min(share[frame - 1], share[frame])
-            rising += both * np.maximum(own[frame] - own[frame - 1], 0)
-            falling += both * np.maximum(own[frame - 1] - own[frame], 0)
-            total += both
-        parts += [rising / total, falling / total]
     return np.concatenate(parts)
 
 
-@pytest.mark.parametrize("slopes", [False, True])
 @pytest.mark.parametrize(
     ("modality", "weight", "padding"),
     [("text", None, 1e6), ("audio", -1, float("inf")), ("audio", 0, float("nan"))],
 )
-def test_statistics_of_each_row_s_own_frames(modality: str, weight: int | None, padding: float, slopes: bool) -> None:
+def test_statistics_of_each_row_s_own_frames(modality: str, weight: int | None, padding: float) -> None:
     sequence = build_sequence(DIMS[modality], padding)
-    fusion = build(modality, weight, slopes).eval()
+    fusion = StatisticsFusion(DIMS, [modality], weight).eval()
     output = fusion(**{"text": None, "audio": None, modality: sequence})
     assert fusion.modalities == (modality,)
     assert fusion.widths == {modality: DIMS[modality]}
     assert output.embedding.shape == (3, fusion.dim)
     for row, count in enumerate(LENGTHS):
         own = sequence.features[row, :count].double().numpy()
-        expected = by_numpy(own, weight, slopes) / np.sqrt(1 + 1e-4)  # the scale before any training
+        expected = by_numpy(own, weight) / np.sqrt(1 + 1e-4)  # the scale before any training
         np.testing.assert_allclose(output.embedding[row].numpy(), expected, atol=1e-5)
     assert output.attention == {}
 
 
-@pytest.mark.parametrize("slopes", [False, True])
-def test_frames_that_weigh_nothing_leave_finite_numbers(slopes: bool) -> None:
+def test_frames_that_weigh_nothing_leave_finite_numbers() -> None:
     features = torch.ones(2, 3, 3)
     features[..., -1] = 0.0
     features.requires_grad_()
-    fusion = build("audio", -1, slopes)
+    fusion = StatisticsFusion(DIMS, ["audio"], -1)
     embedding = fusion(None, Features(features, torch.ones(2, 3, dtype=torch.bool))).embedding
     (gradient,) = torch.autograd.grad(embedding.sum(), features)
     assert torch.isfinite(embedding).all()
@@ -75,11 +61,11 @@ def test_frames_that_weigh_nothing_leave_finite_numbers(slopes: bool) -> None:
 @pytest.mark.parametrize("training", [True, False])
 def test_a_neighbour_does_not_change_a_row(training: bool) -> None:
     sequence = build_sequence(3)
-    together = build("audio", -1, slopes=True).train(training)
+    together = StatisticsFusion(DIMS, ["audio"], -1).train(training)
     together.scale.batches.fill_(10**6)
     found = together.scale.mean.clone(), together(None, sequence).embedding
     for row, count in enumerate(LENGTHS):
-        alone = build("audio", -1, slopes=True).eval()
+        alone = StatisticsFusion(DIMS, ["audio"], -1).eval()
         alone.scale.load_state_dict(together.scale.state_dict())
         own = Features(sequence.features[row : row + 1, :count], sequence.mask[row : row + 1, :count])
         torch.testing.assert_close(alone(None, own).embedding[0], found[1][row], rtol=0, atol=1e-4)
@@ -105,34 +91,13 @@ def test_the_scale_follows_what_training_shows() -> None:
 
 
 def test_one_utterance_may_be_a_batch_of_its_own_in_training() -> None:
-    fusion = build("audio", None)
+    fusion = StatisticsFusion(DIMS, ["audio"], None)
     sequence = Features(torch.rand(1, 6, 3), torch.ones(1, 6, dtype=torch.bool))
     assert torch.isfinite(fusion(None, sequence).embedding).all()
 
 
-def test_noise_is_on_what_training_sees_alone_and_from_torch_s_generator() -> None:
-    sequence = build_sequence(3)
-    plain, noisy = build("audio", -1), build("audio", -1, noise=0.5)
-    state = plain.scale.state_dict()
-    for fusion in (plain, noisy):
-        fusion.scale.load_state_dict(state)
-    torch.manual_seed(1)
-    first = noisy(None, sequence).embedding - plain(None, sequence).embedding
-    assert first.std() == pytest.approx(0.5, rel=0.3)
-    for fusion in (plain, noisy):
-        fusion.scale.load_state_dict(state)
-    torch.manual_seed(1)
-    assert torch.equal(noisy(None, sequence).embedding - plain(None, sequence).embedding, first)
-    noisy.scale.load_state_dict(plain.scale.state_dict())
-    assert torch.equal(noisy.eval()(None, sequence).embedding, plain.eval()(None, sequence).embedding)
-
-
-def test_two_modalities_a_feature_that_is_not_there_and_no_noise_are_refused() -> None:
+def test_two_modalities_and_a_feature_that_is_not_there_are_refused() -> None:
     with pytest.raises(InputError, match=r"fusion\.modalities"):
-        StatisticsFusion(DIMS, ["text", "audio"], None, slopes=False, noise=0.0)
+        StatisticsFusion(DIMS, ["text", "audio"], None)
     with pytest.raises(InputError, match=r"fusion\.weight=3.*3 features"):
-        build("audio", 3)
-    with pytest.raises(InputError, match=r"fusion\.noise=-0\.1: expected a deviation"):
-        build("audio", None, noise=-0.1)
-    with pytest.raises(InputError, match=r"fusion\.slopes=up"):
-        build("audio", None, slopes="up")  # type: ignore[arg-type]
+        StatisticsFusion(DIMS, ["audio"], 3)
