@@ -5,7 +5,6 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from fourm_ser.checks import check_number
 from fourm_ser.encoders.base import Features
 from fourm_ser.errors import InputError
 from fourm_ser.fusion.base import Fusion, FusionOutput, check_modalities
@@ -24,21 +23,19 @@ class SplitStatisticsFusion(Fusion):
         modalities: the one modality, `[text]` or `[audio]`.
         weight: the feature, from 0 to 1, that says how much a frame is of the kind; -1 is the last one (of
             `descriptors` and `prosody_cnn`: whether it is voiced).
-        noise: deviation of the noise that training adds to the standardised functionals; 0 for none.
 
     Raises:
-        InputError: not one modality, a feature that there is not, a negative noise.
+        InputError: not one modality, a feature that there is not.
     """
 
-    def __init__(self, *, dims: Mapping[str, int], modalities: Sequence[str], weight: int, noise: float) -> None:
+    def __init__(self, *, dims: Mapping[str, int], modalities: Sequence[str], weight: int) -> None:
         super().__init__()
         self.modalities = check_modalities(modalities, 1)
         width = dims[self.modalities[0]]
         self.widths = {self.modalities[0]: width}
         if isinstance(weight, bool) or not isinstance(weight, int) or not -width <= weight < width:
             raise InputError(f"fusion.weight={weight}: expected one of the {width} features, from 0 or -1.")
-        check_number("fusion.noise", noise, "a deviation, 0 or more")
-        self.weight, self.noise = weight, noise
+        self.weight = weight
         self.dim = 5 * width
         self.scale = RunningScale(self.dim)
 
@@ -53,8 +50,6 @@ class SplitStatisticsFusion(Fusion):
             others, _ = moments(features, own - kind)
             parts = [*moments(features, kind), *mean_slopes(features, kind), others]
             embedding = self.scale(torch.cat(parts, dim=-1))
-            if self.training and self.noise:
-                embedding = embedding + self.noise * torch.randn_like(embedding)
         return FusionOutput(embedding, text, audio, {})
 
 

@@ -258,7 +258,7 @@ STEPS = {
     "roberta, pooled": ([*VARIANTS["text/roberta"], "encode.pool=mean_std"], "attentive_statistics", "all", "ce"),
     "mel_cnn": (VARIANTS["audio/mel_cnn"], "audio_only", "all", "ce_arcface"),
     "prosody_cnn": (VARIANTS["audio/prosody_cnn"], "audio_statistics", "all", "ce_smooth"),
-    "descriptors": (VARIANTS["audio/descriptors"], "audio_descriptors", "none", "ce_balanced"),
+    "descriptors": (VARIANTS["audio/descriptors"], "audio_descriptors", "none", "ce_smooth"),
     "lstm_mel": (VARIANTS["audio/lstm_mel"], "server", "all", "ce_sphereface"),
 }
 

@@ -59,7 +59,7 @@ FUSIONS: dict[str, tuple[type[Fusion], dict[str, Any]]] = {
     "audio_only": (UnimodalFusion, {**SELF, "modalities": ["audio"], "pool": "max"}),
     "audio_only-sum": (UnimodalFusion, {**SELF, "modalities": ["audio"], "pool": "sum"}),  # grows with the length
     "statistics": (StatisticsFusion, {"modalities": ["audio"], "weight": -1}),
-    "split_statistics": (SplitStatisticsFusion, {"modalities": ["audio"], "weight": -1, "noise": 0.5}),
+    "split_statistics": (SplitStatisticsFusion, {"modalities": ["audio"], "weight": -1}),
     "attentive_statistics": (AttentiveStatisticsFusion, {"modalities": BOTH, "hidden": 6}),
     "attentive_statistics-audio": (AttentiveStatisticsFusion, {"modalities": ["audio"], "hidden": 6}),
 }

@@ -1,4 +1,4 @@
-"""Functionals of frames of a kind and of the others: against NumPy, padding, noise."""
+"""Functionals of frames of a kind and of the others: against NumPy, padding."""
 
 from typing import Any
 
@@ -12,8 +12,8 @@ from fourm_ser.fusion.split_statistics import SplitStatisticsFusion
 from tests.fusion.test_statistics import DIMS, LENGTHS, build_sequence
 
 
-def build(modality: str = "audio", weight: Any = -1, noise: float = 0.0) -> SplitStatisticsFusion:
-    return SplitStatisticsFusion(dims=DIMS, modalities=[modality], weight=weight, noise=noise)
+def build(modality: str = "audio", weight: Any = -1) -> SplitStatisticsFusion:
+    return SplitStatisticsFusion(dims=DIMS, modalities=[modality], weight=weight)
 
 
 def by_numpy(own: np.ndarray, weight: int) -> np.ndarray:
@@ -59,29 +59,15 @@ def test_frames_all_of_one_kind_leave_finite_numbers(share: float) -> None:
     assert torch.isfinite(gradient).all()
 
 
-def test_noise_is_on_what_training_sees_alone_and_from_torch_s_generator() -> None:
-    sequence = build_sequence(DIMS["audio"])
-
-    def embed(noise: float, training: bool = True) -> torch.Tensor:
-        torch.manual_seed(1)
-        return build(noise=noise).train(training)(None, sequence).embedding
-
-    added = embed(0.5) - embed(0.0)
-    assert added.std() == pytest.approx(0.5, rel=0.3)
-    assert torch.equal(embed(0.5), embed(0.5))
-    assert torch.equal(embed(0.5, training=False), embed(0.0, training=False))
-
-
 @pytest.mark.parametrize(
     ("change", "message"),
     [
         ({"weight": 3}, r"fusion\.weight=3.*3 features"),
         ({"weight": None}, r"fusion\.weight=None"),
-        ({"noise": -0.1}, r"fusion\.noise=-0\.1: expected a deviation"),
     ],
 )
 def test_what_does_not_fit_is_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         build(**change)
     with pytest.raises(InputError, match=r"fusion\.modalities"):
-        SplitStatisticsFusion(dims=DIMS, modalities=["text", "audio"], weight=-1, noise=0.0)
+        SplitStatisticsFusion(dims=DIMS, modalities=["text", "audio"], weight=-1)
