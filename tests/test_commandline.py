@@ -157,7 +157,7 @@ def test_what_is_there_under_that_whole_name_is_meant(tmp_path: Path, monkeypatc
     ("word", "said"),
     [
         ("lose=ce", "lose: no such key. Did you mean loss?"),
-        ("fusion.hedas=4", "fusion.hedas: no such key. Did you mean fusion.heads?"),
+        ("fusion.dropuot=4", "fusion.dropuot: no such key. Did you mean fusion.dropout?"),
         ("stage.transfer.epoch=4", "stage.transfer.epoch: no such key. Did you mean stage.transfer.epochs?"),
         ("encoder.audio.mels=40", "encoder.audio.mels: no such key. Did you mean encoder.audio.frontend.mels?"),
         ("fusion=self_atention", "fusion=self_atention: no such option. Did you mean self_attention?"),

@@ -71,7 +71,7 @@ def test_a_key_that_nothing_reads_is_refused_with_the_nearest_name(changed: Chan
         ("encoder.audio.layer_drop", "encoder.audio.layerdrop"),
         ("encoder.text.architecture.hiden_size", "encoder.text.architecture.hidden_size"),
         ("encoder.audio.architecture.conv_dims", "encoder.audio.architecture.conv_dim"),
-        ("fusion.hedas", "fusion.heads"),
+        ("fusion.dropuot", "fusion.dropout"),
         ("head.dropuot", "head.dropout"),
         ("loss.aplha", "loss.alpha"),
         ("loss.terms.center.from", "loss.terms.center.form"),

@@ -47,7 +47,7 @@ from tests.test_devices import see
 
 CPU, CUDA, MPS, XPU = (torch.device(kind) for kind in ("cpu", "cuda", "mps", "xpu"))
 HALVES = (torch.bfloat16, torch.float16)
-AUDIO = ("tiny", "mel_cnn", "prosody_cnn", "vggish", "panns", "wav2vec")
+AUDIO = ("tiny", "mel_cnn", "prosody_cnn", "descriptors", "vggish", "panns", "wav2vec")
 FRONTENDS = ["text/tiny", *(f"audio/{name}" for name in AUDIO)]
 """An encoder option of every front end."""
 

@@ -67,7 +67,7 @@ def composed_predict(*arguments: str) -> Any:
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory, composed: Compose) -> dict[str, Path]:
     folder = tmp_path_factory.mktemp("models")
-    alone = {kind: [f"fusion={kind}_only", "fusion.heads=4"] for kind in ("audio", "text")}
+    alone = {kind: [f"fusion={kind}_attention", "fusion.heads=4"] for kind in ("audio", "text")}
     return {
         "both": model(folder / "both", composed, max_seconds=6.0),
         **{kind: model(folder / kind, composed, *chosen, max_seconds=6.0) for kind, chosen in alone.items()},

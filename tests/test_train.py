@@ -64,7 +64,7 @@ def test_a_run_with_wandb_and_no_key_is_logged_offline(tmp_path: Path, cache: Pa
     identity = (tmp_path / "run" / "wandb" / "id").read_text()
     assert runs[0].name.endswith(identity)
     record = next(runs[0].glob("*.wandb")).read_bytes()
-    for content in (b"transfer/val/ua", b"test/ua", b"self_attention", b"test/confusion_matrix"):
+    for content in (b"transfer/val/ua", b"test/ua", b"StandardisedFusion", b"test/confusion_matrix"):
         assert content in record
     tables = list(runs[0].rglob("*.table.json"))
     assert any("Ses01F" in json.dumps(json.loads(table.read_text())["data"]) for table in tables)
@@ -114,7 +114,7 @@ def test_every_half_of_a_pair_composes(modality: str, composed: Compose) -> None
 
 
 def test_a_pair_is_what_its_name_says(composed: Compose) -> None:
-    alone = {"prosody_cnn", "whisper_base"}  # for audio alone
+    alone = {"descriptors", "prosody_cnn", "whisper_base"}  # for audio alone
     pairs = {path.stem for path in (REPOSITORY / "conf" / "encoder").glob("*_*.yaml")} - alone
     study = {f"{text}_{audio}" for text in ("bert", "roberta") for audio in ("vggish", "hubert", "wav2vec", "wavlm")}
     assert study <= pairs

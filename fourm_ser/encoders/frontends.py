@@ -26,6 +26,19 @@ def padded(raw: np.ndarray, least: int, dtype: torch.dtype = torch.float32) -> T
     return nn.functional.pad(samples, (0, max(0, least - len(samples))))
 
 
+def loud_ends(raw: np.ndarray, trim: float | None) -> tuple[int, int]:
+    """Of a waveform [samples], the first sample that is read, and the first that is no longer.
+
+    What is between lies less than `trim` dB below the loudest window; None for all of it.
+    """
+    if trim is None or len(raw) < TRIM_WINDOW:
+        return 0, len(raw)
+    windows = padded(raw, 0).unfold(0, TRIM_WINDOW, TRIM_HOP)
+    level = 10 * torch.log10(windows.square().mean(1) + 1e-10)
+    loud = torch.nonzero(level > level.max() - trim).flatten() * TRIM_HOP
+    return int(loud[0]), int(loud[-1]) + TRIM_WINDOW
+
+
 def count_windows(samples: int, window: int, hop: int) -> int:
     """How many frames a waveform makes: those whose windows it fills, and one where it fills none."""
     return max(samples - window, 0) // hop + 1
@@ -346,22 +359,13 @@ class ProsodyFrames(MelFrames):
 
         Voicing is 1 where a frame repeats itself exactly and 0 where it does not at all.
         """
-        samples = padded(raw[slice(*self._ends(raw))], self.least)
+        samples = padded(raw[slice(*loud_ends(raw, self.trim))], self.least)
         return {"frames": torch.cat([self.logarithm(samples) - self.mean, self._pitch(samples)], dim=1)}
 
     def span(self, raw: np.ndarray) -> tuple[float, float]:
-        first, last = self._ends(raw)
+        first, last = loud_ends(raw, self.trim)
         begin, end = super().span(raw[first:last])
         return begin + first / SAMPLE_RATE, end + first / SAMPLE_RATE
-
-    def _ends(self, raw: np.ndarray) -> tuple[int, int]:
-        """Of a waveform [samples], the first sample that is read, and the first that is no longer."""
-        if self.trim is None or len(raw) < TRIM_WINDOW:
-            return 0, len(raw)
-        windows = padded(raw, 0).unfold(0, TRIM_WINDOW, TRIM_HOP)
-        level = 10 * torch.log10(windows.square().mean(1) + 1e-10)
-        loud = torch.nonzero(level > level.max() - self.trim).flatten() * TRIM_HOP
-        return int(loud[0]), int(loud[-1]) + TRIM_WINDOW
 
     def _correlate(self, frames: Tensor) -> Tensor:
         """Frames (..., window) -> their autocorrelation (..., lags), from lag 0 to the longest."""

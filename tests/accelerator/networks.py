@@ -88,7 +88,7 @@ VARIANTS = {
 
 def alone(name: str) -> list[str]:
     """A network of one of these alone."""
-    return [*VARIANTS[name], f"fusion={name.split('/')[0]}_only", "fusion.heads=1", "loss=ce_center"]
+    return [*VARIANTS[name], f"fusion={name.split('/')[0]}_attention", "fusion.heads=1", "loss=ce_center"]
 
 
 @contextmanager

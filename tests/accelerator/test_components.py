@@ -258,6 +258,7 @@ STEPS = {
     "roberta, pooled": ([*VARIANTS["text/roberta"], "encode.pool=mean_std"], "attentive_statistics", "all", "ce"),
     "mel_cnn": (VARIANTS["audio/mel_cnn"], "audio_attention", "all", "ce_arcface"),
     "prosody_cnn": (VARIANTS["audio/prosody_cnn"], "audio_statistics", "all", "ce_smooth"),
+    "descriptors": (VARIANTS["audio/descriptors"], "audio_descriptors", "none", "ce_smooth"),
     "lstm_mel": (VARIANTS["audio/lstm_mel"], "server", "all", "ce_sphereface"),
 }
 
@@ -265,7 +266,9 @@ STEPS = {
 @pytest.mark.parametrize("name", STEPS)
 def test_a_training_step_is_the_cpu_s(name: str, build: Build, device: torch.device) -> None:
     words, fusion, unfreeze, option = STEPS[name]
-    heads = [] if fusion in ("concat", "server") or fusion.endswith("statistics") else ["fusion.heads=4"]
+    heads = (
+        [] if fusion in ("concat", "server") or fusion.endswith(("statistics", "descriptors")) else ["fusion.heads=4"]
+    )
     config, network = build(*words, f"fusion={fusion}", *heads, f"loss={option}")
     loss: Loss = instantiate(config.loss).setup(4, network.widths, [1, 1, 1, 1])
     network.replace_head(loss)

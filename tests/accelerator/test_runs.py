@@ -37,6 +37,7 @@ SMALL = [
     "encoder.audio.hidden=16",
     "encoder.audio.frontend.hop=1600",
     "loss=ce_center",
+    "fusion=self_attention",
     "fusion.heads=4",
     # The CPU draws the dropout of attention in another way.
     "fusion.dropout=0.0",

@@ -85,7 +85,7 @@ def test_what_is_stored_there_is_the_cpu_s_and_trains_the_rest(
 
 @pytest.mark.parametrize("name", ["text/tiny", "audio/vggish", "audio/weighted"])
 def test_a_model_is_used_there_as_it_was_trained(name: str, build: Build, device: torch.device) -> None:
-    _, network = build(*VARIANTS[name], "fusion.heads=4")
+    _, network = build(*VARIANTS[name], "fusion=self_attention", "fusion.heads=4")
     inputs = {modality: inputs_of(encoder) for modality, encoder in network.eval().by_modality.items()}
     with torch.no_grad():
         expected = network(inputs["text"], inputs["audio"]).logits
@@ -102,7 +102,7 @@ def test_a_model_is_used_there_as_it_was_trained(name: str, build: Build, device
 
 def test_gradients_by_the_inputs_follow_features_made_in_inference_mode(build: Build, device: torch.device) -> None:
     """As in an analysis: features of all utterances first, then what single ones of them speak for."""
-    _, network = build("fusion.heads=4")
+    _, network = build("fusion=self_attention", "fusion.heads=4")
     found = []
     for where in (CPU, device):
         network.eval().to(where)

@@ -98,7 +98,8 @@ def test_a_steady_training_step_waits_for_nothing(
     short = [f"stage.{stage}.{words}" for stage in ("transfer", "finetune") for words in ("epochs=1", "batch_size=2")]
     small = ["encoder.text.architecture.hidden_size=32", "encoder.audio.hidden=16", "encoder.audio.frontend.hop=1600"]
     config = composed(
-        f"cache={home}", "trainer=gpu", "data.utterances=60", *small, "fusion.heads=4", *short, *STEPS[name]
+        *(f"cache={home}", "trainer=gpu", "data.utterances=60", *small),
+        *("fusion=self_attention", "fusion.heads=4", *short, *STEPS[name]),
     )
     experiment.run(config, tmp_path)
     assert len(steps.seen) == 2

@@ -172,7 +172,7 @@ def test_a_network_and_its_probe_share_the_store_of_all_layers(
     runs: dict[str, Path], tmp_path: Path, composed: Compose, words: list[str]
 ) -> None:
     assert metrics_of(runs["chosen"])["baseline/layers/text"] in ([0], [1], [2])
-    short = ["fusion=text_only", "fusion.heads=4", "stage=transfer", "stage.transfer.epochs=1"]
+    short = ["fusion=text_attention", "fusion.heads=4", "stage=transfer", "stage.transfer.epochs=1"]
     network = run(composed(*words, *short, "encoder.text.layer=weighted"), tmp_path / "network")
     assert network["encoded/text"] == 0
 

@@ -16,6 +16,7 @@ from fourm_ser.fusion.concat import ConcatFusion
 from fourm_ser.fusion.cross_attention import CrossAttentionFusion
 from fourm_ser.fusion.self_attention import SelfAttentionFusion
 from fourm_ser.fusion.standardised import StandardisedFusion
+from fourm_ser.fusion.split_statistics import SplitStatisticsFusion
 from fourm_ser.fusion.statistics import StatisticsFusion
 from fourm_ser.fusion.unimodal import UnimodalFusion
 from fourm_ser.kernels.attention import attend
@@ -62,6 +63,7 @@ FUSIONS: dict[str, tuple[type[Fusion], dict[str, Any]]] = {
     "statistics": (StatisticsFusion, {"modalities": ["audio"], "weight": -1}),
     "standardised": (StandardisedFusion, {**PLAIN, "modalities": BOTH}),
     "standardised-text": (StandardisedFusion, {**PLAIN, "modalities": ["text"]}),
+    "split_statistics": (SplitStatisticsFusion, {"modalities": ["audio"], "weight": -1}),
     "attentive_statistics": (AttentiveStatisticsFusion, {"modalities": BOTH, "hidden": 6}),
     "attentive_statistics-audio": (AttentiveStatisticsFusion, {"modalities": ["audio"], "hidden": 6}),
 }

@@ -35,7 +35,7 @@ def shrunk(modality: str) -> list[str]:
     return [f"encoder.{modality}.architecture.{field}={value}" for field, value in TRANSFORMER.items()]
 
 
-SMALL = ["encoder.text.vocabulary=150", "encoder.text.architecture.vocab_size=150", "fusion.heads=4", "fusion.dim=16"]
+SMALL = ["encoder.text.vocabulary=150", "encoder.text.architecture.vocab_size=150", "fusion.dim=16"]
 TINY = ["encoder=tiny", *shrunk("text"), *SMALL, "encoder.audio.channels=[16,24]", "encoder.audio.hidden=16"]
 
 
@@ -74,8 +74,8 @@ def layered(layer: str) -> list[str]:
 
 CONFIGS = {
     "tiny": TINY,
-    "tiny-text_attention": [*TINY, "fusion=text_attention"],
-    "tiny-audio_attention": [*TINY, "fusion=audio_attention"],
+    "tiny-text_attention": [*TINY, "fusion=text_attention", "fusion.heads=4"],
+    "tiny-audio_attention": [*TINY, "fusion=audio_attention", "fusion.heads=4"],
     "t5-text_attention": [*WORDPIECE, "encoder/text=t5", *T5, "fusion=text_attention", "encoder.text.layer=1"],
     "qwen3-text_attention": [*WORDPIECE, "encoder/text=qwen3_embedding", *QWEN, "fusion=text_attention"],
     "tiny-pooled": [*TINY, "encode.pool={text: mean, audio: mean_std}"],

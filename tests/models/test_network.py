@@ -262,7 +262,16 @@ def test_the_same_seed_builds_the_same_network_whatever_the_encoders_seed(
 
 @pytest.mark.parametrize(
     "encoder",
-    ["tiny", "bert_vggish", "bert_panns", "roberta_lstm_mel", "bert_mel_cnn", "distilbert_wav2vec", "prosody_cnn"],
+    [
+        "tiny",
+        "bert_vggish",
+        "bert_panns",
+        "roberta_lstm_mel",
+        "bert_mel_cnn",
+        "distilbert_wav2vec",
+        "prosody_cnn",
+        "descriptors",
+    ],
 )
 def test_widths_are_known_before_encoders_are_built(composed: Compose, tmp_path: Path, encoder: str) -> None:
     small = ["num_hidden_layers=1", "intermediate_size=32"] if encoder != "tiny" else []

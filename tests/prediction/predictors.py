@@ -34,6 +34,7 @@ TINY = [
     "encoder.text.architecture.hidden_size=32",
     "encoder.text.architecture.intermediate_size=32",
     "encoder.audio.hidden=16",
+    "fusion=self_attention",
     "fusion.heads=4",
 ]
 RATE = 16_000

@@ -413,7 +413,7 @@ def test_resuming_what_is_no_run_says_so(tmp_path: Path) -> None:
         (["encoder=bert_wav2vec"], r"bert-base-uncased.*PATH.*encoder\.weights=random"),
         (["encoder.text.layer=5"], r"encoder\.text\.layer=5: expected last, weighted or a layer from 0 to 2"),
         (["encode.precision=8"], r"encode\.precision=8: expected auto, 32, bf16 or 16"),
-        (["fusion.heads=5"], r"fusion\.heads=5"),
+        (["fusion=self_attention", "fusion.heads=5"], r"fusion\.heads=5"),
         (
             ["fusion=text_attention", "loss=ce_center", "loss.terms.center.on=[audio]"],
             r"center\.on=\[audio\]: the fusion gives",
@@ -622,8 +622,8 @@ def test_mixed_precision_trains_on_a_cpu(tmp_path: Path, composed: Compose, slic
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["fusion.heads=7"], r"fusion\.heads=7: does not divide .*Expected one of 1, 2, 4"),
-        (["encoder=bert_vggish", "encoder.weights=random", "fusion.heads=5"], r"fusion\.heads=5: does not divide"),
+        (["fusion=self_attention", "fusion.heads=7"], r"fusion\.heads=7: does not divide .*Expected one of 1, 2, 4"),
+        (["encoder=bert_vggish", "encoder.weights=random", "fusion=self_attention", "fusion.heads=5"], r"fusion\.heads=5: does not divide"),
         (
             ["loss=ce_center", "loss.terms.center.on=[audio]", "fusion=text_attention"],
             r"loss\.terms\.center\.on=\[audio\]",

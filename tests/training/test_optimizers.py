@@ -107,7 +107,7 @@ def test_the_rate_falls_from_block_to_block_of_every_encoder(
 def test_what_has_one_rate_is_one_group(
     changes: dict[str, Any], expected: dict[Unfreeze, float], tmp_path: Path, composed: Compose, stage: Stage
 ) -> None:
-    _, network = build(composed, tmp_path, [*VARIANTS["audio/wav2vec"], "fusion.heads=1"])
+    _, network = build(composed, tmp_path, [*VARIANTS["audio/wav2vec"], "fusion=self_attention", "fusion.heads=1"])
     text, audio = (network.by_modality[modality] for modality in ("text", "audio"))
     text.add_adapters(Lora(r=2, alpha=4.0, dropout=0.1, targets="auto"), seed=0)
     text.unfreeze("lora")
