@@ -64,7 +64,7 @@ def test_a_run_with_wandb_and_no_key_is_logged_offline(tmp_path: Path, cache: Pa
     identity = (tmp_path / "run" / "wandb" / "id").read_text()
     assert runs[0].name.endswith(identity)
     record = next(runs[0].glob("*.wandb")).read_bytes()
-    for content in (b"transfer/val/ua", b"test/ua", b"StandardisedFusion", b"test/confusion_matrix"):
+    for content in (b"transfer/val/ua", b"test/ua", b"self_attention", b"test/confusion_matrix"):
         assert content in record
     tables = list(runs[0].rglob("*.table.json"))
     assert any("Ses01F" in json.dumps(json.loads(table.read_text())["data"]) for table in tables)
