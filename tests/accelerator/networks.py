@@ -44,6 +44,7 @@ T5 = [f"encoder.text.architecture.{field}" for field in T5_FIELDS]
 SPEECH = [*narrow("audio"), "++encoder.audio.architecture.conv_dim=[8,8,8,8,8,8,8]"]
 WAV2VEC = ["encoder/audio=wav2vec", *SPEECH]
 WHISPER = [
+    "encoder.audio.layer=last",
     *(f"encoder.audio.architecture.{field}" for field in ("d_model=32", "encoder_layers=2", "encoder_ffn_dim=64")),
     "encoder.audio.architecture.encoder_attention_heads=4",
     "++encoder.audio.architecture.max_source_positions=75",  # 1.5 s: the longest recording has two stretches
