@@ -409,7 +409,7 @@ def test_resuming_what_is_no_run_says_so(tmp_path: Path) -> None:
         (["data.fold=9"], "folds 0 to 4"),
         (["data.emotions=[anger,fear]", "data.drop_other=true"], "no utterance of fear"),
         (["data.emotions=[anger,sadness]"], r"100 of 200 .* 50 happiness, 50 neutral"),
-        (["encoder.weights=pretrained"], "no pretrained weights"),
+        (["encoder.weights=pretrained"], "tiny_lstm has random weights only"),
         (["encoder=bert_wav2vec"], r"bert-base-uncased.*PATH.*encoder\.weights=random"),
         (["encoder.text.layer=5"], r"encoder\.text\.layer=5: expected last, weighted or a layer from 0 to 2"),
         (["encode.precision=8"], r"encode\.precision=8: expected auto, 32, bf16 or 16"),
@@ -580,10 +580,10 @@ def test_features_in_bf16_have_a_store_of_their_own(
 def test_a_stage_that_runs_out_of_memory_names_the_batch_and_the_keys_to_lower(
     tmp_path: Path, composed: Compose, slice_of_demo: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def forward(self: EmotionModule, batch: Batch) -> None:
+    def encode(self: EmotionModule, batch: Batch) -> None:
         raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.")
 
-    monkeypatch.setattr(EmotionModule, "forward", forward)
+    monkeypatch.setattr(EmotionModule, "encode", encode)
     short = [*slice_of_demo, "data.utterances=40", "stage=transfer", "stage.transfer.batch_size=8"]
     message = r"stage transfer: cpu ran out of memory over a batch of 8 utterances \([\d.]+ s .*transfer\.batch_size"
     with pytest.raises(InputError, match=message):
