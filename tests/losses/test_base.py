@@ -17,7 +17,7 @@ from fourm_ser.losses.center import CenterLoss
 from tests.conftest import CONF
 
 OPTIONS = sorted(path.stem for path in Path(CONF, "loss").glob("*.yaml"))
-HEAD_LOSSES = ["ce", "ce_smooth", "focal"]
+HEAD_LOSSES = ["ce", "ce_balanced", "ce_smooth", "focal"]
 FEATURE_LOSSES = ["center", "contrastive_center", "arcface", "cosface", "sphereface"]
 DIMS = {"embedding": 8, "text": 6, "audio": 4}
 COUNTS = [10, 30, 0, 60]
