@@ -82,14 +82,14 @@ def test_own_parameters_have_an_own_learning_rate_and_no_decay() -> None:
 
 # What a batch means is each loss's own affair; of the sums, whose terms are these, one of two feature losses will do.
 FORMS = {
-    "ce balanced": ["ce", "loss.class_weights=balanced", "loss.label_smoothing=0.1"],
+    "ce_balanced": ["ce_balanced"],
     "center 4m_ser": ["center", "loss.form=4m_ser"],
     "contrastive_center 4m_ser": ["contrastive_center", "loss.form=4m_ser"],
 }
 MEANS = {
     "focal balanced": ["focal", "loss.class_weights=balanced"],
     "learned": ["ce_arcface", "loss.weighting=learned"],
-    **{option: [option] for option in (*HEAD_LOSSES, *FEATURE_LOSSES, "focal_contrastive_center")},
+    **{option: [option] for option in ("ce", "ce_smooth", "focal", *FEATURE_LOSSES, "focal_contrastive_center")},
 }
 
 

@@ -135,8 +135,8 @@ def trained(configs: Compose, tmp_path: Path) -> Callable[..., Trained]:
 
 
 def left_out_of(name: str) -> list[tuple[str, ...]]:
-    if name.endswith("_only"):
-        return [(), (name.partition("-")[2].removesuffix("_only"),)]
+    if name.endswith("_attention"):
+        return [(), (name.partition("-")[2].removesuffix("_attention"),)]
     if name.endswith(("-layer_1", "-weighted", "-pooled")):
         return [(), ("text", "audio")]
     return [(), ("text",), ("audio",), ("text", "audio")]
