@@ -5,9 +5,9 @@ python -m benchmarks.recognition WEIGHTS DATA OUT [--seeds 0 1 2] [--corpora ase
 WEIGHTS holds the checkpoints `whisper-base` and `minilm` (all-MiniLM-L6-v2) as Hugging Face folders, DATA the corpora
 `ased`, `emodb` and `ravdess`, each with a `manifest.csv`, ravdess also with a `manifest_paired.csv`: four of its
 emotions, each recording with a sentence that somebody labelled with the same. Folds are of speakers: sorted by name,
-every n-th is tested. Every network is trained by the defaults of `fusion`, `head`, `loss`, `stage` and `augment` and
-with refit=true, the probe on the same sides. A score is the UA over all folds' predictions together, in percent, with
-its mean and standard deviation over the seeds. OUT keeps the runs: started again, it does what is missing.
+every n-th is tested. Every network is trained on frozen features (stage=transfer) by the defaults of all other groups,
+and with refit=true, the probe on the same sides. A score is the UA over all folds' predictions together, in percent,
+with its mean and standard deviation over the seeds. OUT keeps the runs: started again, it does what is missing.
 
 `--corpora` takes some of these, or others: NAME=MANIFEST.csv:FOLDS, with transcripts where `--arms` names text or both.
 """
@@ -86,6 +86,7 @@ def sweep(corpus: Corpus, arm: str, folder: Path, manifest: Path, weights: Path,
         f"data.fold={','.join(map(str, range(corpus.folds)))}",
         *ARMS[arm],
         "encoder.weights=pretrained",
+        "stage=transfer",
         f"encoder.audio.checkpoint={weights / 'whisper-base'}",
         *([] if arm == "audio" else [f"encoder.text.checkpoint={weights / 'minilm'}"]),
         *(f"cache={folder.parent / 'cache'}", f"hydra.sweep.dir={folder}", *more),

@@ -78,7 +78,7 @@ def test_the_table_of_groups_names_every_option(group: str) -> None:
     assert sorted(named) == sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
-@pytest.mark.parametrize(("group", "options"), [("fusion", 8), ("loss", 15)])
+@pytest.mark.parametrize(("group", "options"), [("fusion", 9), ("loss", 16)])
 def test_the_tables_of_fusions_and_losses_give_the_configs_defaults(group: str, options: int) -> None:
     table = README.partition(f"| `{group}=` |")[2].partition("\n\n")[0]
     rows = list(ROW.finditer(table))

@@ -15,8 +15,8 @@ from fourm_ser.fusion.base import POOLS, Fusion, pool
 from fourm_ser.fusion.concat import ConcatFusion
 from fourm_ser.fusion.cross_attention import CrossAttentionFusion
 from fourm_ser.fusion.self_attention import SelfAttentionFusion
-from fourm_ser.fusion.standardised import StandardisedFusion
 from fourm_ser.fusion.split_statistics import SplitStatisticsFusion
+from fourm_ser.fusion.standardised import StandardisedFusion
 from fourm_ser.fusion.statistics import StatisticsFusion
 from fourm_ser.fusion.unimodal import UnimodalFusion
 from fourm_ser.kernels.attention import attend

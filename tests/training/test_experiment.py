@@ -623,7 +623,10 @@ def test_mixed_precision_trains_on_a_cpu(tmp_path: Path, composed: Compose, slic
     ("words", "message"),
     [
         (["fusion=self_attention", "fusion.heads=7"], r"fusion\.heads=7: does not divide .*Expected one of 1, 2, 4"),
-        (["encoder=bert_vggish", "encoder.weights=random", "fusion=self_attention", "fusion.heads=5"], r"fusion\.heads=5: does not divide"),
+        (
+            ["encoder=bert_vggish", "encoder.weights=random", "fusion=self_attention", "fusion.heads=5"],
+            r"fusion\.heads=5: does not divide",
+        ),
         (
             ["loss=ce_center", "loss.terms.center.on=[audio]", "fusion=text_attention"],
             r"loss\.terms\.center\.on=\[audio\]",

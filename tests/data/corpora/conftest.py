@@ -118,7 +118,7 @@ def train(tmp_path: Path, composed: Compose) -> Train:
     """A run of one epoch of the smallest encoders, with a cache of its own; returns its metrics."""
 
     def train_once(*overrides: str) -> dict[str, Any]:
-        small = ["encoder.text.architecture.hidden_size=16", "encoder.audio.hidden=8", "fusion=self_attention", "fusion.heads=2"]
+        small = ["encoder.text.architecture.hidden_size=16", "encoder.audio.hidden=8", "fusion.dim=8"]
         short = ["stage=transfer", "stage.transfer.epochs=1", "trainer=cpu", "trainer.precision=32-true"]
         rest = [f"cache={tmp_path}/cache", "data.workers=0", "encoder=tiny"]
         return run(composed(*overrides, *small, *short, *rest), tmp_path / "run")
