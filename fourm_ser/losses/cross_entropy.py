@@ -30,5 +30,10 @@ class CrossEntropyLoss(WeightedLoss):
     def forward(self, logits: Tensor, features: Mapping[str, Tensor], labels: Tensor) -> dict[str, Tensor]:
         logits = at_least_float32(logits)
         weights = None if self.weights is None else self.weights.to(logits.dtype)
-        loss = nn.functional.cross_entropy(logits, labels, weight=weights, label_smoothing=self.label_smoothing)
+        smoothing = self.label_smoothing
+        if weights is None:
+            loss = nn.functional.cross_entropy(logits, labels, label_smoothing=smoothing)
+        else:  # PyTorch's own mean of smoothed and weighted values waits for the device
+            values = nn.functional.cross_entropy(logits, labels, weights, label_smoothing=smoothing, reduction="none")
+            loss = values.sum() / weights[labels].sum()
         return {"total": loss, "ce": loss}
