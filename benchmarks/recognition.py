@@ -131,7 +131,9 @@ def main() -> None:
         manifest = with_folds(corpus, out)
         for arm in given.arms or corpus.arms:
             place = (corpus, arm, manifest, given.weights.resolve())
-            probe = _scores_of(place, out / f"{corpus.name}-{arm}-probe", ["baseline=linear_probe", *PROBES[arm]], [0])
+            probe = _scores_of(
+                place, out / f"{corpus.name}-{arm}-probe", ["baseline=linear_probe", "refit=true", *PROBES[arm]], [0]
+            )
             network = _scores_of(place, out / f"{corpus.name}-{arm}", ["refit=true", *given.set], given.seeds)
             mean, deviation = np.mean(network.scores), np.std(network.scores)
             numbers = f"{np.mean(probe.scores):.1f}", f"{mean:.1f}", f"{deviation:.1f}", f"{network.seconds:.0f}"
