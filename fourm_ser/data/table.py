@@ -12,6 +12,9 @@ import pandas as pd
 from fourm_ser.data.names import clean_cell
 from fourm_ser.errors import InputError, listed
 
+# A file's name need not be UTF-8, as PyArrow's strings have to be, which pandas takes where PyArrow is installed.
+pd.set_option("mode.string_storage", "python")
+
 DELIMITERS = {"comma": ",", "semicolon": ";", "tab": "\t"}
 
 
