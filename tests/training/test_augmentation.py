@@ -29,7 +29,7 @@ from fourm_ser.training.record import record
 from fourm_ser.training.stages import read_stages
 from tests.conftest import Compose
 
-CHANGED = ["fusion=audio_only", "augment=waveform", "augment.copies=2", "data.utterances=40", "data.workers=0"]
+CHANGED = ["fusion=audio_attention", "augment=waveform", "augment.copies=2", "data.utterances=40", "data.workers=0"]
 
 
 class Work:
@@ -255,12 +255,12 @@ def test_a_transform_can_be_switched_off_and_the_order_counts(composed: Compose)
         (["augment.mixup=0.2", "stage=transfer", "stage.transfer.batch_size=1"], "augment.mixup=0.2: batches of one"),
         (["augment=spec", "stage=finetune"], "augment.spec: no features of frozen encoders of audio in stage finetune"),
         (
-            ["augment=spec", "stage=transfer", "fusion=text_only"],
+            ["augment=spec", "stage=transfer", "fusion=text_attention"],
             "augment.spec: no features of frozen encoders of audio",
         ),
         (["augment=spec", "stage=transfer", "encode.pool=mean"], "augment.spec.time=0.1: encode.pool=mean leaves one"),
         (["augment=waveform", "augment.copies=0", "stage=transfer"], "augment.copies=0: stage transfer hears"),
-        (["augment=waveform", "fusion=text_only"], "augment.waveform: changes nothing"),
+        (["augment=waveform", "fusion=text_attention"], "augment.waveform: changes nothing"),
         (["augment=none", "stage=two_stage", "encode.pool=mean"], ""),
         (["augment=spec", "augment.mixup=0.2", "stage=transfer"], ""),
         (["augment=waveform", "stage=two_stage"], ""),
