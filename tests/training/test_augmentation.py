@@ -279,7 +279,7 @@ def test_what_does_nothing_in_a_run_is_told(
 
 
 def test_a_record_that_says_nothing_of_it_is_that_of_a_run_without(composed: Compose) -> None:
-    config = composed()
+    config = composed("augment=none")
     before = config.copy()
     OmegaConf.set_struct(before, False)
     del before["augment"]
