@@ -27,18 +27,9 @@ from tests.accelerator.networks import WAV2VEC
 from tests.conftest import CONF, Compose
 from tests.training.test_module import STAGE
 
-VOICES = [
-    "data.emotions=[anger,sadness]",
-    "data.drop_other=true",
-    "fusion=audio_attention",
-]  # which the voice tells apart
-VOICES = [
-    *VOICES,
-    "stage.transfer.select=best",
-    "loss=ce",
-    "augment=none",
-    "optimizer.lr=1e-3",
-    "optimizer.weight_decay=0.1",
+VOICES = [  # which the voice tells apart
+    *("data.emotions=[anger,sadness]", "data.drop_other=true", "fusion=audio_attention", "stage.transfer.select=best"),
+    *("loss=ce", "augment=none", "optimizer.lr=1e-3", "optimizer.weight_decay=0.1"),
 ]
 LEARNS = [f"stage.transfer.{word}" for word in ("epochs=6", "batch_size=6", "patience=null")]
 LEARNS_NOTHING = ["stage.transfer.epochs=1", "optimizer@stage.transfer.optimizer=sgd", "stage.transfer.optimizer.lr=0"]
