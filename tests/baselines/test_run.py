@@ -34,11 +34,11 @@ from tests.conftest import CONF, Compose
 PROBE = ["baseline=linear_probe", "baseline.C=0.1", "refit=true"]
 KINDS = {
     "both": PROBE,
-    "audio": [*PROBE, "fusion=audio_attention"],
-    "pooled": [*PROBE, "fusion=text_attention", "encode.pool=mean_std"],
-    "computed": [*PROBE, "fusion=text_attention", "encode.store=false"],
+    "audio": [*PROBE, "fusion=audio_only"],
+    "pooled": [*PROBE, "fusion=text_only", "encode.pool=mean_std"],
+    "computed": [*PROBE, "fusion=text_only", "encode.store=false"],
     "train": [*PROBE[:2], "refit=false"],
-    "chosen": ["baseline=linear_probe", "fusion=text_attention", "encoder.text.layer=weighted", "baseline.layer=best"],
+    "chosen": ["baseline=linear_probe", "fusion=text_only", "encoder.text.layer=weighted", "baseline.layer=best"],
     "egemaps": ["baseline=egemaps"],
 }
 
@@ -256,14 +256,14 @@ def test_a_run_that_was_interrupted_goes_on_and_ends_as_if_undisturbed(
     ("name", "others", "is_same"),
     [
         ("both", ["loss=focal", "stage=finetune", "optimizer=sgd", "head=server", "fusion=concat"], True),
-        ("both", ["fusion=audio_attention"], False),
+        ("both", ["fusion=audio_only"], False),
         ("both", ["baseline.C=0.2"], False),
         ("both", ["baseline.C=auto"], False),
         ("both", ["encode.precision=auto"], True),
         ("both", ["refit=false"], False),
         ("both", ["augment=mixup"], True),
         ("both", ["data.fold=1"], False),
-        ("egemaps", ["encoder.audio.hidden=32", "fusion=text_attention", "loss=focal"], True),
+        ("egemaps", ["encoder.audio.hidden=32", "fusion=text_only", "loss=focal"], True),
         ("egemaps", ["baseline.gamma=0.1"], False),
     ],
 )
