@@ -167,7 +167,7 @@ def test_what_is_there_under_that_whole_name_is_meant(tmp_path: Path, monkeypatc
         ("seed", "seed: expected key=value."),
         ("fusion=zzz", "fusion=zzz: no such option. Expected one of 3m_ser, 4m_ser, attentive_statistics,"),
         ("~lose", "'lose' does not exist"),
-        ("+loss=ce_balanced", "loss appears more than once"),
+        ("+head=mlp", "head appears more than once"),
     ],
 )
 def test_what_hydra_cannot_compose_is_one_line(word: str, said: str) -> None:
