@@ -1,6 +1,5 @@
 """Whole runs on a pretend accelerator, from an empty cache to the last figure, beside the same on the CPU."""
 
-import json
 import math
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -24,6 +23,7 @@ from fourm_ser.training.module import EmotionModule
 from tests.accelerator.device import NAME, Pretend
 from tests.conftest import CONF, Compose
 from tests.prediction.predictors import ctc, noise, whisper
+from tests.training.runs import lasting, read_metrics
 
 pytestmark = [
     pytest.mark.usefixtures("without_figures"),
@@ -48,22 +48,12 @@ SHORT += ["stage.finetune.ema=0.9", "stage.finetune.keep=always"]
 PRECISIONS = pytest.mark.parametrize("precision", ENCODING)
 
 
-def lasting(metrics: dict[str, Any]) -> dict[str, Any]:
-    """The metrics that a repetition has to give again."""
-    return {name: value for name, value in metrics.items() if not name.startswith(("seconds/", "encoded/"))}
-
-
 def close(metrics: dict[str, Any], tolerance: float) -> dict[str, Any]:
     """What equals metrics that are as near."""
     return {
         name: pytest.approx(value, abs=tolerance, rel=tolerance) if isinstance(value, float) else value
         for name, value in metrics.items()
     }
-
-
-def read_metrics(run_dir: Path) -> dict[str, Any]:
-    metrics: dict[str, Any] = json.loads((run_dir / "metrics.json").read_text())
-    return metrics
 
 
 @pytest.fixture(scope="module")

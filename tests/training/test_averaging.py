@@ -19,6 +19,7 @@ from fourm_ser.runs.directory import StageDirectory
 from fourm_ser.training.averaging import MovingAverage, averaged_names
 from fourm_ser.training.stages import Stage
 from fourm_ser.training.trainer import build_trainer
+from tests.training.runs import DiedError
 from tests.training.test_module import STAGE
 
 
@@ -166,10 +167,6 @@ def test_a_stage_selects_by_its_score(values: dict[str, Any], best: int | None, 
     found = left.read_best()
     assert (found["epoch"], found["global_step"]) == (best, 3 * (best + 1))
     assert torch.equal(found["state_dict"]["line.weight"], module.weights[3 * best + 2])
-
-
-class DiedError(Exception):
-    pass
 
 
 class Dies(Callback):

@@ -9,7 +9,6 @@ from typing import Any
 import pandas as pd
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 from safetensors.torch import load_file
 
@@ -17,15 +16,17 @@ from fourm_ser.encoders import lora
 from fourm_ser.errors import InputError
 from fourm_ser.files import write_text
 from fourm_ser.models.directory import load_model
-from fourm_ser.runs import evaluation, results
 from fourm_ser.runs.directory import RunDirectory, StageDirectory
 from fourm_ser.runs.finished import OpenRun
 from fourm_ser.training.experiment import Experiment, resume, run
 from fourm_ser.training.loggers import EpochTable
 from fourm_ser.training.stages import ROUNDING, Stage, choose_stage
 from tests.accelerator.networks import WAV2VEC
-from tests.conftest import CONF, Compose
+from tests.conftest import Compose
+from tests.training.runs import DiedError, evaluate, lasting, read_metrics
 from tests.training.test_module import STAGE
+
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 VOICES = [  # which the voice tells apart
     *("data.emotions=[anger,sadness]", "data.drop_other=true", "fusion=audio_attention", "stage.transfer.select=best"),
@@ -48,37 +49,10 @@ RUNS = {  # by name: words, which stage is chosen, whether its stem trained
 }
 
 
-class DiedError(Exception):
-    pass
-
-
-def lasting(metrics: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in metrics.items() if not name.startswith(("seconds/", "encoded/"))}
-
-
-def read_metrics(run_dir: Path) -> dict[str, Any]:
-    metrics: dict[str, Any] = json.loads((run_dir / "metrics.json").read_text())
-    return metrics
-
-
-def evaluate(*words: str) -> dict[str, Any]:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return evaluation.evaluate(compose("evaluate", ["resamples=50", *words]), {})
-
-
 def best_epoch(run_dir: Path, stage: str) -> dict[str, float]:
     """The first row of the highest validation UA."""
     rows = pd.read_csv(run_dir / "stages" / stage / "metrics.csv").to_dict(orient="records")
     return {str(name): float(value) for name, value in max(rows, key=lambda row: row["val/ua"]).items()}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _no_figures() -> Iterator[None]:
-    """They take longer than these runs train."""
-    with pytest.MonkeyPatch.context() as patched:
-        for module in (evaluation, results):
-            patched.setattr(module, "save_figure", lambda figure, path: None)
-        yield
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -1,7 +1,6 @@
 """Whole runs on a slice of the demo corpus."""
 
 import itertools
-import json
 import math
 import re
 import shutil
@@ -36,13 +35,9 @@ from fourm_ser.training import experiment
 from fourm_ser.training.experiment import resume, run
 from fourm_ser.training.module import EmotionModule
 from tests.conftest import Compose
+from tests.training.runs import lasting, read_metrics
 
 SHORT = ["stage.transfer.epochs=2", "stage.finetune.epochs=2"]
-
-
-def lasting(metrics: dict[str, Any]) -> dict[str, Any]:
-    """The metrics that a repetition has to give again."""
-    return {name: value for name, value in metrics.items() if not name.startswith(("seconds/", "encoded/"))}
 
 
 @pytest.fixture(scope="module")
@@ -51,11 +46,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory, composed: Compose, slice_
     run_dir = tmp_path_factory.mktemp("run") / "first"
     run(composed(*slice_of_demo, *SHORT), run_dir)
     return run_dir
-
-
-def read_metrics(run_dir: Path) -> dict[str, Any]:
-    metrics: dict[str, Any] = json.loads((run_dir / "metrics.json").read_text())
-    return metrics
 
 
 def test_a_run_leaves_what_it_promises(finished: Path) -> None:

@@ -1,48 +1,30 @@
 """Runs in which adapters train: what they keep, that they go on, and that their models need no peft."""
 
-import json
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
-from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 from safetensors.torch import load_file
 
 from fourm_ser.encoders import lora
 from fourm_ser.errors import InputError
 from fourm_ser.models.directory import load_model
-from fourm_ser.runs import evaluation, results
 from fourm_ser.runs.directory import RunDirectory
 from fourm_ser.runs.finished import OpenRun
 from fourm_ser.training.experiment import resume, run
 from fourm_ser.training.loggers import EpochTable
 from fourm_ser.training.record import record
 from tests.accelerator.networks import WAV2VEC
-from tests.conftest import CONF, Compose
+from tests.conftest import Compose
+from tests.training.runs import DiedError, evaluate, lasting, read_metrics
+
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 ADAPTERS = {"text": 2 * 2 * 2 * 4 * 32, "audio": 2 * 2 * 2 * 4 * 32}  # layers, Q and V, A and B, r, width
-
-
-class DiedError(Exception):
-    pass
-
-
-def lasting(metrics: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in metrics.items() if not name.startswith(("seconds/", "encoded/"))}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _no_figures() -> Iterator[None]:
-    """They take longer than these runs train."""
-    with pytest.MonkeyPatch.context() as patched:
-        for module in (evaluation, results):
-            patched.setattr(module, "save_figure", lambda figure, path: None)
-        yield
 
 
 @pytest.fixture(scope="module")
@@ -65,16 +47,6 @@ def finished(tmp_path_factory: pytest.TempPathFactory, config: DictConfig) -> Pa
 @pytest.fixture
 def without_peft(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "peft", None)
-
-
-def read_metrics(run_dir: Path) -> dict[str, Any]:
-    metrics: dict[str, Any] = json.loads((run_dir / "metrics.json").read_text())
-    return metrics
-
-
-def evaluate(*words: str) -> dict[str, Any]:
-    with initialize_config_dir(str(CONF), version_base="1.3"):
-        return evaluation.evaluate(compose("evaluate", ["resamples=50", *words]), {})
 
 
 def test_checkpoints_and_the_model_hold_adapters_alone(finished: Path) -> None:

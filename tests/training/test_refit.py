@@ -1,7 +1,5 @@
 """A run that is refitted on train and validation, and one that keeps averaged weights, from first to last."""
 
-import json
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,41 +14,22 @@ from fourm_ser.config import build
 from fourm_ser.data.splits import Split, write_split
 from fourm_ser.errors import InputError
 from fourm_ser.report.cells import make_sections
-from fourm_ser.runs import evaluation, results
+from fourm_ser.runs import evaluation
 from fourm_ser.runs.collect import read_run
 from fourm_ser.runs.directory import RunDirectory
 from fourm_ser.runs.finished import OpenRun
 from fourm_ser.training.experiment import Experiment, resume, run
 from fourm_ser.training.loggers import EpochTable
 from tests.conftest import CONF, Compose
+from tests.training.runs import DiedError, lasting, read_metrics
+
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 STAGE = [f"stage.transfer.{word}" for word in ("epochs=null", "steps=12", "batch_size=auto", "ema=0.8", "smooth=2")]
 WORDS = ["stage=two_stage", "stage.finetune.epochs=2", "stage.finetune.keep=always", *STAGE]
 WORDS = [*WORDS, "stage.transfer.monitor=val/loss", "loss=ce_center"]
 AUGMENT = ["augment=waveform", "augment.copies=1", "augment.seed=77", "augment.mixup=0.4", "augment.spec.feature=0.2"]
 STAGES = ("0-transfer", "1-finetune")
-
-
-class DiedError(Exception):
-    pass
-
-
-@pytest.fixture(scope="module", autouse=True)
-def _no_figures() -> Iterator[None]:
-    """They take longer than these runs train."""
-    with pytest.MonkeyPatch.context() as patched:
-        for module in (evaluation, results):
-            patched.setattr(module, "save_figure", lambda figure, path: None)
-        yield
-
-
-def lasting(metrics: dict[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in metrics.items() if not name.startswith(("seconds/", "encoded/"))}
-
-
-def read_metrics(run_dir: Path) -> dict[str, Any]:
-    metrics: dict[str, Any] = json.loads((run_dir / "metrics.json").read_text())
-    return metrics
 
 
 @pytest.fixture(scope="module")
