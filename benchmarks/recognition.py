@@ -101,14 +101,10 @@ def sweep(corpus: Corpus, arm: str, folder: Path, manifest: Path, weights: Path,
     return sorted(path.parent for path in folder.glob("*/metrics.json"))
 
 
-def scores(runs: Sequence[Path]) -> list[float]:
-    """The UA in percent over all folds' predictions, by seed."""
-    by_seed: dict[int, list[pd.DataFrame]] = {}
-    for run in runs:
-        seed = json.loads((run / "metrics.json").read_text(encoding="utf-8")).get("seed", 0)
-        by_seed.setdefault(seed, []).append(pd.read_csv(run / "predictions.csv"))
-    tables = [pd.concat(parts) for parts in by_seed.values()]
-    return [100 * float(recall_score(table["emotion"], table["predicted"], average="macro")) for table in tables]
+def score(runs: Sequence[Path]) -> float:
+    """The UA in percent over all folds' predictions together."""
+    table = pd.concat([pd.read_csv(run / "predictions.csv") for run in runs])
+    return 100 * float(recall_score(table["emotion"], table["predicted"], average="macro"))
 
 
 def main() -> None:
@@ -155,7 +151,7 @@ def _scores_of(
     for seed in seeds:
         more = [*overrides, f"seed={seed}"]
         runs = sweep(corpus, arm, folder.with_name(f"{folder.name}-{seed}"), manifest, weights, more)
-        found += scores(runs)
+        found.append(score(runs))
         for run in runs:
             values = json.loads((run / "metrics.json").read_text(encoding="utf-8"))
             seconds.append(sum(value for name, value in values.items() if name.startswith("seconds/")))

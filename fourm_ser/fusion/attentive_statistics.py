@@ -6,8 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from fourm_ser.encoders.base import Features
-from fourm_ser.errors import InputError
-from fourm_ser.fusion.base import LEARNED, Fusion, FusionOutput, MapAxes, check_width, zero_padded
+from fourm_ser.fusion.base import LEARNED, Fusion, FusionOutput, MapAxes, check_modalities, check_width, zero_padded
 from fourm_ser.fusion.statistics import moments
 
 
@@ -43,10 +42,8 @@ class AttentiveStatisticsFusion(Fusion):
 
     def __init__(self, dims: Mapping[str, int], modalities: Sequence[str], hidden: int) -> None:
         super().__init__()
-        if not modalities or len(set(modalities)) < len(modalities):
-            raise InputError(f"fusion.modalities={list(modalities)}: expected text, audio or both.")
         check_width(hidden, "fusion.hidden")
-        self.modalities = tuple(modalities)
+        self.modalities = check_modalities(modalities, None)
         self.widths = {modality: dims[modality] for modality in modalities}
         self.dim = 2 * sum(self.widths.values())
         self.maps = {modality: MapAxes((LEARNED,), (modality,)) for modality in modalities}

@@ -170,10 +170,10 @@ def in_turn(first: nn.Linear, second: nn.Linear, features: Tensor) -> Tensor:
     return functional.linear(features, second.weight @ first.weight, bias)
 
 
-def check_modalities(modalities: Sequence[str], count: int) -> tuple[str, ...]:
-    """`modalities`, where they are so many different ones; else an error that names the config's key."""
-    if len(modalities) != count or len(set(modalities)) != count:
-        expected = "one modality" if count == 1 else "[text, audio]"
+def check_modalities(modalities: Sequence[str], count: int | None) -> tuple[str, ...]:
+    """`modalities`, where they are so many different ones (None: any number); else an error that names the key."""
+    if not modalities or len(modalities) != (count or len(modalities)) or len(set(modalities)) < len(modalities):
+        expected = {1: "one modality", 2: "[text, audio]", None: "text, audio or both"}[count]
         raise InputError(f"fusion.modalities={list(modalities)}: expected {expected}.")
     return tuple(modalities)
 

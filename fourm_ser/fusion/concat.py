@@ -7,7 +7,7 @@ from torch import nn
 
 from fourm_ser.encoders.base import Features
 from fourm_ser.errors import InputError
-from fourm_ser.fusion.base import Fusion, FusionOutput, check_pool, check_width, pool
+from fourm_ser.fusion.base import Fusion, FusionOutput, check_modalities, check_pool, check_width, pool
 
 
 class ConcatFusion(Fusion):
@@ -35,9 +35,7 @@ class ConcatFusion(Fusion):
         pool: Mapping[str, str],
     ) -> None:
         super().__init__()
-        if not modalities or len(set(modalities)) < len(modalities):
-            raise InputError(f"fusion.modalities={list(modalities)}: expected text, audio or both.")
-        self.modalities = tuple(modalities)
+        self.modalities = check_modalities(modalities, None)
         for key, entries in (("project", project), ("pool", pool)):
             lacking = [modality for modality in modalities if modality not in entries]
             if lacking:

@@ -5,13 +5,11 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from fourm_ser.encoders.base import Features
 from fourm_ser.errors import InputError
-from fourm_ser.fusion.base import Fusion, FusionOutput, check_modalities
-from fourm_ser.fusion.statistics import LEAST, RunningScale, moments
+from fourm_ser.fusion.statistics import LEAST, OneModalityStatistics, moments
 
 
-class SplitStatisticsFusion(Fusion):
+class SplitStatisticsFusion(OneModalityStatistics):
     """Functionals of one modality's frames of a kind, and means of the others, standardised.
 
     A feature says how much a frame is of the kind. Of these frames there are mean, standard deviation, and the means of
@@ -29,28 +27,16 @@ class SplitStatisticsFusion(Fusion):
     """
 
     def __init__(self, *, dims: Mapping[str, int], modalities: Sequence[str], weight: int) -> None:
-        super().__init__()
-        self.modalities = check_modalities(modalities, 1)
-        width = dims[self.modalities[0]]
-        self.widths = {self.modalities[0]: width}
+        super().__init__(dims, modalities, 5)
+        (width,) = self.widths.values()
         if isinstance(weight, bool) or not isinstance(weight, int) or not -width <= weight < width:
             raise InputError(f"fusion.weight={weight}: expected one of the {width} features, from 0 or -1.")
         self.weight = weight
-        self.dim = 5 * width
-        self.scale = RunningScale(self.dim)
 
-    def forward(self, text: Features | None, audio: Features | None, return_attention: bool = False) -> FusionOutput:
-        sequence = {"text": text, "audio": audio}[self.modalities[0]]
-        assert sequence is not None
-        # In fp32 throughout: the running variance is a difference of two large numbers.
-        with torch.autocast(sequence.features.device.type, enabled=False):
-            own = sequence.mask[..., None].float()
-            features = sequence.features.float().masked_fill(own == 0, 0.0)  # padding may hold anything
-            kind = own * features[..., self.weight, None].clamp(0, 1)
-            others, _ = moments(features, own - kind)
-            parts = [*moments(features, kind), *mean_slopes(features, kind), others]
-            embedding = self.scale(torch.cat(parts, dim=-1))
-        return FusionOutput(embedding, text, audio, {})
+    def parts(self, features: Tensor, own: Tensor) -> list[Tensor]:
+        kind = own * features[..., self.weight, None].clamp(0, 1)
+        others, _ = moments(features, own - kind)
+        return [*moments(features, kind), *mean_slopes(features, kind), others]
 
 
 def mean_slopes(features: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:

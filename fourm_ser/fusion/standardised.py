@@ -8,8 +8,8 @@ from torch import Tensor, nn
 from fourm_ser.checks import check_word
 from fourm_ser.encoders.base import Features
 from fourm_ser.errors import InputError
-from fourm_ser.fusion.base import Fusion, FusionOutput, check_dropout, check_width
-from fourm_ser.fusion.statistics import RunningScale, moments
+from fourm_ser.fusion.base import Fusion, FusionOutput, check_dropout, check_modalities, check_width
+from fourm_ser.fusion.statistics import RunningScale, moments, weighed
 
 STATISTICS = ("mean", "deviation")
 
@@ -45,8 +45,7 @@ class StandardisedFusion(Fusion):
         dropout: float,
     ) -> None:
         super().__init__()
-        if not modalities or len(set(modalities)) < len(modalities):
-            raise InputError(f"fusion.modalities={list(modalities)}: expected text, audio or both.")
+        self.modalities = check_modalities(modalities, None)
         unknown = set(statistics) - {"text", "audio"}
         if unknown:
             raise InputError(f"fusion.statistics: unknown key {', '.join(sorted(unknown))}. Expected text and audio.")
@@ -58,7 +57,6 @@ class StandardisedFusion(Fusion):
                 )
             for name in wanted:
                 check_word(f"fusion.statistics.{modality}", name, STATISTICS)
-        self.modalities = tuple(modalities)
         self.statistics = {modality: tuple(statistics[modality]) for modality in modalities}
         self.widths = {modality: dims[modality] for modality in modalities}
         self.dim = check_width(dim, "fusion.dim")
@@ -75,9 +73,7 @@ class StandardisedFusion(Fusion):
             assert sequence is not None
             # In fp32 throughout: the running variance is a difference of two large numbers.
             with torch.autocast(sequence.features.device.type, enabled=False):
-                own = sequence.mask[..., None].float()
-                features = sequence.features.float().masked_fill(own == 0, 0.0)  # padding may hold anything
-                found = dict(zip(STATISTICS, moments(features, own), strict=True))
+                found = dict(zip(STATISTICS, moments(*weighed(sequence)), strict=True))
             parts += [found[name] for name in self.statistics[modality]]
         embedding = self.linear(self.dropout(self.scale(torch.cat(parts, dim=-1))))
         return FusionOutput(embedding, text, audio, {})

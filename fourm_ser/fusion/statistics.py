@@ -1,5 +1,6 @@
 """One modality alone, as statistics of its features over time: for encoders that are trained from nothing."""
 
+from abc import abstractmethod
 from collections.abc import Mapping, Sequence
 
 import torch
@@ -44,7 +45,31 @@ class RunningScale(nn.Module):
         return (embedding - self.mean) * torch.rsqrt(variance + FLOOR)
 
 
-class StatisticsFusion(Fusion):
+class OneModalityStatistics(Fusion):
+    """Statistics over one modality's own frames, `count` of each feature, standardised: what `parts` gives."""
+
+    def __init__(self, dims: Mapping[str, int], modalities: Sequence[str], count: int) -> None:
+        super().__init__()
+        self.modalities = check_modalities(modalities, 1)
+        width = dims[self.modalities[0]]
+        self.widths = {self.modalities[0]: width}
+        self.dim = count * width
+        self.scale = RunningScale(self.dim)
+
+    @abstractmethod
+    def parts(self, features: Tensor, own: Tensor) -> list[Tensor]:
+        """Features (batch, time, width) and weights (batch, time, 1), as `weighed` gives -> `count` of (batch, width)."""
+
+    def forward(self, text: Features | None, audio: Features | None, return_attention: bool = False) -> FusionOutput:
+        sequence = {"text": text, "audio": audio}[self.modalities[0]]
+        assert sequence is not None
+        # In fp32 throughout: the running variance is a difference of two large numbers.
+        with torch.autocast(sequence.features.device.type, enabled=False):
+            embedding = self.scale(torch.cat(self.parts(*weighed(sequence)), dim=-1))
+        return FusionOutput(embedding, text, audio, {})
+
+
+class StatisticsFusion(OneModalityStatistics):
     """Mean, standard deviation and mean step of one modality's features over its own frames, standardised.
 
     Mean and deviation are the statistics pooling of x-vectors (Snyder et al. 2018). The step is the mean absolute
@@ -61,28 +86,23 @@ class StatisticsFusion(Fusion):
     """
 
     def __init__(self, dims: Mapping[str, int], modalities: Sequence[str], weight: int | None) -> None:
-        super().__init__()
-        self.modalities = check_modalities(modalities, 1)
-        width = dims[self.modalities[0]]
-        self.widths = {self.modalities[0]: width}
+        super().__init__(dims, modalities, 3 if weight is None else 5)
+        (width,) = self.widths.values()
         if weight is not None and not -width <= weight < width:
             raise InputError(f"fusion.weight={weight}: expected one of the {width} features, from 0 or -1, or null.")
         self.weight = weight
-        self.dim = (3 if weight is None else 5) * width
-        self.scale = RunningScale(self.dim)
 
-    def forward(self, text: Features | None, audio: Features | None, return_attention: bool = False) -> FusionOutput:
-        sequence = {"text": text, "audio": audio}[self.modalities[0]]
-        assert sequence is not None
-        # In fp32 throughout: the running variance is a difference of two large numbers.
-        with torch.autocast(sequence.features.device.type, enabled=False):
-            own = sequence.mask[..., None].float()
-            features = sequence.features.float().masked_fill(own == 0, 0.0)  # padding may hold anything
-            parts = [*moments(features, own), mean_step(features, sequence.mask)]
-            if self.weight is not None:
-                parts += moments(features, own * features[..., self.weight, None].clamp(0, 1))
-            embedding = self.scale(torch.cat(parts, dim=-1))
-        return FusionOutput(embedding, text, audio, {})
+    def parts(self, features: Tensor, own: Tensor) -> list[Tensor]:
+        found = [*moments(features, own), mean_step(features, own[..., 0] > 0)]
+        if self.weight is not None:
+            found += moments(features, own * features[..., self.weight, None].clamp(0, 1))
+        return found
+
+
+def weighed(sequence: Features) -> tuple[Tensor, Tensor]:
+    """Features in float32, 0 where padding stands, whatever stood there; and weights (batch, time, 1): 1 and 0."""
+    own = sequence.mask[..., None].float()
+    return sequence.features.float().masked_fill(own == 0, 0.0), own
 
 
 def moments(features: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
