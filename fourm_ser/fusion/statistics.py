@@ -58,7 +58,7 @@ class OneModalityStatistics(Fusion):
 
     @abstractmethod
     def parts(self, features: Tensor, own: Tensor) -> list[Tensor]:
-        """Features (batch, time, width) and weights (batch, time, 1), as `weighed` gives -> `count` of (batch, width)."""
+        """Features (batch, time, width) and weights (batch, time, 1), as by `weighed` -> `count` of (batch, width)."""
 
     def forward(self, text: Features | None, audio: Features | None, return_attention: bool = False) -> FusionOutput:
         sequence = {"text": text, "audio": audio}[self.modalities[0]]
