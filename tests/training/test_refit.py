@@ -54,10 +54,10 @@ def test_a_refit_leaves_its_stages_beside_the_first_ones_and_says_so(finished: P
     utterances = sides["side"].value_counts()
     log = " ".join((finished / "train.log").read_text().split())
     assert f"refit: anew, on {utterances['train'] + utterances['val']} utterances, validation included" in log
-    steps = -(-utterances["train"] // 16)
+    steps = -(-utterances["train"] // 32)
     epochs = -(-12 // steps)
-    assert f"stage transfer: {epochs} epochs of {steps} steps ({epochs * steps} steps), batches of 16," in log
-    assert metrics["batch_size/transfer"] == metrics["batch_size/refit/transfer"] == 16
+    assert f"stage transfer: {epochs} epochs of {steps} steps ({epochs * steps} steps), batches of 32," in log
+    assert metrics["batch_size/transfer"] == metrics["batch_size/refit/transfer"] == 32
     for number, name in enumerate(("transfer", "finetune")):
         first, again = (directory.stage(number, name, refit) for refit in (False, True))
         chosen = first.read_best()["global_step"]
@@ -200,6 +200,7 @@ def test_of_two_stages_those_up_to_the_better_one_are_refitted(
     tmp_path: Path, composed: Compose, slice_of_demo: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     stages = ["stage=two_stage", "stage.transfer.epochs=2", "stage.finetune.epochs=2", "stage.finetune.ema=0.5"]
+    stages = [*stages, "stage.transfer.select=best"]
     nothing = [
         "optimizer@stage.finetune.optimizer=sgd",
         "stage.finetune.optimizer.lr=0",
