@@ -26,6 +26,7 @@ from tests.training.runs import DiedError, lasting, read_metrics
 pytestmark = pytest.mark.usefixtures("no_figures")
 
 STAGE = [f"stage.transfer.{word}" for word in ("epochs=null", "steps=12", "batch_size=auto", "ema=0.8", "smooth=2")]
+STAGE = [*STAGE, "stage.transfer.min_epochs=null", "stage.transfer.select=best"]
 WORDS = ["stage=two_stage", "stage.finetune.epochs=2", "stage.finetune.keep=always", *STAGE]
 WORDS = [*WORDS, "stage.transfer.monitor=val/loss", "loss=ce_center"]
 AUGMENT = ["augment=waveform", "augment.copies=1", "augment.seed=77", "augment.mixup=0.4", "augment.spec.feature=0.2"]
