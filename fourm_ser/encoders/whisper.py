@@ -82,15 +82,19 @@ class WhisperStem(TransformerStem):
             frames = nn.functional.pad(frames, (0, 0, 0, self.longest - frames.shape[1]))
             own = length_mask(lengths, self.longest)[..., None]
             frames = torch.where(own, frames, inputs["silence"][:, None, None])
-        states = self.states(frames.transpose(1, 2), None if self.full else lengths)
         places = inputs["places"]
         mask = length_mask(inputs["counts"], places.shape[1])
-        if len(states) == len(mask):  # an utterance a stretch
-            return Features(states[:, : places.shape[1]], mask)
-        return Features(states.flatten(0, 1)[places], mask)
+        alone = len(frames) == len(mask)  # an utterance a stretch
+        wanted = places.shape[1] if alone else self.longest // POOLED
+        states = self.states(frames.transpose(1, 2), None if self.full else lengths, wanted)
+        return Features(states[:, : places.shape[1]] if alone else states.flatten(0, 1)[places], mask)
 
-    def states(self, frames: Tensor, lengths: Tensor | None) -> Tensor:
-        """Frames (batch, mels, time), of which `lengths` (batch,) count -> features (batch, time / 2, stem_dim)."""
+    def states(self, frames: Tensor, lengths: Tensor | None, wanted: int) -> Tensor:
+        """Frames (batch, mels, time), of which `lengths` (batch,) count -> features (batch, time / 2, stem_dim).
+
+        In the full context these may be the first `wanted` alone: the last layer is not asked for the silence behind
+        them, which they hear all the same.
+        """
         model, mask = self.model, None
         if lengths is not None:
             frames = zero_padding(frames, lengths)
@@ -105,8 +109,12 @@ class WhisperStem(TransformerStem):
         hidden = hidden + model.embed_positions.weight[: hidden.shape[1]]
         hidden = nn.functional.dropout(hidden, model.dropout, self.training)
         states = [hidden]
-        for layer in model.layers:
-            hidden = layer(hidden, mask)
+        for place, layer in enumerate(model.layers, start=1):
+            if self.full and place == len(model.layers) and self.layer != "weighted":
+                heard = layer.self_attn_layer_norm(hidden)
+                hidden = layer(hidden[:, :wanted], mask, key_value_states=heard)
+            else:
+                hidden = layer(hidden, mask)
             states.append(hidden)
         if len(model.layers) == self.depth:
             states[-1] = model.layer_norm(hidden)

@@ -303,7 +303,7 @@ def test_a_sweep_of_runs_of_two_processes_equals_runs_of_one(
     assert "became NaN or infinite in stage transfer" in failed["why"]
     assert finished["state"] == "finished"
     folder = tmp_path / "sweep" / finished["cell"]
-    alone = run(composed(*small), tmp_path / "alone")
+    alone = run(composed(*small, "optimizer.lr=0.001"), tmp_path / "alone")
     together = json.loads((folder / "metrics.json").read_text())
     assert together.keys() == alone.keys()
     for name, value in alone.items():
@@ -418,7 +418,7 @@ def test_each_job_is_an_offline_run_of_its_own_in_wandb(
         found = list(records(path))
         (run,) = (record.run for record in found if record.WhichOneof("record_type") == "run")
         assert (run.run_group, run.job_type) == (f"{tmp_path.name}/sweep", "transfer")
-        assert list(run.tags) == ["tiny", "self_attention", "ce"]
+        assert list(run.tags) == ["tiny", "self_attention", "ce_balanced"]
         config = {update.key: json.loads(update.value_json) for update in run.config.update}
         assert config["optimizer"]["lr"] == float(row["optimizer.lr"])
         assert config["data"]["utterances"] == 40
