@@ -1,11 +1,12 @@
 """Speech recognisers at work: Whisper, which hears several recordings at once, and the others, one at a time."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, Protocol
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from transformers import GenerationConfig
 from transformers.models.whisper.tokenization_whisper import TO_LANGUAGE_CODE
 from transformers.pipelines import AutomaticSpeechRecognitionPipeline
@@ -14,6 +15,7 @@ from fourm_ser.data.audio import SAMPLE_RATE
 from fourm_ser.errors import InputError
 
 SHOWN = 6  # languages in an error
+REPEATS = 8  # in which the same features come again
 LONG = {"truncation": False, "padding": "longest", "return_attention_mask": True}
 
 
@@ -96,7 +98,8 @@ class Whisper:
         is_long = len(samples) > self.extractor.n_samples
         inputs = self._features(samples, **(LONG if is_long else {}))
         times = {"return_timestamps": True} if is_long else {}  # by which it hears piece by piece
-        (text,) = self._texts(self.model.generate(**inputs.to(self.model.device), **times, **self.options))
+        with _advancing(self.model.get_encoder(), len(samples) / SAMPLE_RATE):
+            (text,) = self._texts(self.model.generate(**inputs.to(self.model.device), **times, **self.options))
         return text
 
     def _features(self, samples: np.ndarray, **options: Any) -> Any:
@@ -105,6 +108,30 @@ class Whisper:
     def _texts(self, written: Tensor) -> list[str]:
         texts: list[str] = self.tokenizer.batch_decode(written, skip_special_tokens=True)
         return texts
+
+
+@contextmanager
+def _advancing(encoder: nn.Module, seconds: float) -> Iterator[None]:
+    """Ends what would never end: `generate` listens from the last time that was written, be it the one it came from.
+
+    Silence is the same at each second, too; a language is asked for first, and some checkpoints try several
+    temperatures: what is heard may come again `REPEATS` times and once a second.
+    """
+    last, times = None, 0
+
+    def look(_: nn.Module, inputs: tuple[Tensor, ...], named: dict[str, Any]) -> None:
+        nonlocal last, times
+        heard = inputs[0] if inputs else named["input_features"]
+        times = times + 1 if last is not None and torch.equal(heard, last) else 0
+        if times > REPEATS + seconds:
+            raise ValueError("it writes times that do not advance, and would listen to one moment for ever")
+        last = heard
+
+    hook = encoder.register_forward_pre_hook(look, with_kwargs=True)
+    try:
+        yield
+    finally:
+        hook.remove()
 
 
 def whisper_options(settings: GenerationConfig, language: str | None) -> dict[str, Any]:

@@ -90,10 +90,11 @@ def ctc(folder: Path, head: bool = True) -> Path:
     return folder
 
 
-def whisper(folder: Path, languages: Sequence[str] = ()) -> Path:
+def whisper(folder: Path, languages: Sequence[str] = (), times: Sequence[int] = range(1, 101)) -> Path:
     """Save a small Whisper that hears two seconds at a time; of several languages, it was told which and to detect it.
 
-    Without, its generation config says nothing of languages, as those of old checkpoints, and it writes times, too.
+    Without, its generation config says nothing of languages, as those of old checkpoints, and it writes times, too:
+    those of these numbers, in steps of 0.02 s.
     """
     tags = [f"<|{language}|>" for language in languages or ["en"]]
     special = ["<|endoftext|>", "<|startoftranscript|>", *tags, "<|translate|>", "<|transcribe|>"]
@@ -132,7 +133,7 @@ def whisper(folder: Path, languages: Sequence[str] = ()) -> Path:
     # The letters of this package's texts, blanks, and the end: other bytes are no text.
     kept = {vocabulary[letter] for letter in (*LETTERS, "Ġ")} | {end}
     if not languages:  # and times, though it is told to write none
-        kept |= set(range(len(vocabulary), config.vocab_size))
+        kept |= {len(vocabulary) + time for time in times}
     settings.suppress_tokens = sorted(set(range(config.vocab_size)) - kept)
     settings.begin_suppress_tokens = None
     network.save_pretrained(folder)

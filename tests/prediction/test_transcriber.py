@@ -94,6 +94,15 @@ def test_a_whisper_writes_of_many_recordings_what_it_writes_of_each(recognisers:
     assert all(texts)
 
 
+def test_a_whisper_that_would_listen_for_ever_is_stopped(tmp_path: Path) -> None:
+    transcriber = Transcriber(str(whisper(tmp_path, times=[0])), CPU)
+    model = transcriber.recogniser.model  # type: ignore[attr-defined]
+    model.generation_config.suppress_tokens = list(range(model.config.vocab_size - 101))  # all but times
+    (refused,) = transcriber(NOISES[:1])
+    assert "a recording of 0.40 s cannot be transcribed" in str(refused)
+    assert "times that do not advance" in str(refused)
+
+
 def test_a_whisper_s_batch_is_as_long_as_what_it_pads_recordings_to(recognisers: dict[str, Path]) -> None:
     sizes = {
         seconds: Transcriber(str(recognisers["english"]), CPU, batch_seconds=seconds).batch_size
