@@ -72,8 +72,10 @@ class Corpus(ABC):
         too_long: `crop` to the first `max_seconds`, or `refuse`.
         strict: make every fault of the corpus an error, instead of leaving out what it concerns and counting it.
         sampler: the order of training: `shuffle`, or `balanced`, where each epoch has every class equally often.
+        shuffle: whether each epoch has an order of its own; else one is drawn, and all epochs have it.
         workers: processes that read recordings ahead, or `auto`; stored features are read in the training process.
-        clean: what is taken out of transcripts: `tags`, `none`, or regular expressions.
+        clean: what is taken out of transcripts: a rule of `fourm_ser.data.transcripts`, or regular expressions.
+        empty_text: what a transcript without words becomes; None leaves it empty.
         verify: how recordings that are remembered are held against what is there: `quick` (size, time and ends) or
             `full` (all bytes).
 
@@ -110,9 +112,11 @@ class Corpus(ABC):
         # Records of earlier versions have none of these.
         clean: str | Sequence[str] = BEFORE,
         verify: str = "quick",
+        shuffle: bool = True,
+        empty_text: str | None = None,
     ) -> None:
         self.wanted, self.label_map = read_classes(emotions), read_label_map(label_map)
-        for key, switch in (("drop_other", drop_other), ("strict", strict)):
+        for key, switch in (("drop_other", drop_other), ("strict", strict), ("shuffle", shuffle)):
             check_switch(f"data.{key}", switch)
         check_text("data.language", language, "a code such as en, all", null=True)
         check_text("data.split_file", split_file, "a path", null=True)
@@ -123,6 +127,12 @@ class Corpus(ABC):
         check_word("data.too_long", too_long, ("crop", "refuse"))
         check_word("data.sampler", sampler, ("shuffle", "balanced"))
         check_word("data.verify", verify, ("quick", "full"))
+        check_text("data.empty_text", empty_text, "a word such as NULL", null=True)
+        if sampler == "balanced" and not shuffle:
+            raise InputError(
+                "data.shuffle=false: one order for all epochs would never show what data.sampler=balanced leaves out of "
+                "the first. Use data.sampler=shuffle, or data.shuffle=true."
+            )
         if workers != "auto":
             check_number("data.workers", workers, "auto, or a number of processes from 0", whole=True)
         self.source, self.cache, self.drop_other = source, cache, drop_other
@@ -130,7 +140,8 @@ class Corpus(ABC):
         self.split_file = None if split_file is None else Path(split_file).expanduser()
         self.min_seconds, self.max_seconds, self.too_long = min_seconds, max_seconds, too_long
         self.strict, self.sampler, self.workers, self.verify = strict, sampler, workers, verify
-        self.clean, self.cleaning = clean, Cleaning(clean)
+        self.shuffle = shuffle
+        self.clean, self.empty_text, self.cleaning = clean, empty_text, Cleaning(clean, empty_text)
         self._loaded = self._ready = False
         self._prepared: Path | None = None
 
@@ -329,6 +340,7 @@ class Corpus(ABC):
             "language": self.language,
             "min_seconds": self.min_seconds,
             "clean": self.clean,
+            **({} if self.empty_text is None else {"empty_text": self.empty_text}),
         }
 
     def _leave_out(self, frame: pd.DataFrame, reason: str) -> None:

@@ -12,7 +12,7 @@ REPEATS = ("seed", "data.fold", "data.split_seed")
 PLACE = {"seed", "cache", "resume", "trainer.accelerator"}
 PLACE_OF_DATA = {*OF_DATA, "workers", "strict", "verify", "fold", "split_seed"} - {"split_file"}
 # Keys of `data` that change how a model is trained, not what it is tested on.
-TRAINING = {"data.sampler", "data.max_seconds", "data.too_long"}
+TRAINING = {"data.sampler", "data.shuffle", "data.max_seconds", "data.too_long"}
 # Options in the order in which people read them; the others follow.
 GROUPS = (
     *("experiment", "baseline", "encoder", "encoder/text", "encoder/audio"),
