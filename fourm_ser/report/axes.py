@@ -116,6 +116,8 @@ def flatten(node: Any, name: str = "") -> dict[str, str]:
 def protocol_of(run: Run) -> dict[str, str]:
     """The settings that say what is tested and what may be trained on."""
     leaves = flatten({"data": run.config.get("data", {})})
+    if leaves.get("data.split") != "published":
+        leaves.pop("data.published", None)  # which nothing reads
     return {name: text for name, text in leaves.items() if not is_place(name) and name not in TRAINING}
 
 
