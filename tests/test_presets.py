@@ -65,7 +65,9 @@ def test_a_preset_leaves_nothing_behind_where_every_group_is_overridden(name: st
 
 
 def test_groups_are_overridden_beside_a_preset(composed: Compose) -> None:
-    own = {group: option for group, option in OTHERS.items() if group not in ("protocol", "precision", "data", "trainer")}
+    own = {
+        group: option for group, option in OTHERS.items() if group not in ("protocol", "precision", "data", "trainer")
+    }
     preset = contents(composed("experiment=4m_ser"))
     others = contents(composed(*(f"{group}={option}" for group, option in own.items())))
     assert all(others[group] != preset[group] for group in own)
@@ -231,7 +233,11 @@ def test_a_preset_trains_as_published(name: str, composed: Compose) -> None:
     assert config.loss == {"_target_": "fourm_ser.losses.cross_entropy.CrossEntropyLoss", **OVER_LABELS}
     assert config.augment == composed("augment=none").augment
     for stage, falls in zip(stages, facts.falls, strict=True):
-        assert (stage.batch_size, stage.accumulate, stage.gradient_clip, stage.ema, stage.patience) == (1, 1, *[None] * 3)
+        assert (stage.batch_size, stage.accumulate, stage.gradient_clip, stage.ema, stage.patience) == (
+            1,
+            1,
+            *[None] * 3,
+        )
         assert (stage.select, stage.smooth) == (facts.select[0], 1)
         assert stage.select == "last" or stage.monitor == facts.select[1]
         assert stage.keep == "always"
@@ -271,7 +277,9 @@ def test_a_preset_reads_and_computes_as_published(name: str, composed: Compose) 
 @published
 def test_a_preset_s_file_says_what_differs_and_why(name: str) -> None:
     text = (CONF / "experiment" / f"{name}.yaml").read_text(encoding="utf-8")
-    rows = [[cell.strip() for cell in line[2:].strip("|").split("|")] for line in text.splitlines() if line[:3] == "# |"]
+    rows = [
+        [cell.strip() for cell in line[2:].strip("|").split("|")] for line in text.splitlines() if line[:3] == "# |"
+    ]
     assert rows[0] == ["original", "here", "why"]
     assert len(rows) > 10
     assert all(len(row) == 3 and row[0] and row[1] for row in rows)

@@ -303,7 +303,10 @@ class Corpus(ABC):
                 raise InputError(f"data.fold={protocol.fold}: {what} has no folds: leave data.fold at 0.")
             if self.split_file is None:
                 assert self.published is not None
-                sides, name = published_sides(self.name, self.published, self._released), f"the split of {self.published}"
+                sides, name = (
+                    published_sides(self.name, self.published, self._released),
+                    f"the split of {self.published}",
+                )
             else:
                 sides, name = read_split(self.split_file), self.split_file.name
                 self._hold_against(sides)

@@ -97,7 +97,6 @@ class EmotionModule(LightningModule):
         self.val_metrics = EmotionMetrics(emotions)
         self.train_losses: dict[str, Tensor] = {}
         self.train_count = 0
-        self.rates: dict[str, float] = {}
         self.steps_taken: deque[_Step] = deque()
         self.rows = torch.empty(0, dtype=torch.long)  # of the batch in hand
         self.judged: deque[float] = deque(maxlen=stage.smooth)  # what the last epochs are judged by
@@ -118,7 +117,6 @@ class EmotionModule(LightningModule):
         seed = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=4).digest(), "big")
         seed_everything(seed, verbose=False)
         self.train_losses, self.train_count = {}, 0
-        self.rates = self._rates()
         self.steps_taken.clear()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -138,7 +136,6 @@ class EmotionModule(LightningModule):
             self.refuse_infinite()
             means = {name: value / self.train_count for name, value in self.train_losses.items()}
             self._log_losses("train", means, self.train_count)
-            self.log_dict(self.rates)
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         output, terms, count = self.step("val", batch)
@@ -191,16 +188,6 @@ class EmotionModule(LightningModule):
             if not step.finite.get():
                 bad = [name for name, value in step.terms.items() if not value.isfinite()]
                 raise NotFiniteError(bad, gather_rows(step.rows).tolist(), step.when)
-
-    def _rates(self) -> dict[str, float]:
-        """The learning rates that an epoch begins with: the network's own, and that of the loss's parameters."""
-        (optimizer,) = self.trainer.optimizers
-        rates = {"train/lr": optimizer.param_groups[0]["lr"]}
-        own = next(iter(self.loss.parameters()), None)
-        for group in optimizer.param_groups if own is not None else ():
-            if any(parameter is own for parameter in group["params"]):
-                rates["train/lr/loss"] = group["lr"]
-        return rates
 
     def _log_losses(self, side: str, terms: Mapping[str, Tensor], count: int) -> None:
         """Log the epoch's mean of each term over `count` utterances, and over those of the epoch's other calls."""

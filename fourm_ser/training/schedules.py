@@ -28,9 +28,7 @@ def step(optimizer: Optimizer, steps: int, steps_per_epoch: int, epochs: int, ga
     return LambdaLR(optimizer, lambda now: gamma ** (now // (epochs * steps_per_epoch)))
 
 
-def milestones(
-    optimizer: Optimizer, steps: int, steps_per_epoch: int, epochs: Sequence[int], gamma: float
-) -> LambdaLR:
+def milestones(optimizer: Optimizer, steps: int, steps_per_epoch: int, epochs: Sequence[int], gamma: float) -> LambdaLR:
     """Multiply the learning rates by `gamma` when each of so many `epochs` are behind.
 
     Raises:

@@ -81,7 +81,9 @@ def batch(seed: int, size: int) -> tuple[Tensor, Tensor, Tensor]:
     return logits, features, torch.randint(CLASSES, (size,), generator=generator)
 
 
-def assert_equal(loss: Loss, expected: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor], seed: int, size: int) -> None:
+def assert_equal(
+    loss: Loss, expected: Callable[[Tensor, Tensor, Tensor, Tensor], Tensor], seed: int, size: int
+) -> None:
     """Value and all gradients are those of a restatement, to 1e-6."""
     logits, features, labels = batch(seed, size)
     own = [parameter for parameter in loss.parameters() if parameter.shape == (CLASSES, DIM)]
@@ -91,7 +93,9 @@ def assert_equal(loss: Loss, expected: Callable[[Tensor, Tensor, Tensor, Tensor]
     assert value.item() == pytest.approx(wanted.item(), rel=1e-6)
     for found, right in zip(*(torch.autograd.grad(v, inputs, allow_unused=True) for v in (value, wanted)), strict=True):
         zero = torch.zeros(())
-        torch.testing.assert_close(zero if found is None else found, zero if right is None else right, atol=1e-6, rtol=1e-6)
+        torch.testing.assert_close(
+            zero if found is None else found, zero if right is None else right, atol=1e-6, rtol=1e-6
+        )
 
 
 sizes = given(seed=st.integers(0, 1000), size=st.integers(1, 4))
@@ -171,7 +175,10 @@ def test_the_loss_s_parameters_train_by_an_adam_of_their_own(composed: Compose, 
     ("words", "message"),
     [
         (["loss=ce_center", "scheduler@loss.scheduler=constant"], r"loss\.scheduler: .*optimizer@loss\.optimizer=adam"),
-        (["loss=ce_center", "optimizer@loss.terms.center.optimizer=adam"], r"loss\.terms\.center\.optimizer: .*loss\.optimizer"),
+        (
+            ["loss=ce_center", "optimizer@loss.terms.center.optimizer=adam"],
+            r"loss\.terms\.center\.optimizer: .*loss\.optimizer",
+        ),
         (["loss=ce_arcface", "loss.terms.arcface.gradient=half"], r"gradient=half: expected one of whole, detached"),
         (["loss=arcface", "loss.past_pi=no"], r"past_pi=no: expected one of falls, rises"),
         (["loss=arcface", "loss.std=0"], r"loss\.std=0"),

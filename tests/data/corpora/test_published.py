@@ -30,7 +30,11 @@ def iemocap(count: int) -> pd.DataFrame:
 
 def esd(count: int) -> pd.DataFrame:
     rows = [
-        (f"{speaker:04d}_{number:06d}", (*MAPPED[:2], "sadness", "neutral", "surprise")[number % 5], f"{speaker:04d}/{speaker:04d}.txt:{number}")
+        (
+            f"{speaker:04d}_{number:06d}",
+            (*MAPPED[:2], "sadness", "neutral", "surprise")[number % 5],
+            f"{speaker:04d}/{speaker:04d}.txt:{number}",
+        )
         for speaker in range(11, 21)
         for number in range(1, count)
     ]
@@ -63,7 +67,9 @@ def test_the_rule_is_that_of_the_original(model: str, count: int) -> None:
 
 
 def test_the_whole_of_iemocap_gives_the_published_sizes() -> None:
-    frame = pd.DataFrame({"id": [f"{n}" for n in range(5531)], "emotion": "anger", "where": [f"a:{n}" for n in range(5531)]})
+    frame = pd.DataFrame(
+        {"id": [f"{n}" for n in range(5531)], "emotion": "anger", "where": [f"a:{n}" for n in range(5531)]}
+    )
     counts = published_sides("iemocap", "4m_ser", frame).value_counts()
     assert counts.to_dict() == {"train": 4479, "val": 498, "test": 554}
 
@@ -107,5 +113,3 @@ def test_other_corpora_have_no_published_split(tmp_path: Path, make_corpus: Make
         published_sides("emodb", "4m_ser", iemocap(3))
     with pytest.raises(InputError, match="too few"):
         published_sides("iemocap", "4m_ser", iemocap(3).iloc[:1])
-
-
