@@ -333,4 +333,4 @@ def test_a_fixed_order_is_drawn_once_and_holds_in_all_epochs(size: int) -> None:
     first, second, third = epochs(0, True)
     assert first == second == third == epochs(0, False)[0]
     assert first != epochs(1, True)[0]
-    assert sorted(sum(first, [])) == sorted(ROWS)
+    assert sorted(row for batch in first for row in batch) == sorted(ROWS)
