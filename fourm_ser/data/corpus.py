@@ -135,8 +135,8 @@ class Corpus(ABC):
         check_text("data.empty_text", empty_text, "a word such as NULL", null=True)
         if sampler == "balanced" and not shuffle:
             raise InputError(
-                "data.shuffle=false: one order for all epochs would never show what data.sampler=balanced leaves out of "
-                "the first. Use data.sampler=shuffle, or data.shuffle=true."
+                "data.shuffle=false: one order for all epochs would never show what data.sampler=balanced leaves out "
+                "of the first. Use data.sampler=shuffle, or data.shuffle=true."
             )
         if workers != "auto":
             check_number("data.workers", workers, "auto, or a number of processes from 0", whole=True)

@@ -22,8 +22,8 @@ TAGS = (
 )
 JOINED = "joined"
 """The group by which a pattern says that nothing stands in the place of what it takes out, not even a blank."""
-# As the originals read IEMOCAP: a line is cut at its colons, and the part behind the first one is the transcript, so that
-# one with a colon ends there. 4M-SER and MemoCMT then take out from any bracket, ( or [, to the next that closes.
+# As the originals read IEMOCAP: a line is cut at its colons, and the part behind the first one is the transcript, so
+# that one with a colon ends there. 4M-SER and MemoCMT then take out from any bracket, ( or [, to the next that closes.
 FROM_COLON = r"(?s):.*"
 BRACKETED = rf"(?P<{JOINED}>[(\[].*?[)\]])"
 RULES: dict[str, tuple[str, ...]] = {

@@ -133,8 +133,9 @@ def note_published(sections: Iterable[Section], folder: Path) -> list[str]:
                 }
             )
             if figure is not None:
-                said = f"{cell.name}: UA {ua:.2f}, WA {wa:.2f}; {figure.model} as published: {figure.ua:.2f}, {figure.wa:.2f}"
-                line = f"{said}: not comparable: {why}." if why else f"{said}, under one protocol."
+                theirs = f"{figure.model} as published: {figure.ua:.2f}, {figure.wa:.2f}"
+                how = f": not comparable: {why}." if why else ", under one protocol."
+                line = f"{cell.name}: UA {ua:.2f}, WA {wa:.2f}; {theirs}{how}"
                 section.notes.append(line)
                 lines.append(line)
     write_table(folder / "published.csv", pd.DataFrame(rows))
