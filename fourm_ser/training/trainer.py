@@ -36,7 +36,7 @@ class Rates(Callback):
         for group in optimizer.param_groups:
             if not own.isdisjoint(group["params"]):
                 rates["train/lr/loss"] = float(group["lr"])
-        pl_module.log_dict(rates, on_step=False, on_epoch=True, batch_size=1)
+        pl_module.log_dict(rates, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
 
 
 class ProgressBar(RichProgressBar):
