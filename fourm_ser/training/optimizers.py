@@ -74,10 +74,10 @@ class JoinedOptimizers(Optimizer):
         return [group for part in self.parts for group in part.param_groups]
 
     @property
-    def state(self) -> dict[nn.Parameter, Any]:  # type: ignore[override]
+    def state(self) -> dict[torch.Tensor, Any]:  # type: ignore[override]
         return {parameter: state for part in self.parts for parameter, state in part.state.items()}
 
-    def step(self, closure: Callable[[], Any] | None = None) -> Any:  # type: ignore[override]
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
         loss = None
         if closure is not None:
             with torch.enable_grad():
