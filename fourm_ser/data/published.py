@@ -60,7 +60,7 @@ def published_sides(corpus: str, name: str, frame: pd.DataFrame) -> pd.Series:
         frame: the release: `id`, `emotion` and `where` its label stands, `<file>:<line>`.
 
     Raises:
-        InputError: see `check_published`; a corpus that the model was not published on.
+        InputError: a model whose split nobody can tell, a corpus that it was not published on, or too few utterances.
     """
     check_published(name)
     shares = SHARES[name].get(corpus)
