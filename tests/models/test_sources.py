@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from fourm_ser.encoders import padding
 from fourm_ser.data.transcripts import Cleaning
+from fourm_ser.encoders import padding
 from fourm_ser.encoders.base import Encoder, Resources
 from fourm_ser.errors import InputError
 from fourm_ser.models.directory import Conditions, Model
