@@ -50,6 +50,17 @@ STAGE_WAS = {
     "ema": None,
     "keep": "always",
 }
+# What a corpus and a loss did before these were keys of theirs.
+DATA_WAS = {"shuffle": True, "empty_text": None, "published": None}
+OWN_OPTIMIZER = {"optimizer": None, "scheduler": None}
+LOSS_WAS: dict[str, dict[str, Any]] = {
+    "center.CenterLoss": OWN_OPTIMIZER,
+    "contrastive_center.ContrastiveCenterLoss": OWN_OPTIMIZER,
+    "margin.MarginLoss": {"past_pi": "falls", "gradient": "whole", "std": None, **OWN_OPTIMIZER},
+    "composite.SumLoss": OWN_OPTIMIZER,
+    "focal.FocalLoss": {"gradient": "whole"},
+}
+LOSSES = "fourm_ser.losses."
 PLATEAU = "fourm_ser.training.schedules.Plateau"
 
 Node = TypeVar("Node")
@@ -182,9 +193,14 @@ def _upgrade(node: MutableMapping[Any, Any], keys: list[Any]) -> None:
     if {"epochs", "batch_size", "unfreeze"} <= set(keys):  # a stage
         for key, value in STAGE_WAS.items():
             node.setdefault(key, value)
+    if {"split", "split_file", "split_seed"} <= set(keys):  # a corpus
+        for key, value in DATA_WAS.items():
+            node.setdefault(key, value)
     target = node["_target_"] if "_target_" in keys else None
     if not isinstance(target, str):
         return
+    for key, value in LOSS_WAS.get(target.removeprefix(LOSSES), {}).items():
+        node.setdefault(key, value)
     for before, now in MOVED.items():
         if target.startswith(before):
             node["_target_"] = target = now + target.removeprefix(before)

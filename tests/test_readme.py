@@ -68,7 +68,7 @@ def test_a_sum_and_stages_of_one_s_own_train(choose: Compose, tmp_path: Path) ->
     "group",
     [
         *("data", "baseline", "fusion", "head", "loss", "augment"),
-        *("stage", "optimizer", "scheduler", "experiment", "trainer", "logger"),
+        *("stage", "optimizer", "scheduler", "experiment", "trainer", "logger", "precision", "protocol"),
     ],
 )
 def test_the_table_of_groups_names_every_option(group: str) -> None:
@@ -78,7 +78,7 @@ def test_the_table_of_groups_names_every_option(group: str) -> None:
     assert sorted(named) == sorted(path.stem for path in (CONF / group).glob("*.yaml"))
 
 
-@pytest.mark.parametrize(("group", "options"), [("fusion", 9), ("loss", 16)])
+@pytest.mark.parametrize(("group", "options"), [("fusion", 9), ("loss", 21)])
 def test_the_tables_of_fusions_and_losses_give_the_configs_defaults(group: str, options: int) -> None:
     table = README.partition(f"| `{group}=` |")[2].partition("\n\n")[0]
     rows = list(ROW.finditer(table))

@@ -203,6 +203,7 @@ class BaselineRun:
             max_seconds=config.data.max_seconds,
             encoding_tf32=self.encoding.tf32,
             clean=list(self.corpus.cleaning.patterns),
+            empty_text=self.corpus.cleaning.empty,
             store=self.encoding.store,
         )
         save_model(self.directory.model, Model(network, self.corpus.emotions, conditions), self.nodes, left_out)

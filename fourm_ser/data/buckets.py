@@ -38,6 +38,8 @@ class BucketBatchSampler(Sampler[list[int]]):
     mix lengths: in a small corpus whose emotions differ in length they would else be of one emotion. Without, they are
     sorted by length.
 
+    With `fixed`, every epoch has the order that `shuffle` gives the first one.
+
     With `classes`, an epoch has as many utterances as without, and every class equally often: of a large class some are
     drawn anew for each epoch, those of a small one come several times.
 
@@ -53,6 +55,7 @@ class BucketBatchSampler(Sampler[list[int]]):
         rank: number of this process, from 0.
         world: number of processes.
         classes: class index of each utterance of the manifest, to balance; None for every utterance once.
+        fixed: whether all epochs have the order of the first.
     """
 
     def __init__(
@@ -66,12 +69,13 @@ class BucketBatchSampler(Sampler[list[int]]):
         rank: int = 0,
         world: int = 1,
         classes: np.ndarray | None = None,
+        fixed: bool = False,
     ) -> None:
         if batch_size < world or len(rows) < world:
             raise ValueError(f"batches of {batch_size} out of {len(rows)} utterances cannot feed {world} processes")
         self.rows, self.lengths = np.asarray(rows), np.asarray(lengths, dtype=float)
         self.batch_size, self.shuffle, self.seed = batch_size, shuffle, seed
-        self.rank, self.world, self.classes = rank, world, classes
+        self.rank, self.world, self.classes, self.fixed = rank, world, classes, fixed
         self.epoch = 0
         # Lightning tells the epoch to a batch sampler's `sampler` alone; without it every epoch has the same order.
         self.sampler = self
@@ -85,7 +89,7 @@ class BucketBatchSampler(Sampler[list[int]]):
         if not self.shuffle:
             order = self.rows[np.argsort(self.lengths[self.rows], kind="stable")]
             return self._cut(order)
-        generator = np.random.default_rng([self.seed, self.epoch])
+        generator = np.random.default_rng([self.seed, 0 if self.fixed else self.epoch])
         order = generator.permutation(self.rows if self.classes is None else self._balanced(generator))
         added = np.linspace(0.0, SPREAD / len(self), len(order))
         order = order[np.argsort(np.log(self.lengths[order]) + added, kind="stable")]

@@ -20,6 +20,7 @@ from fourm_ser.data.content import content, digest_of, shared
 from fourm_ser.data.labels import choose_classes, counted, fold_labels, read_classes, read_label_map
 from fourm_ser.data.manifest import order_emotions, write_manifest
 from fourm_ser.data.names import clean_cell, clean_columns, find_doubles, tell_doubles
+from fourm_ser.data.published import check_published, published_sides
 from fourm_ser.data.recordings import Recording, find_silent, scan_recordings
 from fourm_ser.data.release import LeftOut, Release, by_reason
 from fourm_ser.data.splits import SPLITS, Protocol, Split, check_protocol, gives_validation, read_split, split_manifest
@@ -59,7 +60,7 @@ class Corpus(ABC):
         drop_other: leave out utterances of other emotions than `emotions`, instead of refusing them.
         language: leave out utterances of other languages than this code, and take those that name none to be of it;
             None or `all` keeps every one.
-        split: `random`, `speaker`, `session` or `official`.
+        split: `random`, `speaker`, `session` or `official`; of IEMOCAP and ESD also `published`.
         split_file: a CSV (`id,split`) that says who is where, instead of `split`; None for none.
         fold: the speaker or session that is tested, counted from 0.
         fractions: the shares of train, validation and test in a random split.
@@ -72,8 +73,11 @@ class Corpus(ABC):
         too_long: `crop` to the first `max_seconds`, or `refuse`.
         strict: make every fault of the corpus an error, instead of leaving out what it concerns and counting it.
         sampler: the order of training: `shuffle`, or `balanced`, where each epoch has every class equally often.
+        shuffle: whether each epoch has an order of its own; else one is drawn, and all epochs have it.
         workers: processes that read recordings ahead, or `auto`; stored features are read in the training process.
-        clean: what is taken out of transcripts: `tags`, `none`, or regular expressions.
+        clean: what is taken out of transcripts: a rule of `fourm_ser.data.transcripts`, or regular expressions.
+        empty_text: what a transcript without words becomes; None leaves it empty.
+        published: the published model whose split it is, where that is `published`.
         verify: how recordings that are remembered are held against what is there: `quick` (size, time and ends) or
             `full` (all bytes).
 
@@ -110,19 +114,30 @@ class Corpus(ABC):
         # Records of earlier versions have none of these.
         clean: str | Sequence[str] = BEFORE,
         verify: str = "quick",
+        shuffle: bool = True,
+        empty_text: str | None = None,
+        published: str | None = None,
     ) -> None:
         self.wanted, self.label_map = read_classes(emotions), read_label_map(label_map)
-        for key, switch in (("drop_other", drop_other), ("strict", strict)):
+        for key, switch in (("drop_other", drop_other), ("strict", strict), ("shuffle", shuffle)):
             check_switch(f"data.{key}", switch)
         check_text("data.language", language, "a code such as en, all", null=True)
         check_text("data.split_file", split_file, "a path", null=True)
         self.protocol = Protocol(split, fold, fractions, stratify, validation, validation_fraction, split_seed)
         check_protocol(self.protocol, self.splits)
+        if split == "published" and split_file is None:
+            check_published(published)
         check_number("data.min_seconds", min_seconds, "seconds from 0", null=True)
         check_number("data.max_seconds", max_seconds, "seconds above 0", least=SHORTEST, null=True)
         check_word("data.too_long", too_long, ("crop", "refuse"))
         check_word("data.sampler", sampler, ("shuffle", "balanced"))
         check_word("data.verify", verify, ("quick", "full"))
+        check_text("data.empty_text", empty_text, "a word such as NULL", null=True)
+        if sampler == "balanced" and not shuffle:
+            raise InputError(
+                "data.shuffle=false: one order for all epochs would never show what data.sampler=balanced leaves out "
+                "of the first. Use data.sampler=shuffle, or data.shuffle=true."
+            )
         if workers != "auto":
             check_number("data.workers", workers, "auto, or a number of processes from 0", whole=True)
         self.source, self.cache, self.drop_other = source, cache, drop_other
@@ -130,7 +145,8 @@ class Corpus(ABC):
         self.split_file = None if split_file is None else Path(split_file).expanduser()
         self.min_seconds, self.max_seconds, self.too_long = min_seconds, max_seconds, too_long
         self.strict, self.sampler, self.workers, self.verify = strict, sampler, workers, verify
-        self.clean, self.cleaning = clean, Cleaning(clean)
+        self.shuffle, self.published = shuffle, published
+        self.clean, self.empty_text, self.cleaning = clean, empty_text, Cleaning(clean, empty_text)
         self._loaded = self._ready = False
         self._prepared: Path | None = None
 
@@ -161,6 +177,7 @@ class Corpus(ABC):
         if not len(frame):
             raise InputError(f"{release.source}: no utterance can be used: {_told(self.left_out)}.")
         frame = self._clean(frame, release.source)
+        self._released = frame.reindex(columns=["id", "emotion", "where"])
         frame["emotion"] = fold_labels(frame["emotion"], self.label_map, release.source)
         self.doubles = find_doubles(frame, DOUBLED)
         tell_doubles(self.doubles, release.source, self.strict)
@@ -280,13 +297,21 @@ class Corpus(ABC):
     def _divide(self) -> Split:
         """Split what was loaded."""
         protocol = self.protocol
-        if self.split_file is not None:
+        if self.split_file is not None or protocol.split == "published":
             if protocol.fold != 0:
-                raise InputError(f"data.fold={protocol.fold}: a split file has no folds: leave data.fold at 0.")
-            sides = read_split(self.split_file)
-            self._hold_against(sides)
+                what = "the split of a published model" if self.split_file is None else "a split file"
+                raise InputError(f"data.fold={protocol.fold}: {what} has no folds: leave data.fold at 0.")
+            if self.split_file is None:
+                assert self.published is not None
+                sides, name = (
+                    published_sides(self.name, self.published, self._released),
+                    f"the split of {self.published}",
+                )
+            else:
+                sides, name = read_split(self.split_file), self.split_file.name
+                self._hold_against(sides)
             named = self.frame["id"].isin(sides.index)
-            self._leave_out(self.frame[~named], f"not in {self.split_file.name}")
+            self._leave_out(self.frame[~named], f"not in {name}")
             self.frame = self.frame[named].reset_index(drop=True)
             self.frame["split"] = self.frame["id"].map(sides)
             protocol = protocol._replace(split="official")
@@ -329,6 +354,7 @@ class Corpus(ABC):
             "language": self.language,
             "min_seconds": self.min_seconds,
             "clean": self.clean,
+            **({} if self.empty_text is None else {"empty_text": self.empty_text}),
         }
 
     def _leave_out(self, frame: pd.DataFrame, reason: str) -> None:

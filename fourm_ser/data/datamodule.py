@@ -107,6 +107,7 @@ class EmotionDataModule(LightningDataModule):
                 rank=rank(),
                 world=world(),
                 classes=classes,
+                fixed=not self.corpus.shuffle,
             )
         except ValueError as error:
             raise InputError(f"trainer.devices: {error}. Use fewer, or a larger batch_size of the stage.") from error

@@ -20,7 +20,18 @@ TAGS = (
     rf"\[(?=[{FILLING}]*[{CAPITALS}][{FILLING}]*[{CAPITALS}])[{CAPITALS}{FILLING}]+\]",
     rf"(?i:\[ ?(?:{NOTED}) ?\]|< ?(?:{NOTED}) ?>)",
 )
-RULES: dict[str, tuple[str, ...]] = {"tags": TAGS, "none": ()}
+JOINED = "joined"
+"""The group by which a pattern says that nothing stands in the place of what it takes out, not even a blank."""
+# As the originals read IEMOCAP: a line is cut at its colons, and the part behind the first one is the transcript, so
+# that one with a colon ends there. 4M-SER and MemoCMT then take out from any bracket, ( or [, to the next that closes.
+FROM_COLON = r"(?s):.*"
+BRACKETED = rf"(?P<{JOINED}>[(\[].*?[)\]])"
+RULES: dict[str, tuple[str, ...]] = {
+    "tags": TAGS,
+    "none": (),
+    "server": (FROM_COLON,),
+    "4m_ser": (FROM_COLON, BRACKETED),
+}
 BEFORE = (r"\[[^\[\]]*\]|<[^<>]*>",)
 """What was taken out of every transcript before there was a choice: records and models of then name none."""
 
@@ -39,8 +50,11 @@ class Cleaning:
     """Takes annotators' tags out of transcripts, by patterns.
 
     Args:
-        clean: a rule, `tags` (`[...]` of capitals, and what annotators are known to note in `[...]` or `<...>`) or
-            `none`; or regular expressions of what is taken out.
+        clean: a rule, `tags` (`[...]` of capitals, and what annotators are known to note in `[...]` or `<...>`),
+            `none`, `server` (what stands from a colon on, as SERVER and 3M-SER read IEMOCAP) or `4m_ser` (that, and
+            `[...]` and `(...)`, as 4M-SER and MemoCMT do); or regular expressions of what is taken out. A blank takes
+            its place, nothing where the expression has a group called `joined`.
+        empty: what a transcript without words becomes; None leaves it empty.
 
     Attributes:
         patterns: the regular expressions, which say all of it whatever a rule's name will mean later.
@@ -49,12 +63,14 @@ class Cleaning:
         InputError: no rule, or what is no regular expression, or one that matches where nothing stands.
     """
 
-    def __init__(self, clean: str | Sequence[str]) -> None:
-        self.patterns = _patterns(clean)
+    def __init__(self, clean: str | Sequence[str], empty: str | None = None) -> None:
+        self.patterns, self.empty = _patterns(clean), empty
+        if empty is not None and not tidy(empty):
+            raise InputError(f"data.empty_text={empty!r}: expected a word, or null to leave an empty transcript empty.")
         self._compiled = [re.compile(pattern) for pattern in self.patterns]
 
     def __call__(self, text: str) -> str:
-        """What is left of a transcript, tidied; an utterance without words stays an utterance, with an empty one."""
+        """What is left of a transcript, tidied; an utterance without words stays one, with an empty one or `empty`."""
         return self.apart(text)[0]
 
     def apart(self, text: str) -> tuple[str, list[str]]:
@@ -70,8 +86,8 @@ class Cleaning:
                 found = [match[0].strip() for match in pattern.finditer(text)]
                 if found:
                     taken += filter(None, found)
-                    text = tidy(pattern.sub(" ", text))
-        return text, taken
+                    text = tidy(pattern.sub("" if JOINED in pattern.groupindex else " ", text))
+        return text or self.empty or "", taken
 
 
 def _patterns(clean: Any) -> tuple[str, ...]:

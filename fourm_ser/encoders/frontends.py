@@ -214,12 +214,12 @@ class Examples:
     """Front end of VGGish: a waveform -> log-mel spectrogram, cut into examples of 0.96 s.
 
     The spectrogram is that of the original: magnitudes, not powers; triangular filters over the HTK mel scale;
-    log(mel + 0.01). The last example is filled up with log-mel values of zero, as in 4M-SER: not silence, which would
-    be log 0.01, but a noise about as loud as speech.
+    log(mel + 0.01). An example that is not whole is filled up with log-mel values of zero, as 4M-SER does where an
+    utterance is shorter than one: not silence, which would be log 0.01, but a noise about as loud as speech.
 
     Args:
-        drop_tail: Whether to leave out what is behind the last whole example, as the original does. An utterance that
-            is shorter than one example is kept all the same.
+        drop_tail: Whether to leave out what is behind the last whole example, as the original, SERVER, 3M-SER and
+            4M-SER do; else that is an example more. An utterance that is shorter than one example is kept all the same.
     """
 
     WINDOW, HOP, FFT = 400, 160, 512  # samples: 25 and 10 ms, and the power of two above

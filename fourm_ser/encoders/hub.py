@@ -129,17 +129,19 @@ def hidden_size(arguments: Mapping[str, Any], modality: str) -> int | None:
         return None  # what is wrong with it, loading says
 
 
-def load_tokenizer(source: str, weights: str, vocabulary: int, resources: Resources) -> PreTrainedTokenizerFast:
+def load_tokenizer(
+    source: str, weights: str, vocabulary: int, resources: Resources, padding: int | None = None
+) -> PreTrainedTokenizerFast:
     """The tokenizer of a checkpoint, or for `wordpiece` a small one that is trained on the corpus's transcripts.
 
     With `random` weights the hub is not asked: a tokenizer that is not on this machine already is replaced by a trained
-    one, which the log says.
+    one, which the log says. `padding` is the id that a trained one pads with.
 
     Raises:
         InputError: the tokenizer cannot be had.
     """
     if source == "wordpiece":
-        return train_wordpiece(resources, vocabulary)
+        return train_wordpiece(resources, vocabulary, padding)
     if weights == "random" and not Path(source).expanduser().is_dir():
         at_hand = cached_folder(source, TOKENIZER_FILES)
         if at_hand is not None:
@@ -150,7 +152,7 @@ def load_tokenizer(source: str, weights: str, vocabulary: int, resources: Resour
             "trained on the corpus's transcripts serves instead",
             source,
         )
-        return train_wordpiece(resources, vocabulary)
+        return train_wordpiece(resources, vocabulary, padding)
     return read_tokenizer(checkpoint_folder(source, TOKENIZER_FILES, "encoder.text.checkpoint"), source)
 
 
@@ -189,8 +191,14 @@ def read_tokenizer(folder: Path, source: str) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-def train_wordpiece(resources: Resources, vocabulary: int) -> PreTrainedTokenizerFast:
+def train_wordpiece(resources: Resources, vocabulary: int, padding: int | None = None) -> PreTrainedTokenizerFast:
     """A lower-casing WordPiece tokenizer of at most `vocabulary` tokens, trained once on the transcripts and cached.
+
+    Args:
+        resources: cache and transcripts.
+        vocabulary: the most tokens.
+        padding: the id of its padding, among those of the special tokens, which come first; elsewhere, and where it is
+            None, padding is the first.
 
     Raises:
         InputError: there is no transcript with a word in it.
@@ -203,7 +211,10 @@ def train_wordpiece(resources: Resources, vocabulary: int) -> PreTrainedTokenize
             "text encoder: the corpus has no transcripts, so there is nothing to train a tokenizer on. "
             "Use fusion=audio_only, or add transcripts in the manifest's column text."
         )
-    key = hashlib.blake2b(json.dumps([vocabulary, texts]).encode(), digest_size=12).hexdigest()
+    place = padding if padding is not None and padding < len(SPECIAL_TOKENS) else 0
+    special = [*SPECIAL_TOKENS[1 : place + 1], SPECIAL_TOKENS[0], *SPECIAL_TOKENS[place + 1 :]]
+    made_of = [vocabulary, texts, *([place] if place else [])]
+    key = hashlib.blake2b(json.dumps(made_of).encode(), digest_size=12).hexdigest()
     path = resources.cache / "tokenizers" / f"wordpiece-{key}.json"
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):
@@ -218,13 +229,13 @@ def train_wordpiece(resources: Resources, vocabulary: int) -> PreTrainedTokenize
             letters = sorted({letter for words in parts for word, _ in words for letter in word})
             trainer = trainers.WordPieceTrainer(
                 vocab_size=vocabulary,
-                special_tokens=[*SPECIAL_TOKENS, *letters, *(f"##{letter}" for letter in letters)],
+                special_tokens=[*special, *letters, *(f"##{letter}" for letter in letters)],
                 show_progress=False,
             )
             tokenizer.train_from_iterator(texts, trainer)
             tokenizer = Tokenizer(models.WordPiece(tokenizer.get_vocab(), unk_token="[UNK]"))
             tokenizer.normalizer, tokenizer.pre_tokenizer = normalizer, pre_tokenizer
-            tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
+            tokenizer.add_special_tokens(special)
             ends = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
             tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", "[CLS] $A [SEP] $B [SEP]", ends)
             with whole(path) as temporary:

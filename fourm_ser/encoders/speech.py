@@ -1,6 +1,7 @@
 """Speech encoders: the self-supervised models of the wav2vec 2.0 family, exact under padding."""
 
 import json
+import logging
 import math
 from collections.abc import Mapping
 from functools import partial
@@ -19,6 +20,8 @@ from fourm_ser.encoders.hub import load_transformer, read_preprocessor
 from fourm_ser.encoders.layers import TransformerEncoder, TransformerStem
 from fourm_ser.encoders.speech_models import KINDS, SpeechKind, keep_statistics, speech_kind
 from fourm_ser.errors import InputError
+
+log = logging.getLogger(__name__)
 
 FELT_PADDING = ("wav2vec2-conformer", "sew", "sew-d")  # in earlier versions
 
@@ -79,8 +82,9 @@ class SpeechEncoder(TransformerEncoder):
         weights: `pretrained`, `random`, or a folder written by save_pretrained.
         architecture: `model_type` and fields of the model's config, for random weights.
         init_seed: seed of random weights.
-        normalize: scale waveforms (of wav2vec2-bert, each band of the filter bank) to zero mean and unit variance over
-            the utterance, as the checkpoint was trained.
+        normalize: whether to scale waveforms (of wav2vec2-bert, each band of the filter bank) to zero mean and unit
+            variance over the utterance: `checkpoint`, as its preprocessor_config.json says that it was trained (True
+            where nothing says it); or True or False, whatever that says.
         layer: which hidden states are the features: `last`, a number, or `weighted`; see `TransformerEncoder`.
         spec_augment: share of frames that SpecAugment masks while the stem trains; 0 turns it off.
         layerdrop: probability that a transformer layer is skipped while the stem trains; none is with another `layer`
@@ -92,8 +96,8 @@ class SpeechEncoder(TransformerEncoder):
         resources: not used.
 
     Raises:
-        InputError: weights cannot be had, do not fit, or were trained with the other `normalize`; a model of another
-            type; something is asked for that its type does not have.
+        InputError: weights cannot be had, or do not fit; another `normalize`; a model of another type; something is
+            asked for that its type does not have.
     """
 
     modality: ClassVar[str] = "audio"
@@ -108,7 +112,7 @@ class SpeechEncoder(TransformerEncoder):
         weights: str,
         architecture: dict[str, Any],
         init_seed: int,
-        normalize: bool,
+        normalize: bool | str,
         layer: str | int,
         spec_augment: float,
         layerdrop: float,
@@ -119,6 +123,7 @@ class SpeechEncoder(TransformerEncoder):
         source = _told(checkpoint, weights)
         self.kind = speech_kind(read_type(checkpoint, weights, architecture), source)
         _refuse_what_is_missing(self.kind, source, layerdrop, train_convolutions)
+        _check_normalize(normalize)
         overrides = {
             "apply_spec_augment": spec_augment > 0,
             # Whether the model has a mask vector hangs on this, and by it all random weights: it always has one.
@@ -134,14 +139,7 @@ class SpeechEncoder(TransformerEncoder):
             modality=self.modality,
             init_seed=init_seed,
         )
-        if weights != "random":
-            folder = checkpoint_folder(source, [], "encoder.audio.checkpoint")
-            stated = read_preprocessor(folder).get("do_normalize", normalize)
-            if stated != normalize:
-                raise InputError(
-                    f"{source}: its preprocessor_config.json says do_normalize={str(stated).lower()}, the config "
-                    f"says encoder.audio.normalize={str(normalize).lower()}. Set it to {str(stated).lower()}."
-                )
+        self.normalize = _normalize(normalize, source, weights)
         config = model.config
         if getattr(config, "add_adapter", False):
             raise InputError(
@@ -161,12 +159,13 @@ class SpeechEncoder(TransformerEncoder):
             spare=int(self.kind.behind_of(model) is not None),
             gradient_checkpointing=gradient_checkpointing,
         )
-        self.frontend = _front_end(self.kind, config, normalize)
+        self.frontend = _front_end(self.kind, config, self.normalize)
         self.train_convolutions = train_convolutions
 
     @classmethod
     def check(cls, arguments: Mapping[str, Any]) -> None:
         super().check(arguments)
+        _check_normalize(arguments["normalize"])
         if arguments["weights"] == "random":  # else the checkpoint says what it is
             source = _told(None, "random")
             kind = speech_kind(arguments["architecture"].get("model_type"), source)
@@ -189,6 +188,9 @@ class SpeechEncoder(TransformerEncoder):
         # Earlier versions stored features of these which padding had changed: they are not to be taken for ours.
         return {**super().describe(), **({"padding": "exact"} if felt else {})}
 
+    def save(self, folder: Path) -> dict[str, Any]:
+        return {**super().save(folder), "normalize": self.normalize}
+
     def unfreeze(self, what: Unfreeze) -> None:
         super().unfreeze(what)
         model = self.stem.model
@@ -204,6 +206,24 @@ def _told(checkpoint: str | None, weights: str) -> str:
     if weights == "random":
         return "encoder.audio.architecture"
     return str(checkpoint if weights == "pretrained" else weights)
+
+
+def _check_normalize(normalize: Any) -> None:
+    if normalize != "checkpoint" and not isinstance(normalize, bool):
+        raise InputError(f"encoder.audio.normalize={normalize}: expected checkpoint, true or false.")
+
+
+def _normalize(normalize: bool | str, source: str, weights: str) -> bool:
+    """Whether inputs are scaled; where that is not as the checkpoint was trained, the log says so."""
+    stated = None
+    if weights != "random":
+        stated = read_preprocessor(checkpoint_folder(source, [], "encoder.audio.checkpoint")).get("do_normalize")
+    if isinstance(normalize, str):
+        return True if stated is None else bool(stated)
+    if stated not in (None, normalize):
+        told = str(stated).lower(), str(normalize).lower()
+        log.warning("%s: was trained with do_normalize=%s and is used with encoder.audio.normalize=%s", source, *told)
+    return normalize
 
 
 def read_type(checkpoint: str | None, weights: str, architecture: dict[str, Any]) -> Any:

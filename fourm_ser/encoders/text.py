@@ -58,7 +58,8 @@ class TextEncoder(TransformerEncoder):
         checkpoint: hub id or folder of the pretrained model; None where there is none.
         tokenizer: hub id or folder of the tokenizer, or `wordpiece` to train a small one on the corpus's transcripts.
         weights: `pretrained`, `random`, or a folder written by save_pretrained.
-        architecture: `model_type` and fields of the model's config, for random weights.
+        architecture: `model_type` and fields of the model's config, for random weights. Without a `pad_token_id` the
+            tokenizer's is taken; RoBERTa's kin, whose positions begin behind it, name their own.
         init_seed: seed of random weights.
         max_tokens: tokens kept of a transcript.
         vocabulary: size of a trained tokenizer's vocabulary, at most.
@@ -93,8 +94,9 @@ class TextEncoder(TransformerEncoder):
     ) -> None:
         # A folder of other weights brings its own tokenizer: ids and embedding rows belong together.
         source = weights if weights not in ("pretrained", "random") and tokenizer == checkpoint else tokenizer
-        loaded = load_tokenizer(source, weights, vocabulary, resources)
-        padding = loaded.pad_token_id
+        own = architecture.get("pad_token_id") if weights == "random" else None
+        loaded = load_tokenizer(source, weights, vocabulary, resources, own)
+        padding = loaded.pad_token_id if own is None else own
         model: Any = load_transformer(
             checkpoint=checkpoint,
             weights=weights,

@@ -1,16 +1,20 @@
 """What every loss is: built from plain numbers, set up for the classes and widths, called on logits and features."""
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from fourm_ser.checks import check_number
 from fourm_ser.errors import InputError
 
 FEATURES = ("embedding", "text", "audio")
+GRADIENTS = ("whole", "detached")
+"""Whether all of a formula takes part in the gradient, or a factor or margin of it is held constant."""
 
 
 class Loss(nn.Module, ABC):
@@ -23,12 +27,16 @@ class Loss(nn.Module, ABC):
         name: what the loss's value is called beside `total`.
         on: the features that the loss acts on, any of `FEATURES`; none where it takes the logits alone.
         learning_rate: the learning rate of the loss's own parameters; None where it has none.
+        optimizer: builds the optimizer of the loss's own parameters from groups of them; None for the stage's.
+        scheduler: builds the schedule of that optimizer, by epochs counted over all stages; None for the stage's.
         uses_head: whether the loss trains the head's logits.
     """
 
     name: str
     on: Sequence[str] = ()
     learning_rate: float | None = None
+    optimizer: Callable[..., Optimizer] | None = None
+    scheduler: Callable[..., LRScheduler] | None = None
     uses_head: bool = False
 
     @abstractmethod
@@ -64,6 +72,21 @@ class Loss(nn.Module, ABC):
         parameters = list(self.parameters())
         return [{"params": parameters, "lr": self.learning_rate, "weight_decay": 0.0}] if parameters else []
 
+    def train_by(
+        self, optimizer: Callable[..., Optimizer] | None, scheduler: Callable[..., LRScheduler] | None
+    ) -> None:
+        """Train the loss's own parameters by an optimizer and a schedule of their own; None for the stage's.
+
+        Raises:
+            InputError: a schedule without an optimizer.
+        """
+        if scheduler is not None and optimizer is None:
+            raise InputError(
+                "loss.scheduler: is that of loss.optimizer, and there is none. Add optimizer@loss.optimizer=adam, or "
+                "leave it out."
+            )
+        self.optimizer, self.scheduler = optimizer, scheduler
+
     def check_classifier(self) -> None:
         """Refuse a loss that trains neither the head nor a classifier of its own."""
         if not self.uses_head and self.classifier() is None:
@@ -76,11 +99,24 @@ class Loss(nn.Module, ABC):
 class FeatureLoss(Loss):
     """A loss on features, with class vectors of its own for each feature it acts on; its value is the sum over them.
 
+    Args:
+        on: the features that the loss acts on: any of embedding, text, audio.
+        learning_rate: the learning rate of the class vectors.
+        optimizer: builds their optimizer; None for the stage's.
+        scheduler: builds that optimizer's schedule, by epochs counted over all stages; None for the stage's.
+
     Raises:
-        InputError: an unknown feature, one given twice, none, or a learning rate that is not positive.
+        InputError: an unknown feature, one given twice, none, or a learning rate that is not positive; a schedule
+            without an optimizer.
     """
 
-    def __init__(self, on: Sequence[str], learning_rate: float) -> None:
+    def __init__(
+        self,
+        on: Sequence[str],
+        learning_rate: float,
+        optimizer: Callable[..., Optimizer] | None = None,
+        scheduler: Callable[..., LRScheduler] | None = None,
+    ) -> None:
         super().__init__()
         given = [on] if isinstance(on, str) else list(on)
         if isinstance(on, str) or not given or len(set(given)) < len(given) or not set(given) <= set(FEATURES):
@@ -89,6 +125,7 @@ class FeatureLoss(Loss):
         check_positive("learning_rate", learning_rate)
         self.on = given
         self.learning_rate = learning_rate
+        self.train_by(optimizer, scheduler)
 
     def setup(self, classes: int, dims: Mapping[str, int], counts: Sequence[int]) -> Self:
         if not set(self.on) <= set(dims):

@@ -1,6 +1,7 @@
 """Center loss (Wen et al. 2016)."""
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +26,7 @@ class CenterLoss(FeatureLoss):
         form: `published` or `4m_ser`.
         on: the features that the loss acts on: any of embedding, text, audio.
         learning_rate: the learning rate of the centres.
+        **training: `optimizer` and `scheduler`, see `FeatureLoss`.
 
     Raises:
         InputError: an unknown form or feature, or a learning rate that is not positive.
@@ -32,8 +34,8 @@ class CenterLoss(FeatureLoss):
 
     name = "center"
 
-    def __init__(self, form: str, on: Sequence[str], learning_rate: float) -> None:
-        super().__init__(on, learning_rate)
+    def __init__(self, form: str, on: Sequence[str], learning_rate: float, **training: Any) -> None:
+        super().__init__(on, learning_rate, **training)
         check_choice("form", form, FORMS)
         self.form = form
         self.centers = nn.ParameterDict()

@@ -1,6 +1,7 @@
 """Contrastive-center loss (Qi and Su 2017)."""
 
 from collections.abc import Sequence
+from typing import Any
 
 from torch import Tensor, nn
 
@@ -23,6 +24,7 @@ class ContrastiveCenterLoss(CenterLoss):
         delta: keeps the published denominator from 0.
         on: the features that the loss acts on: any of embedding, text, audio.
         learning_rate: the learning rate of the centres.
+        **training: `optimizer` and `scheduler`, see `FeatureLoss`.
 
     Raises:
         InputError: an unknown form or feature, a delta or a learning rate that is not positive.
@@ -30,8 +32,8 @@ class ContrastiveCenterLoss(CenterLoss):
 
     name = "contrastive_center"
 
-    def __init__(self, *, form: str, delta: float, on: Sequence[str], learning_rate: float) -> None:
-        super().__init__(form, on, learning_rate)
+    def __init__(self, *, form: str, delta: float, on: Sequence[str], learning_rate: float, **training: Any) -> None:
+        super().__init__(form, on, learning_rate, **training)
         check_positive("delta", delta)
         self.delta = delta
 

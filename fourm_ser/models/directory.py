@@ -33,6 +33,7 @@ class Conditions(NamedTuple):
         encoding_tf32: Whether an NVIDIA GPU rounded to TF32 while encoding.
         tf32: Whether an NVIDIA GPU rounded to TF32 while training.
         clean: Patterns of what was taken out of transcripts, those of `Cleaning`.
+        empty_text: What a text without words became; None for nothing.
         store: Whether an evaluation keeps features in the store, too; training without one computed the same ones.
     """
 
@@ -43,6 +44,7 @@ class Conditions(NamedTuple):
     encoding_tf32: bool = False
     tf32: bool = False
     clean: Sequence[str] = BEFORE
+    empty_text: str | None = None
     store: bool = True
 
 

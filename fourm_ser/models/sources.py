@@ -50,9 +50,15 @@ def compare_languages(network: EmotionNetwork, corpus: Corpus) -> None:
 
 def compare_cleaning(model: Model, corpus: Corpus) -> None:
     """Warn of a corpus whose transcripts are cleaned in another way than those that a model was trained on."""
-    if "text" in model.network.by_modality and tuple(model.conditions.clean) != corpus.cleaning.patterns:
-        rules = told_rule(corpus.cleaning.patterns), told_rule(model.conditions.clean)
+    if "text" not in model.network.by_modality:
+        return
+    trained, cleaning = model.conditions, corpus.cleaning
+    if tuple(trained.clean) != cleaning.patterns:
+        rules = told_rule(cleaning.patterns), told_rule(trained.clean)
         log.warning("data.clean=%s: the model was trained on transcripts of data.clean=%s", *rules)
+    if trained.empty_text != cleaning.empty:
+        words = cleaning.empty or "null", trained.empty_text or "null"
+        log.warning("data.empty_text=%s: the model was trained with data.empty_text=%s", *words)
 
 
 def check_transcripts(network: EmotionNetwork, texts: Iterable[str]) -> None:

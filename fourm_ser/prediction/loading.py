@@ -55,12 +55,19 @@ class WindowDataset(Dataset[Loaded]):
         encoders: The model's encoders by modality, whose front ends are used.
         max_seconds: The seconds that longer recordings are cropped to; None for any length.
         clean: Patterns of what is taken out of texts, see `Cleaning`.
+        empty_text: What a text without words becomes; None for nothing.
     """
 
-    def __init__(self, encoders: Mapping[str, Encoder], max_seconds: float | None, clean: Sequence[str]) -> None:
+    def __init__(
+        self,
+        encoders: Mapping[str, Encoder],
+        max_seconds: float | None,
+        clean: Sequence[str],
+        empty_text: str | None = None,
+    ) -> None:
         self.frontends: dict[str, Frontend] = {name: encoder.frontend for name, encoder in encoders.items()}
         self.samples = None if max_seconds is None else round(max_seconds * SAMPLE_RATE)
-        self.cleaning = Cleaning(clean)
+        self.cleaning = Cleaning(clean, empty_text)
         self.about = told_encoder(encoders["text"]) if "text" in encoders else ""
 
     def __getitems__(self, batch: list[Window]) -> Loaded:

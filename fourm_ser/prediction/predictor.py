@@ -101,7 +101,7 @@ class Predictor:
             batch_size=batch_size,
             batch_seconds=batch_seconds,
         )
-        self.dataset = WindowDataset(encoders, self.max_seconds, model.conditions.clean)
+        self.dataset = WindowDataset(encoders, self.max_seconds, model.conditions.clean, model.conditions.empty_text)
         self.transcriber = None
         if asr is not None:
             if "text" not in encoders:

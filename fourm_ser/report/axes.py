@@ -12,7 +12,7 @@ REPEATS = ("seed", "data.fold", "data.split_seed")
 PLACE = {"seed", "cache", "resume", "trainer.accelerator"}
 PLACE_OF_DATA = {*OF_DATA, "workers", "strict", "verify", "fold", "split_seed"} - {"split_file"}
 # Keys of `data` that change how a model is trained, not what it is tested on.
-TRAINING = {"data.sampler", "data.max_seconds", "data.too_long"}
+TRAINING = {"data.sampler", "data.shuffle", "data.max_seconds", "data.too_long"}
 # Options in the order in which people read them; the others follow.
 GROUPS = (
     *("experiment", "baseline", "encoder", "encoder/text", "encoder/audio"),
@@ -116,6 +116,8 @@ def flatten(node: Any, name: str = "") -> dict[str, str]:
 def protocol_of(run: Run) -> dict[str, str]:
     """The settings that say what is tested and what may be trained on."""
     leaves = flatten({"data": run.config.get("data", {})})
+    if leaves.get("data.split") != "published":
+        leaves.pop("data.published", None)  # which nothing reads
     return {name: text for name, text in leaves.items() if not is_place(name) and name not in TRAINING}
 
 

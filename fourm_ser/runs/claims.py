@@ -19,8 +19,18 @@ from fourm_ser.files import write_table
 from fourm_ser.runs.directory import RunDirectory
 
 # Keys of `data` that say who is on which side, and those that change nothing of what a corpus holds.
-SPLITTING = {"split", "split_file", "fold", "fractions", "stratify", "validation", "validation_fraction", "split_seed"}
-NEUTRAL = SPLITTING | {"workers", "sampler", "max_seconds", "too_long", "strict", "verify"}
+SPLITTING = {
+    "split",
+    "split_file",
+    "published",
+    "fold",
+    "fractions",
+    "stratify",
+    "validation",
+    "validation_fraction",
+    "split_seed",
+}
+NEUTRAL = SPLITTING | {"workers", "sampler", "shuffle", "max_seconds", "too_long", "strict", "verify"}
 
 log = logging.getLogger(__name__)
 

@@ -82,6 +82,10 @@ class StageDirectory:
         """How long the finished stage took."""
         return float(json.loads(self.finished.read_text(encoding="utf-8"))["seconds"])
 
+    def read_epochs(self) -> int:
+        """How many epochs the finished stage had."""
+        return int(json.loads(self.finished.read_text(encoding="utf-8"))["epochs"])
+
     def write_finished(self, seconds: float, epochs: int) -> None:
         """Say that the stage has finished."""
         write_json(self.finished, {"seconds": seconds, "epochs": epochs})

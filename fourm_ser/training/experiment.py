@@ -272,6 +272,7 @@ class Experiment:
             adapted=adapted(trained),
             encoding=None if self.encoding.store else self.encoding,
             augmentation=self.augmentation,
+            epochs_before=self._epochs_before(stage),
         )
         if before is not None:  # rates follow the schedule that was, and stop where the selected weights were
             stage = stage.lasting(before.steps, steps_per_epoch)
@@ -306,6 +307,11 @@ class Experiment:
                 folder.select_last()
             folder.write_finished(time.monotonic() - started, trainer.current_epoch)
         barrier()
+
+    def _epochs_before(self, stage: Stage) -> int:
+        """Epochs of the stages before one, where the loss has a schedule that counts them."""
+        earlier = self.stages[: stage.number] if self.loss.scheduler is not None else []
+        return sum(self._folder(before).read_epochs() for before in earlier)
 
     def _folder(self, stage: Stage) -> StageDirectory:
         return self.directory.stage(stage.number, stage.name, refit=self.first_pass is not None)
@@ -377,6 +383,7 @@ class Experiment:
             encoding_tf32=config.encode.get("tf32", False),
             tf32=config.trainer.get("tf32", False),
             clean=list(self.corpus.cleaning.patterns),
+            empty_text=self.corpus.cleaning.empty,
             store=self.encoding.store,
         )
         save_model(self.directory.model, Model(network, self.corpus.emotions, conditions), config, left_out)

@@ -20,8 +20,8 @@ from fourm_ser.models.metrics import EmotionMetrics
 from fourm_ser.models.network import EmotionNetwork, NetworkOutput
 from fourm_ser.training.augmentation import Augmentation
 from fourm_ser.training.mixup import Mixing
-from fourm_ser.training.optimizers import build_optimizer
-from fourm_ser.training.schedules import Plateau
+from fourm_ser.training.optimizers import JoinedOptimizers, build_optimizer
+from fourm_ser.training.schedules import JoinedSchedules, Plateau, advance
 from fourm_ser.training.stages import MONITORS, Stage
 
 LATE = 8  # steps after which a device is asked whether a loss was finite: it has long known by then
@@ -68,6 +68,7 @@ class EmotionModule(LightningModule):
         adapted: Those of them in which nothing but adapters trained: checkpoints hold the adapters alone.
         encoding: How frozen stems are run on what comes raw; None where all that is theirs comes from the store.
         augmentation: What training changes at random.
+        epochs_before: Epochs of the stages before this one, for a schedule of the loss's own.
     """
 
     def __init__(
@@ -83,10 +84,12 @@ class EmotionModule(LightningModule):
         adapted: Collection[str] = (),
         encoding: Encoding | None = None,
         augmentation: Augmentation = Augmentation(),  # noqa: B008
+        epochs_before: int = 0,
     ) -> None:
         super().__init__()
         self.network, self.loss, self.stage = network, loss, stage
         self.steps_per_epoch, self.seed, self.encoding = steps_per_epoch, seed, encoding
+        self.epochs_before = epochs_before
         self.mixup, self.masks = augmentation.mixup, augmentation.masks(network)
         untouched = [modality for modality in network.encoders if modality not in trained]
         left_out = network.stem_state(untouched) | network.stem_state(adapted, adapters=False)
@@ -148,8 +151,9 @@ class EmotionModule(LightningModule):
         score = sum(self.judged) / len(self.judged)
         self.log_dict(values if self.stage.smooth == 1 else {**values, self.stage.score: score})
         schedule = self.lr_schedulers()
-        if isinstance(schedule, Plateau):
-            schedule.observe(score if MONITORS[monitor] == "max" else -score)
+        for each in schedule.parts if isinstance(schedule, JoinedSchedules) else [schedule]:
+            if isinstance(each, Plateau):
+                each.observe(score if MONITORS[monitor] == "max" else -score)
 
     def step(
         self, side: str, batch: Batch, mixing: Mixing | None = None
@@ -193,12 +197,19 @@ class EmotionModule(LightningModule):
     def configure_optimizers(self) -> Any:
         """The network's own parameters, the stems that train, the loss's parameters, each with its learning rate."""
         optimizer = build_optimizer(self.network, self.loss, self.stage)
-        if hasattr(optimizer, "_step_supports_amp_scaling"):
-            # A fused optimizer would unscale gradients by itself, after they are clipped: Lightning refuses to clip.
-            optimizer._step_supports_amp_scaling = False
+        parts = optimizer.parts if isinstance(optimizer, JoinedOptimizers) else [optimizer]
+        for part in parts:
+            if hasattr(part, "_step_supports_amp_scaling"):
+                # A fused one would unscale gradients by itself, after they are clipped: Lightning refuses to clip.
+                part._step_supports_amp_scaling = False
         assert self.stage.epochs is not None
-        steps = self.stage.epochs * self.steps_per_epoch
-        scheduler = self.stage.scheduler(optimizer, steps=steps, steps_per_epoch=self.steps_per_epoch)
+        length = {"steps": self.stage.epochs * self.steps_per_epoch, "steps_per_epoch": self.steps_per_epoch}
+        scheduler = self.stage.scheduler(parts[0], **length)
+        if len(parts) > 1:
+            own = (self.loss.scheduler or self.stage.scheduler)(parts[1], **length)
+            if self.loss.scheduler is not None:
+                advance(own, self.epochs_before * self.steps_per_epoch)
+            scheduler = JoinedSchedules(optimizer, [scheduler, own])
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -1,7 +1,9 @@
 """The optimizer of a stage: which parameters train at which learning rate."""
 
+from collections.abc import Callable, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 from torch.optim import Optimizer
 
@@ -13,6 +15,8 @@ from fourm_ser.training.stages import Stage
 
 def build_optimizer(network: EmotionNetwork, loss: Loss, stage: Stage) -> Optimizer:
     """A stage's optimizer: a group of the network's own parameters, one for each rate of the stems, the loss's groups.
+
+    Where the loss has an optimizer of its own, both are joined, the loss's behind the stage's.
 
     With `layer_decay`, a block k below a stem's last one has the rate times layer_decay ** k, whether its weights train
     or its adapters: layers near the input hold what is of use for any task, and move less (ELECTRA, Clark et al. 2020,
@@ -29,11 +33,11 @@ def build_optimizer(network: EmotionNetwork, loss: Loss, stage: Stage) -> Optimi
     thawed = _stem_groups(network, stage)
     for (rate, _), parameters in thawed.items():
         groups.append({"params": parameters, **({} if rate is None else {"lr": rate})})
-    optimizer = stage.optimizer(groups + loss.groups())
+    optimizer = stage.optimizer(groups if loss.optimizer else groups + loss.groups())
     decay = 1.0 if stage.layer_decay is None else stage.layer_decay
     for group, (_, depth) in zip(optimizer.param_groups[1:], thawed, strict=False):
         group["lr"] *= decay**depth  # before a scheduler looks at it; the rate may be the optimizer's own
-    return optimizer
+    return JoinedOptimizers([optimizer, loss.optimizer(loss.groups())]) if loss.optimizer else optimizer
 
 
 def _stem_groups(network: EmotionNetwork, stage: Stage) -> dict[tuple[float | None, int], list[nn.Parameter]]:
@@ -50,3 +54,45 @@ def _stem_groups(network: EmotionNetwork, stage: Stage) -> dict[tuple[float | No
                 rate = stage.encoder_learning_rate if rate is None else rate
                 thawed.setdefault((rate, depths.get(parameter, 0)), []).append(parameter)
     return thawed
+
+
+class JoinedOptimizers(Optimizer):
+    """Several optimizers that step together, as one: Lightning trains by one alone.
+
+    Groups and state are those of the parts, in their order.
+
+    Args:
+        parts: the optimizers, of different parameters.
+    """
+
+    def __init__(self, parts: Sequence[Optimizer]) -> None:
+        self.parts = list(parts)
+        self.defaults: dict[str, Any] = {}
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:  # type: ignore[override]
+        return [group for part in self.parts for group in part.param_groups]
+
+    @property
+    def state(self) -> dict[torch.Tensor, Any]:  # type: ignore[override]
+        return {parameter: state for part in self.parts for parameter, state in part.state.items()}
+
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        loss = None
+        if closure is not None:
+            with torch.enable_grad():
+                loss = closure()
+        for part in self.parts:
+            part.step()
+        return loss
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        for part in self.parts:
+            part.zero_grad(set_to_none)
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for part, state in zip(self.parts, state_dict["parts"], strict=True):
+            part.load_state_dict(state)

@@ -5,11 +5,16 @@ that a resumed run would be one epoch behind.
 """
 
 import math
+import warnings
+from bisect import bisect_right
+from collections.abc import Sequence
+from typing import Any
 
 from torch.optim import Optimizer
-from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler
 
 from fourm_ser.checks import check_number
+from fourm_ser.errors import InputError
 from fourm_ser.training.length import in_epochs
 
 
@@ -21,6 +26,20 @@ def constant(optimizer: Optimizer, steps: int, steps_per_epoch: int) -> LambdaLR
 def step(optimizer: Optimizer, steps: int, steps_per_epoch: int, epochs: int, gamma: float) -> LambdaLR:
     """Multiply the learning rates by `gamma` every `epochs` epochs."""
     return LambdaLR(optimizer, lambda now: gamma ** (now // (epochs * steps_per_epoch)))
+
+
+def milestones(optimizer: Optimizer, steps: int, steps_per_epoch: int, epochs: Sequence[int], gamma: float) -> LambdaLR:
+    """Multiply the learning rates by `gamma` when each of so many `epochs` are behind.
+
+    Raises:
+        InputError: they are no whole numbers, 1 or more, or do not rise.
+    """
+    for index, epoch in enumerate(epochs):
+        check_number(f"scheduler.epochs[{index}]", epoch, "a whole number of epochs, 1 or more", least=1, whole=True)
+    if list(epochs) != sorted(set(epochs)):
+        raise InputError(f"scheduler.epochs={list(epochs)}: expected numbers that rise, each once.")
+    ends = [epoch * steps_per_epoch for epoch in epochs]
+    return LambdaLR(optimizer, lambda now: gamma ** bisect_right(ends, now))
 
 
 def cosine(optimizer: Optimizer, steps: int, steps_per_epoch: int, warmup: float, floor: float) -> LambdaLR:
@@ -98,3 +117,38 @@ class Plateau(LambdaLR):
             self.waited, self.share = 0, max(self.floor, self.share * self.gamma)
             for group, rate in zip(self.optimizer.param_groups, self.base_lrs, strict=True):
                 group["lr"] = rate * self.share
+
+
+def advance(schedule: LRScheduler, steps: int) -> None:
+    """Let a schedule that was just built stand where it stands after so many steps."""
+    if steps:
+        schedule.last_epoch = steps - 1
+        with warnings.catch_warnings():  # torch expects a step of the optimizer before one of its schedule
+            warnings.simplefilter("ignore", UserWarning)
+            schedule.step()
+
+
+class JoinedSchedules(LRScheduler):
+    """Several schedules, each of an optimizer of its own, as one: that of the optimizer which joins these.
+
+    Args:
+        optimizer: the joined optimizer.
+        parts: the schedules.
+    """
+
+    def __init__(self, optimizer: Optimizer, parts: Sequence[LRScheduler]) -> None:
+        self.optimizer, self.parts = optimizer, list(parts)
+
+    def step(self, epoch: int | None = None) -> None:
+        for part in self.parts:
+            part.step()
+
+    def get_last_lr(self) -> list[Any]:
+        return [rate for part in self.parts for rate in part.get_last_lr()]
+
+    def state_dict(self) -> dict[str, Any]:
+        return {"parts": [part.state_dict() for part in self.parts]}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        for part, state in zip(self.parts, state_dict["parts"], strict=True):
+            part.load_state_dict(state)

@@ -26,6 +26,19 @@ class StopWhenDone(EarlyStopping):
             trainer.should_stop = True
 
 
+class Rates(Callback):
+    """Logs the learning rates that each epoch begins with: the network's own, and those of the loss's parameters."""
+
+    def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
+        (optimizer,) = trainer.optimizers
+        rates = {"train/lr": float(optimizer.param_groups[0]["lr"])}
+        own = {parameter for name, parameter in pl_module.named_parameters() if name.startswith("loss.")}
+        for group in optimizer.param_groups:
+            if not own.isdisjoint(group["params"]):
+                rates["train/lr/loss"] = float(group["lr"])
+        pl_module.log_dict(rates, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
+
+
 class ProgressBar(RichProgressBar):
     """Shows the last epoch's numbers, which go to the log in one line as well.
 
@@ -78,7 +91,7 @@ def build_trainer(stage: Stage, folder: StageDirectory, validates: bool = True, 
     """
     when: dict[str, Any] = {"enable_version_counter": False, "save_on_train_epoch_end": True}
     judged: dict[str, Any] = {"monitor": stage.score, "mode": MONITORS[stage.monitor]}
-    callbacks: list[Callback] = [] if stage.ema is None else [MovingAverage(stage.ema)]
+    callbacks: list[Callback] = [Rates(), *([] if stage.ema is None else [MovingAverage(stage.ema)])]
     if validates and stage.select == "best":
         callbacks.append(ModelCheckpoint(folder.best.parent, folder.best.stem, **judged, **when))
     if validates and stage.patience is not None:

@@ -67,12 +67,13 @@ SMALL = {
     },
 }
 KIN = ("albert", "deberta", "minilm", "mpnet", "xlm_roberta")  # of BERT and RoBERTa, which stand for them
+PUBLISHED = ("_server", "_3m_ser", "_4m_ser")  # other numbers of the options that they begin with
 VARIANTS = {
     **{
         f"{modality}/{path.stem}": [f"encoder/{modality}={path.stem}", *small.get(path.stem, [])]
         for modality, small in SMALL.items()
         for path in sorted((CONF / "encoder" / modality).glob("*.yaml"))
-        if path.stem not in KIN
+        if path.stem not in KIN and not path.stem.endswith(PUBLISHED)
     },
     "text/weighted": [*TEXT, "encoder.text.layer=weighted"],
     "text/checkpointing": [*TEXT, "encoder.text.gradient_checkpointing=true"],
@@ -84,7 +85,7 @@ VARIANTS = {
     "audio/sew": [*WAV2VEC, "encoder.audio.architecture.model_type=sew", SEW],
     "audio/sew-d": [*WAV2VEC, "encoder.audio.architecture.model_type=sew-d", SEW, "encoder.audio.layerdrop=0"],
 }
-"""Every encoder option but for `KIN`, and some more, as words of a command line that make it small."""
+"""Every encoder option but for `KIN` and `PUBLISHED`, and some more, as words of a command line that make it small."""
 
 
 def alone(name: str) -> list[str]:

@@ -318,3 +318,19 @@ def test_a_batch_ends_before_it_is_too_long_too_padded_or_of_too_many() -> None:
     assert cut([2, 3, 3, 4], padding=0.17) == [[2, 3, 3], [4]]  # 1 of 9 is; 4 of 16 would be
     assert cut([1, 1, 1], count=2) == [[1, 1], [1]]
     assert cut([]) == []
+
+
+@pytest.mark.parametrize("size", [1, 8])
+def test_a_fixed_order_is_drawn_once_and_holds_in_all_epochs(size: int) -> None:
+    def epochs(seed: int, fixed: bool) -> list[list[list[int]]]:
+        sampler = BucketBatchSampler(ROWS, LENGTHS, size, shuffle=True, seed=seed, fixed=fixed)
+        found = []
+        for epoch in range(3):
+            sampler.set_epoch(epoch)
+            found.append(list(sampler))
+        return found
+
+    first, second, third = epochs(0, True)
+    assert first == second == third == epochs(0, False)[0]
+    assert first != epochs(1, True)[0]
+    assert sorted(row for batch in first for row in batch) == sorted(ROWS)

@@ -5,9 +5,9 @@ import unicodedata
 
 import hypothesis.strategies as st
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 
-from fourm_ser.data.transcripts import BEFORE, Cleaning, tidy
+from fourm_ser.data.transcripts import BEFORE, RULES, Cleaning, tidy
 from fourm_ser.errors import InputError
 
 TAGS = Cleaning("tags")
@@ -155,3 +155,34 @@ def test_compatibility_characters_stay() -> None:
 
 def test_blanks_become_single_ones() -> None:
     assert TAGS("  Oh\t\tno,\r\n not \u00a0 again \u2003 ") == "Oh no, not again"
+
+
+def as_4m_ser(line: str) -> str:
+    """What 4M-SER's code makes of the part of a line behind its first colon."""
+    text = re.sub(r"[\(\[].*?[\)\]]", "", line.split(":")[0].strip())
+    return " ".join(text.split()) or "NULL"
+
+
+@given(st.text("ab .:()[]", max_size=20))
+@example("Oh [LAUGHTER] it's (sighs) ten[BREATHING]fold: at 5:30 [X]")
+@example("[LAUGHTER]")
+@example("((a) b] c")
+def test_transcripts_are_cleaned_as_the_originals_clean_them(line: str) -> None:
+    assert Cleaning("4m_ser", "NULL")(line) == as_4m_ser(line)
+    assert Cleaning("server")(line) == " ".join(line.split(":")[0].split())
+
+
+@pytest.mark.parametrize("rule", [*RULES, [r"\[.*?\]"]])
+def test_a_transcript_without_words_may_become_a_word(rule: str | list[str]) -> None:
+    cleaning = Cleaning(rule, "NULL")
+    assert cleaning("") == cleaning(" \n") == "NULL"
+    assert cleaning("word") == "word"
+    assert cleaning(cleaning("")) == "NULL"
+    assert Cleaning(rule)("") == ""
+    with pytest.raises(InputError, match=r"data\.empty_text=' ': expected a word"):
+        Cleaning(rule, " ")
+
+
+def test_a_pattern_says_whether_a_blank_takes_its_place() -> None:
+    assert Cleaning([r"\[.*?\]"])("ten[NOISE]fold") == "ten fold"
+    assert Cleaning([r"(?P<joined>\[.*?\])"])("ten[NOISE]fold") == "tenfold"

@@ -342,16 +342,32 @@ def test_a_corpus_without_transcripts_is_refused(tmp_path: Path, texts: list[str
 
 
 @pytest.mark.parametrize("stated", [True, False])
-def test_waveforms_scaled_otherwise_than_in_training_are_refused(
-    speech_encoder: BuildSpeech, tmp_path: Path, stated: bool
+def test_waveforms_are_scaled_as_in_training_or_as_is_said(
+    speech_encoder: BuildSpeech, tmp_path: Path, caplog: pytest.LogCaptureFixture, stated: bool
 ) -> None:
     folder = saved(speech_encoder(), tmp_path / "weights")
     (tmp_path / "weights" / "preprocessor_config.json").write_text(json.dumps({"do_normalize": stated}))
-    assert speech_encoder(weights=folder, normalize=stated).weights == folder
-    with pytest.raises(InputError, match=rf"do_normalize={str(stated).lower()}.*Set it to {str(stated).lower()}"):
-        speech_encoder(weights=folder, normalize=not stated)
-    with pytest.raises(InputError, match="do_normalize"):
-        speech_encoder(weights="pretrained", checkpoint=folder, normalize=not stated)
+    for source in ({"weights": folder}, {"weights": "pretrained", "checkpoint": folder}):
+        for normalize in ("checkpoint", stated):
+            encoder = speech_encoder(**source, normalize=normalize)
+            assert encoder.frontend.describe()["normalize"] is stated
+            assert encoder.save(tmp_path)["normalize"] is stated
+        assert "do_normalize" not in caplog.text
+        other = speech_encoder(**source, normalize=not stated)
+        assert other.frontend.describe()["normalize"] is not stated
+        assert other.save(tmp_path)["normalize"] is not stated
+        told = [str(value).lower() for value in (stated, not stated)]
+        assert f"do_normalize={told[0]} and is used with encoder.audio.normalize={told[1]}" in caplog.text
+        caplog.clear()
+
+
+def test_nothing_else_says_whether_waveforms_are_scaled(speech_encoder: BuildSpeech) -> None:
+    assert speech_encoder(normalize="checkpoint").frontend.describe()["normalize"] is True
+    for value in ("yes", None, 1):
+        with pytest.raises(
+            InputError, match=rf"^encoder\.audio\.normalize={value}: expected checkpoint, true or false"
+        ):
+            speech_encoder(normalize=value)
 
 
 def test_a_checkpoint_that_says_nothing_of_scaling_takes_either(speech_encoder: BuildSpeech, tmp_path: Path) -> None:
@@ -362,3 +378,4 @@ def test_a_checkpoint_that_says_nothing_of_scaling_takes_either(speech_encoder: 
         assert speech_encoder(weights=folder, normalize=normalize).frontend.describe()["normalize"] == normalize
     preprocessor.unlink()
     assert speech_encoder(weights=folder, normalize=False).frontend.describe()["normalize"] is False
+    assert speech_encoder(weights=folder, normalize="checkpoint").frontend.describe()["normalize"] is True

@@ -99,6 +99,19 @@ def test_waveforms_are_scaled_where_the_model_expects_it(speech_encoder: Build) 
     assert (silence == 0).all()
 
 
+@pytest.mark.parametrize(("scale", "equal"), [(32_768.0, True), (1.0, False)])
+def test_integers_give_a_group_norm_what_scaled_waveforms_give_and_quiet_floats_do_not(
+    speech_encoder: Build, scale: float, equal: bool
+) -> None:
+    """MemoCMT's HuBERT reads 16-bit integers, 4M-SER's the same / 32768: there the norm's epsilon counts."""
+    raw = np.random.default_rng(0).normal(0, 0.003, 4_000).astype(np.float32)
+    found = []
+    for normalize, wave in ((True, raw), (False, raw * np.float32(scale))):
+        encoder = speech_encoder("hubert", "group", normalize=normalize).eval()
+        found.append(encoder(encoder.collate([encoder.frontend(wave)])).features)
+    assert torch.allclose(*found, atol=1e-3) is equal
+
+
 @pytest.mark.parametrize("norm", ["group", "layer"])
 def test_the_gradient_of_a_padded_row_is_that_of_the_row_alone(speech_encoder: Build, norm: str) -> None:
     convolutions = speech_encoder("wav2vec2", norm).stem.model.feature_extractor

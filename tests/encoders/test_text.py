@@ -10,6 +10,7 @@ import torch
 from fourm_ser.encoders.base import Encoder, Resources, Unfreeze
 from fourm_ser.encoders.text import TextEncoder
 from fourm_ser.errors import InputError
+from tests.conftest import Compose
 
 Build = Callable[..., TextEncoder]
 
@@ -183,3 +184,23 @@ def test_the_fingerprint_does_not_change_with_use(text_encoder: Build) -> None:
     before = encoder.fingerprint()
     encoder.eval()(encoder.collate([encoder.frontend("calm"), encoder.frontend("")]))
     assert encoder.fingerprint() == before
+
+
+@pytest.mark.parametrize(("model_type", "own"), [("bert", 0), ("roberta", 1), ("xlm-roberta", 1), ("mpnet", 1)])
+def test_a_trained_tokenizer_pads_with_the_model_s_own_id_from_which_its_positions_count(
+    text_encoder: Build, model_type: str, own: int
+) -> None:
+    encoder = text_encoder(model_type, {"pad_token_id": own})
+    tokenizer, model = encoder.frontend.tokenizer, encoder.stem.model  # type: ignore[attr-defined]
+    assert tokenizer.pad_token_id == model.config.pad_token_id == model.embeddings.word_embeddings.padding_idx == own
+    assert own not in encoder.frontend("calm zzz door")["ids"].tolist()  # nor is a word that it does not know padding
+    seen = []
+    model.embeddings.position_embeddings.register_forward_pre_hook(lambda module, given: seen.append(given[0]))
+    encoder.eval()(encoder.collate([encoder.frontend("calm door"), encoder.frontend("")]))
+    first = own + 1 if own else 0
+    assert seen[0][0].tolist() == list(range(first, first + len(seen[0][0])))
+
+
+def test_the_options_whose_positions_hang_on_padding_name_their_own(composed: Compose) -> None:
+    for option in ("roberta", "xlm_roberta", "mpnet"):
+        assert composed(f"encoder/text={option}").encoder.text.architecture.pad_token_id == 1

@@ -17,7 +17,7 @@ from fourm_ser.losses.center import CenterLoss
 from tests.conftest import CONF
 
 OPTIONS = sorted(path.stem for path in Path(CONF, "loss").glob("*.yaml"))
-HEAD_LOSSES = ["ce", "ce_balanced", "ce_smooth", "focal"]
+HEAD_LOSSES = ["ce", "ce_balanced", "ce_smooth", "focal", "4m_ser_focal"]
 FEATURE_LOSSES = ["center", "contrastive_center", "arcface", "cosface", "sphereface"]
 DIMS = {"embedding": 8, "text": 6, "audio": 4}
 COUNTS = [10, 30, 0, 60]
@@ -45,7 +45,8 @@ def built(option: str, *overrides: str) -> Loss:
 
 def test_the_options_are_those_of_the_study_and_their_sums() -> None:
     sums = [f"ce_{name}" for name in FEATURE_LOSSES] + ["focal_center", "focal_contrastive_center"]
-    assert set(OPTIONS) == {*HEAD_LOSSES, *FEATURE_LOSSES, *sums}
+    own = [f"4m_ser_{name}" for name in ("ce_center", "ce_contrastive_center", "arcface", "cosface")]
+    assert set(OPTIONS) == {*HEAD_LOSSES, *FEATURE_LOSSES, *sums, *own}
 
 
 @pytest.mark.parametrize("option", OPTIONS)
@@ -76,7 +77,7 @@ def test_own_parameters_have_an_own_learning_rate_and_no_decay() -> None:
         grouped = [id(parameter) for group in groups for parameter in group["params"]]
         assert grouped == [id(parameter) for parameter in loss.parameters()], option
         assert bool(groups) == (option not in HEAD_LOSSES), option
-        rate = 0.05 if "contrastive_center" in option else 0.001
+        rate = 1e-4 if option.startswith("4m_ser") else 0.05 if "contrastive_center" in option else 0.001
         assert all((group["lr"], group["weight_decay"]) == (rate, 0) for group in groups), option
 
 

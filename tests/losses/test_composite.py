@@ -178,7 +178,7 @@ def test_a_sum_that_trains_no_classifier_is_refused(alpha: float, weights: Any) 
         ({"alpha": -0.1}, r"loss\.alpha=-0\.1"),
         ({"alpha": None}, r"loss\.alpha=None"),
         ({"learning_rate": 0.0}, r"loss\.learning_rate=0\.0: expected a number greater than 0"),
-        ({"weighting": "mean"}, r"loss\.weighting=mean: expected one of sum, convex, learned\."),
+        ({"weighting": "mean"}, r"loss\.weighting=mean: expected one of sum, convex, learned, relu\."),
         ({"terms": {"total": CrossEntropyLoss(0.0, None)}}, r"loss\.terms\.total="),
         ({"terms": {"ce": 1.0}}, r"loss\.terms\.ce=1\.0: expected a loss"),
         ({"terms": {"ce": CrossEntropyLoss(0.0, None)}, "weighting": "convex"}, r"expected two terms; found ce"),

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from fourm_ser.data.transcripts import Cleaning
 from fourm_ser.encoders import padding
 from fourm_ser.encoders.base import Encoder, Resources
 from fourm_ser.errors import InputError
@@ -98,7 +99,7 @@ def test_transcripts_that_are_cut_are_counted_each_time_they_are_said(
 def test_a_corpus_cleaned_in_another_way_than_the_model_s_is_warned_of(
     networks: Mapping[str, EmotionNetwork], caplog: pytest.LogCaptureFixture, clean: list[str], warned: bool
 ) -> None:
-    corpus: Any = types.SimpleNamespace(cleaning=types.SimpleNamespace(patterns=("a",)))
+    corpus: Any = types.SimpleNamespace(cleaning=Cleaning(["a"]))
     conditions = Conditions([], "32", "32-true", None, clean=clean)
     with caplog.at_level(logging.WARNING):
         compare_cleaning(Model(networks["audio"], ["a", "b"], conditions), corpus)
@@ -106,6 +107,24 @@ def test_a_corpus_cleaned_in_another_way_than_the_model_s_is_warned_of(
         compare_cleaning(Model(networks["text"], ["a", "b"], conditions), corpus)
     said = f"data.clean=[a]: the model was trained on transcripts of data.clean={'[b]' if clean else 'none'}"
     assert (said in caplog.text) is warned
+
+
+@pytest.mark.parametrize(("word", "warned"), [(None, False), ("NULL", True)])
+def test_a_corpus_whose_empty_transcripts_become_another_word_is_warned_of(
+    networks: Mapping[str, EmotionNetwork], caplog: pytest.LogCaptureFixture, word: str | None, warned: bool
+) -> None:
+    corpus: Any = types.SimpleNamespace(cleaning=Cleaning("none"))
+    conditions = Conditions([], "32", "32-true", None, clean=[], empty_text=word)
+    with caplog.at_level(logging.WARNING):
+        compare_cleaning(Model(networks["text"], ["a", "b"], conditions), corpus)
+    assert ("data.empty_text=null: the model was trained with data.empty_text=NULL" in caplog.text) is warned
+
+
+def test_a_prediction_puts_the_word_that_training_put_for_an_empty_text(networks: Mapping[str, EmotionNetwork]) -> None:
+    encoders: dict[str, Encoder] = {"text": networks["text"].by_modality["text"]}
+    for empty, expected in ((None, ""), ("calm", "calm")):
+        row = WindowDataset(encoders, None, [r"\[.*?\]"], empty).prepare(Window(1.0, (0, 0), Item(None, " [SIGH]")))
+        assert row.text == expected
 
 
 def test_a_prediction_takes_out_what_training_took_out(networks: Mapping[str, EmotionNetwork], tmp_path: Path) -> None:

@@ -1,9 +1,12 @@
 """Optimizer groups: what trains, at which learning rate, for every encoder."""
 
+import copy
 import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pandas as pd
 import pytest
 import torch
 from torch import nn
@@ -15,7 +18,9 @@ from fourm_ser.encoders.lora import Lora, is_adapter
 from fourm_ser.errors import InputError
 from fourm_ser.losses.base import Loss
 from fourm_ser.models.network import EmotionNetwork
-from fourm_ser.training.optimizers import build_optimizer
+from fourm_ser.training.experiment import run
+from fourm_ser.training.optimizers import JoinedOptimizers, build_optimizer
+from fourm_ser.training.schedules import JoinedSchedules, constant, milestones
 from fourm_ser.training.stages import Stage, read_stages
 from tests.accelerator.networks import EMOTIONS, VARIANTS, alone, build
 from tests.conftest import Compose
@@ -178,3 +183,67 @@ def test_values_that_make_no_sense_are_refused(key: str, value: Any, expected: s
     entries["finetune"][key] = value
     with pytest.raises(InputError, match=rf"^stage\.finetune\.{key}={value}: expected {expected}\.$"):
         read_stages(entries, build_node(config.optimizer), build_node(config.scheduler))
+
+
+def test_joined_optimizers_are_each_for_itself_and_go_on_from_their_state() -> None:
+    def made() -> tuple[list[nn.Parameter], list[torch.optim.Optimizer]]:
+        parameters = [nn.Parameter(torch.ones(3)), nn.Parameter(torch.ones(2))]
+        return parameters, [
+            torch.optim.SGD([parameters[0]], lr=0.1, momentum=0.9),
+            torch.optim.Adam([parameters[1]], lr=0.01),
+        ]
+
+    def train(parameters: list[nn.Parameter], optimizers: list[Any], schedules: list[Any], steps: range) -> None:
+        for step in steps:
+            for optimizer in optimizers:
+                optimizer.zero_grad()
+            sum((parameter * (step + 1)).pow(2).sum() for parameter in parameters).backward()  # type: ignore[union-attr]
+            for each in [*optimizers, *schedules]:
+                each.step()
+
+    length = {"steps": 8, "steps_per_epoch": 2}
+    apart, separate = made()
+    falling = [constant(separate[0], **length), milestones(separate[1], **length, epochs=[1, 2], gamma=0.5)]
+    train(apart, separate, falling, range(6))
+
+    together: list[nn.Parameter] = []
+    state: Any = None
+    for steps in (range(3), range(3, 6)):
+        parameters, parts = made()
+        joined = JoinedOptimizers(parts)
+        assert [group["lr"] for group in joined.param_groups] == [0.1, 0.01]
+        schedules = [constant(parts[0], **length), milestones(parts[1], **length, epochs=[1, 2], gamma=0.5)]
+        schedule = JoinedSchedules(joined, schedules)
+        if state is not None:
+            with torch.no_grad():
+                for own, before in zip(parameters, together, strict=True):
+                    own.copy_(before)
+            joined.load_state_dict(state[0])
+            schedule.load_state_dict(state[1])
+        train(parameters, [joined], [schedule], steps)
+        together, state = parameters, copy.deepcopy((joined.state_dict(), schedule.state_dict()))
+        rates = [group["lr"] for group in joined.param_groups]
+    for one, other in zip(apart, together, strict=True):
+        assert torch.equal(one, other)
+    assert rates == [0.1, 0.0025] == [group["lr"] for part in separate for group in part.param_groups]
+    assert set(joined.state) == set(together)
+
+
+@pytest.mark.parametrize("option", ["ce_center", "4m_ser_ce_center"])
+def test_a_run_logs_its_rates_and_the_loss_s_schedule_counts_all_stages(
+    option: str, tmp_path: Path, composed: Compose, slice_of_demo: list[str]
+) -> None:
+    words = [
+        "stage=two_stage",
+        "stage.transfer.epochs=2",
+        "stage.finetune.epochs=2",
+        "stage.finetune.unfreeze.text=none",
+    ]
+    words += ["scheduler=constant", "data.utterances=60", f"loss={option}", "data.split=random"]
+    own = option.startswith("4m_ser")
+    config = composed(*slice_of_demo, *words, *(["loss.scheduler.epochs=[1,3]"] if own else []))
+    run(config, tmp_path / "run")
+    tables = [pd.read_csv(path) for path in sorted((tmp_path / "run" / "stages").glob("*/metrics.csv"))]
+    assert np.concatenate([table["train/lr"] for table in tables]) == pytest.approx([config.optimizer.lr] * 4)
+    expected = [1e-4, 1e-5, 1e-5, 1e-6] if own else [0.001] * 4
+    assert np.concatenate([table["train/lr/loss"] for table in tables]) == pytest.approx(expected)

@@ -18,6 +18,7 @@ from fourm_ser.data.release import (
     folders_in,
     numbered_lines,
 )
+from fourm_ser.data.splits import SPLITS
 from fourm_ser.errors import InputError
 
 SPEAKERS = {f"{number:04d}": "zh" if number <= 10 else "en" for number in range(1, 21)}
@@ -58,6 +59,7 @@ class EsdCorpus(Corpus):
     """
 
     name = "esd"
+    splits = (*SPLITS, "published")
 
     def __init__(self, root: str, **use: Any) -> None:
         super().__init__(source=str(root), **use)

@@ -17,6 +17,7 @@ from fourm_ser.data.release import (
     folders_in,
     numbered_lines,
 )
+from fourm_ser.data.splits import SPLITS
 from fourm_ser.errors import InputError
 
 SESSIONS = tuple(f"Session{number}" for number in range(1, 6))
@@ -51,6 +52,7 @@ class IemocapCorpus(Corpus):
     """
 
     name = "iemocap"
+    splits = (*SPLITS, "published")
 
     def __init__(self, root: str, **use: Any) -> None:
         super().__init__(source=str(root), **use)
