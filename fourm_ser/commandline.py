@@ -36,7 +36,10 @@ def start(command: Callable[[], Any], literal: Collection[str] = ()) -> None:
     """Call what `hydra.main` made, on this process's arguments; `literal` is that of `quoted`."""
     sys.argv[1:] = quoted(sys.argv[1:], literal)
     with one_line():
-        command()
+        try:
+            command()
+        except KeyboardInterrupt:
+            sys.exit(130)  # as shells have it of SIGINT
 
 
 @contextmanager

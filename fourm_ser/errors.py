@@ -1,7 +1,9 @@
 """The one exception that means "your input, not our code"."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pickle import UnpicklingError
+from typing import Any
 
 
 class InputError(Exception):
@@ -41,6 +43,24 @@ def brief(error: Exception) -> str:
     if "trust_remote_code" in said:
         return "it asks for code of its own to be run (trust_remote_code), which this package never does"
     return (said.splitlines() or [type(error).__name__])[0].rstrip(".")
+
+
+@contextmanager
+def blamed(place: Any) -> Iterator[None]:
+    """Say in one line that what lies at `place`, which others may have written, cannot be used, whatever it raises."""
+    try:
+        yield
+    except (InputError, OSError, MemoryError):
+        raise
+    except Exception as error:
+        cause = error
+        while isinstance(cause.__cause__, Exception) and type(cause).__name__ == "InstantiationException":
+            cause = cause.__cause__
+        if isinstance(cause, InputError):
+            raise cause from error
+        raise InputError(
+            f"{place}: is damaged, was changed, or is of another version ({type(cause).__name__}: {brief(cause)})."
+        ) from error
 
 
 def printable(text: str) -> str:

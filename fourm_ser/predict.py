@@ -42,6 +42,7 @@ def run(config: DictConfig) -> int:
         asr=config.asr,
         asr_language=None if config.asr_language is None else str(config.asr_language),
         cache=config.cache,
+        trust=config.trust,
         batch_size=config.batch_size,
         batch_seconds=config.batch_seconds,
         workers=config.workers,

@@ -11,6 +11,7 @@ from fourm_ser.config import CONF, upgrade
 from fourm_ser.errors import InputError
 from fourm_ser.keys import check_config
 from fourm_ser.training import sweeps
+from fourm_ser.trust import read_trust
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="train")
@@ -34,13 +35,17 @@ def train(config: DictConfig) -> float:
 
 def resume(arguments: list[str]) -> None:
     """Go on with a run; its own record is the config, so nothing else may be said."""
-    others = [argument for argument in arguments if not argument.startswith("resume=")]
-    if others or len(arguments) != 1:
-        sys.exit(f"error: resume=DIR goes on with the run as its config.yaml records it: leave out {' '.join(others)}")
+    folders = [argument.removeprefix("resume=") for argument in arguments if argument.startswith("resume=")]
+    trust = [argument.removeprefix("trust=").strip("[]") for argument in arguments if argument.startswith("trust=")]
+    others = [argument for argument in arguments if not argument.startswith(("resume=", "trust="))]
+    if others or len(folders) != 1:
+        what = " ".join(others) or "all but one"
+        sys.exit(f"error: resume=DIR goes on with the run as its config.yaml records it: leave out {what}")
     from fourm_ser.training import experiment
 
     try:
-        experiment.resume(Path(arguments[0].removeprefix("resume=")), own_process=True)
+        packages = read_trust([name.strip() for names in trust for name in names.split(",") if name.strip()])
+        experiment.resume(Path(folders[0]), own_process=True, trust=packages)
     except InputError as error:
         sys.exit(f"error: {error}")
 

@@ -2,13 +2,16 @@
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fourm_ser.files import as_json, finite, write_json
+from fourm_ser.files import as_json, finite, remove_temporary, whole, write_json, write_table
 from fourm_ser.runs.results import undefined
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(codec="utf-8"), max_size=4)
@@ -48,3 +51,53 @@ def test_every_undefined_metric_has_its_reason() -> None:
         "val/intra_inter is null: the means of the classes that occur coincide, or fewer than two occur",
         "test/loss is null: it is inf",
     ]
+
+
+def test_what_is_renamed_was_flushed_before(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[str] = []
+    flush, replace = os.fsync, os.replace
+
+    def noted(descriptor: int) -> None:
+        done.append("flush")
+        flush(descriptor)
+
+    def renamed(source: Path, target: Path) -> None:
+        done.append("rename")
+        replace(source, target)
+
+    monkeypatch.setattr(os, "fsync", noted)
+    monkeypatch.setattr(os, "replace", renamed)
+    write_json(tmp_path / "a.json", 1)
+    assert done[:2] == ["flush", "rename"]
+
+
+def test_what_killed_processes_were_writing_is_removed_and_nothing_else(tmp_path: Path) -> None:
+    (tmp_path / "stages").mkdir()
+    kept = [".hydra.yaml", "a.json", ".lock", ".a.0123.json", "stages/.b.ckpt"]
+    for name in kept:
+        (tmp_path / name).write_text("x")
+    with whole(tmp_path / "stages" / "last.ckpt") as left, whole(tmp_path / "model") as folder:
+        left.write_text("half")
+        folder.mkdir()
+        (folder / "half").write_text("x")
+        remove_temporary(tmp_path, older=60.0)
+        assert left.is_file()
+        remove_temporary(tmp_path)
+        assert not left.exists()
+        assert not folder.exists()
+        left.write_text("x")
+        folder.write_text("x")
+    found = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()]
+    assert sorted(found) == sorted([*kept, "model", "stages/last.ckpt"])
+
+
+@pytest.mark.parametrize("text", ["=1+1", "+1-cmd", "-cmd", "@SUM(A1)", "\t=1", "\r=1"])
+def test_a_spreadsheet_computes_nothing_of_a_table_for_people(tmp_path: Path, text: str) -> None:
+    frame = pd.DataFrame({"text": [text, "so", "-1.5"], text: [1, 2, 3], "ua": [-0.5, 0.5, 1.0]})
+    write_table(tmp_path / "a.csv", frame, inert=True)
+    found = pd.read_csv(tmp_path / "a.csv", dtype=str)
+    assert found["text"].tolist() == [f"'{text}", "so", "-1.5"]
+    assert list(found) == ["text", f"'{text}", "ua"]
+    assert found["ua"].tolist() == ["-0.5", "0.5", "1.0"]
+    write_table(tmp_path / "b.csv", frame)
+    assert pd.read_csv(tmp_path / "b.csv", dtype=str)["text"].iloc[0] == text

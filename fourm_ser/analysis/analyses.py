@@ -22,6 +22,7 @@ from fourm_ser.errors import InputError
 from fourm_ser.runs.collect import Run
 from fourm_ser.runs.directory import RunDirectory, is_model
 from fourm_ser.runs.finished import OpenRun
+from fourm_ser.trust import read_trust
 
 log = logging.getLogger(__name__)
 
@@ -82,9 +83,10 @@ def open_runs(config: Mapping[str, Any]) -> list[OpenRun]:
     ordered = sorted(by_path.values(), key=lambda found: found.path.resolve() != first)
     device = find_device(config["device"], "device")
     cache = None if config["cache"] is None else Path(config["cache"]).expanduser()
-    names = name_runs(ordered)
+    names, trust = name_runs(ordered), read_trust(config.get("trust"))
     return [
-        OpenRun(found.path, cache=cache, device=device, name=name) for found, name in zip(ordered, names, strict=True)
+        OpenRun(found.path, cache=cache, device=device, name=name, trust=trust)
+        for found, name in zip(ordered, names, strict=True)
     ]
 
 

@@ -5,12 +5,15 @@ What is compressed so that a length is only estimated, or a place only guessed (
 from its first sample to its last, into a file that libsndfile reads so. The content says which it is, not the name.
 """
 
+import errno
+import functools
 import math
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import soundfile
@@ -18,8 +21,8 @@ import soxr
 
 from fourm_ser import SAMPLE_RATE as SAMPLE_RATE  # readers of recordings have it from here
 from fourm_ser.data.levels import Levels, Meter, mono, refuse_scale
-from fourm_ser.data.sound import blocks, empty, knows_length, open_sound, opens, refuse_cut, sound_blocks
-from fourm_ser.errors import InputError
+from fourm_ser.data.sound import blocks, empty, knows_length, open_sound, opens, refuse_cut, sound_blocks, unreadable
+from fourm_ser.errors import InputError, brief
 
 SOUNDS = (
     *(".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".mp2", ".aiff", ".aif", ".aifc", ".au", ".caf"),
@@ -27,13 +30,42 @@ SOUNDS = (
 )
 
 
-def read_audio(path: Path | str, start: float = math.nan, end: float = math.nan) -> np.ndarray:
+MARGIN = 1.0  # seconds beyond what is heard that are resampled with it: no filter reaches so far, to the last bit
+MACHINE_S = {getattr(errno, name, None) for name in ("ENOSPC", "EDQUOT", "EROFS", "EMFILE", "ENFILE")}  # faults
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+def _blamed(function: Function) -> Function:
+    """Let a function that reads a recording raise nothing but an InputError of it, whatever its decoder raises."""
+
+    @functools.wraps(function)
+    def told(path: Path | str, *arguments: Any, **keywords: Any) -> Any:
+        try:
+            return function(path, *arguments, **keywords)
+        except InputError:
+            raise
+        except Exception as error:
+            if isinstance(error, OSError) and error.errno in MACHINE_S:
+                raise
+            said = "it takes more memory than there is" if isinstance(error, MemoryError) else brief(error)
+            raise InputError(unreadable(path, said)) from error
+
+    return told  # type: ignore[return-value]
+
+
+@_blamed
+def read_audio(
+    path: Path | str, start: float = math.nan, end: float = math.nan, most: float | None = None
+) -> np.ndarray:
     """Read a recording, or a segment of it.
 
     Args:
         path: a WAV, FLAC or AIFF; OGG, MP3, videos and others are decoded as a whole first.
         start: the segment's beginning in seconds; NaN for the recording's.
         end: the segment's end in seconds; NaN for the recording's.
+        most: the seconds that are heard of it, from its beginning, at most; None for all. Of a longer one no more is
+            held in memory, and its samples are the same to the last bit.
 
     Returns:
         [samples] at 16 kHz, float32, full scale at 1; channels are averaged.
@@ -45,6 +77,8 @@ def read_audio(path: Path | str, start: float = math.nan, end: float = math.nan)
         rate, frames = file.samplerate, file.frames
         first = 0 if math.isnan(start) else round(start * rate)
         last = frames if math.isnan(end) else min(round(end * rate), frames)
+        if most is not None:
+            last = min(last, first + round((most + MARGIN) * rate))
         read = [np.empty(0, np.float32)]
         if first < last:
             file.seek(first)
@@ -53,7 +87,7 @@ def read_audio(path: Path | str, start: float = math.nan, end: float = math.nan)
     samples = resample(np.concatenate(read), rate)
     if not len(samples):
         raise InputError(empty(path, frames / rate, start, end))
-    return samples
+    return samples if most is None else samples[: round(most * SAMPLE_RATE)]
 
 
 def resample(samples: np.ndarray, rate: float) -> np.ndarray:
@@ -61,6 +95,7 @@ def resample(samples: np.ndarray, rate: float) -> np.ndarray:
     return samples if rate == SAMPLE_RATE else soxr.resample(samples, rate, SAMPLE_RATE)
 
 
+@_blamed
 def stated_seconds(path: Path | str) -> float:
     """The seconds that a recording's header states, of which the last sample alone is decoded.
 
@@ -77,7 +112,8 @@ def stated_seconds(path: Path | str) -> float:
         return file.frames / file.samplerate
 
 
-def check_recording(path: Path) -> Levels:
+@_blamed
+def check_recording(path: Path | str) -> Levels:
     """Decode a whole recording, in blocks, and measure its length and how loud it is.
 
     Raises:
@@ -93,6 +129,7 @@ def check_recording(path: Path) -> Levels:
     return levels
 
 
+@_blamed
 def readable(path: Path | str, target: Path) -> Path:
     """What to read of a recording: itself where libsndfile finds any sample in it, else `target`, a FLAC of it.
 
@@ -102,6 +139,7 @@ def readable(path: Path | str, target: Path) -> Path:
     return Path(path) if reads_exactly(path) else decode(path, target)
 
 
+@_blamed
 def decode(path: Path | str, target: Path) -> Path:
     """Decode a recording by `fourm_ser.data.decoding.extract_audio` to `target`, which is returned."""
     from fourm_ser.data.decoding import extract_audio  # not everybody's recordings need FFmpeg
@@ -110,6 +148,7 @@ def decode(path: Path | str, target: Path) -> Path:
     return target
 
 
+@_blamed
 def reads_exactly(path: Path | str) -> bool:
     """Whether libsndfile knows a recording's length, and finds any sample of it. False of what is no recording."""
     return opens(path, _finds_any)

@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Iterator, Sequence
+from itertools import islice
+from typing import Any
 
 import numpy as np
 from torch.utils.data import Sampler
@@ -76,7 +78,7 @@ class BucketBatchSampler(Sampler[list[int]]):
         self.rows, self.lengths = np.asarray(rows), np.asarray(lengths, dtype=float)
         self.batch_size, self.shuffle, self.seed = batch_size, shuffle, seed
         self.rank, self.world, self.classes, self.fixed = rank, world, classes, fixed
-        self.epoch = 0
+        self.epoch, self.taken = 0, 0  # and how many of its batches were taken before: the next turn begins with others
         # Lightning tells the epoch to a batch sampler's `sampler` alone; without it every epoch has the same order.
         self.sampler = self
 
@@ -122,6 +124,11 @@ class BucketBatchSampler(Sampler[list[int]]):
         return 1.0 - float(sum(self.lengths[batch].sum() for batch in batches) / longest)
 
     def __iter__(self) -> Iterator[list[int]]:
+        taken, self.taken = self.taken, 0
+        return islice(self._shares(), taken, None)
+
+    def _shares(self) -> Iterator[list[Any]]:
+        """This process's share of each of the epoch's batches."""
         for batch in self.batches():
             yield batch[self.rank :: self.world].tolist()
 
@@ -136,7 +143,7 @@ class VersionSampler(BucketBatchSampler):
     comes several times in an epoch, each time it is the next turn.
     """
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:  # type: ignore[override]
+    def _shares(self) -> Iterator[list[Any]]:
         turns = np.random.default_rng([self.seed, self.epoch, 1]).integers(1, TURNS, size=len(self.lengths))
         for batch in self.batches():
             drawn = []

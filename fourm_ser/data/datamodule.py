@@ -73,7 +73,10 @@ class EmotionDataModule(LightningDataModule):
     def train_dataloader(self) -> DataLoader[Batch]:
         sampler = self.sampler(self.corpus.split.train, shuffle=True)
         if self.trainer:  # workers read ahead before Lightning tells the first epoch, which a resumed run counts from
-            sampler.set_epoch(self.trainer.fit_loop.epoch_progress.current.processed)  # type: ignore[attr-defined]
+            loop: Any = self.trainer.fit_loop
+            epochs = loop.epoch_progress.current
+            sampler.set_epoch(epochs.processed)
+            sampler.taken = loop.epoch_loop.batch_progress.current.ready if epochs.started > epochs.processed else 0
         share = 100 * sampler.padding()
         log.info("batches: %d of up to %d utterances, %.1f%% padding", len(sampler), self.batch_size, share)
         return self._loader(sampler)

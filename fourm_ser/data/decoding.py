@@ -17,7 +17,15 @@ import soxr
 from fourm_ser import SAMPLE_RATE
 from fourm_ser.data.levels import mono, refuse_scale
 from fourm_ser.data.ogg import PADDING, ogg_links
-from fourm_ser.data.sound import knows_length, open_sound, opens, refuse_no_numbers, sound_blocks, unreadable
+from fourm_ser.data.sound import (
+    knows_length,
+    open_sound,
+    opens,
+    refuse_no_numbers,
+    refuse_rate,
+    sound_blocks,
+    unreadable,
+)
 from fourm_ser.errors import InputError
 from fourm_ser.files import whole
 
@@ -185,6 +193,7 @@ def _gathered(blocks: Iterator[SoundBlock]) -> Iterator[SoundBlock]:
 def _resampled(path: Path) -> Iterator[np.ndarray]:
     """Blocks at 16 kHz; where the rate changes in mid-stream, each stretch from its own."""
     for rate, stretch in groupby(_gathered(_blocks(path)), key=itemgetter(0)):
+        refuse_rate(rate, path)
         stream = soxr.ResampleStream(rate, SAMPLE_RATE, 1, dtype="float32")
         for _, samples in stretch:
             refuse_no_numbers(samples, path)

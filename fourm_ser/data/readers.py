@@ -3,7 +3,7 @@
 import numpy as np
 import pandas as pd
 
-from fourm_ser.data.audio import SAMPLE_RATE, read_audio
+from fourm_ser.data.audio import read_audio
 
 
 class AudioReader:
@@ -11,7 +11,8 @@ class AudioReader:
 
     def __init__(self, frame: pd.DataFrame, max_seconds: float | None) -> None:
         self.segments = list(frame[["file", "start", "end"]].itertuples(index=False, name=None))
-        self.samples = None if max_seconds is None else round(max_seconds * SAMPLE_RATE)
+        self.max_seconds = max_seconds
 
     def __call__(self, index: int) -> np.ndarray:
-        return read_audio(*self.segments[index])[: self.samples]
+        path, start, end = self.segments[index]
+        return read_audio(path, start, end, self.max_seconds)

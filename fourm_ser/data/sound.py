@@ -14,6 +14,8 @@ import soundfile
 from fourm_ser.errors import InputError
 
 BLOCK = 1 << 18  # samples of each channel held at once: 1 MB, whatever the length
+MOST = 1 << 21  # samples of all channels held at once: 8 MB
+RATES = (1_000, 768_000)  # Hz: beyond, a header is damaged, and resampling would make of little a lot
 UNKNOWN = 0x7FFF0000  # at least so many bytes promises a WAV that was written into a pipe
 ENDLESS = 1 << 40  # at least so many samples says libsndfile of a FLAC that was written into a pipe
 ESTIMATED = ("MPEG_LAYER_I", "MPEG_LAYER_II", "MPEG_LAYER_III", "VORBIS", "OPUS")  # whose length libsndfile estimates
@@ -42,6 +44,7 @@ def open_sound(path: Path | str, part: BinaryIO | None = None) -> Iterator[sound
     except (soundfile.LibsndfileError, TypeError) as error:  # TypeError: a name that ends in .raw
         raise InputError(unreadable(path, getattr(error, "error_string", str(error)))) from error
     with file:
+        refuse_rate(file.samplerate, path)
         try:
             yield file
         except soundfile.LibsndfileError as error:
@@ -89,6 +92,15 @@ def refuse_no_numbers(samples: np.ndarray, path: Path | str) -> None:
         raise InputError(f"{path}: the recording holds samples that are not numbers (NaN or infinite).")
 
 
+def refuse_rate(rate: float, path: Path | str) -> None:
+    """Refuse a rate in Hz that no recording has (InputError)."""
+    if not RATES[0] <= rate <= RATES[1]:
+        raise InputError(
+            f"{path}: its header states {rate:,} samples a second: expected {RATES[0]:,} to {RATES[1]:,}. Is it "
+            "damaged? Copy it from its source again."
+        )
+
+
 def _is_mpeg(path: Path | str) -> bool:
     """Whether a file begins as MPEG audio does, by a tag (ID3) or a frame's first bits."""
     try:
@@ -101,7 +113,8 @@ def _is_mpeg(path: Path | str) -> bool:
 
 def blocks(file: soundfile.SoundFile, path: Path | str, count: int) -> Iterator[np.ndarray]:
     """The next `count` samples, or as many as there are, in [samples, channels]."""
-    while count > 0 and len(block := file.read(min(BLOCK, count), dtype="float32", always_2d=True)):
+    most = max(1, min(BLOCK, MOST // file.channels))
+    while count > 0 and len(block := file.read(min(most, count), dtype="float32", always_2d=True)):
         refuse_no_numbers(block, path)
         count -= len(block)
         yield block

@@ -77,6 +77,7 @@ def load_transformer(
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(init_seed)
             # In float32, whatever the config of a checkpoint says that this one was read from.
+            refuse_kernels(config, f"encoder.{modality}.architecture")
             return speed_up(auto(config, f"encoder.{modality}.architecture").from_config(config, dtype=torch.float32))
     source = checkpoint if weights == "pretrained" else weights
     if source is None:
@@ -88,6 +89,7 @@ def load_transformer(
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
         config.update(overrides)
+        refuse_kernels(config, source)
         with quiet():
             model, report = auto(config, source).from_pretrained(
                 folder,
@@ -108,6 +110,18 @@ def load_transformer(
             f"({', '.join(wrong[:3])}, ...). Is it a checkpoint of another architecture?"
         )
     return speed_up(model)
+
+
+def refuse_kernels(config: "PretrainedConfig", source: str) -> None:
+    """Refuse a config whose attention is code of a repository, which Transformers would fetch and run (InputError)."""
+    parts = [config, *(getattr(config, name, None) for name in getattr(config, "sub_configs", ()))]
+    for part in parts:
+        wanted = getattr(part, "_attn_implementation", None)
+        if isinstance(wanted, str) and "/" in wanted:
+            raise InputError(
+                f"{source}: asks for the code of {wanted} to be run (attn_implementation), which this package never "
+                "does. Take that key out of its config.json."
+            )
 
 
 def hidden_size(arguments: Mapping[str, Any], modality: str) -> int | None:

@@ -7,9 +7,11 @@ index: where each key's features lie in the file. Shards appear whole, so index 
 import errno
 import json
 import logging
+import math
 import os
 import struct
 import uuid
+import zlib
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,21 +25,27 @@ from torch import Tensor
 
 from fourm_ser.encoders.base import Packed
 from fourm_ser.errors import InputError
-from fourm_ser.files import whole, write_json
+from fourm_ser.files import remove_temporary, whole, write_json
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1
+SUM = "sum/"  # before a key in a shard's metadata: the checksum of its features
+AGAIN = " The same command, or resume=, encodes its utterances anew and goes on."
 DTYPES: dict[str, np.dtype] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
 
 
 class Place(NamedTuple):
-    """Where one utterance's features lie: file, first byte, shape and type."""
+    """Where one utterance's features lie: file, first byte, shape and type; and what `checksum` gave of them.
+
+    Shards of earlier versions have no checksums: None.
+    """
 
     shard: Path
     offset: int
     shape: tuple[int, int]
     dtype: np.dtype
+    checksum: str | None
 
 
 class FeatureStore:
@@ -51,10 +59,10 @@ class FeatureStore:
         self.folder = root / f"{name}-{fingerprint}"
         self.folder.mkdir(parents=True, exist_ok=True)
         about = self.folder / "store.json"
-        if not about.is_file():
+        found = _read_format(about)
+        if found is None:  # not there, or damaged: it says what the folder's name says
             write_json(about, {"format": FORMAT, "encoder": name, "fingerprint": fingerprint, **made_by})
-        found = json.loads(about.read_text(encoding="utf-8")).get("format")
-        if found != FORMAT:
+        elif found != FORMAT:
             raise InputError(
                 f"{about}: the store has format {found}, this version reads format {FORMAT}. "
                 "Delete the folder: its features will be encoded anew."
@@ -62,13 +70,19 @@ class FeatureStore:
         self._index: dict[str, Place] = {}
         self._known: set[Path] = set()
         self._open: dict[Path, int] = {}
+        self._verified: set[str] = set()  # keys whose features this process has found to be what was written
         self.refresh()
 
     def refresh(self) -> None:
         """Read the headers of shards that appeared since."""
         # Where two shards hold a key, the first name wins: every process then reads the same one.
         for shard in sorted(set(self.folder.glob("shard-*.safetensors")) - self._known):
-            for key, place in _read_header(shard).items():
+            try:
+                places = _read_header(shard)
+            except InputError as error:
+                log.warning("%s Its utterances are encoded anew.", self._set_aside(shard, str(error)))
+                continue
+            for key, place in places.items():
                 self._index.setdefault(key, place)
             self._known.add(shard)
 
@@ -90,14 +104,13 @@ class FeatureStore:
         values = np.empty((sum(lengths) + 1, places[0].shape[1]), max(place.dtype for place in places))
         values[-1] = 0
         end = 0
-        for place, length in zip(places, lengths, strict=True):
+        for number, (place, length) in enumerate(zip(places, lengths, strict=True)):
             begin, end = end, end + length
-            if place.dtype == values.dtype:
-                self._read_into(place, values[begin:end])
-            else:
-                own = np.empty(place.shape, place.dtype)
-                self._read_into(place, own)
+            own = values[begin:end] if place.dtype == values.dtype else np.empty(place.shape, place.dtype)
+            self._read_into(place, own)
+            if place.dtype != values.dtype:
                 values[begin:end] = own
+            self._verify(keys[number], place, own)
         return Packed(torch.from_numpy(values), torch.tensor(lengths), max(lengths))
 
     def _read_into(self, place: Place, array: np.ndarray) -> None:
@@ -106,9 +119,37 @@ class FeatureStore:
         A positioned read of just these bytes: as fast as a memory map, and resident memory does not grow with use.
         """
         if place.shard not in self._open:
-            self._open[place.shard] = os.open(place.shard, os.O_RDONLY)
+            try:
+                self._open[place.shard] = os.open(place.shard, os.O_RDONLY)
+            except FileNotFoundError as error:  # set aside by another process
+                raise InputError(f"{place.shard}: is not there any more.{AGAIN}") from error
         if _read(self._open[place.shard], array, place.offset) != array.nbytes:
-            raise InputError(f"{place.shard}: the shard ends too early. Delete it: it will be encoded anew.")
+            raise InputError(self._set_aside(place.shard, f"{place.shard}: the shard ends too early.") + AGAIN)
+
+    def _verify(self, key: str, place: Place, features: np.ndarray) -> None:
+        """Refuse features that are not what was written; each utterance is looked at once a process.
+
+        Raises:
+            InputError: they are others. The shard is set aside, so that its utterances are encoded anew.
+        """
+        if place.checksum is None or key in self._verified:
+            return
+        if checksum(features) != place.checksum:
+            said = f"{place.shard}: is damaged: the features of an utterance are not those that were written."
+            raise InputError(self._set_aside(place.shard, said) + AGAIN)
+        self._verified.add(key)
+
+    def _set_aside(self, shard: Path, said: str) -> str:
+        """Give a damaged shard a name that no store reads; what was said of it, and where it is."""
+        aside = shard.with_name(f"damaged-{shard.name}")
+        try:
+            os.replace(shard, aside)
+        except FileNotFoundError:  # another process was faster
+            pass
+        except OSError as error:
+            return f"{said} It cannot be set aside ({error.strerror}): delete it."
+        self._index = {key: place for key, place in self._index.items() if place.shard != shard}
+        return f"{said} It is set aside as {aside.name}."
 
     def write(self, features: Mapping[str, np.ndarray]) -> None:
         """Add a shard: a [time, dim] array of float32 or float16 for each key.
@@ -119,7 +160,8 @@ class FeatureStore:
         shard = self.folder / f"shard-{uuid.uuid4().hex}.safetensors"
         try:
             with whole(shard) as temporary:
-                save_file(dict(features), temporary)
+                sums = {f"{SUM}{key}": checksum(array) for key, array in features.items()}
+                save_file(dict(features), temporary, metadata=sums)
         except (OSError, SafetensorError) as error:
             if getattr(error, "errno", None) != errno.ENOSPC and "No space left" not in str(error):
                 raise
@@ -129,6 +171,10 @@ class FeatureStore:
                 "choose another cache; what was encoded before is kept, and the same command goes on from there."
             ) from error
         self.refresh()
+
+    def clear(self) -> None:
+        """Remove what killed processes were writing: none that still writes takes an hour for a shard."""
+        remove_temporary(self.folder, older=3600.0)
 
     def lock(self) -> FileLock:
         """A lock that saves several processes the same work; the store is right without it."""
@@ -149,6 +195,23 @@ class FeatureStore:
         return {**self.__dict__, "_open": {}}
 
 
+def checksum(features: np.ndarray) -> str:
+    """The CRC-32 of features [time, dim] as they lie in memory."""
+    return f"{zlib.crc32(np.ascontiguousarray(features)):08x}"
+
+
+def _read_format(about: Path) -> int | None:
+    """The format that a store.json states; None where there is none, or it is damaged."""
+    try:
+        found = json.loads(about.read_text(encoding="utf-8"))["format"]
+    except FileNotFoundError:
+        return None
+    except (ValueError, KeyError, TypeError, RecursionError):
+        log.warning("%s: is damaged, and written anew.", about)
+        return None
+    return found if isinstance(found, int) else None
+
+
 def _read(descriptor: int, array: np.ndarray, offset: int) -> int:
     """Read bytes of a file into an array; how many there were."""
     if hasattr(os, "preadv"):
@@ -164,13 +227,17 @@ def _read_header(shard: Path) -> dict[str, Place]:
     try:
         with shard.open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
-            if length > shard.stat().st_size:
+            size = shard.stat().st_size
+            if length > size:
                 raise ValueError(f"a header of {length} bytes")
             header = json.loads(file.read(length))
-        header.pop("__metadata__", None)
-        return {
-            key: Place(shard, 8 + length + entry["data_offsets"][0], tuple(entry["shape"]), DTYPES[entry["dtype"]])
-            for key, entry in header.items()
-        }
-    except (struct.error, ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{shard}: not a readable shard ({error}). Delete it: it will be encoded anew.") from error
+        sums = header.pop("__metadata__", {})
+        places = {}
+        for key, entry in header.items():
+            shape, dtype, (begin, end) = tuple(entry["shape"]), DTYPES[entry["dtype"]], entry["data_offsets"]
+            if len(shape) != 2 or end - begin != math.prod(shape) * dtype.itemsize or 8 + length + end > size:
+                raise ValueError(f"{key} does not lie within it")
+            places[key] = Place(shard, 8 + length + begin, shape, dtype, sums.get(f"{SUM}{key}"))
+        return places
+    except (struct.error, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
+        raise InputError(f"{shard}: not a readable shard ({error}).") from error

@@ -1,6 +1,6 @@
 """The model directory: all that it takes to use a trained network, without pickle."""
 
-import json
+import hashlib
 import os
 import shutil
 import uuid
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -16,10 +17,12 @@ from fourm_ser.config import upgrade
 from fourm_ser.data.transcripts import BEFORE
 from fourm_ser.encoders.base import Resources
 from fourm_ser.encoders.lora import Lora, is_adapter, without_adapters
-from fourm_ser.errors import InputError
+from fourm_ser.errors import InputError, blamed, brief, listed
 from fourm_ser.files import write_json, write_text
 from fourm_ser.losses.margin import CosineClassifier
 from fourm_ser.models.network import EmotionNetwork, build_network
+from fourm_ser.plain import read_config, read_json
+from fourm_ser.trust import refuse_strangers
 
 
 class Conditions(NamedTuple):
@@ -101,8 +104,9 @@ def save_model(folder: Path, model: Model, config: DictConfig, left_out: Mapping
         if any(map(is_adapter, state)):
             nodes["lora"] = OmegaConf.to_container(config.lora, resolve=True)
         save_file(state, temporary / "model.safetensors")
-        write_text(temporary / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(nodes)))
         write_json(temporary / "labels.json", model.emotions)
+        nodes["digests"] = {name: _digest(temporary / name) for name in ("model.safetensors", "labels.json")}
+        write_text(temporary / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(nodes)))
         if folder.exists():
             shutil.rmtree(folder)
         os.replace(temporary, folder)
@@ -120,12 +124,13 @@ def _state(network: EmotionNetwork, left_out: Collection[str]) -> dict[str, Tens
     return {**state, **{name: tensor for name, tensor in own.items() if name not in unwritten}}
 
 
-def load_model(folder: Path, cache: Path) -> Model:
+def load_model(folder: Path, cache: Path, trust: Sequence[str] = ()) -> Model:
     """Read a model directory.
 
     Args:
         folder: the directory.
         cache: the folder for what is made once.
+        trust: packages of the user's own whose classes the directory may name.
 
     Returns:
         The model, its network in evaluation mode; stems whose features came from the store are frozen.
@@ -135,13 +140,36 @@ def load_model(folder: Path, cache: Path) -> Model:
     """
     if not (folder / "model.safetensors").is_file():
         raise InputError(f"{folder}: no model.safetensors there. Expected the folder `model` of a finished run.")
-    config = OmegaConf.merge({"folder": str(folder.resolve())}, OmegaConf.load(folder / "config.yaml"))
-    assert isinstance(config, DictConfig)
-    upgrade(config)
-    if "use" not in config:
-        raise InputError(f"{folder / 'config.yaml'}: has no key use: an earlier version wrote it. Train the run again.")
+    config = upgrade(read_config(folder / "config.yaml", folder))
+    refuse_strangers(config, folder / "config.yaml", trust)
+    emotions = _read_labels(folder / "labels.json")
+    with blamed(folder):
+        for name, digest in config.get("digests", {}).items():  # earlier versions wrote none
+            if name in ("model.safetensors", "labels.json") and _digest(folder / name) != digest:
+                raise InputError(f"{folder / name}: is not what was written there. Copy the folder again.")
+        if "use" not in config:
+            said = "has no key use: an earlier version wrote it. Train the run again."
+            raise InputError(f"{folder / 'config.yaml'}: {said}")
+        return _build_model(folder, config, emotions, cache)
+
+
+def _read_labels(path: Path) -> list[str]:
+    """The classes in the order of their indices; InputError where these are not two or more different names."""
+    try:
+        names = read_json(path)
+    except ValueError as error:
+        raise InputError(f"{path}: is damaged: {' '.join(str(error).split())}.") from error
+    sound = isinstance(names, list) and all(isinstance(name, str) and name.strip() for name in names)
+    if not sound or len(names) < 2 or len(set(names)) < len(names):
+        raise InputError(f"{path}: is damaged: expected a list of two or more different emotions.")
+    if any("/" in name or "${" in name or not name.isprintable() for name in names):
+        raise InputError(f"{path}: is damaged: a name holds a slash, ${{ or a sign that cannot be printed.")
+    return list(names)
+
+
+def _build_model(folder: Path, config: DictConfig, emotions: list[str], cache: Path) -> Model:
+    """The model that a checked config describes, with the weights of its directory."""
     conditions = Conditions(**OmegaConf.to_container(config.use))  # type: ignore[arg-type]
-    emotions: list[str] = json.loads((folder / "labels.json").read_text(encoding="utf-8"))
     try:
         network = build_network(config, len(emotions), Resources(cache))
     except InputError as error:
@@ -154,12 +182,36 @@ def load_model(folder: Path, cache: Path) -> Model:
                 f"{folder}: the model was trained on a {modality} encoder {encoder.name} with the fingerprint "
                 f"{fingerprint}; the weights found here have {found}. Are they of another checkpoint or version?"
             )
-    state = load_file(folder / "model.safetensors")
+    state = _read_weights(folder / "model.safetensors")
     if "lora" in config:
         state = without_adapters(network, state, Lora(**config.lora).scale)
     left_out = network.stem_state(config.fingerprints)
     own = {name: tensor for name, tensor in network.state_dict().items() if name in left_out}
-    network.load_state_dict({**own, **state})
+    try:
+        network.load_state_dict({**own, **state})
+    except RuntimeError as error:
+        said = [" ".join(line.split()).rstrip(". ") for line in str(error).splitlines()[1:]]
+        raise InputError(
+            f"{folder}: model.safetensors holds another network than config.yaml and labels.json describe "
+            f"({listed(said, 1)}). Are all files of one model?"
+        ) from error
     for modality in conditions.stored:
         network.by_modality[modality].unfreeze("none")
     return Model(network.eval(), emotions, conditions)
+
+
+def _digest(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    """The tensors of a file by their names; InputError where it is damaged, or holds what is not finite."""
+    try:
+        state = load_file(path)
+    except SafetensorError as error:
+        raise InputError(f"{path}: is damaged: {brief(error)}. Copy the model, or train the run, again.") from error
+    for name, tensor in state.items():
+        if tensor.is_floating_point() and not tensor.isfinite().all():
+            raise InputError(f"{path}: is damaged: {name} holds numbers that are NaN or infinite.")
+    return state

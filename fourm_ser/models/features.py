@@ -179,6 +179,8 @@ def fill_store(
     count = 0
     if agreed(bool(store.missing(wanted))):
         with store.lock() if rank() == 0 else nullcontext():
+            if rank() == 0:
+                store.clear()
             count = fill(rank(), world())
             barrier()
         store.refresh()

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import pairwise
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from hydra.errors import InstantiationException
@@ -181,6 +182,8 @@ def build_network(config: DictConfig, classes: int, resources: Resources) -> Emo
         if modality not in ("text", "audio"):
             raise InputError(f"fusion.modalities={list(config.fusion.modalities)}: expected text, audio or both.")
         encoders[modality] = build(config.encoder[modality], resources=resources)
+        if Path(encoders[modality].name).name != encoders[modality].name:  # it names a folder of the store
+            raise InputError(f"encoder.{modality}.name={encoders[modality].name}: expected a name without slashes.")
         encoders[modality].pool(pooling_of(config, modality))
         if over_stems:
             encoders[modality].leave_out_top()

@@ -124,8 +124,13 @@ def seconds(item: Item) -> float:
     return end - start
 
 
-def read(item: Item, expected: float) -> np.ndarray:
-    """The segment's [samples] at 16 kHz, float32, of a checked item with audio; `expected` seconds of them.
+def read(item: Item, expected: float, most: float | None = None) -> np.ndarray:
+    """The segment's [samples] at 16 kHz, float32, of a checked item with audio.
+
+    Args:
+        item: the item.
+        expected: how many seconds of it there are.
+        most: how many of them are heard, from its beginning, at most; None for all.
 
     Raises:
         InputError: the recording cannot be read to its end, or is not scaled to full scale at 1.
@@ -134,9 +139,11 @@ def read(item: Item, expected: float) -> np.ndarray:
         first = 0 if math.isnan(item.start) else round(item.start * SAMPLE_RATE)
         samples = item.audio[first : None if math.isnan(item.end) else round(item.end * SAMPLE_RATE)]
     else:
-        samples = read_audio(os.fspath(item.audio), item.start, item.end)  # type: ignore[arg-type]
+        samples = read_audio(os.fspath(item.audio), item.start, item.end, most)  # type: ignore[arg-type]
     if not len(samples):
         raise InputError(f"{item.name}: no samples from {item.start:g} s to {item.end:g} s.")
+    samples = samples if most is None else samples[: round(most * SAMPLE_RATE)]
+    expected = expected if most is None else min(expected, most)
     found = len(samples) / SAMPLE_RATE
     if found < expected - SHORT:
         raise InputError(

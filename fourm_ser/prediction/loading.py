@@ -7,7 +7,6 @@ import numpy as np
 import torch
 from torch.utils.data import Dataset
 
-from fourm_ser.data.audio import SAMPLE_RATE
 from fourm_ser.data.levels import refuse_silence
 from fourm_ser.data.transcripts import Cleaning
 from fourm_ser.encoders.base import Encoder, Frontend, Inputs
@@ -66,7 +65,7 @@ class WindowDataset(Dataset[Loaded]):
         empty_text: str | None = None,
     ) -> None:
         self.frontends: dict[str, Frontend] = {name: encoder.frontend for name, encoder in encoders.items()}
-        self.samples = None if max_seconds is None else round(max_seconds * SAMPLE_RATE)
+        self.max_seconds = max_seconds
         self.cleaning = Cleaning(clean, empty_text)
         self.about = told_encoder(encoders["text"]) if "text" in encoders else ""
 
@@ -92,9 +91,7 @@ class WindowDataset(Dataset[Loaded]):
         inputs: dict[str, Inputs] = {}
         samples = None
         if item.audio is not None:
-            samples = read(item, window.length)
-            if "audio" in self.frontends:
-                samples = samples[: self.samples]
+            samples = read(item, window.length, self.max_seconds if "audio" in self.frontends else None)
             refuse_silence(samples, item.name, item.start, item.end)
             if "audio" in self.frontends:
                 inputs["audio"] = self.frontends["audio"](samples)

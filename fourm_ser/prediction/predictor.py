@@ -20,6 +20,7 @@ from fourm_ser.prediction.batches import Planner, decoded_file
 from fourm_ser.prediction.items import Audio, Cutting, Item, Window
 from fourm_ser.prediction.loading import Loaded, Prepared, WindowDataset, with_arrays, with_tensors
 from fourm_ser.runs.directory import model_folder
+from fourm_ser.trust import read_trust
 
 SMALL = 5e6  # parameters of a network that computes no faster with a second thread
 
@@ -122,6 +123,7 @@ class Predictor:
         device: str = "auto",
         asr: str | None = None,
         cache: str | os.PathLike[str] = "~/.cache/fourm_ser",
+        trust: str | Sequence[str] = (),
         **options: Any,
     ) -> Self:
         """Read a model directory.
@@ -131,6 +133,7 @@ class Predictor:
             device: `auto` (a GPU where there is one), `cpu` or `gpu`.
             asr: Hub id or folder of a speech recogniser for recordings that come without text; None for none.
             cache: The folder for what is made once.
+            trust: Packages of one's own whose classes the directory may name; those imported already may be, too.
             **options: `asr_language`, `batch_size`, `batch_seconds` and `workers` of a `Predictor`.
 
         Raises:
@@ -139,7 +142,7 @@ class Predictor:
         where = find_device(device, "device")
         found = model_folder(Path(folder).expanduser())
         try:
-            model = load_model(found, Path(cache).expanduser())
+            model = load_model(found, Path(cache).expanduser(), read_trust(trust))
         except InputError as error:
             if not isinstance(error.__cause__, InputError):
                 raise

@@ -23,7 +23,7 @@ from fourm_ser.data.audio import SAMPLE_RATE
 from fourm_ser.data.transcripts import BEFORE, Cleaning
 from fourm_ser.devices import free_memory, ran_out_of_memory, tf32
 from fourm_ser.encoders.checkpoints import fetch_weights
-from fourm_ser.encoders.hub import quiet
+from fourm_ser.encoders.hub import quiet, refuse_kernels
 from fourm_ser.errors import InputError, brief
 from fourm_ser.prediction.recognisers import OneByOne, Recogniser, Whisper, whisper_options
 
@@ -139,6 +139,7 @@ def _load(checkpoint: str) -> tuple[Any, Any, Any]:
         raise InputError(f"asr={error}") from error
     try:
         config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        refuse_kernels(config, f"asr={checkpoint}")
         with quiet():
             model, report = _model_class(config, checkpoint).from_pretrained(
                 folder, config=config, trust_remote_code=False, output_loading_info=True, dtype=torch.float32

@@ -1,5 +1,6 @@
 """results.csv for programs, results.md and results.tex for people."""
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -9,6 +10,7 @@ import pandas as pd
 from fourm_ser.files import write_table, write_text
 from fourm_ser.report.cells import SHOWN, Section
 
+MARKDOWN = re.compile(r"[\\|`<>*]|\](?=\()")  # what is more than a sign in Markdown
 # What a paper's table has; everything else is in results.csv.
 COLUMNS = [name for name in SHOWN if name != "ece"]
 TEX = str.maketrans(
@@ -23,6 +25,21 @@ TEX = str.maketrans(
         **{sign: "\\" + sign for sign in "&%$#_{}"},
     }
 )
+
+
+def one_line(text: str) -> str:
+    """A text from data within one line: a break would end its cell, or the comment that it stands in."""
+    return " ".join("".join(sign if sign.isprintable() else " " for sign in text).split())
+
+
+def markdown(text: str) -> str:
+    """A text from data as Markdown that shows it, and nothing else."""
+    return MARKDOWN.sub(lambda sign: {"<": "&lt;", ">": "&gt;"}.get(sign[0], "\\" + sign[0]), one_line(text))
+
+
+def tex(text: str) -> str:
+    """A text from data as LaTeX that shows it, and nothing else."""
+    return one_line(text).translate(TEX)
 
 
 class Row(NamedTuple):
@@ -89,7 +106,7 @@ def percent(mean: float, std: float) -> str:
 
 def write_tables(sections: list[Section], folder: Path) -> None:
     """Write results.csv, results.md and results.tex."""
-    write_table(folder / "results.csv", results_frame(sections))
+    write_table(folder / "results.csv", results_frame(sections), inert=True)
     write_text(folder / "results.md", "\n".join(_markdown(section) for section in sections))
     head = "% \\usepackage{booktabs}. Mean and standard deviation in percent, the best in bold.\n"
     write_text(folder / "results.tex", head + "\n".join(_tex(section) for section in sections))
@@ -131,25 +148,26 @@ def _lines(section: Section, bold: str) -> Iterator[tuple[list[str], list[str]]]
         marks = ("†" if row.random else "") + ("" if row.complete else " (incomplete)")
         shown = [row.numbers[name] for name in COLUMNS]
         numbers = [bold.format(text) if best else text for text, best in shown]
-        yield [*row.choices[:-1], row.choices[-1] + marks], [*numbers, str(row.n)]
+        choices = [*row.choices[:-1], *(last + marks for last in row.choices[-1:])]
+        yield choices, [*numbers, str(row.n)]
 
 
 def _markdown(section: Section) -> str:
     header = [*section.axes, *(f"{SHOWN[name]} (%)" for name in COLUMNS), f"{section.repeat}s"]
-    rows = [header, ["---"] * len(section.axes) + ["---:"] * (len(COLUMNS) + 1)]
-    rows += [[*(text.replace("|", "\\|") for text in words), *numbers] for words, numbers in _lines(section, "**{}**")]
+    rows = [[markdown(name) for name in header], ["---"] * len(section.axes) + ["---:"] * (len(COLUMNS) + 1)]
+    rows += [[*map(markdown, words), *numbers] for words, numbers in _lines(section, "**{}**")]
     table = "\n".join(f"| {' | '.join(row)} |" for row in rows)
-    notes = "\n".join(f"- {note}" for note in section.notes)
-    return f"## {title(section)}\n\n{statement(section)}\n\n{notes}\n\n{table}\n"
+    notes = "\n".join(f"- {markdown(note)}" for note in section.notes)
+    return f"## {markdown(title(section))}\n\n{markdown(statement(section))}\n\n{notes}\n\n{table}\n"
 
 
 def _tex(section: Section) -> str:
     header = [*section.axes, *(SHOWN[name] for name in COLUMNS), f"{section.repeat}s"]
-    rows = [[name.translate(TEX) for name in header]]
+    rows = [[tex(name) for name in header]]
     for words, numbers in _lines(section, r"\textbf{{{}}}"):
-        rows.append([*(text.translate(TEX) for text in words), *(x.replace(" ± ", r"\,$\pm$\,") for x in numbers)])
+        rows.append([*map(tex, words), *(x.replace(" ± ", r"\,$\pm$\,") for x in numbers)])
     head, *lines = [f"{' & '.join(row)} \\\\" for row in rows]
-    notes = "".join(f"% {note}\n" for note in [statement(section), *section.notes])
+    notes = "".join(f"% {one_line(note)}\n" for note in [statement(section), *section.notes])
     shape = "l" * len(section.axes) + "r" * (len(COLUMNS) + 1)
     return (
         f"{notes}\\begin{{tabular}}{{{shape}}}\n\\toprule\n{head}\n\\midrule\n" + "\n".join(lines) + "\n"

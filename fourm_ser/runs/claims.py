@@ -102,7 +102,7 @@ def read_training(run: str | None, model: str | None) -> pd.DataFrame | None:
 def was_refit(model: Path) -> bool:
     """Whether what is in a model directory was trained on the validation side, too, by the record of its run."""
     run = RunDirectory(model.expanduser().absolute().parent)
-    return run.is_run and run.record.is_file() and bool(run.read_record().get("refit", False))
+    return run.is_run and run.record.is_file() and bool(run.peek_record().get("refit", False))
 
 
 def refuse_changed(corpus: Corpus, training: pd.DataFrame, keys: Iterable[str], run: str) -> None:

@@ -3,15 +3,16 @@
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from itertools import product
+from itertools import islice, product
 from pathlib import Path
 from typing import Any
 
-import yaml
-
 from fourm_ser.config import upgrade
 from fourm_ser.errors import InputError
-from fourm_ser.runs.directory import LOADER, SWEEP, RunDirectory, as_mapping
+from fourm_ser.plain import read_yaml
+from fourm_ser.runs.directory import SWEEP, RunDirectory
+
+MOST = 100_000  # jobs of a sweep that are listed
 
 
 @dataclass(frozen=True)
@@ -103,10 +104,10 @@ def read_run(path: Path) -> Run:
     run = RunDirectory(path)
     command = _command(run)
     try:
-        config = upgrade(_read(run.record))
+        config = upgrade(read_yaml(run.record))
     except FileNotFoundError:
         config = {}
-    except (OSError, ValueError, yaml.YAMLError) as error:
+    except (OSError, ValueError) as error:
         return Run(path, "damaged", f"config.yaml cannot be read: {_line(error)}", **command)
     if config and not isinstance(config.get("data"), dict):
         return Run(path, "damaged", "config.yaml has no `data`: is this a run of fourm_ser?", **command)
@@ -136,7 +137,7 @@ def planned(path: Path) -> list[list[str]]:
     from hydra.errors import HydraException
 
     try:
-        node = _read(path)["hydra"]
+        node = read_yaml(path)["hydra"]
         words, sweeper = node["overrides"]["task"], node["sweeper"]
         if not sweeper["_target_"].endswith("BasicSweeper"):
             return []
@@ -147,16 +148,16 @@ def planned(path: Path) -> list[list[str]]:
             is_swept = parsed.is_sweep_override()
             # In the sweeper's own words: true becomes True.
             values = parsed.sweep_string_iterator() if is_swept else [parsed.get_value_element_as_str()]
-            choices.append([f"{parsed.get_key_element()}={value}" for value in values])
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError, HydraException):
+            choices.append([f"{parsed.get_key_element()}={value}" for value in islice(values, MOST)])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, HydraException):
         return []
-    return [_own(list(job)) for job in product(*choices)]
+    return [_own(list(job)) for job in islice(product(*choices), MOST)]
 
 
 def _command(run: RunDirectory) -> dict[str, Any]:
     """What Hydra recorded of the command line, as arguments of Run."""
     try:
-        hydra = _read(run.hydra)["hydra"]
+        hydra = read_yaml(run.hydra)["hydra"]
         choices, sources = hydra["runtime"]["choices"].items(), hydra["runtime"]["config_sources"]
         return {
             "options": {key: str(name) for key, name in choices if name and not key.startswith("hydra/")},
@@ -166,12 +167,8 @@ def _command(run: RunDirectory) -> dict[str, Any]:
             "recorded": True,
             "job": int(hydra["job"].get("num") or 0),
         }
-    except (OSError, ValueError, KeyError, TypeError, AttributeError, yaml.YAMLError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return {"options": {}, "overrides": []}
-
-
-def _read(path: Path) -> dict[str, Any]:
-    return as_mapping(yaml.load(path.read_text(encoding="utf-8"), LOADER))
 
 
 def _own(overrides: list[str]) -> list[str]:

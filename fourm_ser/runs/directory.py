@@ -1,28 +1,29 @@
 """A run directory: the names and formats of all that lies in it. What is heavy is imported where it is needed."""
 
-import json
 import math
+import shlex
 import shutil
 import statistics
+import zipfile
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-import yaml
 from filelock import FileLock, Timeout
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig
 
 from fourm_ser.config import upgrade
-from fourm_ser.errors import BusyError, InputError
+from fourm_ser.errors import BusyError, InputError, brief, listed
 from fourm_ser.files import whole, write_json
+from fourm_ser.plain import as_mapping, read_config, read_json
+from fourm_ser.trust import refuse_strangers
 
 if TYPE_CHECKING:
     import numpy as np
     import pandas as pd
     from torch import Tensor
 
-LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)  # the C one reads a hundred runs in a second
 PREDICTED = ["id", "speaker", "emotion", "predicted"]  # columns of predictions.csv before the probabilities
 MARKS = ("config.yaml", "metrics.json", "finished.json")  # where one lies, a run, model, stage or evaluation does
 REFIT = "refit"  # the folder of the stages that train on the validation side, too
@@ -80,7 +81,7 @@ class StageDirectory:
 
     def read_seconds(self) -> float:
         """How long the finished stage took."""
-        return float(json.loads(self.finished.read_text(encoding="utf-8"))["seconds"])
+        return float(as_mapping(read_json(self.finished))["seconds"])
 
     def read_epochs(self) -> int:
         """How many epochs the finished stage had."""
@@ -118,6 +119,8 @@ class RunDirectory:
 
     def stage(self, number: int, name: str, refit: bool = False) -> StageDirectory:
         """The folder of a stage by its place in the run, from 0, and its name; or of its refit."""
+        if Path(f"{number}-{name}").name != f"{number}-{name}" or "\\" in name:
+            raise InputError(f"{self.record}: stage.{name!r}: expected a name that a folder can have.")
         return StageDirectory((self._refit if refit else self._stages) / f"{number}-{name}")
 
     @property
@@ -126,18 +129,18 @@ class RunDirectory:
 
         Runs of earlier versions, which do not say, ended with the last one's.
         """
-        return str(self.read_results().get("chosen_stage", list(self.read_record().stage)[-1]))
+        return str(self.read_results().get("chosen_stage", list(self.peek_record().stage)[-1]))
 
     @property
     def chosen_stage(self) -> StageDirectory:
         """The folder of the stage in which the model was learned: where the run was refitted, that of the refit."""
-        record, name = self.read_record(), self.chosen
+        record, name = self.peek_record(), self.chosen
         return self.stage(list(record.stage).index(name), name, record.refit)
 
     @property
     def batch_size(self) -> int | None:
         """How many utterances a batch of the chosen stage had, over all processes; None for a baseline, without any."""
-        record = self.read_record()
+        record = self.peek_record()
         if "stage" not in record:
             return None
         name = self.chosen
@@ -171,7 +174,8 @@ class RunDirectory:
         """Refuse a run that began to train and has no results."""
         if self.has_stopped:
             raise InputError(
-                f"{self.path}: this run has not finished. Go on with it: python -m fourm_ser.train resume={self.path}"
+                f"{self.path}: this run has not finished. Go on with it: "
+                f"python -m fourm_ser.train resume={shlex.quote(str(self.path))}"
             )
 
     @contextmanager
@@ -183,20 +187,34 @@ class RunDirectory:
         except Timeout as error:
             raise BusyError(f"{self.path}: another process is running this run. Wait for it, or end it.") from error
 
-    def read_record(self) -> DictConfig:
-        """The run's config, also that of an earlier version."""
-        config = OmegaConf.load(self.record)
-        assert isinstance(config, DictConfig)
-        return upgrade(config)
+    def peek_record(self) -> DictConfig:
+        """The run's config, also that of an earlier version, to be looked at: nothing is built from it."""
+        config = upgrade(read_config(self.record))
+        if not isinstance(config.get("data"), DictConfig):
+            raise InputError(f"{self.record}: is damaged, or no record of a run: it says nothing of data.")
+        return config
 
-    def read_finished_record(self) -> DictConfig:
-        """The run's config; refused where it has not finished."""
+    def read_record(self, trust: Sequence[str] = ()) -> DictConfig:
+        """The run's config, also that of an earlier version, to be built from.
+
+        Args:
+            trust: packages of the user's own whose classes it may name.
+
+        Raises:
+            InputError: it is damaged, or names anything but parts of a run.
+        """
+        config = self.peek_record()
+        refuse_strangers(config, self.record, trust)
+        return config
+
+    def read_finished_record(self, trust: Sequence[str] = ()) -> DictConfig:
+        """The run's config to be built from, see `read_record`; refused where it has not finished."""
         if not self.record.is_file() or not self.model.is_dir():
             missing = self.record.name if not self.record.is_file() else f"{self.model.name}/"
             hint = " It is a model directory: give the run's own." if is_model(self.path) else ""
             raise InputError(f"{self.path}: no {missing} there. Expected the directory of a finished run.{hint}")
         self.refuse_stopped()
-        return self.read_record()
+        return self.read_record(trust)
 
     def read_metrics(self) -> dict[str, Any]:
         """The results.
@@ -205,9 +223,7 @@ class RunDirectory:
             FileNotFoundError: the run has none.
             ValueError: they are damaged, unfinished, or have no accuracy.
         """
-        text = self.metrics.read_text(encoding="utf-8")
-        # Earlier versions wrote what is undefined as words that are no JSON.
-        metrics = as_mapping(json.loads(text, parse_constant=lambda word: None))
+        metrics = as_mapping(read_json(self.metrics))
         if metrics.get("finished") is not True:
             raise ValueError("does not say that the run has finished")
         for name in ("test/ua", "test/wa"):
@@ -236,7 +252,7 @@ class RunDirectory:
 
     def read_failure(self) -> dict[str, Any]:
         """Why the run ended, `error`, and its `overrides`; OSError or ValueError where it cannot be read."""
-        return as_mapping(json.loads(self.failure.read_text(encoding="utf-8")))
+        return as_mapping(read_json(self.failure))
 
     def write_failure(self, error: Exception, overrides: Sequence[str] = ()) -> None:
         """Say why the run, of these `key=value` words, ended before its results; gone as soon as it goes on."""
@@ -267,7 +283,9 @@ class RunDirectory:
         except (OSError, ValueError) as error:
             raise InputError(f"{path}: cannot be read: {' '.join(str(error).split())}") from error
         if tuple(table.columns) != COLUMNS:
-            raise InputError(f"{path}: expected the columns {', '.join(COLUMNS)}, found {', '.join(table.columns)}.")
+            raise InputError(
+                f"{path}: expected the columns {', '.join(COLUMNS)}, found {listed(list(table.columns))[:200]!r}."
+            )
         return table
 
     def forget(self) -> None:
@@ -280,10 +298,20 @@ class RunDirectory:
 
 
 def _read_checkpoint(path: Path) -> dict[str, Any]:
+    """A checkpoint; InputError where it is damaged, or holds anything but tensors and plain values."""
     import torch
 
-    checkpoint: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    return checkpoint
+    try:
+        with zipfile.ZipFile(path) as parts:  # of each part it holds a CRC, which torch does not look at
+            damaged = parts.testzip()
+        if damaged is not None:
+            raise ValueError(f"{damaged} is not what was written")
+        return as_mapping(torch.load(path, map_location="cpu", weights_only=True))
+    except Exception as error:  # whatever torch.load stumbles over in a foreign file
+        raise InputError(
+            f"{path}: is damaged: {brief(error)}. Copy it again, or delete the folder {path.parent.parent} and those "
+            "of later stages, and resume the run: these stages are done anew."
+        ) from error
 
 
 def is_model(folder: Path) -> bool:
@@ -304,10 +332,3 @@ def model_folder(folder: Path) -> Path:
         return model_folder(run.model)
     what = "neither a model directory nor a finished run" if folder.is_dir() else "no such folder"
     raise InputError(f"{folder}: {what}. Expected the folder `model` of a finished run, or the run's own.")
-
-
-def as_mapping(value: Any) -> dict[str, Any]:
-    """What was read from JSON or YAML, if it is keys and values; else ValueError."""
-    if not isinstance(value, dict):
-        raise ValueError("expected keys and values")
-    return value

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ from fourm_ser.data.corpus import Corpus
 from fourm_ser.data.datamodule import EmotionDataModule
 from fourm_ser.data.manifest import order_emotions
 from fourm_ser.devices import copies_ahead, find_device, resolve_budget, sent
-from fourm_ser.errors import InputError
+from fourm_ser.errors import InputError, blamed
 from fourm_ser.figures import reliability_figure, save_figure
 from fourm_ser.files import finite, write_table
 from fourm_ser.losses.base import Loss
@@ -36,6 +37,7 @@ from fourm_ser.runs.intervals import bootstrap
 from fourm_ser.runs.resampling import FEWEST, unit_of
 from fourm_ser.runs.results import write_metrics, write_predictions
 from fourm_ser.terminal import make_table
+from fourm_ser.trust import read_trust
 
 log = logging.getLogger(__name__)
 
@@ -57,12 +59,14 @@ def evaluate(config: DictConfig, changes: Mapping[str, Any] | None) -> dict[str,
         InputError: no model, no corpus, a corpus without the model's classes, a side that nobody is on, a corpus that
             changed since the run, utterances that the model was trained on.
     """
-    record, folder, node = _find(config, changes)
+    trust = read_trust(config.get("trust"))
+    record, folder, node = _find(config, changes, trust)
     training = read_training(config.run, config.model)
     cache = Path(config.cache or (CACHE if record is None else record.cache)).expanduser()
-    model = load_model(folder, cache)
+    model = load_model(folder, cache, trust)
     device = find_device(config.device, "device")
-    corpus, classes = find_corpus(node, model.emotions, config.classes, cache)
+    with blamed(f"{config.run}: its record of the corpus") if changes is not None else nullcontext():
+        corpus, classes = find_corpus(node, model.emotions, config.classes, cache)
     if "text" in model.network.by_modality and not corpus.frame["text"].str.strip().any():
         raise InputError(f"the model reads text, and no utterance of {corpus.name} has a transcript.")
     rows = corpus.rows(config.side)
@@ -84,7 +88,8 @@ def evaluate(config: DictConfig, changes: Mapping[str, Any] | None) -> dict[str,
     data.serve(sources, config.batch_size or usual or BATCH)
     loss = None
     if record is not None and "loss" in record and classes == model.emotions:
-        loss = load_loss(RunDirectory(folder.parent), record, corpus, model)
+        with blamed(f"{config.run}: its record of the loss"):
+            loss = load_loss(RunDirectory(folder.parent), record, corpus, model)
     batches = track(data.dataloader(rows), "evaluating", transient=True)
     outputs = compute_outputs(step_of(inference, loss, classes), batches, classes=classes, device=device)
     about = {
@@ -102,7 +107,9 @@ def evaluate(config: DictConfig, changes: Mapping[str, Any] | None) -> dict[str,
     return write(directory, corpus, outputs, about, config)
 
 
-def _find(config: DictConfig, changes: Mapping[str, Any] | None) -> tuple[DictConfig | None, Path, DictConfig]:
+def _find(
+    config: DictConfig, changes: Mapping[str, Any] | None, trust: Sequence[str]
+) -> tuple[DictConfig | None, Path, DictConfig]:
     """The run's record where there is a run, the model's folder, and the corpus's node."""
     if (config.run is None) == (config.model is None):
         raise InputError("evaluate: give either run=DIR, a finished run, or model=DIR, a model directory.")
@@ -115,7 +122,7 @@ def _find(config: DictConfig, changes: Mapping[str, Any] | None) -> tuple[DictCo
             raise InputError(f"model={folder}: is a run. Give run={folder}, or model={model}.")
     else:
         directory = RunDirectory(Path(config.run).expanduser())
-        record, folder = directory.read_finished_record(), directory.model
+        record, folder = directory.read_finished_record(trust), directory.model
     if changes is None:
         refuse_missing(config)
         return record, folder, config.data
@@ -170,11 +177,11 @@ def find_corpus(node: DictConfig, emotions: list[str], classes: str, cache: Path
 
 def load_loss(directory: RunDirectory, record: DictConfig, corpus: Corpus, model: Model) -> Loss | None:
     """The loss that a run trained with, at its best epoch; None where its checkpoint is not there any more."""
-    try:
-        state = directory.chosen_stage.read_weights("loss")
-    except InputError as error:
-        log.warning("the loss is left out: %s", error)
+    best = directory.chosen_stage.best
+    if not best.is_file():
+        log.warning("the loss is left out: %s: no such file. What it learned is read from there.", best)
         return None
+    state = directory.chosen_stage.read_weights("loss")
     loss: Loss = build(record.loss)
     counts = corpus.joined().counts if record.refit else corpus.counts
     loss.setup(len(model.emotions), model.network.widths, counts)
@@ -233,9 +240,9 @@ def write(
     side, classes = about["side"], about["classes"]
     predictions = write_predictions(directory, corpus, classes, outputs)
     mistakes = surest_mistakes(predictions, corpus.frame["text"].iloc[outputs.rows].tolist())
-    write_table(directory.confusions, mistakes)
+    write_table(directory.confusions, mistakes, inert=True)
     speakers = by_speaker(predictions, classes)
-    write_table(directory.speakers, speakers)
+    write_table(directory.speakers, speakers, inert=True)
     confidence, right = outputs.probabilities.max(1), outputs.predicted == outputs.labels
     save_figure(reliability_figure(confidence, right, outputs.metrics["ece"], BINS), directory.reliability)
     groups = predictions["speaker"].to_numpy() if about["resampled"] == "speakers" else None

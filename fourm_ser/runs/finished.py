@@ -1,6 +1,6 @@
 """A finished run, opened to be looked into: its corpus, its network in each state of training, what that computes."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -16,7 +16,7 @@ from fourm_ser.data.datamodule import EmotionDataModule
 from fourm_ser.devices import copies_ahead
 from fourm_ser.encoders.base import Resources
 from fourm_ser.encoders.lora import Lora, without_adapters
-from fourm_ser.errors import InputError
+from fourm_ser.errors import InputError, blamed
 from fourm_ser.losses.base import Loss
 from fourm_ser.losses.composite import SumLoss
 from fourm_ser.models.directory import load_model
@@ -51,6 +51,7 @@ class OpenRun:
         cache: the folder for what is made once; None for the one that the run names.
         device: where networks run.
         name: what the run is called in figures and tables; None for its folder's name.
+        trust: packages of the user's own whose classes the run may name.
 
     Attributes:
         config: the run's record.
@@ -72,19 +73,22 @@ class OpenRun:
         cache: Path | None = None,
         device: torch.device = torch.device("cpu"),  # noqa: B008 - a constant
         name: str | None = None,
+        trust: Sequence[str] = (),
     ) -> None:
         self.run_dir, self.directory, self.device = run_dir, RunDirectory(run_dir), device
         self.name = run_dir.resolve().name if name is None else name
-        self.config = self.directory.read_finished_record()
+        self.config = self.directory.read_finished_record(trust)
         if "baseline" in self.config:
             raise InputError(f"{run_dir}: a baseline's run: it has no stages, attention or loss. Give a network's.")
-        self.chosen = self.directory.chosen
-        self.cache = Path(self.config.cache).expanduser() if cache is None else cache
-        self.config.cache, self.config.trainer.accelerator = str(self.cache), device.type
-        self.network, self.emotions, _ = load_model(self.directory.model, self.cache)
-        self.corpus: Corpus = build(self.config.data, cache=self.cache)
-        self.data = EmotionDataModule(self.corpus, pin_memory=copies_ahead(device), seed=self.config.seed)
-        self.data.setup()
+        with blamed(self.directory.record):
+            self.chosen = self.directory.chosen
+            self.cache = Path(self.config.cache).expanduser() if cache is None else cache
+            self.config.cache, self.config.trainer.accelerator = str(self.cache), device.type
+        self.network, self.emotions, _ = load_model(self.directory.model, self.cache, trust)
+        with blamed(f"{run_dir}: its record of the corpus"):
+            self.corpus: Corpus = build(self.config.data, cache=self.cache)
+            self.data = EmotionDataModule(self.corpus, pin_memory=copies_ahead(device), seed=self.config.seed)
+            self.data.setup()
         record_content(self.corpus.content, self.corpus.origin, self.directory, write=False)
         if self.corpus.emotions != self.emotions:
             raise InputError(

@@ -5,7 +5,7 @@ import logging
 import math
 import sys
 import time
-from collections.abc import Collection, Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager, nullcontext
 from functools import partial
 from itertools import islice
@@ -24,7 +24,8 @@ from fourm_ser.devices import MIXED, autocast, copies_ahead, tf32
 from fourm_ser.distributed import barrier, first, joined, launched, rank, world
 from fourm_ser.encoders.base import Resources
 from fourm_ser.encoders.lora import Lora
-from fourm_ser.errors import InputError, OtherRunError
+from fourm_ser.errors import InputError, OtherRunError, blamed
+from fourm_ser.files import remove_temporary
 from fourm_ser.kernels.memory import keep_freed_memory
 from fourm_ser.losses.base import Loss
 from fourm_ser.models.directory import Conditions, Model, save_model
@@ -44,6 +45,7 @@ from fourm_ser.training.misfits import look_at, refuse_misfits
 from fourm_ser.training.module import EmotionModule
 from fourm_ser.training.record import record
 from fourm_ser.training.stages import Outcome, Stage, Trained, adapted, choose_stage, read_stages, told, trained_parts
+from fourm_ser.training.stopping import SIGNALS, way_on_told
 from fourm_ser.training.trainer import build_trainer, skips_parts, trainer_arguments
 
 log = logging.getLogger("fourm_ser.training.experiment")  # also where it is `__main__`
@@ -73,7 +75,9 @@ def run(config: DictConfig, run_dir: Path, own_process: bool = False) -> dict[st
         metrics = _run(config, directory, own_process)
         if metrics:
             return metrics
-        launch(directory.read_record(), directory)
+        recorded = directory.peek_record()
+        with SIGNALS.heard() if own_process else nullcontext(), way_on_told(recorded, directory.path):
+            launch(recorded, directory)
         return directory.read_results()
     except OtherRunError:
         raise
@@ -86,10 +90,14 @@ def run(config: DictConfig, run_dir: Path, own_process: bool = False) -> dict[st
 def _run(config: DictConfig, directory: RunDirectory, own_process: bool) -> dict[str, Any]:
     """The run as far as this process does it: nothing where others have to be started, or have the results."""
     # Of the processes that do the run together, rank zero speaks for all.
-    with directory.locked() if rank() == 0 else nullcontext(), logged(directory.log):
+    listens = SIGNALS.heard() if own_process and not launched() else nullcontext()
+    with listens, directory.locked() if rank() == 0 else nullcontext(), logged(directory.log):
         if rank() == 0:
             directory.failure.unlink(missing_ok=True)
-        config = record(config, directory)
+            remove_temporary(directory.path)
+        is_resumed = directory.record.is_file()
+        with blamed(directory.record) if is_resumed else nullcontext():
+            config = record(config, directory)
         if directory.metrics.is_file():
             changed = changes_since(config.data, config.cache, directory) if rank() == 0 else ""
             if changed:
@@ -110,23 +118,22 @@ def _run(config: DictConfig, directory: RunDirectory, own_process: bool) -> dict
                 )
             if own_process and config.trainer.accelerator == "cpu" and config.trainer.keep_freed_memory:
                 keep_freed_memory()
-            try:
+            with way_on_told(config, directory.path):
                 kind = Experiment if config.get("baseline") is None else BaselineRun
-                metrics = kind(config, directory).run()
-            except (KeyboardInterrupt, SystemExit):  # Lightning turns the first into the second
-                log.warning("interrupted: go on with python -m fourm_ser.train resume=%s", directory.path)
-                raise
+                with blamed(directory.record) if is_resumed else nullcontext():
+                    experiment = kind(config, directory)
+                metrics = experiment.run()
         if metrics:
             print_results(metrics, directory.path)
         return metrics
 
 
-def resume(run_dir: Path, own_process: bool = False) -> dict[str, Any]:
-    """Go on with the run that `run_dir` records; see `run`."""
+def resume(run_dir: Path, own_process: bool = False, trust: Sequence[str] = ()) -> dict[str, Any]:
+    """Go on with the run that `run_dir` records, whose classes may be of the packages `trust`, too; see `run`."""
     directory = RunDirectory(run_dir)
     if not directory.record.is_file():
         raise InputError(f"resume={run_dir}: no config.yaml there. Expected the directory of an earlier run.")
-    return run(directory.read_record(), run_dir, own_process)
+    return run(directory.read_record(trust), run_dir, own_process)
 
 
 class Experiment:
@@ -300,7 +307,7 @@ class Experiment:
         given: Any = OmegaConf.to_container(self.config.trainer)
         arguments = trainer_arguments(given, self.device, skips_parts(module.network, stage))
         trainer = build_trainer(stage, folder, validates, logger=loggers, **arguments)
-        with self._explained(module), self._computing(module):
+        with self._explained(module), self._computing(module), SIGNALS.waiting():
             trainer.fit(module, datamodule=self.data, ckpt_path=last, weights_only=True)
         if rank() == 0:
             if not validates or stage.select == "last":
@@ -395,6 +402,6 @@ class Experiment:
 
 if __name__ == "__main__":
     try:
-        resume(Path(sys.argv[1]), own_process=True)
+        resume(Path(sys.argv[1]), own_process=True, trust=sys.argv[2:])
     except InputError as error:
         sys.exit(f"error: {error}")

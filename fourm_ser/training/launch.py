@@ -10,6 +10,7 @@ from omegaconf import DictConfig
 from fourm_ser.config import PACKAGE
 from fourm_ser.errors import InputError
 from fourm_ser.runs.directory import RunDirectory
+from fourm_ser.trust import named_packages
 
 
 def processes(config: DictConfig) -> int:
@@ -28,7 +29,7 @@ def launch(config: DictConfig, directory: RunDirectory) -> None:
         InputError: what one of the processes ended with; or the run is on several machines.
     """
     count, nodes = int(config.trainer.devices), int(config.trainer.get("num_nodes", 1))
-    module = ["-m", "fourm_ser.training.experiment", str(directory.path)]
+    module = ["-m", "fourm_ser.training.experiment", str(directory.path), *named_packages(config)]
     if nodes > 1:
         line = f"torchrun --nnodes={nodes} --nproc-per-node={count} --rdzv-backend=c10d --rdzv-endpoint=HOST:29500"
         raise InputError(

@@ -20,6 +20,7 @@ EXPECTED = (
     "`isinstance.treespec, LeafSpec.` is deprecated",
     "It is recommended to use .self.log.*sync_dist=True",  # metrics are those of all processes already
     "Using `DistributedSampler` with the dataloaders",  # the batch sampler gives no utterance twice
+    "You're resuming from a checkpoint that ended before the epoch ended",  # the sampler goes on where it was
     "Detected call of `lr_scheduler.step",  # in 16-mixed the first steps find out by how much gradients can be scaled
 )
 

@@ -47,7 +47,7 @@ def record(config: DictConfig, directory: RunDirectory) -> DictConfig:
         pin(config)
         write_text(directory.record, OmegaConf.to_yaml(config))
         return config
-    recorded = directory.read_record()
+    recorded = directory.peek_record()
     settle(recorded)
     take_hashes(recorded, config)
     take_pins(recorded, config, ask=True)

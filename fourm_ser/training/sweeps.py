@@ -33,6 +33,7 @@ from fourm_ser.files import whole
 from fourm_ser.keys import check_config
 from fourm_ser.runs.collect import Run, read_run
 from fourm_ser.runs.directory import RunDirectory
+from fourm_ser.training.parent import end_with_parent
 
 BASIC = ("hydra._internal.core_plugins.basic_launcher.BasicLauncher", "BasicSweeper")
 NO_PART = ("sweep", "sweep.skip_finished", "sweep.dry_run")  # of what a job is
@@ -98,8 +99,11 @@ def job(config: DictConfig) -> float:
 def _do(config: DictConfig, directory: RunDirectory) -> None:
     """Do the job, with its log on the terminal where it is the only one, else in its output.log."""
     with contextlib.ExitStack() as stack:
-        if HydraConfig.get().launcher._target_.endswith(".JoblibLauncher") and config.trainer.devices == 1:
-            _take_gpu(directory.path.parent, HydraConfig.get().job.num)
+        if HydraConfig.get().launcher._target_.endswith(".JoblibLauncher"):
+            if config.trainer.devices == 1:
+                _take_gpu(directory.path.parent, HydraConfig.get().job.num)
+            if multiprocessing.current_process().name != "MainProcess" and os.name == "posix":
+                end_with_parent()
         if HydraConfig.get().launcher._target_ != BASIC[0]:
             output = stack.enter_context(directory.output.open("a", encoding="utf-8"))
             stack.enter_context(contextlib.redirect_stdout(output))
@@ -154,7 +158,7 @@ def has_finished(config: DictConfig, directory: RunDirectory) -> bool:
         return False
     from fourm_ser.encoders.checkpoints import take_pins
 
-    record = directory.read_record()
+    record = directory.peek_record()  # what it agrees with is the command's own
     asked: Any = OmegaConf.to_container(config, resolve=True)
     found: Any = OmegaConf.to_container(record)
     upgrade(asked)
@@ -275,12 +279,15 @@ class Sweep(Callback):
 def close() -> None:
     """End the command's sweep, if it was one and began: its table, and exit code 1 if a job did not finish.
 
-    However it ended: a launcher whose process was killed raises, and Hydra's own end of a multirun never comes.
+    However it ended: a launcher whose process was killed raises, and Hydra's own end of a multirun never comes. A sweep
+    that a signal ended keeps the exit code of that.
     """
+    stopped = sys.exception()
     sweep, Sweep.current = Sweep.current, None
     if sweep is not None and sweep.close():
         print("the same command goes on: what is finished is skipped", file=sys.stderr)
-        sys.exit(1)
+        if not isinstance(stopped, SystemExit) or stopped.code in (None, 0):
+            sys.exit(1)
 
 
 def _need_plugins(config: DictConfig) -> None:

@@ -12,6 +12,7 @@ from fourm_ser.models.network import EmotionNetwork
 from fourm_ser.runs.directory import StageDirectory
 from fourm_ser.training.averaging import MovingAverage
 from fourm_ser.training.stages import MONITORS, Stage
+from fourm_ser.training.stopping import StopBetweenSteps
 
 log = logging.getLogger(__name__)
 
@@ -99,6 +100,7 @@ def build_trainer(stage: Stage, folder: StageDirectory, validates: bool = True, 
         callbacks.append(StopWhenDone(**judged, patience=patience, check_on_train_epoch_end=True))
     # A checkpoint of its own: `save_last` beside a monitor writes only when the best improves. Last of all: it holds
     # the state of the others as they are after the epoch.
+    callbacks.append(StopBetweenSteps(folder.last))
     callbacks += [ModelCheckpoint(folder.last.parent, folder.last.stem, monitor=None, **when), ProgressBar()]
     if not validates:
         arguments["limit_val_batches"] = 0

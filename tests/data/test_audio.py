@@ -1,6 +1,9 @@
 """Recordings of any rate, channels and format come out as 16 kHz mono float32."""
 
 import math
+import os
+import struct
+import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
 
@@ -226,3 +229,74 @@ def test_a_wav_from_a_pipe_whose_header_knows_no_size_is_accepted(tmp_path: Path
     path.write_bytes(content)
     assert check_recording(path).seconds == 2.0
     assert len(read_audio(path)) == len(NOISE)
+
+
+@pytest.mark.parametrize("rate", [8_000, 16_000, 22_050, 44_100, 96_000])
+@pytest.mark.parametrize("most", [0.25, 1.37, 9.0])
+@pytest.mark.parametrize("start", [math.nan, 0.5])
+def test_what_is_heard_of_a_longer_recording_is_the_same_to_the_last_bit(
+    tmp_path: Path, rate: int, most: float, start: float
+) -> None:
+    samples = np.random.default_rng(rate).normal(0, 0.1, (rate * 4, 2)).astype(np.float32)
+    soundfile.write(tmp_path / "a.wav", samples, rate, subtype="FLOAT")
+    heard = read_audio(tmp_path / "a.wav", start, most=most)
+    assert np.array_equal(heard, read_audio(tmp_path / "a.wav", start)[: round(most * SAMPLE_RATE)])
+
+
+def test_memory_follows_what_is_heard(tmp_path: Path) -> None:
+    with soundfile.SoundFile(tmp_path / "long.flac", "w", 8_000, 1) as file:
+        for _ in range(20):
+            file.write(np.full(8_000 * 60, 0.1))
+    tracemalloc.start()
+    try:
+        assert len(read_audio(tmp_path / "long.flac", most=30.0)) == 30 * SAMPLE_RATE
+        assert tracemalloc.get_traced_memory()[1] < 20e6  # of 40 MB at 8 kHz, and 80 MB at 16 kHz
+    finally:
+        tracemalloc.stop()
+
+
+@pytest.mark.parametrize("rate", [1, 999, 768_001, 2**31 - 1])
+@pytest.mark.parametrize("read", [read_audio, check_recording])
+def test_a_rate_that_no_recording_has_is_refused(tmp_path: Path, rate: int, read: Reader) -> None:
+    soundfile.write(tmp_path / "a.wav", np.full(300, 0.1), 16_000)
+    content = bytearray((tmp_path / "a.wav").read_bytes())
+    content[24:28] = struct.pack("<I", rate)
+    (tmp_path / "a.wav").write_bytes(content)
+    with pytest.raises(InputError, match=r"a\.wav: .*samples a second: expected 1,000 to 768,000"):
+        read(tmp_path / "a.wav")
+
+
+@pytest.mark.parametrize("read", [read_audio, check_recording])
+@pytest.mark.parametrize(
+    "raised", [UnicodeDecodeError("utf-8", b"\xe9", 0, 1, "invalid"), MemoryError(), KeyError("x"), OSError(5, "I/O")]
+)
+def test_whatever_a_decoder_raises_is_said_of_the_recording(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, read: Reader, raised: Exception
+) -> None:
+    soundfile.write(tmp_path / "a.wav", np.full(300, 0.1), 16_000)
+
+    def fail(*arguments: object, **keywords: object) -> None:
+        raise raised
+
+    monkeypatch.setattr(soundfile.SoundFile, "read", fail)
+    with pytest.raises(InputError, match=r"a\.wav: cannot be decoded") as error:
+        read(tmp_path / "a.wav")
+    assert len(str(error.value).splitlines()) == 1
+
+
+def test_a_full_disk_is_not_said_of_the_recording(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    soundfile.write(tmp_path / "a.wav", np.full(300, 0.1), 16_000)
+
+    def fail(*arguments: object, **keywords: object) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(soundfile.SoundFile, "read", fail)
+    with pytest.raises(OSError, match="No space left"):
+        read_audio(tmp_path / "a.wav")
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="no pipes with names here")
+def test_a_pipe_is_no_recording(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "a.wav")
+    with pytest.raises(InputError, match="no such recording"):
+        read_audio(tmp_path / "a.wav")

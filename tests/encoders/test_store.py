@@ -6,12 +6,16 @@ import os
 import pickle
 import subprocess
 import sys
+import uuid
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from safetensors import SafetensorError
+from safetensors.numpy import save_file
 
 from fourm_ser.encoders.store import FeatureStore
 from fourm_ser.errors import InputError
@@ -181,28 +185,70 @@ def test_an_open_store_travels_to_workers(tmp_path: Path) -> None:
     ],
     ids=["empty", "cut", "zeros", "text", "ones", "no_json", "list", "number", "no_entry", "bare_entry"],
 )
-def test_a_damaged_shard_is_named(tmp_path: Path, content: bytes) -> None:
+def test_a_shard_that_cannot_be_read_is_set_aside_and_its_keys_are_missing(
+    tmp_path: Path, content: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
     store = opened(tmp_path)
     store.write(features(3))
     (shard,) = shards(store)
     shard.write_bytes(content)
-    with pytest.raises(InputError, match=shard.name):
-        opened(tmp_path)
+    again = opened(tmp_path)
+    assert len(again) == 0
+    assert not shards(again)
+    assert shard.with_name(f"damaged-{shard.name}").read_bytes() == content
+    assert shard.name in caplog.text
+    again.write(features(3))
+    assert len(opened(tmp_path)) == 3
 
 
-def test_a_shard_whose_end_is_missing_is_named(tmp_path: Path) -> None:
+def test_a_shard_whose_end_is_missing_is_set_aside(tmp_path: Path) -> None:
     store = opened(tmp_path)
     store.write(features(10))
     (shard,) = shards(store)
     shard.write_bytes(shard.read_bytes()[:-40])
+    assert opened(tmp_path).missing(features(10)) == list(features(10))
 
-    def read_all() -> None:
-        reader = opened(tmp_path)
-        for key in features(10):
+
+@settings(max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.floats(0, 1, exclude_max=True), st.integers(0, 7), st.sampled_from([np.float32, np.float16]))
+def test_a_flipped_bit_of_features_is_found_and_its_shard_set_aside(
+    tmp_path: Path, place: float, bit: int, dtype: type
+) -> None:
+    root = tmp_path / uuid.uuid4().hex
+    store = opened(root)
+    written: dict[str, np.ndarray] = {key: array.astype(dtype) for key, array in features(5).items()}
+    store.write(written)
+    (shard,) = shards(store)
+    content = bytearray(shard.read_bytes())
+    size = sum(array.nbytes for array in written.values())
+    content[len(content) - size + int(place * size)] ^= 1 << bit
+    shard.write_bytes(content)
+    reader = opened(root)
+    with pytest.raises(InputError, match=r"damaged.*set aside.*encodes its utterances anew"):  # noqa: PT012
+        for key in written:
             reader.read(key)
+    again = opened(root)
+    assert again.missing(written) == list(written)
+    again.write(written)
+    assert all(np.array_equal(again.read(key).numpy(), array.astype(np.float32)) for key, array in written.items())
 
-    with pytest.raises(InputError, match=shard.name):
-        read_all()
+
+def test_shards_of_earlier_versions_without_checksums_are_read(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    save_file(features(3), store.folder / "shard-0.safetensors")
+    found = opened(tmp_path)
+    assert all(np.array_equal(found.read(key).numpy(), array) for key, array in features(3).items())
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", "{}", "null", '{"format": "x"}', "[" * 9_999])
+def test_a_damaged_store_json_is_written_anew(tmp_path: Path, content: str) -> None:
+    store = opened(tmp_path)
+    store.write(features(3))
+    about = store.folder / "store.json"
+    before = about.read_text()
+    about.write_text(content)
+    assert len(opened(tmp_path)) == 3
+    assert about.read_text() == before
 
 
 def test_temporary_files_of_a_killed_writer_are_ignored(tmp_path: Path) -> None:
@@ -219,7 +265,7 @@ def test_a_writer_that_is_interrupted_leaves_nothing(tmp_path: Path, monkeypatch
     store.write(features(3))
     before = sorted(store.folder.iterdir())
 
-    def half(tensors: dict[str, np.ndarray], path: Path) -> None:
+    def half(tensors: dict[str, np.ndarray], path: Path, metadata: dict[str, str]) -> None:
         path.write_bytes(b"half")
         raise KeyboardInterrupt
 
@@ -246,7 +292,7 @@ def test_a_disk_that_fills_up_is_named_and_keeps_what_was_written(
     store.write(first)
     before = sorted(store.folder.iterdir())
 
-    def half(tensors: dict[str, np.ndarray], path: Path) -> None:
+    def half(tensors: dict[str, np.ndarray], path: Path, metadata: dict[str, str]) -> None:
         path.write_bytes(b"half")
         raise error
 
@@ -269,7 +315,7 @@ def test_another_error_of_a_write_is_not_taken_for_a_full_disk(
 ) -> None:
     store = opened(tmp_path)
 
-    def fail(tensors: dict[str, np.ndarray], path: Path) -> None:
+    def fail(tensors: dict[str, np.ndarray], path: Path, metadata: dict[str, str]) -> None:
         raise error
 
     monkeypatch.setattr("fourm_ser.encoders.store.save_file", fail)
@@ -277,7 +323,7 @@ def test_another_error_of_a_write_is_not_taken_for_a_full_disk(
         store.write(features(3))
 
 
-@pytest.mark.parametrize("about", [{"format": 2}, {"format": None}, {}])
+@pytest.mark.parametrize("about", [{"format": 2}, {"format": 0}])
 def test_another_format_is_refused(tmp_path: Path, about: dict[str, int]) -> None:
     store = opened(tmp_path)
     (store.folder / "store.json").write_text(json.dumps(about))

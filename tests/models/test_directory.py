@@ -255,6 +255,7 @@ def test_the_folder_holds_no_pickle(trained: Callable[..., Trained], tmp_path: P
         "fusion",
         "head",
         "fingerprints",
+        "digests",
         "use",
     }
     text = (tmp_path / "model" / "config.yaml").read_text()

@@ -7,9 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fourm_ser.report.cells import Section, make_sections
-from fourm_ser.report.tables import percent, write_tables
+from fourm_ser.report.tables import markdown, percent, tex, write_tables
 from fourm_ser.runs.collect import collect
 from tests.report.runs import write_run, write_sweep
 
@@ -99,3 +101,36 @@ def test_one_repeat_has_no_deviation(tmp_path: Path) -> None:
     table = pd.read_csv(tmp_path / "report" / "results.csv")
     assert table["ua_std"].isna().all()
     assert "±" not in (tmp_path / "report" / "results.md").read_text()
+
+
+NASTY = "=cmd|' /C calc'!A0\n\n\\input{/etc/passwd}\r<script>alert(1)</script> [a](javascript:b) `x` ^^5cinput\u2028"
+
+
+def test_what_data_are_called_cannot_leave_its_cell(tmp_path: Path) -> None:
+    write_sweep(tmp_path, ["tiny", "bert_vggish"], ["ce", "focal"])
+    usual = written(tmp_path)
+    lines = (tmp_path / "report" / "results.tex").read_text().splitlines()
+    for path in tmp_path.glob("*/metrics.json"):
+        path.write_text(json.dumps({**json.loads(path.read_text()), "corpus": NASTY}))
+    (section,) = written(tmp_path)
+    assert len(usual) == 1
+    assert NASTY in section.protocol.values()
+    assert pd.read_csv(tmp_path / "report" / "results.csv")["corpus"].unique().tolist() == [f"'{NASTY}"]
+    text = (tmp_path / "report" / "results.md").read_text()
+    assert "<script>" not in text
+    assert "](java" not in text.replace("\\]", "")
+    assert text.splitlines()[0].endswith("^^5cinput , split by session")
+    written_tex = (tmp_path / "report" / "results.tex").read_text().splitlines()
+    assert len(written_tex) == len(lines)
+    assert all(line.startswith("% corpus: ") for line in written_tex if "input" in line)
+
+
+@given(st.text(st.characters(codec="utf-8")))
+def test_any_text_stays_in_its_cell(text: str) -> None:
+    shown = tex(text)
+    assert len(shown.splitlines()) <= 1
+    commands = ("textbackslash", "textasciitilde", "textasciicircum", "textless", "textgreater", "dag")
+    bare = re.sub(rf"\\(?:{'|'.join((*commands, 'textperiodcentered'))})\{{\}}|\\[&%$#_{{}}]", "", shown)
+    assert not set(bare) & set("\\~^&%$#_{}")
+    assert len(markdown(text).splitlines()) <= 1
+    assert not set(re.sub(r"\\[\\|`*\]]", "", markdown(text))) & set("\\|`<>*")
