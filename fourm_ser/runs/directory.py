@@ -85,7 +85,7 @@ class StageDirectory:
 
     def read_epochs(self) -> int:
         """How many epochs the finished stage had."""
-        return int(json.loads(self.finished.read_text(encoding="utf-8"))["epochs"])
+        return int(as_mapping(read_json(self.finished))["epochs"])
 
     def write_finished(self, seconds: float, epochs: int) -> None:
         """Say that the stage has finished."""

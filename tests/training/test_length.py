@@ -103,7 +103,7 @@ def test_epochs_on_the_command_line_win_over_steps_in_the_file(composed: Compose
 
 @pytest.mark.parametrize("name", ["3m_ser", "4m_ser", "memocmt", "server"])
 def test_published_stages_hang_on_no_default_of_length_or_selection(name: str, composed: Compose) -> None:
-    others = {"monitor": "val/loss", "smooth": 3, "select": "last", "ema": 0.9, "patience_steps": 7, "steps": 9}
+    others = {"monitor": "val/loss", "smooth": 3, "ema": 0.9, "patience_steps": 7, "steps": 9}
     for stage in read(composed(f"stage={name}")):
         settled = stage.settled(stage.size(1000), 1000)
         assert settled.batch_size == 1
@@ -111,7 +111,7 @@ def test_published_stages_hang_on_no_default_of_length_or_selection(name: str, c
         assert not [key for key, value in others.items() if getattr(stage, key) == value]
     raw = OmegaConf.load(f"conf/stage/{name}.yaml")
     own = [node for key, node in raw.items() if key != "defaults"]
-    assert all({*others, "epochs", "batch_size", "patience"} - {"steps"} <= set(node) for node in own)
+    assert all({*others, "select", "epochs", "batch_size", "patience"} - {"steps"} <= set(node) for node in own)
 
 
 @pytest.mark.parametrize(
