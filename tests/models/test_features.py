@@ -650,13 +650,13 @@ def test_a_pass_that_fills_the_disk_goes_on_where_it_stopped(
     work.fill(whole)
     written = 0
 
-    def save(tensors: dict[str, np.ndarray], path: Path) -> None:
+    def save(tensors: dict[str, np.ndarray], path: Path, metadata: dict[str, str]) -> None:
         nonlocal written
         written += 1
         if written > 2:
             path.write_bytes(b"half")
             raise OSError(errno.ENOSPC, "No space left on device")
-        save_file(tensors, path)
+        save_file(tensors, path, metadata)
 
     with monkeypatch.context() as full:
         full.setattr("fourm_ser.encoders.store.save_file", save)
