@@ -197,7 +197,7 @@ class FeatureStore:
 
 def checksum(features: np.ndarray) -> str:
     """The CRC-32 of features [time, dim] as they lie in memory."""
-    return f"{zlib.crc32(np.ascontiguousarray(features)):08x}"
+    return f"{zlib.crc32(np.ascontiguousarray(features).data):08x}"
 
 
 def _read_format(about: Path) -> int | None:

@@ -28,16 +28,30 @@ class StopWhenDone(EarlyStopping):
 
 
 class Rates(Callback):
-    """Logs the learning rates that each epoch begins with: the network's own, and those of the loss's parameters."""
+    """Logs the learning rates that each epoch begins with: the network's own, and those of the loss's parameters.
+
+    They are kept to the epoch's end, and in checkpoints: a stage that goes on within an epoch does not begin it again.
+    """
+
+    def __init__(self) -> None:
+        self.rates: dict[str, float] = {}
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
         (optimizer,) = trainer.optimizers
-        rates = {"train/lr": float(optimizer.param_groups[0]["lr"])}
+        self.rates = {"train/lr": float(optimizer.param_groups[0]["lr"])}
         own = {parameter for name, parameter in pl_module.named_parameters() if name.startswith("loss.")}
         for group in optimizer.param_groups:
             if not own.isdisjoint(group["params"]):
-                rates["train/lr/loss"] = float(group["lr"])
-        pl_module.log_dict(rates, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
+                self.rates["train/lr/loss"] = float(group["lr"])
+
+    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
+        pl_module.log_dict(self.rates, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
+
+    def state_dict(self) -> dict[str, Any]:
+        return dict(self.rates)
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.rates = state_dict
 
 
 class ProgressBar(RichProgressBar):

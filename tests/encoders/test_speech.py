@@ -109,7 +109,7 @@ def test_integers_give_a_group_norm_what_scaled_waveforms_give_and_quiet_floats_
     for normalize, wave in ((True, raw), (False, raw * np.float32(scale))):
         encoder = speech_encoder("hubert", "group", normalize=normalize).eval()
         found.append(encoder(encoder.collate([encoder.frontend(wave)])).features)
-    assert torch.allclose(*found, atol=1e-3) is equal
+    assert torch.allclose(found[0], found[1], atol=1e-3) is equal
 
 
 @pytest.mark.parametrize("norm", ["group", "layer"])

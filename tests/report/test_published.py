@@ -23,7 +23,7 @@ def as_published(figure: Figure, **changes: Any) -> Run:
     """A run of a preset under its protocol; `changes` by `options`, `data`, `metrics` or `overrides`."""
     split = figure.splits[-1]
     data = {**figure.data, "split": split, "fractions": figure.fractions, "stratify": False, **changes.get("data", {})}
-    metrics = {"corpus": figure.corpus, "split": split, "weights": "pretrained"}
+    metrics: dict[str, Any] = {"corpus": figure.corpus, "split": split, "weights": "pretrained"}
     metrics |= {f"test/recall/{emotion}": 0.5 for emotion in EMOTIONS}
     options = {**_choices(figure.model), "experiment": figure.model, **changes.get("options", {})}
     return Run(

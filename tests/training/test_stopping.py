@@ -25,6 +25,16 @@ from tests.conftest import Compose
 from tests.training.runs import lasting
 
 
+@pytest.fixture(autouse=True)
+def _nobody_listens() -> Iterator[None]:
+    """As in a process of its own: one that tests are spread over may have Ctrl-C ignored."""
+    usual = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    before = {name: signal.signal(name, handler) for name, handler in usual.items()}
+    yield
+    for name, handler in before.items():
+        signal.signal(name, handler)
+
+
 @pytest.fixture
 def stopping(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, int, signal.Signals]]]:
     """Signals that this process sends itself, each after a step of a stage, once."""

@@ -47,7 +47,7 @@ def restated(frame: pd.DataFrame, tested: float) -> dict[str, str]:
     wanted = set(frame["id"][frame["emotion"].isin(MAPPED)])
     ids = [key for _, _, key in sorted(lines) if key in wanted]
     random.Random(0).shuffle(ids)
-    sides = {}
+    sides: dict[str, str] = {}
     for side, share in (("test", tested), ("val", 0.1)):
         order = np.random.RandomState(0).permutation(len(ids))
         held = math.ceil(len(ids) * share)
