@@ -28,7 +28,7 @@ from tests.training.runs import lasting
 @pytest.fixture(autouse=True)
 def _nobody_listens() -> Iterator[None]:
     """As in a process of its own: one that tests are spread over may have Ctrl-C ignored."""
-    usual = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
+    usual: dict[signal.Signals, Any] = {signal.SIGTERM: signal.SIG_DFL, signal.SIGINT: signal.default_int_handler}
     before = {name: signal.signal(name, handler) for name, handler in usual.items()}
     yield
     for name, handler in before.items():
