@@ -146,7 +146,8 @@ def recall_map(section: Section, metric: str) -> list[Chart]:
         [percent(table["mean"][number], table["std"][number]).split(" ", 1) for table in by_class] for number in ranked
     ]
     grid = Grid([section.cells[number].name for number in ranked], section.classes, shade, texts)
-    weakest = section.classes[int(np.nanargmin(np.nanmean(shade, axis=0)))] if np.isfinite(shade).any() else "none"
+    means = pd.DataFrame(shade, columns=section.classes).mean()  # NaN for a class that no side has
+    weakest = means.idxmin() if means.notna().any() else "none"
     alt = f"Heat map of the recall of each class by cell, best cell first. On average {weakest} is recognised least."
     return [_grid_chart("Recall of each class, percent", alt, grid, "cell")]
 

@@ -139,19 +139,24 @@ def planned(path: Path) -> list[list[str]]:
     try:
         node = read_yaml(path)["hydra"]
         words, sweeper = node["overrides"]["task"], node["sweeper"]
-        if not sweeper["_target_"].endswith("BasicSweeper"):
+        if not sweeper["_target_"].endswith(("BasicSweeper", "GridsSweeper")):
             return []
-        given = {word.partition("=")[0] for word in words}
-        words = [f"{key}={value}" for key, value in (sweeper["params"] or {}).items() if key not in given] + words
-        choices = []
-        for parsed in OverridesParser.create().parse_overrides(words):
-            is_swept = parsed.is_sweep_override()
-            # In the sweeper's own words: true becomes True.
-            values = parsed.sweep_string_iterator() if is_swept else [parsed.get_value_element_as_str()]
-            choices.append([f"{parsed.get_key_element()}={value}" for value in islice(values, MOST)])
+        said = {word.partition("=")[0] for word in words}
+        jobs: dict[frozenset[str], tuple[str, ...]] = {}
+        for grid in sweeper.get("grids") or [{}]:
+            given = {**grid, **(sweeper["params"] or {})}
+            beside = [f"{key}={value}" for key, value in given.items() if key not in said]
+            choices = []
+            for parsed in OverridesParser.create().parse_overrides(beside + words):
+                is_swept = parsed.is_sweep_override()
+                # In the sweeper's own words: true becomes True.
+                values = parsed.sweep_string_iterator() if is_swept else [parsed.get_value_element_as_str()]
+                choices.append([f"{parsed.get_key_element()}={value}" for value in islice(values, MOST)])
+            for job in islice(product(*choices), MOST):
+                jobs.setdefault(frozenset(job), job)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, HydraException):
         return []
-    return [_own(list(job)) for job in islice(product(*choices), MOST)]
+    return [_own(list(job)) for job in islice(jobs.values(), MOST)]
 
 
 def _command(run: RunDirectory) -> dict[str, Any]:

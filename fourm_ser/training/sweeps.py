@@ -33,9 +33,11 @@ from fourm_ser.files import whole
 from fourm_ser.keys import check_config
 from fourm_ser.runs.collect import Run, read_run
 from fourm_ser.runs.directory import RunDirectory
+from fourm_ser.training import grids
 from fourm_ser.training.parent import end_with_parent
 
-BASIC = ("hydra._internal.core_plugins.basic_launcher.BasicLauncher", "BasicSweeper")
+BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
+SWEEPERS = ("BasicSweeper", "GridsSweeper")  # whose jobs are known beforehand
 NO_PART = ("sweep", "sweep.skip_finished", "sweep.dry_run")  # of what a job is
 SHOWN = ("val/ua", "test/ua", "test/wa", "test/f1_macro")
 
@@ -104,7 +106,7 @@ def _do(config: DictConfig, directory: RunDirectory) -> None:
                 _take_gpu(directory.path.parent, HydraConfig.get().job.num)
             if multiprocessing.current_process().name != "MainProcess" and os.name == "posix":
                 end_with_parent()
-        if HydraConfig.get().launcher._target_ != BASIC[0]:
+        if HydraConfig.get().launcher._target_ != BASIC:
             output = stack.enter_context(directory.output.open("a", encoding="utf-8"))
             stack.enter_context(contextlib.redirect_stdout(output))
             stack.enter_context(contextlib.redirect_stderr(output))
@@ -225,6 +227,7 @@ class Sweep(Callback):
         _corpora.clear()
         try:
             _need_plugins(config)
+            grids.register()
             self.folder, self.started = Path(config.hydra.sweep.dir), time.time()
             self.varied, self.jobs = _plan(config)
         except InputError as error:
@@ -294,6 +297,8 @@ def _need_plugins(config: DictConfig) -> None:
     for group in ("launcher", "sweeper"):
         package, _, rest = config.hydra[group]._target_.partition(".")
         plugin = rest.partition(".")[0]
+        if plugin == "fourm_ser":  # no package: it comes with this one
+            continue
         if package == "hydra_plugins" and (find_spec(package) is None or find_spec(f"{package}.{plugin}") is None):
             extra = plugin.removeprefix("hydra_").partition("_")[0]
             raise InputError(f'hydra.{group}: {plugin} is not installed. pip install "fourm_ser[{extra}]"')
@@ -304,37 +309,45 @@ def _plan(config: DictConfig) -> tuple[list[str], list[Job]]:
 
     Composing takes a good part of a second, so that not every job is composed but every value once.
     """
-    from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
     from hydra.core.global_hydra import GlobalHydra
     from hydra.core.override_parser.overrides_parser import OverridesParser
 
     loader = GlobalHydra.instance().config_loader()
-    given = [f"{key}={value}" for key, value in (config.hydra.sweeper.params or {}).items()]
+    sweeper = config.hydra.sweeper
+    given = [f"{key}={value}" for key, value in (sweeper.params or {}).items()]
+    varied, trials = dict[str, None](), list[dict[str, str]]()
     try:
         parsed = OverridesParser.create(loader).parse_overrides([*given, *config.hydra.overrides.task])
-        last = {override.get_key_element(): override for override in parsed}
-        chosen = []
-        if config.hydra.sweeper._target_.endswith(BASIC[1]):
-            chosen = BasicSweeper.split_arguments(list(last.values()), None)[0]
+        spanned = grids.each_grid(sweeper.get("grids") or [], parsed, loader)
+        jobs = grids.jobs_of(spanned) if sweeper._target_.endswith(SWEEPERS) else []
+        for choices in spanned:
+            values = {override.get_key_element(): _values(override) for override in choices}
+            swept = [override.get_key_element() for override in choices if override.is_sweep_override()]
+            usual = {key: options[0] for key, options in values.items()}
+            trials += [usual, *({**usual, key: option} for key in swept for option in values[key][1:])]
+            varied.update(dict.fromkeys(swept))
     except HydraException as error:
         raise InputError(f"sweep: {error}") from error
-    values = {key: _values(override) for key, override in last.items()}
-    usual = {key: options[0] for key, options in values.items()}
-    varied = [key for key, override in last.items() if override.is_sweep_override()]
-    trials = [{**usual, key: option} for key in varied for option in values[key][1:]]
-    for trial in [usual, *trials]:
-        words = [f"{key}={value}" for key, value in trial.items()]
-        try:
-            composed = loader.load_sweep_config(config, words)
-            check_config("train", composed, words, classes=False)
-        except HydraException as error:
-            which = " ".join(f"{key}={trial[key]}" for key in varied)
-            raise InputError(f"sweep: the job {which} cannot be composed.\n{error}") from error
-        found = composed.hydra.sweep.subdir
-        if found != _folder(words):
-            raise InputError(f"hydra.sweep.subdir: leave it as it is: a sweep finds its jobs by it (found {found}).")
+    keys = dict.fromkeys(key for trial in trials for key in trial)
+    varied.update(dict.fromkeys(key for key in keys if any(key not in trial for trial in trials)))
+    for number, trial in enumerate(trials):
+        if trial not in trials[:number]:
+            _check_composes(config, loader, trial, list(varied))
     folder = Path(config.hydra.sweep.dir)
-    return [key.lstrip("+~") for key in varied], [Job(words, folder / _folder(words)) for words in map(list, chosen)]
+    return [key.lstrip("+~") for key in varied], [Job(words, folder / _folder(words)) for words in jobs]
+
+
+def _check_composes(config: DictConfig, loader: Any, trial: dict[str, str], varied: list[str]) -> None:
+    words = [f"{key}={value}" for key, value in trial.items()]
+    try:
+        composed = loader.load_sweep_config(config, words)
+        check_config("train", composed, words, classes=False)
+    except HydraException as error:
+        which = " ".join(f"{key}={trial[key]}" for key in varied if key in trial)
+        raise InputError(f"sweep: the job {which} cannot be composed.\n{error}") from error
+    found = composed.hydra.sweep.subdir
+    if found != _folder(words):
+        raise InputError(f"hydra.sweep.subdir: leave it as it is: a sweep finds its jobs by it (found {found}).")
 
 
 def _folder(words: list[str]) -> str:

@@ -115,6 +115,12 @@ def test_jobs_that_have_not_begun_are_known_from_multirun_yaml(tmp_path: Path) -
         "encoder=tiny loss=focal seed=0 data.fold=0 data.strict=True",
         "encoder=tiny loss=focal seed=0 data.fold=1 data.strict=True",
     ]
+    grids = [{}, {"head.dropout": "0.1,0.2", "seed": "5"}, {"loss": "ce"}]  # the last says nothing that is not said
+    node["sweeper"] = {"_target_": "hydra_plugins.fourm_ser.GridsSweeper", "params": None, "grids": grids}
+    (sweep / "multirun.yaml").write_text(yaml.safe_dump({"hydra": node}))
+    jobs = planned(sweep / "multirun.yaml")
+    assert len(jobs) == 4 + 2 * 4
+    assert all("seed=0" in job for job in jobs)
     node["sweeper"] = {"_target_": "hydra_plugins.hydra_optuna_sweeper.OptunaSweeper", "params": None}
     (sweep / "multirun.yaml").write_text(yaml.safe_dump({"hydra": node}))
     assert planned(sweep / "multirun.yaml") == []
