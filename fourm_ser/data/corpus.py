@@ -124,6 +124,11 @@ class Corpus(ABC):
         check_text("data.language", language, "a code such as en, all", null=True)
         check_text("data.split_file", split_file, "a path", null=True)
         self.protocol = Protocol(split, fold, fractions, stratify, validation, validation_fraction, split_seed)
+        if split == "published" and split not in self.splits:
+            raise InputError(
+                "data.split=published: no published model's split of this corpus is known, only of iemocap and esd. "
+                f"Expected one of {', '.join(self.splits)}."
+            )
         check_protocol(self.protocol, self.splits)
         if split == "published" and split_file is None:
             check_published(published)

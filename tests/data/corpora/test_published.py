@@ -107,7 +107,7 @@ def test_a_split_that_nobody_can_tell_is_refused(
 
 
 def test_other_corpora_have_no_published_split(tmp_path: Path, make_corpus: MakeCorpus) -> None:
-    with pytest.raises(InputError, match=r"data\.split=published: expected"):
+    with pytest.raises(InputError, match=r"of this corpus is known, only of iemocap and esd"):
         make_corpus("meld", tmp_path, split="published", published="4m_ser")
     with pytest.raises(InputError, match=r"published on iemocap and esd, not on emodb"):
         published_sides("emodb", "4m_ser", iemocap(3))
