@@ -94,6 +94,17 @@ RULES: dict[str, dict[str, Number | Choice | WordsByModality]] = {
         "format": Choice(("table", "json")),
         "overwrite": SWITCH,
     },
+    "serve": {
+        "port": COUNT._replace(most=65535),
+        "window": SECONDS._replace(words=("auto", None)),
+        "hop": SECONDS,
+        "auto_window": ABOVE_0,
+        "max_megabytes": ABOVE_0,
+        "max_seconds": ABOVE_0,
+        "waiting": COUNT,
+        "batch_size": COUNT,
+        "batch_seconds": ABOVE_0,
+    },
     "analyze": {
         "seed": SEED,
         "examples.each": WHOLE,

@@ -63,13 +63,29 @@ class Inference:
                 "command has it), or use another device."
             ) from error
 
-    def _run(self, given: Mapping[str, Inputs | Features | Packed | None], return_attention: bool) -> NetworkOutput:
+    @torch.inference_mode()
+    def stem_features(self, given: Mapping[str, Inputs]) -> dict[str, Features]:
+        """What the encoders' stems make of a batch of raw inputs of each modality."""
+        found = self._given(given)
+        with self.as_trained():
+            return {
+                modality: inputs if isinstance(inputs, Features) else encoder.stem_features(inputs)
+                for modality, encoder in self.network.by_modality.items()
+                for inputs in [found[modality]]
+            }
+
+    def _given(self, given: Mapping[str, Inputs | Features | Packed | None]) -> dict[str, Any]:
+        """A batch on the device, with the features of stems that were frozen in training."""
         half = HALVES.get(self.encoding)
         inputs: dict[str, Any] = {"text": None, "audio": None}
         for modality, encoder in self.network.by_modality.items():
             inputs[modality] = moved(given[modality], self.device)
             if modality in self.conditions.stored and not isinstance(inputs[modality], Features):
                 inputs[modality] = frozen_features(encoder, inputs[modality], half, self.conditions.encoding_tf32)
+        return inputs
+
+    def _run(self, given: Mapping[str, Inputs | Features | Packed | None], return_attention: bool) -> NetworkOutput:
+        inputs = self._given(given)
         with self.as_trained():
             return self.network(**inputs, return_attention=return_attention)
 
