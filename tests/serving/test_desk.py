@@ -1,6 +1,7 @@
 """The thread that answers: each as if it were alone, none ended by another."""
 
 import threading
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -9,7 +10,8 @@ from fourm_ser.errors import InputError
 from fourm_ser.prediction.items import Cutting, Item
 from fourm_ser.prediction.predictor import Prediction, Predictor
 from fourm_ser.serving.desk import CrowdedError, Desk
-from tests.prediction.predictors import noise
+from tests.conftest import Compose
+from tests.prediction.predictors import ctc, model, noise
 
 
 def test_requests_at_once_are_answered_as_if_alone(desk: Desk, predictor: Predictor) -> None:
@@ -71,3 +73,15 @@ def test_who_gave_up_is_passed_over(desk: Desk) -> None:
 def test_windows_that_the_model_cannot_have_are_refused(predictor: Predictor) -> None:
     with pytest.raises(InputError, match="window=9"):
         Desk(predictor, Cutting(9.0, 9.0, 4.5), waiting=2)
+
+
+def test_what_is_transcribed_is_explained_by_its_transcript(tmp_path: Path, composed: Compose) -> None:
+    folder = model(tmp_path / "model", composed, max_seconds=6.0)
+    desk = Desk(Predictor.load(folder, asr=str(ctc(tmp_path / "asr"))), None, waiting=2)
+    answer = desk.ask(Item(noise(2.0), None), explain=True).result(60)
+    desk.close()
+    said = answer.moments[0].prediction
+    assert said is not None
+    assert said.text
+    assert answer.effects is not None
+    assert [word.name for word in answer.effects.words] == said.text.split()
