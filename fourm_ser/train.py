@@ -1,4 +1,4 @@
-"""Train, test and report one experiment: python -m fourm_ser.train encoder=bert_wav2vec loss=ce_center."""
+"""Train, test and report one experiment: fourm_ser train encoder=bert_wav2vec loss=ce_center."""
 
 import sys
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from fourm_ser.commandline import start
+from fourm_ser.commandline import answer, start
 from fourm_ser.config import CONF, upgrade
 from fourm_ser.errors import InputError
 from fourm_ser.keys import check_config
@@ -52,6 +52,7 @@ def resume(arguments: list[str]) -> None:
 
 def main() -> None:
     """The command."""
+    answer("train")
     if any(argument.startswith("resume=") and argument != "resume=null" for argument in sys.argv[1:]):
         resume(sys.argv[1:])
         return

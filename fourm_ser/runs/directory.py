@@ -1,7 +1,6 @@
 """A run directory: the names and formats of all that lies in it. What is heavy is imported where it is needed."""
 
 import math
-import shlex
 import shutil
 import statistics
 import zipfile
@@ -17,6 +16,7 @@ from fourm_ser.config import upgrade
 from fourm_ser.errors import BusyError, InputError, brief, listed
 from fourm_ser.files import whole, write_json
 from fourm_ser.plain import as_mapping, read_config, read_json
+from fourm_ser.terminal import command_line
 from fourm_ser.trust import refuse_strangers
 
 if TYPE_CHECKING:
@@ -175,7 +175,7 @@ class RunDirectory:
         if self.has_stopped:
             raise InputError(
                 f"{self.path}: this run has not finished. Go on with it: "
-                f"python -m fourm_ser.train resume={shlex.quote(str(self.path))}"
+                f"{command_line('train', f'resume={self.path}')}"
             )
 
     @contextmanager

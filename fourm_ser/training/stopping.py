@@ -3,7 +3,6 @@
 import logging
 import os
 import random
-import shlex
 import signal
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from pytorch_lightning import Callback, Trainer
 
 from fourm_ser.distributed import rank
 from fourm_ser.files import whole
+from fourm_ser.terminal import command_line, near
 from fourm_ser.training.module import EmotionModule
 from fourm_ser.trust import named_packages
 
@@ -187,7 +187,7 @@ def way_on(config: DictConfig, folder: Path) -> str:
     """The command line that goes on with a run, to be pasted into a shell."""
     packages = named_packages(config)
     trust = [f"trust={','.join(packages)}"] if packages else []
-    return shlex.join(["python", "-m", "fourm_ser.train", f"resume={folder}", *trust])
+    return command_line("train", f"resume={near(folder)}", *trust)
 
 
 def _requeue() -> str:

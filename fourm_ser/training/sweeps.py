@@ -27,6 +27,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from fourm_ser.commandline import explain
 from fourm_ser.config import drop_unread, settle, take_hashes, upgrade
 from fourm_ser.errors import BusyError, InputError
 from fourm_ser.files import whole
@@ -317,7 +318,7 @@ def _plan(config: DictConfig) -> tuple[list[str], list[Job]]:
         if config.hydra.sweeper._target_.endswith(BASIC[1]):
             chosen = BasicSweeper.split_arguments(list(last.values()), None)[0]
     except HydraException as error:
-        raise InputError(f"sweep: {error}") from error
+        raise InputError(f"sweep: {explain(error)}") from error
     values = {key: _values(override) for key, override in last.items()}
     usual = {key: options[0] for key, options in values.items()}
     varied = [key for key, override in last.items() if override.is_sweep_override()]
@@ -329,7 +330,7 @@ def _plan(config: DictConfig) -> tuple[list[str], list[Job]]:
             check_config("train", composed, words, classes=False)
         except HydraException as error:
             which = " ".join(f"{key}={trial[key]}" for key in varied)
-            raise InputError(f"sweep: the job {which} cannot be composed.\n{error}") from error
+            raise InputError(f"sweep: the job {which}: {explain(error)}") from error
         found = composed.hydra.sweep.subdir
         if found != _folder(words):
             raise InputError(f"hydra.sweep.subdir: leave it as it is: a sweep finds its jobs by it (found {found}).")
