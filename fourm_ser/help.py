@@ -13,7 +13,10 @@ USAGE = {
         "fourm_ser train resume=DIR                    go on with a run",
     ),
     "prepare": ("fourm_ser prepare data=<corpus> data.root=DIR [key=value ...]",),
-    "evaluate": ("fourm_ser evaluate run=DIR [key=value ...]", "fourm_ser evaluate model=DIR data=<corpus> data.root=DIR"),
+    "evaluate": (
+        "fourm_ser evaluate run=DIR [key=value ...]",
+        "fourm_ser evaluate model=DIR data=<corpus> data.root=DIR",
+    ),
     "predict": (
         "fourm_ser predict model=DIR audio=FILE text='what is said' [key=value ...]",
         "fourm_ser predict model=DIR audio=FOLDER",

@@ -1,5 +1,6 @@
 """What is shown on the terminal."""
 
+import logging
 import shlex
 import sys
 from collections.abc import Collection, Iterable
@@ -7,8 +8,10 @@ from pathlib import Path
 from shutil import which
 from typing import Any
 
+from rich import get_console
 from rich.console import OverflowMethod
 from rich.table import Table
+from rich.text import Text
 
 
 def make_table(
@@ -27,6 +30,29 @@ def make_table(
     for name in columns:
         table.add_column(name, justify="right" if name in numbers else "left", overflow=overflow)
     return table
+
+
+def say(text: str) -> None:
+    """Print a text as it is, above a progress bar that is shown: it may be copied, so that nothing folds or colours it.
+
+    What is longer than a line goes on in the terminal's next one, which a terminal copies as one.
+    """
+    get_console().print(Text(text), soft_wrap=True, highlight=False)
+
+
+class TerminalHandler(logging.Handler):
+    """Says what is logged, as it is."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        try:
+            say(self.format(record))
+        except Exception:
+            self.handleError(record)
+
+
+def many(number: int) -> str:
+    """A number of parameters, short: `84,736`, `0.5 M`."""
+    return f"{number:,}" if number < 100_000 else f"{number / 1e6:,.1f} M"
 
 
 def command_line(*words: str) -> str:

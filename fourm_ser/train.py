@@ -28,7 +28,8 @@ def train(config: DictConfig) -> float:
         check_config("train", config, HydraConfig.get().overrides.task)
         from fourm_ser.training.experiment import run
 
-        return float(run(config, Path(HydraConfig.get().runtime.output_dir), own_process=True)["val/ua"])
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        return float(run(config, folder, own_process=True, tells_next=True)["val/ua"])
     except InputError as error:
         sys.exit(f"error: {error}")
 
@@ -45,7 +46,7 @@ def resume(arguments: list[str]) -> None:
 
     try:
         packages = read_trust([name.strip() for names in trust for name in names.split(",") if name.strip()])
-        experiment.resume(Path(folders[0]), own_process=True, trust=packages)
+        experiment.resume(Path(folders[0]), own_process=True, trust=packages, tells_next=True)
     except InputError as error:
         sys.exit(f"error: {error}")
 

@@ -38,6 +38,16 @@ def confusion_counts(predictions: "pd.DataFrame", classes: Sequence[str]) -> "np
     return counts.reindex(index=list(classes), columns=list(classes), fill_value=0).to_numpy()
 
 
+def read_epochs(path: Path) -> "pd.DataFrame":
+    """A stage's table, a row an epoch, counted from 1: earlier versions counted from 0."""
+    import pandas as pd
+
+    table = pd.read_csv(path)
+    if (table["epoch"] == 0).any():
+        table["epoch"] += 1
+    return table
+
+
 class StageDirectory:
     """What a stage of a run leaves, in `stages/<number>-<name>` of the run directory, or of a refit in `refit/`."""
 
@@ -174,8 +184,7 @@ class RunDirectory:
         """Refuse a run that began to train and has no results."""
         if self.has_stopped:
             raise InputError(
-                f"{self.path}: this run has not finished. Go on with it: "
-                f"{command_line('train', f'resume={self.path}')}"
+                f"{self.path}: this run has not finished. Go on with it: {command_line('train', f'resume={self.path}')}"
             )
 
     @contextmanager

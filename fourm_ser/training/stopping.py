@@ -152,6 +152,7 @@ def _state(module: EmotionModule) -> dict[str, Any]:
         "python": random.getstate(),
         "losses": dict(module.train_losses),
         "count": module.train_count,
+        "norms": list(module.norms),
     }
     if module.device.type != "cpu":
         state["device"] = torch.get_device_module(module.device).get_rng_state().cpu()
@@ -165,6 +166,7 @@ def _restore(state: Mapping[str, Any], module: EmotionModule) -> None:
     random.setstate(state["python"])
     module.train_losses = {name: value.to(module.device) for name, value in state["losses"].items()}
     module.train_count = state["count"]
+    module.norms = [torch.as_tensor(number).to(module.device) for number in state.get("norms", (0.0, 0.0))]
     if "device" in state and module.device.type != "cpu":
         torch.get_device_module(module.device).set_rng_state(state["device"].cpu())
 

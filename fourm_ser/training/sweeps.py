@@ -368,7 +368,8 @@ def _report(folder: Path, varied: list[str], jobs: list[Job], runs: list[Run]) -
 
     from fourm_ser.terminal import make_table
 
-    shown = make_table(f"sweep in {folder}", ["job", *varied, "state", *SHOWN], SHOWN, overflow="fold")
+    print(f"sweep in {folder}")
+    shown = make_table(None, ["job", *varied, "state", *SHOWN], SHOWN, overflow="fold")
     with whole(folder / "jobs.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         written = csv.writer(file)
         written.writerow(["cell", *varied, "state", *SHOWN, "why"])
