@@ -16,11 +16,11 @@ $(INSTALLED): pyproject.toml constraints.txt
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable ".[dev]"
 	touch $@
 
-demo: $(INSTALLED)  ## train on the embedded demo corpus, both stages, and print the table
-	$(BIN)/python -m fourm_ser.train
+demo: $(INSTALLED)  ## train on the embedded demo corpus, both stages, and say what to do next
+	$(BIN)/fourm_ser train
 
 train: $(INSTALLED)  ## train with options of your own: make train ARGS="encoder=bert_wav2vec loss=ce_center"
-	$(BIN)/python -m fourm_ser.train $(ARGS)
+	$(BIN)/fourm_ser train $(ARGS)
 
 test: $(INSTALLED)  ## run the tests: no network, no GPU
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal

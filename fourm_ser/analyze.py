@@ -1,4 +1,4 @@
-"""Look into a finished run: python -m fourm_ser.analyze run=DIR."""
+"""Look into a finished run: fourm_ser analyze run=DIR."""
 
 import hydra
 from omegaconf import DictConfig, OmegaConf

@@ -16,6 +16,7 @@ from hydra.errors import CompactHydraException, HydraException, MissingConfigExc
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import InterpolationResolutionError, OmegaConfBaseException
 
+from fourm_ser import __version__
 from fourm_ser.errors import InputError
 
 PLACES = ("hydra.run.dir", "hydra.sweep.dir")  # where a command writes: one place, also for many runs
@@ -29,17 +30,43 @@ WORD = re.compile(r"(\+{0,2})([\w.]+)=(.*)", re.DOTALL)
 SWEEP = re.compile(r"\+{0,2}(sweep=(?!null$).+|hydra\.mode=(RunMode\.)?MULTIRUN)")
 CALL = re.compile(r"\w+\(.*\)", re.DOTALL)
 INTERPOLATION = re.compile(r"(\\*)\$\{")
+UNKNOWN = re.compile(r"is not in struct|^Key '.*' not in '")
+REFUSED = re.compile(
+    r"(Could not override|Could not delete from config\.|but config group) '(?P<key>[^']+)'", re.DOTALL
+)
+TWICE = re.compile(r"Multiple values for (\S+)\. To override")
+HYDRA_S = ("hydra/launcher", "hydra/sweeper")  # groups of Hydra's that are chosen from
 FULL_ERROR = "HYDRA_FULL_ERROR"
 
 
 def start(command: Callable[[], Any], literal: Collection[str] = ()) -> None:
     """Call what `hydra.main` made, on this process's arguments; `literal` is that of `quoted`."""
+    answer(command.__name__)
     sys.argv[1:] = quoted(sys.argv[1:], literal)
-    with one_line():
+    with one_line(command.__name__):
         try:
             command()
         except KeyboardInterrupt:
             sys.exit(130)  # as shells have it of SIGINT
+
+
+def answer(command: str) -> None:
+    """End here, before anything is loaded, where help or the version is asked for, or a word is no key=value."""
+    words = sys.argv[1:]
+    if "--version" in words:
+        print(f"fourm_ser {__version__}")
+        sys.exit(0)
+    if {"-h", "--help"} & set(words):
+        from fourm_ser.help import help_text
+
+        print(help_text(command, words), end="")
+        sys.exit(0)
+    if any(word.startswith("-") or "=" not in word for word in words):
+        from fourm_ser.mistakes import mistake
+
+        wrong = mistake(command, words)
+        if wrong:
+            sys.exit(f"error: {wrong}")
 
 
 @contextmanager
@@ -119,7 +146,7 @@ def _quote_parts(value: str) -> str:
 
 
 @contextmanager
-def one_line() -> Iterator[None]:
+def one_line(command: str = "train") -> Iterator[None]:
     """End with one line where Hydra cannot compose what the command line says; the rest ends as it does.
 
     With HYDRA_FULL_ERROR=1 in the environment, everything is raised.
@@ -131,12 +158,12 @@ def one_line() -> Iterator[None]:
     try:
         yield
     except (CompactHydraException, InterpolationResolutionError) as error:
-        sys.exit(f"error: {explain(error)}")
+        sys.exit(f"error: {explain(error, command)}")
     finally:
         os.environ.pop(FULL_ERROR, None)
 
 
-def explain(error: Exception) -> str:
+def explain(error: Exception, command: str = "train") -> str:
     """What Hydra refuses, in one line of the user's words; never the advice to add a key that nothing knows."""
     cause = error.__cause__
     if isinstance(error, MissingConfigException) and error.options and error.missing_cfg_file:
@@ -144,7 +171,9 @@ def explain(error: Exception) -> str:
         near = get_close_matches(option, error.options, n=1)
         hint = f"Did you mean {near[0]}? " if near else ""
         return f"{group}={option}: no such option. {hint}Expected one of {', '.join(error.options)}."
-    if isinstance(cause, OmegaConfBaseException) and cause.full_key and "is not in struct" in str(cause):
+    if isinstance(cause, OmegaConfBaseException) and cause.full_key and UNKNOWN.search(str(cause)):
+        if "/" in cause.full_key or "@" in cause.full_key:
+            return _no_such_choice(str(cause.full_key), command)
         parent = cause.parent_node
         node: Any = OmegaConf.to_container(parent) if isinstance(parent, DictConfig) else {}
         return no_such_key(str(cause.full_key), [str(name) for name in node if name != "hydra"], node)
@@ -153,8 +182,30 @@ def explain(error: Exception) -> str:
         if not sign:
             return f"{key}: expected key=value."
         return f"{error.override}: Hydra cannot read it. Put quotes around the value: \"{key}='...'\""
+    refused = REFUSED.search(str(error))
+    if refused is not None:
+        return _no_such_choice(refused["key"], command)
+    twice = TWICE.search(str(error))
+    if twice is not None:
+        return f"{twice[1]}: is chosen twice. Write {twice[1]}=..., without a + before it."
     said = [line.strip() for text in (error, cause) if text is not None for line in str(text).splitlines()]
     return " ".join(line for line in said if line and not line.startswith(("object_type=", "See https://hydra")))
+
+
+def _no_such_choice(key: str, command: str) -> str:
+    """That a command has no such group, or key to take away, with the nearest that it has."""
+    from fourm_ser.options import describe
+
+    described = describe(command)
+    groups = [group.name for group in described.groups]
+    keys = described.leaves()
+    nodes = {".".join(path.split(".")[:depth]) for path in keys for depth in range(1, path.count(".") + 1)}
+    known = [*groups, *HYDRA_S, *keys, *nodes]
+    near = get_close_matches(key, [*groups, *HYDRA_S], n=1, cutoff=0.7) or get_close_matches(key, known, n=1)
+    if near:
+        return f"{key}: no such key. Did you mean {near[0]}?"
+    has = f"has the groups {', '.join(name for name in groups if '@' not in name)}" if groups else "has no groups"
+    return f"{key}: no such key. `fourm_ser {command}` {has}; its --help has the keys."
 
 
 def no_such_key(key: str, known: Collection[str], node: Mapping[Any, Any] | None = None) -> str:
@@ -162,6 +213,7 @@ def no_such_key(key: str, known: Collection[str], node: Mapping[Any, Any] | None
 
     Of what stands in its place, a node that has a key of just that name comes first.
     """
+    known = [name for name in known if not name.startswith("_")]
     place, dot, name = key.rpartition(".")
     nodes = (node or {}).items() if dot else ()
     inner = [f"{other}.{name}" for other, below in nodes if isinstance(below, dict) and name in below]

@@ -1,4 +1,4 @@
-"""Test a trained model on any side of any corpus: python -m fourm_ser.evaluate run=DIR."""
+"""Test a trained model on any side of any corpus: fourm_ser evaluate run=DIR."""
 
 import hydra
 from omegaconf import DictConfig, OmegaConf

@@ -1,4 +1,4 @@
-"""Predict emotions: python -m fourm_ser.predict model=DIR audio=FILE text="what is said"."""
+"""Predict emotions: fourm_ser predict model=DIR audio=FILE text="what is said"."""
 
 import sys
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""Prepare a corpus and look at it: python -m fourm_ser.prepare data=iemocap data.root=DIR."""
+"""Prepare a corpus and look at it: fourm_ser prepare data=iemocap data.root=DIR."""
 
 import json
 import logging

@@ -1,4 +1,4 @@
-"""Serve a model as a page and an HTTP interface: python -m fourm_ser.serve model=DIR."""
+"""Serve a model as a page and an HTTP interface: fourm_ser serve model=DIR."""
 
 import sys
 

@@ -1,4 +1,4 @@
-"""Train, test and report one experiment: python -m fourm_ser.train encoder=bert_wav2vec loss=ce_center."""
+"""Train, test and report one experiment: fourm_ser train encoder=bert_wav2vec loss=ce_center."""
 
 import sys
 from pathlib import Path
@@ -6,7 +6,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from fourm_ser.commandline import start
+from fourm_ser.commandline import answer, start
 from fourm_ser.config import CONF, upgrade
 from fourm_ser.errors import InputError
 from fourm_ser.keys import check_config
@@ -28,7 +28,8 @@ def train(config: DictConfig) -> float:
         check_config("train", config, HydraConfig.get().overrides.task)
         from fourm_ser.training.experiment import run
 
-        return float(run(config, Path(HydraConfig.get().runtime.output_dir), own_process=True)["val/ua"])
+        folder = Path(HydraConfig.get().runtime.output_dir)
+        return float(run(config, folder, own_process=True, tells_next=True)["val/ua"])
     except InputError as error:
         sys.exit(f"error: {error}")
 
@@ -45,13 +46,14 @@ def resume(arguments: list[str]) -> None:
 
     try:
         packages = read_trust([name.strip() for names in trust for name in names.split(",") if name.strip()])
-        experiment.resume(Path(folders[0]), own_process=True, trust=packages)
+        experiment.resume(Path(folders[0]), own_process=True, trust=packages, tells_next=True)
     except InputError as error:
         sys.exit(f"error: {error}")
 
 
 def main() -> None:
     """The command."""
+    answer("train")
     if any(argument.startswith("resume=") and argument != "resume=null" for argument in sys.argv[1:]):
         resume(sys.argv[1:])
         return

@@ -162,11 +162,17 @@ def test_what_is_there_under_that_whole_name_is_meant(tmp_path: Path, monkeypatc
         ("encoder.audio.mels=40", "encoder.audio.mels: no such key. Did you mean encoder.audio.frontend.mels?"),
         ("fusion=self_atention", "fusion=self_atention: no such option. Did you mean self_attention?"),
         ("encoder/text=brt", "encoder/text=brt: no such option. Did you mean bert?"),
-        ("encoder/txt=bert", "encoder/txt: no such key."),
+        ("encoder/txt=bert", "encoder/txt: no such key. Did you mean encoder/text?"),
+        ("hydra/lancher=joblib", "hydra/lancher: no such key. Did you mean hydra/launcher?"),
+        ("hydra.sweep.dri=x", "hydra.sweep.dri: no such key. Did you mean hydra.sweep.dir?"),
+        ("optimizr@stage.transfer.optimizer=sgd", "optimizr: no such key. Did you mean optimizer?"),
+        ("optimizer@stage.transfr.optimizer=sgd", "Did you mean optimizer@stage.transfer.optimizer?"),
+        ("+data=iemocap", "data: is chosen twice. Write data=..., without a + before it."),
+        ("loss.weighting=sum", "loss.weighting: no such key. Expected one of class_weights, label_smoothing."),
         ("loss==ce", "loss==ce: Hydra cannot read it. Put quotes around the value: \"loss='...'\""),
         ("seed", "seed: expected key=value."),
         ("fusion=zzz", "fusion=zzz: no such option. Expected one of 3m_ser, 4m_ser, attentive_statistics,"),
-        ("~lose", "'lose' does not exist"),
+        ("~lose", "lose: no such key. Did you mean loss?"),
         ("+head=mlp", "head appears more than once"),
     ],
 )
@@ -176,7 +182,16 @@ def test_what_hydra_cannot_compose_is_one_line(word: str, said: str) -> None:
     line = explain(caught.value)
     assert said in line
     assert "\n" not in line
+    assert "append" not in line
     assert f"+{word}" not in line
+
+
+@pytest.mark.parametrize(("command", "word"), [("predict", "encoder=tiny"), ("evaluate", "fusion=concat")])
+def test_a_group_of_another_command_is_told_apart(command: str, word: str) -> None:
+    with initialize_config_dir(str(CONF), version_base="1.3"), pytest.raises(HydraException) as caught:
+        compose(command, [word])
+    line = explain(caught.value, command)
+    assert line.startswith(f"{word.partition('=')[0]}: no such key. `fourm_ser {command}` has ")
 
 
 def test_nothing_near_lists_what_is_known() -> None:

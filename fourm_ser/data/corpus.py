@@ -458,7 +458,8 @@ class Corpus(ABC):
         if untrained:
             log.warning("data: the train side has no utterance of %s", ", ".join(untrained))
         for side, rows in self.split._asdict().items():
-            log.info("data: %-5s %5d: %s", side, len(rows), counted(Counter(self.frame["emotion"].iloc[rows])))
+            name = {"val": "validation"}.get(side, side)
+            log.info("data: %-10s %5d: %s", name, len(rows), counted(Counter(self.frame["emotion"].iloc[rows])))
         if not self.split.speaker_independent(self.frame):
             log.warning("data: speakers of the test side are on other sides, too: not speaker-independent")
 

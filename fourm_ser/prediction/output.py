@@ -20,7 +20,7 @@ from fourm_ser.prediction.items import Cutting, Item
 from fourm_ser.prediction.listing import Entry
 from fourm_ser.prediction.predictor import Moment, Predictor
 from fourm_ser.prediction.table_file import Record, csv_table, explained
-from fourm_ser.terminal import make_table
+from fourm_ser.terminal import make_table, say
 
 log = logging.getLogger(__name__)
 
@@ -150,13 +150,14 @@ def json_list(stream: TextIO) -> Iterator[Callable[[Record], None]]:
 
 def print_prediction(record: Record) -> None:
     """Show one prediction: each emotion with its probability, the likeliest marked."""
-    title = escape(record["id"]) or None
-    table = make_table(title, ["emotion", "probability", ""], ["probability"], box=SIMPLE_HEAD)
+    table = make_table(None, ["emotion", "probability", ""], ["probability"], box=SIMPLE_HEAD)
     table.columns[2].min_width = BAR
     for emotion, share in record["probabilities"].items():
         style = "bold" if emotion == record["emotion"] else ""
         table.add_row(escape(emotion), f"{share:.4f}", "█" * round(BAR * share), style=style)
     console = Console(emoji=False)
+    if record["id"]:
+        say(record["id"])
     console.print(table)
     console.print(f"emotion: [bold]{escape(record['emotion'])}[/bold]")
     if record["text"] is not None:
@@ -167,7 +168,7 @@ def print_windows(records: Sequence[Record], emotions: Sequence[str]) -> None:
     """Show the windows of one recording."""
     shown = [escape(emotion) for emotion in emotions]
     columns = ["start", "end", "emotion", *shown]
-    table = make_table(escape(records[0]["id"]) or None, columns, ["start", "end", *shown], box=SIMPLE_HEAD)
+    table = make_table(None, columns, ["start", "end", *shown], box=SIMPLE_HEAD)
     has_text = any(record["text"] is not None for record in records)
     if has_text:
         table.add_column("text", overflow="fold")
@@ -178,6 +179,8 @@ def print_windows(records: Sequence[Record], emotions: Sequence[str]) -> None:
         words = [escape(record["text"] or "")] if has_text else []
         table.add_row(f"{record['start']:.1f}", f"{record['end']:.1f}", escape(felt), *cells, *words)
     console = Console(emoji=False)
+    if records[0]["id"]:
+        say(records[0]["id"])
     console.print(table)
     for error in dict.fromkeys(record["error"] for record in records if record["error"]):
         console.print(f"-: {escape(error)}")

@@ -1,9 +1,10 @@
-"""Collect sweeps into tables and one page: python -m fourm_ser.report multirun/2026-01-31/12-00-00."""
+"""Collect sweeps into tables and one page: fourm_ser report multirun/2026-01-31/12-00-00."""
 
 import argparse
 import sys
 from pathlib import Path
 
+from fourm_ser import __version__
 from fourm_ser.errors import InputError
 
 METRICS = ("ua", "wa", "f1_macro", "f1_weighted")
@@ -12,13 +13,14 @@ METRICS = ("ua", "wa", "f1_macro", "f1_weighted")
 def main() -> None:
     """The command."""
     parser = argparse.ArgumentParser(
-        prog="python -m fourm_ser.report",
+        prog="fourm_ser report",
         description="Collect runs into results.csv, results.md, results.tex and report.html, also while a sweep runs.",
     )
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="a sweep, a run, or a folder of them")
     parser.add_argument("--output", type=Path, metavar="DIR", help="where to write (report/ in the first DIR)")
     parser.add_argument("--metric", choices=METRICS, default="ua", help="which test metric makes the best cell (ua)")
     parser.add_argument("--published", action="store_true", help="set cells beside what was published of their models")
+    parser.add_argument("--version", action="version", version=f"fourm_ser {__version__}")
     arguments = parser.parse_args()
     output = arguments.output or arguments.folders[0] / "report"
     try:

@@ -11,12 +11,12 @@ from fourm_ser.runs.collect import Run
 
 def resume_command(run: Run) -> str:
     """What goes on with an unfinished run."""
-    return f"python -m fourm_ser.train resume={shlex.quote(str(run.path))}"
+    return f"fourm_ser train resume={shlex.quote(str(run.path))}"
 
 
 def waiting_command(overrides: list[str]) -> str:
     """What starts a job of a sweep that has not begun."""
-    return shlex.join(["python", "-m", "fourm_ser.train", *overrides])
+    return shlex.join(["fourm_ser", "train", *overrides])
 
 
 def cell_commands(runs: list[Run]) -> list[str]:
@@ -42,11 +42,13 @@ def _repeat(run: Run) -> str:
     if run.recorded or run.overrides:
         return _line(run, run.overrides)
     record = shlex.quote(str(run.directory.record))
-    return f"mkdir -p again && cp {record} again/ && python -m fourm_ser.train resume=again"
+    return f"mkdir -p again && cp {record} again/ && fourm_ser train resume=again"
 
 
 def _line(run: Run, words: list[str], several: bool = False) -> str:
-    start = ["python", "-m", run.module, *(["-m"] if several else [])]
+    package, _, command = run.module.partition(".")
+    call = [package, command] if package == "fourm_ser" else ["python", "-m", run.module]
+    start = [*call, *(["-m"] if several else [])]
     folders = [word for folder in run.folders for word in ("--config-dir", folder)]
     return shlex.join([*start, *folders, *words])
 

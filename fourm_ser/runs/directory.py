@@ -1,7 +1,6 @@
 """A run directory: the names and formats of all that lies in it. What is heavy is imported where it is needed."""
 
 import math
-import shlex
 import shutil
 import statistics
 import zipfile
@@ -17,6 +16,7 @@ from fourm_ser.config import upgrade
 from fourm_ser.errors import BusyError, InputError, brief, listed
 from fourm_ser.files import whole, write_json
 from fourm_ser.plain import as_mapping, read_config, read_json
+from fourm_ser.terminal import command_line
 from fourm_ser.trust import refuse_strangers
 
 if TYPE_CHECKING:
@@ -36,6 +36,16 @@ def confusion_counts(predictions: "pd.DataFrame", classes: Sequence[str]) -> "np
 
     counts = pd.crosstab(predictions["emotion"], predictions["predicted"])
     return counts.reindex(index=list(classes), columns=list(classes), fill_value=0).to_numpy()
+
+
+def read_epochs(path: Path) -> "pd.DataFrame":
+    """A stage's table, a row an epoch, counted from 1: earlier versions counted from 0."""
+    import pandas as pd
+
+    table = pd.read_csv(path)
+    if (table["epoch"] == 0).any():
+        table["epoch"] += 1
+    return table
 
 
 class StageDirectory:
@@ -174,8 +184,7 @@ class RunDirectory:
         """Refuse a run that began to train and has no results."""
         if self.has_stopped:
             raise InputError(
-                f"{self.path}: this run has not finished. Go on with it: "
-                f"python -m fourm_ser.train resume={shlex.quote(str(self.path))}"
+                f"{self.path}: this run has not finished. Go on with it: {command_line('train', f'resume={self.path}')}"
             )
 
     @contextmanager

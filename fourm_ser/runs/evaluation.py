@@ -36,7 +36,7 @@ from fourm_ser.runs.directory import PREDICTED, RunDirectory, is_model
 from fourm_ser.runs.intervals import bootstrap
 from fourm_ser.runs.resampling import FEWEST, unit_of
 from fourm_ser.runs.results import write_metrics, write_predictions
-from fourm_ser.terminal import make_table
+from fourm_ser.terminal import make_table, near, say
 from fourm_ser.trust import read_trust
 
 log = logging.getLogger(__name__)
@@ -253,7 +253,7 @@ def write(
         metrics |= finite({f"{side}/{name}/low": low, f"{side}/{name}/high": high})
     written = write_metrics(directory, {**metrics, **about, "speakers": len(speakers)})
     show(written, outputs.metrics, speakers, mistakes.head(config.shown))
-    Console().print(f"written to {directory.path}")
+    say(f"written to {near(directory.path)}")
     return written
 
 

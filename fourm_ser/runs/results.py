@@ -7,15 +7,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import pandas as pd
-from rich.console import Console
+from rich import get_console
 
 from fourm_ser.data.corpus import Corpus
 from fourm_ser.figures import confusion_figure, curves_figure, save_figure
 from fourm_ser.files import finite, write_json, write_table
 from fourm_ser.models.inference import Outputs
 from fourm_ser.models.network import EmotionNetwork
-from fourm_ser.runs.directory import PREDICTED, RunDirectory, confusion_counts
-from fourm_ser.terminal import make_table
+from fourm_ser.runs.directory import PREDICTED, RunDirectory, confusion_counts, read_epochs
+from fourm_ser.terminal import make_table, near, say
 
 log = logging.getLogger(__name__)
 
@@ -62,7 +62,7 @@ def write_results(directory: RunDirectory, corpus: Corpus, metrics: Mapping[str,
     """Write what a run leaves of its test side; metrics.json last, for it says that the run has finished."""
     predictions = write_predictions(directory, corpus, corpus.emotions, outputs)
     figures = [directory.confusion_matrix]
-    curves = {name: pd.read_csv(path) for name, path in directory.tables.items()}
+    curves = {name: read_epochs(path) for name, path in directory.tables.items()}
     if curves:
         save_figure(curves_figure(curves), directory.training_curves)
         figures.append(directory.training_curves)
@@ -107,10 +107,15 @@ def undefined(metrics: Mapping[str, Any]) -> list[str]:
 
 def print_results(metrics: Mapping[str, Any], run_dir: Path) -> None:
     """The closing table of the validation and test metrics."""
-    table = make_table(f"results in {run_dir}", ["metric", "validation", "test"], ["validation", "test"])
-    for name in [key.removeprefix("test/") for key in metrics if key.startswith("test/")]:
+    table = make_table(None, ["metric", "validation", "test"], ["validation", "test"])
+    names = [key.removeprefix("test/") for key in metrics if key.startswith("test/")]
+    terms = [name for name in names if name.startswith("loss/")]
+    for name in names:
+        if terms == [name] and metrics[f"test/{name}"] == metrics["test/loss"]:
+            continue  # the only term of the loss
         values = (metrics.get(f"val/{name}"), metrics[f"test/{name}"])
         table.add_row(name, *("-" if value is None else f"{value:.4f}" for value in values))
-    Console().print(table)
+    say(f"results in {near(run_dir)}")
+    get_console().print(table)
     if not metrics["speaker_independent"]:
-        Console().print("speakers of the test side were also trained on (data.split): not speaker-independent")
+        say("speakers of the test side were also trained on (data.split): not speaker-independent")

@@ -35,6 +35,7 @@ from fourm_ser.models.network import EmotionNetwork, build_network
 from fourm_ser.models.sources import fetch_encoders, make_sources
 from fourm_ser.runs.claims import changes_since, record_content
 from fourm_ser.runs.directory import REFIT, RunDirectory, StageDirectory
+from fourm_ser.runs.next_steps import example_of, tell_next
 from fourm_ser.runs.results import gather_metrics, print_results, write_results
 from fourm_ser.training.augmentation import Augmentation
 from fourm_ser.training.faults import explained
@@ -44,14 +45,24 @@ from fourm_ser.training.loggers import RunLogger
 from fourm_ser.training.misfits import look_at, refuse_misfits
 from fourm_ser.training.module import EmotionModule
 from fourm_ser.training.record import record
-from fourm_ser.training.stages import Outcome, Stage, Trained, adapted, choose_stage, read_stages, told, trained_parts
+from fourm_ser.training.stages import (
+    SAID,
+    Outcome,
+    Stage,
+    Trained,
+    adapted,
+    choose_stage,
+    read_stages,
+    told,
+    trained_parts,
+)
 from fourm_ser.training.stopping import SIGNALS, way_on_told
 from fourm_ser.training.trainer import build_trainer, skips_parts, trainer_arguments
 
 log = logging.getLogger("fourm_ser.training.experiment")  # also where it is `__main__`
 
 
-def run(config: DictConfig, run_dir: Path, own_process: bool = False) -> dict[str, Any]:
+def run(config: DictConfig, run_dir: Path, own_process: bool = False, tells_next: bool = False) -> dict[str, Any]:
     """Train, test and report one experiment, or go on with one that was interrupted.
 
     Args:
@@ -59,6 +70,7 @@ def run(config: DictConfig, run_dir: Path, own_process: bool = False) -> dict[st
         run_dir: Where it is recorded. What an interrupted run of the same config left there is gone on from.
         own_process: Whether this process is there for the run alone, as a command's is: then the run may say how the
             process holds its memory (`trainer.keep_freed_memory`).
+        tells_next: Whether to end with what there is to open and to do next.
 
     Returns:
         What metrics.json holds.
@@ -72,13 +84,16 @@ def run(config: DictConfig, run_dir: Path, own_process: bool = False) -> dict[st
         if launched():
             with joined(config.trainer.accelerator):
                 return _run(config, directory, own_process)
-        metrics = _run(config, directory, own_process)
+        metrics = _run(config, directory, own_process, tells_next)
         if metrics:
             return metrics
         recorded = directory.peek_record()
         with SIGNALS.heard() if own_process else nullcontext(), way_on_told(recorded, directory.path):
             launch(recorded, directory)
-        return directory.read_results()
+        metrics = directory.read_results()
+        if tells_next:
+            tell_next(directory, {})
+        return metrics
     except OtherRunError:
         raise
     except Exception as error:
@@ -87,7 +102,7 @@ def run(config: DictConfig, run_dir: Path, own_process: bool = False) -> dict[st
         raise
 
 
-def _run(config: DictConfig, directory: RunDirectory, own_process: bool) -> dict[str, Any]:
+def _run(config: DictConfig, directory: RunDirectory, own_process: bool, tells_next: bool = False) -> dict[str, Any]:
     """The run as far as this process does it: nothing where others have to be started, or have the results."""
     # Of the processes that do the run together, rank zero speaks for all.
     listens = SIGNALS.heard() if own_process and not launched() else nullcontext()
@@ -96,6 +111,7 @@ def _run(config: DictConfig, directory: RunDirectory, own_process: bool) -> dict
             directory.failure.unlink(missing_ok=True)
             remove_temporary(directory.path)
         is_resumed = directory.record.is_file()
+        example: dict[str, str] = {}
         with blamed(directory.record) if is_resumed else nullcontext():
             config = record(config, directory)
         if directory.metrics.is_file():
@@ -123,17 +139,23 @@ def _run(config: DictConfig, directory: RunDirectory, own_process: bool) -> dict
                 with blamed(directory.record) if is_resumed else nullcontext():
                     experiment = kind(config, directory)
                 metrics = experiment.run()
+                if metrics and tells_next:
+                    example = example_of(experiment.corpus, directory)
         if metrics:
             print_results(metrics, directory.path)
+            if tells_next:
+                tell_next(directory, example)
         return metrics
 
 
-def resume(run_dir: Path, own_process: bool = False, trust: Sequence[str] = ()) -> dict[str, Any]:
+def resume(
+    run_dir: Path, own_process: bool = False, trust: Sequence[str] = (), tells_next: bool = False
+) -> dict[str, Any]:
     """Go on with the run that `run_dir` records, whose classes may be of the packages `trust`, too; see `run`."""
     directory = RunDirectory(run_dir)
     if not directory.record.is_file():
         raise InputError(f"resume={run_dir}: no config.yaml there. Expected the directory of an earlier run.")
-    return run(directory.read_record(trust), run_dir, own_process)
+    return run(directory.read_record(trust), run_dir, own_process, tells_next)
 
 
 class Experiment:
@@ -199,7 +221,7 @@ class Experiment:
         scores = [self._folder(stage).read_score() for stage in self.stages]
         chosen = choose_stage(self.stages, scores)
         found = zip(self.stages, scores, strict=True)
-        said = ", ".join(f"{stage.name} {stage.monitor} {score:.4f}" for stage, score in found)
+        said = ", ".join(f"{stage.name} {SAID[stage.monitor]} {score:.4f}" for stage, score in found)
         log.info("stage %s is what the run ends with: %s", chosen.name, said)
         return chosen
 
@@ -288,7 +310,7 @@ class Experiment:
         best = folder.read_best()
         module.load_state_dict(best["state_dict"])
         why = "best" if before is None and stage.select == "best" else "last"
-        log.info("stage %s: takes epoch %d (%s), step %d", folder.name, best["epoch"], why, best["global_step"])
+        log.info("stage %s: takes epoch %d (%s), step %d", folder.name, best["epoch"] + 1, why, best["global_step"])
         return module, Outcome(module.stage, module.steps_per_epoch, best["global_step"], folder.read_seconds())
 
     def _fit(self, stage: Stage, folder: StageDirectory, module: EmotionModule, steps_per_epoch: int) -> None:
@@ -296,7 +318,7 @@ class Experiment:
         validates = self.first_pass is None
         assert stage.epochs is not None
         length = f"{stage.epochs} epochs of {steps_per_epoch} steps ({stage.epochs * steps_per_epoch:,} steps)"
-        log.info("stage %s: %s, batches of %s, unfreezes %s", folder.name, length, stage.batch_size, stage.unfreeze)
+        log.info("stage %s: %s, batches of %s, %s", folder.name, length, stage.batch_size, stage.told_unfreeze)
         last = folder.last if folder.last.is_file() else None
         if last is not None:
             log.info("stage %s: going on from %s", folder.name, last)

@@ -7,10 +7,9 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from rich.logging import RichHandler
-
 from fourm_ser.distributed import rank
 from fourm_ser.errors import InputError
+from fourm_ser.terminal import TerminalHandler
 
 # Remarks of Lightning's that are true of every run here, and no news to its user.
 EXPECTED = (
@@ -36,7 +35,7 @@ def logged(path: Path) -> Iterator[None]:
         warnings.simplefilter("ignore")
         yield
         return
-    terminal = RichHandler(show_path=False, show_time=False, show_level=False, markup=False, highlighter=None)
+    terminal = TerminalHandler()
     terminal.setLevel(logging.INFO)
     file = logging.FileHandler(path, encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))

@@ -17,7 +17,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from fourm_ser.checks import check_word
 from fourm_ser.errors import InputError
 from fourm_ser.files import whole, write_text
-from fourm_ser.runs.directory import RunDirectory, StageDirectory
+from fourm_ser.runs.directory import RunDirectory, StageDirectory, read_epochs
 from fourm_ser.runs.results import Results
 
 log = logging.getLogger(__name__)
@@ -38,14 +38,18 @@ class RunLogger(ABC):
 
 
 class EpochTable(Logger):
-    """A stage's metrics as CSV, one row an epoch; a resumed stage goes on in the same table."""
+    """A stage's metrics as CSV, one row an epoch, from 1; a resumed stage goes on in the same table.
+
+    Tables of earlier versions count from 0, and are brought to this.
+    """
 
     def __init__(self, path: Path) -> None:
         super().__init__()
         self.path = path
         self.rows: dict[int, dict[str, float]] = {}
         if path.is_file():
-            self.rows = pd.read_csv(path, index_col="epoch").to_dict(orient="index")  # type: ignore[assignment]
+            table = read_epochs(path).set_index("epoch")
+            self.rows = table.to_dict(orient="index")  # type: ignore[assignment]
 
     @property
     def name(self) -> str:
@@ -64,7 +68,7 @@ class EpochTable(Logger):
         values = {name: value for name, value in metrics.items() if name.startswith(("train/", "val/"))}
         if "epoch" not in metrics or not values:
             return
-        self.rows.setdefault(int(metrics["epoch"]), {}).update(values)
+        self.rows.setdefault(int(metrics["epoch"]) + 1, {}).update(values)
         table = pd.DataFrame.from_dict(self.rows, orient="index").sort_index()
         with whole(self.path) as temporary:
             table[sorted(table.columns)].to_csv(temporary, index_label="epoch")
@@ -133,7 +137,7 @@ class WandB(RunLogger):
     def stage(self, stage: StageDirectory) -> Logger:
         from pytorch_lightning.loggers import WandbLogger
 
-        logger = WandbLogger(experiment=self.run, prefix=stage.name)
+        logger = _counted_from_one(WandbLogger)(experiment=self.run, prefix=stage.name)
         logger.LOGGER_JOIN_CHAR = "/"
         return logger
 
@@ -176,7 +180,7 @@ class TensorBoard(RunLogger):
     def stage(self, stage: StageDirectory) -> Logger:
         from pytorch_lightning.loggers import TensorBoardLogger
 
-        return TensorBoardLogger(self.folder, name="", version=stage.name)
+        return _counted_from_one(TensorBoardLogger)(self.folder, name="", version=stage.name)
 
     def finish(self, results: Results) -> None:
         from torch.utils.tensorboard import SummaryWriter
@@ -184,6 +188,17 @@ class TensorBoard(RunLogger):
         numbers = {name: float(value) for name, value in results.metrics.items() if isinstance(value, float)}
         with SummaryWriter(str(self.folder)) as writer:
             writer.add_hparams(self.choices, numbers, run_name="results")
+
+
+def _counted_from_one(kind: type[Logger]) -> Any:
+    """A logger of Lightning's, which counts epochs from 0, that counts them from 1, as all that is shown does."""
+
+    class FromOne(kind):  # type: ignore[misc, valid-type]
+        def log_metrics(self, metrics: Mapping[str, float], step: int | None = None) -> None:
+            more = {"epoch": metrics["epoch"] + 1} if "epoch" in metrics else {}
+            super().log_metrics({**metrics, **more}, step)
+
+    return FromOne
 
 
 def _has_key(base_url: str) -> bool:

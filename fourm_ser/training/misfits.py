@@ -16,6 +16,7 @@ from fourm_ser.errors import InputError
 from fourm_ser.losses.base import Loss
 from fourm_ser.models.network import EmotionNetwork, known_widths
 from fourm_ser.models.sources import check_transcripts, compare_languages
+from fourm_ser.terminal import many
 from fourm_ser.training.schedules import Plateau
 from fourm_ser.training.stages import Stage
 
@@ -78,10 +79,10 @@ def look_at(network: EmotionNetwork, stages: Sequence[Stage], corpus: Corpus, ca
     for encoder in network.by_modality.values():
         narrow = sum(parameter.numel() for parameter in adapters(encoder))
         size = sum(parameter.numel() for parameter in encoder.parameters()) - narrow
-        found = encoder.modality, encoder.name, size / 1e6, encoder.weights
-        log.info("%s encoder: %s, %.1f M parameters, weights: %s", *found)
+        found = encoder.modality, encoder.name, many(size), encoder.weights
+        log.info("%s encoder: %s, %s parameters, weights: %s", *found)
         if narrow:
-            share = f"{narrow:,} of {size / 1e6:.1f} M weights of {encoder.name} train ({narrow / size:.1%})"
+            share = f"{narrow:,} of {many(size)} weights of {encoder.name} train ({narrow / size:.1%})"
             log.info("lora: %s", share)
         for stage in stages:
             encoder.unfreeze(stage.unfreeze[encoder.modality])

@@ -8,6 +8,8 @@ from typing import Any, NamedTuple
 import torch
 from pytorch_lightning import LightningModule, seed_everything
 from torch import Tensor
+from torch.nn.utils import clip_grad_norm_, get_total_norm
+from torch.optim import Optimizer
 
 from fourm_ser.data.batch import Batch
 from fourm_ser.devices import HostCopy, copies_ahead
@@ -97,6 +99,7 @@ class EmotionModule(LightningModule):
         self.val_metrics = EmotionMetrics(emotions)
         self.train_losses: dict[str, Tensor] = {}
         self.train_count = 0
+        self.norms: list[Tensor | float] = [0.0, 0.0]  # the sum of the epoch's gradient norms, and how many they are
         self.steps_taken: deque[_Step] = deque()
         self.rows = torch.empty(0, dtype=torch.long)  # of the batch in hand
         self.judged: deque[float] = deque(maxlen=stage.smooth)  # what the last epochs are judged by
@@ -117,6 +120,7 @@ class EmotionModule(LightningModule):
         seed = int.from_bytes(hashlib.blake2b(key.encode(), digest_size=4).digest(), "big")
         seed_everything(seed, verbose=False)
         self.train_losses, self.train_count = {}, 0
+        self.norms = [0.0, 0.0]
         self.steps_taken.clear()
 
     def training_step(self, batch: Batch, batch_idx: int) -> Tensor:
@@ -136,6 +140,31 @@ class EmotionModule(LightningModule):
             self.refuse_infinite()
             means = {name: value / self.train_count for name, value in self.train_losses.items()}
             self._log_losses("train", means, self.train_count)
+
+    def configure_gradient_clipping(
+        self,
+        optimizer: Optimizer,
+        gradient_clip_val: float | None = None,
+        gradient_clip_algorithm: str | None = None,
+    ) -> None:
+        """Clip, and add the gradient's norm before it to the epoch's: as tensors, for whose values nobody waits.
+
+        A step whose gradient is not finite, which 16-mixed leaves out, does not count.
+        """
+        parameters = [parameter for group in optimizer.param_groups for parameter in group["params"]]
+        if gradient_clip_val and str(gradient_clip_algorithm or "norm").endswith("norm"):
+            norm = clip_grad_norm_(parameters, gradient_clip_val)  # as Lightning does, which keeps the norm to itself
+        else:
+            norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
+            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+        finite = norm.isfinite()
+        total, count = self.norms
+        self.norms = [total + torch.where(finite, norm, 0.0), count + finite]
+
+    def gradient_norm(self) -> dict[str, Any]:
+        """The mean norm of the epoch's gradients, before they are clipped, as it is logged."""
+        total, count = self.norms
+        return {} if isinstance(count, float) else {"train/grad_norm": total / count}
 
     def validation_step(self, batch: Batch, batch_idx: int) -> None:
         output, terms, count = self.step("val", batch)
@@ -171,7 +200,8 @@ class EmotionModule(LightningModule):
         features = {name: gather_rows(vectors) for name, vectors in features.items()}
         logits = gather_rows(output.logits)
         terms = mixing.loss(self.loss, logits, features, labels) if mixing else self.loss(logits, features, labels)
-        when = f"{side}, epoch {self.current_epoch}, step {self.global_step}"
+        side = {"val": "validation"}.get(side, side)
+        when = f"{side}, epoch {self.current_epoch + 1}, step {self.global_step}"
         held = {name: value.detach() for name, value in terms.items()}
         self.steps_taken.append(_Step(HostCopy(held["total"].isfinite()), held, batch.rows, when))
         self.refuse_infinite(LATE if copies_ahead(self.device) else 0)  # on a processor it is known at once

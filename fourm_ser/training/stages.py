@@ -15,6 +15,7 @@ from fourm_ser.training.length import auto_batch_size, in_epochs
 
 ROUNDING = 1e-6  # of a score, relative where it is above 1: means in float32 hang on the order of their terms
 MONITORS = {"val/ua": "max", "val/wa": "max", "val/loss": "min"}  # what an epoch may be judged by, and what is better
+SAID = {"val/ua": "validation UA", "val/wa": "validation WA", "val/loss": "validation loss"}
 SCORE = "val/score"  # what it is judged by where that is a mean over several epochs
 
 
@@ -75,6 +76,17 @@ class Stage:
     def score(self) -> str:
         """The name under which an epoch's score is logged."""
         return self.monitor if self.smooth == 1 else SCORE
+
+    @property
+    def told_unfreeze(self) -> str:
+        """What trains of the encoders, in words."""
+        words = {"all": "all", "lora": "adapters"}
+        parts = [
+            f"{modality} ({words.get(str(what), f'last {what} blocks')})"
+            for modality, what in self.unfreeze.items()
+            if what != "none"
+        ]
+        return f"unfreezes {' and '.join(parts)}" if parts else "encoders frozen"
 
     def size(self, utterances: int) -> int:
         """The batch size on a training side of so many utterances."""

@@ -3,7 +3,6 @@
 import logging
 import os
 import random
-import shlex
 import signal
 import subprocess
 import sys
@@ -22,6 +21,7 @@ from pytorch_lightning import Callback, Trainer
 
 from fourm_ser.distributed import rank
 from fourm_ser.files import whole
+from fourm_ser.terminal import command_line, near
 from fourm_ser.training.module import EmotionModule
 from fourm_ser.trust import named_packages
 
@@ -152,6 +152,7 @@ def _state(module: EmotionModule) -> dict[str, Any]:
         "python": random.getstate(),
         "losses": dict(module.train_losses),
         "count": module.train_count,
+        "norms": list(module.norms),
     }
     if module.device.type != "cpu":
         state["device"] = torch.get_device_module(module.device).get_rng_state().cpu()
@@ -165,6 +166,7 @@ def _restore(state: Mapping[str, Any], module: EmotionModule) -> None:
     random.setstate(state["python"])
     module.train_losses = {name: value.to(module.device) for name, value in state["losses"].items()}
     module.train_count = state["count"]
+    module.norms = [torch.as_tensor(number).to(module.device) for number in state.get("norms", (0.0, 0.0))]
     if "device" in state and module.device.type != "cpu":
         torch.get_device_module(module.device).set_rng_state(state["device"].cpu())
 
@@ -187,7 +189,7 @@ def way_on(config: DictConfig, folder: Path) -> str:
     """The command line that goes on with a run, to be pasted into a shell."""
     packages = named_packages(config)
     trust = [f"trust={','.join(packages)}"] if packages else []
-    return shlex.join(["python", "-m", "fourm_ser.train", f"resume={folder}", *trust])
+    return command_line("train", f"resume={near(folder)}", *trust)
 
 
 def _requeue() -> str:

@@ -27,6 +27,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 
+from fourm_ser.commandline import explain
 from fourm_ser.config import drop_unread, settle, take_hashes, upgrade
 from fourm_ser.errors import BusyError, InputError
 from fourm_ser.files import whole
@@ -327,7 +328,7 @@ def _plan(config: DictConfig) -> tuple[list[str], list[Job]]:
             trials += [usual, *({**usual, key: option} for key in swept for option in values[key][1:])]
             varied.update(dict.fromkeys(swept))
     except HydraException as error:
-        raise InputError(f"sweep: {error}") from error
+        raise InputError(f"sweep: {explain(error)}") from error
     keys = dict.fromkeys(key for trial in trials for key in trial)
     varied.update(dict.fromkeys(key for key in keys if any(key not in trial for trial in trials)))
     for number, trial in enumerate(trials):
@@ -344,7 +345,7 @@ def _check_composes(config: DictConfig, loader: Any, trial: dict[str, str], vari
         check_config("train", composed, words, classes=False)
     except HydraException as error:
         which = " ".join(f"{key}={trial[key]}" for key in varied if key in trial)
-        raise InputError(f"sweep: the job {which} cannot be composed.\n{error}") from error
+        raise InputError(f"sweep: the job {which}: {explain(error)}") from error
     found = composed.hydra.sweep.subdir
     if found != _folder(words):
         raise InputError(f"hydra.sweep.subdir: leave it as it is: a sweep finds its jobs by it (found {found}).")
@@ -380,7 +381,8 @@ def _report(folder: Path, varied: list[str], jobs: list[Job], runs: list[Run]) -
 
     from fourm_ser.terminal import make_table
 
-    shown = make_table(f"sweep in {folder}", ["job", *varied, "state", *SHOWN], SHOWN, overflow="fold")
+    print(f"sweep in {folder}")
+    shown = make_table(None, ["job", *varied, "state", *SHOWN], SHOWN, overflow="fold")
     with whole(folder / "jobs.csv") as temporary, temporary.open("w", newline="", encoding="utf-8") as file:
         written = csv.writer(file)
         written.writerow(["cell", *varied, "state", *SHOWN, "why"])

@@ -1,20 +1,18 @@
-"""The Trainer that runs a stage: its callbacks, its checkpoints, its progress bar."""
+"""The Trainer that runs a stage: its callbacks and its checkpoints."""
 
-import logging
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from pytorch_lightning import Trainer
-from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint, RichProgressBar
+from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
 
 from fourm_ser.models.network import EmotionNetwork
 from fourm_ser.runs.directory import StageDirectory
 from fourm_ser.training.averaging import MovingAverage
+from fourm_ser.training.progress import Progress
 from fourm_ser.training.stages import MONITORS, Stage
 from fourm_ser.training.stopping import StopBetweenSteps
-
-log = logging.getLogger(__name__)
 
 OWN_KEYS = ("tf32", "compile", "keep_freed_memory")  # of the config's `trainer`, unknown to Lightning's
 
@@ -28,9 +26,10 @@ class StopWhenDone(EarlyStopping):
 
 
 class Rates(Callback):
-    """Logs the learning rates that each epoch begins with: the network's own, and those of the loss's parameters.
+    """Logs the mean norm of an epoch's gradients, and the learning rates that it begins with.
 
-    They are kept to the epoch's end, and in checkpoints: a stage that goes on within an epoch does not begin it again.
+    These are the network's own, that of encoders that train, and that of the loss's parameters. Of several rates of encoders, as with `layer_decay`, it is the highest. They are kept to the epoch's end, and in
+    checkpoints: a stage that goes on within an epoch does not begin it again.
     """
 
     def __init__(self) -> None:
@@ -38,41 +37,22 @@ class Rates(Callback):
 
     def on_train_epoch_start(self, trainer: Trainer, pl_module: Any) -> None:
         (optimizer,) = trainer.optimizers
-        self.rates = {"train/lr": float(optimizer.param_groups[0]["lr"])}
+        first, *others = optimizer.param_groups
+        self.rates = {"train/lr": float(first["lr"])}
         own = {parameter for name, parameter in pl_module.named_parameters() if name.startswith("loss.")}
-        for group in optimizer.param_groups:
-            if not own.isdisjoint(group["params"]):
-                self.rates["train/lr/loss"] = float(group["lr"])
+        for group in others:
+            name = "train/lr/encoders" if own.isdisjoint(group["params"]) else "train/lr/loss"
+            self.rates[name] = max(float(group["lr"]), self.rates.get(name, 0.0))
 
     def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
-        pl_module.log_dict(self.rates, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
+        values = {**self.rates, **pl_module.gradient_norm()}
+        pl_module.log_dict(values, on_step=False, on_epoch=True, batch_size=1, sync_dist=True)
 
     def state_dict(self) -> dict[str, Any]:
         return dict(self.rates)
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self.rates = state_dict
-
-
-class ProgressBar(RichProgressBar):
-    """Shows the last epoch's numbers, which go to the log in one line as well.
-
-    Lightning's own are asked of the device at every step, which waits for it.
-    """
-
-    def __init__(self) -> None:
-        super().__init__(leave=False)
-        self.values: dict[str, float] = {}
-
-    def on_train_epoch_end(self, trainer: Trainer, pl_module: Any) -> None:
-        found = trainer.callback_metrics
-        self.values = {name: float(found[name]) for name in ("train/loss", "val/loss", "val/ua") if name in found}
-        shown = ", ".join(f"{name} {value:.4f}" for name, value in self.values.items())
-        log.debug("epoch %d: %s", trainer.current_epoch, shown)
-        super().on_train_epoch_end(trainer, pl_module)
-
-    def get_metrics(self, trainer: Trainer, pl_module: Any) -> dict[str, Any]:
-        return dict(self.values)
 
 
 def trainer_arguments(config: Mapping[str, Any], device: torch.device, find_unused: bool) -> dict[str, Any]:
@@ -96,7 +76,7 @@ def skips_parts(network: EmotionNetwork, stage: Stage) -> bool:
 
 
 def build_trainer(stage: Stage, folder: StageDirectory, validates: bool = True, **arguments: Any) -> Trainer:
-    """The Trainer of a stage: progress bar, best (by its score) and last checkpoint, averaged weights, early stopping.
+    """The Trainer of a stage: progress, best (by its score) and last checkpoint, averaged weights, early stopping.
 
     Args:
         stage: The stage, settled.
@@ -115,7 +95,7 @@ def build_trainer(stage: Stage, folder: StageDirectory, validates: bool = True, 
     # A checkpoint of its own: `save_last` beside a monitor writes only when the best improves. Last of all: it holds
     # the state of the others as they are after the epoch.
     callbacks.append(StopBetweenSteps(folder.last))
-    callbacks += [ModelCheckpoint(folder.last.parent, folder.last.stem, monitor=None, **when), ProgressBar()]
+    callbacks += [ModelCheckpoint(folder.last.parent, folder.last.stem, monitor=None, **when), Progress(folder.name)]
     if not validates:
         arguments["limit_val_batches"] = 0
     return Trainer(
@@ -127,5 +107,6 @@ def build_trainer(stage: Stage, folder: StageDirectory, validates: bool = True, 
         num_sanity_val_steps=0,
         use_distributed_sampler=False,
         enable_model_summary=False,
+        enable_progress_bar=False,
         **arguments,
     )

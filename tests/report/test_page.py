@@ -132,7 +132,7 @@ def test_the_page_states_its_methods(full: Page) -> None:
     assert "95% t-interval over 5 folds" in full.text
     assert "summed over 5 folds and 2 seeds" in full.text
     assert "Nothing: every run that was begun has finished" in full.text
-    assert "python -m fourm_ser.train -m encoder=tiny loss=ce seed=0,1 data.fold=0,1,2,3,4" in full.text
+    assert "fourm_ser train -m encoder=tiny loss=ce seed=0,1 data.fold=0,1,2,3,4" in full.text
 
 
 def test_light_dark_phone_and_print_have_their_styles(full: Page) -> None:
@@ -186,7 +186,7 @@ def test_a_running_sweep_shows_what_is_there(tmp_path: Path) -> None:
     assert "1 finished, 1 unfinished, 1 failed, 3 not begun" in page.text
     assert "no weights: bert" in page.text
     assert f"resume={failed}" in page.text
-    assert "python -m fourm_ser.train encoder=bert_vggish loss=focal seed=0 data.fold=0" in page.text
+    assert "fourm_ser train encoder=bert_vggish loss=focal seed=0 data.fold=0" in page.text
     assert page.count("figure") > 0
 
 
@@ -233,13 +233,13 @@ def test_commands_repeat_their_runs(tmp_path: Path) -> None:
     common = "encoder=tiny loss=ce 'data.emotions=[a, b]'"
     by_name = {run.path.name: run for run in runs}
     both = [by_name["a"], by_name["b"]]
-    assert cell_commands(both) == [f"python -m fourm_ser.train -m {common} seed=0,1 data.fold=0"]
+    assert cell_commands(both) == [f"fourm_ser train -m {common} seed=0,1 data.fold=0"]
     assert cell_commands(both[:1]) == [
-        "python -m fourm_ser.train encoder=tiny loss=ce seed=0 data.fold=0 'data.emotions=[a, b]'"
+        "fourm_ser train encoder=tiny loss=ce seed=0 data.fold=0 'data.emotions=[a, b]'"
     ]
     (again,) = cell_commands([by_name["c"]])
     assert str(tmp_path / "c" / "config.yaml") in again
-    assert again.endswith("python -m fourm_ser.train resume=again")
+    assert again.endswith("fourm_ser train resume=again")
 
 
 def test_the_command_line(tmp_path: Path) -> None:

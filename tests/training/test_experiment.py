@@ -55,7 +55,7 @@ def test_a_run_leaves_what_it_promises(finished: Path) -> None:
         assert (finished / "stages" / stage / "checkpoints" / "best.ckpt").is_file()
         assert (finished / "stages" / stage / "checkpoints" / "last.ckpt").is_file()
         table = pd.read_csv(finished / "stages" / stage / "metrics.csv")
-        assert table["epoch"].tolist() == [0, 1]
+        assert table["epoch"].tolist() == [1, 2]
         assert table[["train/loss", "val/loss", "val/ua"]].notna().all(axis=None)
     assert "${" not in (finished / "config.yaml").read_text()
     metrics = read_metrics(finished)
@@ -171,7 +171,7 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_what_there_is_to_know(
     monkeypatch.setattr(CenterLoss, "forward", forward)
     stage = ["stage=transfer", "stage.transfer.epochs=90", "stage.transfer.batch_size=32"]
     config = composed(*slice_of_demo, *stage, "loss=ce_center")
-    with pytest.raises(InputError, match=r"total, center became NaN .* stage transfer \((train|val), epoch") as caught:
+    with pytest.raises(InputError, match=r"total, center became NaN .* stage transfer \((train|validation), epoch") as caught:
         run(config, tmp_path)
     said = str(caught.value)
     checkpoint = Path(re.findall(r"last good checkpoint: (\S+ckpt)\.", said)[0])

@@ -236,7 +236,7 @@ def test_on_a_device_a_loss_that_is_not_finite_is_found_later_with_its_own_batch
         step(5)
     assert caught.value.terms == ["total", "center"]
     assert caught.value.rows == [2, 3]
-    assert caught.value.when == "train, epoch 0, step 2"
+    assert caught.value.when == "train, epoch 1, step 2"
 
 
 def test_a_loss_that_is_not_finite_stops_the_step(composed: Compose) -> None:
