@@ -19,6 +19,7 @@ import numpy as np
 import torch
 import xxhash
 from filelock import FileLock
+from rich.progress import track
 from safetensors import SafetensorError
 from safetensors.numpy import save_file
 from torch import Tensor
@@ -31,7 +32,7 @@ log = logging.getLogger(__name__)
 
 FORMAT = 1
 SUM = "sum/"  # before a key in a shard's metadata: the checksum of its features
-AGAIN = " The same command, or resume=, encodes its utterances anew and goes on."
+LONG = 1 << 30  # bytes: verifying more takes so long that progress is shown
 DTYPES: dict[str, np.dtype] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
 
 
@@ -69,14 +70,19 @@ class FeatureStore:
             )
         self._index: dict[str, Place] = {}
         self._known: set[Path] = set()
+        self._unread: set[Path] = set()  # damaged shards that cannot be set aside
         self._open: dict[Path, int] = {}
         self._verified: set[str] = set()  # keys whose features this process has found to be what was written
         self.refresh()
 
     def refresh(self) -> None:
-        """Read the headers of shards that appeared since."""
+        """Read the headers of shards that appeared since, and forget those that were set aside."""
+        found = set(self.folder.glob("shard-*.safetensors"))
+        for shard in self._known - self._unread - found:
+            self._forget(shard)
         # Where two shards hold a key, the first name wins: every process then reads the same one.
-        for shard in sorted(set(self.folder.glob("shard-*.safetensors")) - self._known):
+        for shard in sorted(found - self._known):
+            self._known.add(shard)
             try:
                 places = _read_header(shard)
             except InputError as error:
@@ -84,7 +90,29 @@ class FeatureStore:
                 continue
             for key, place in places.items():
                 self._index.setdefault(key, place)
-            self._known.add(shard)
+
+    def verify(self, keys: Iterable[str]) -> None:
+        """Set aside the shards in which features of `keys` are not what was written: then the store lacks them.
+
+        Each utterance is looked at once a process.
+        """
+        found = [(self._index[key], key) for key in dict.fromkeys(keys) if key in self._index]
+        found = sorted((place, key) for place, key in found if place.checksum is not None and key not in self._verified)
+        held = np.empty(0, np.uint8)
+        sizes = [math.prod(place.shape) * place.dtype.itemsize for place, _ in found]
+        for place, key, size in track(
+            [(place, key, size) for (place, key), size in zip(found, sizes, strict=True)],
+            "verifying stored features",
+            transient=True,
+            disable=sum(sizes) < LONG,
+        ):
+            if key not in self._index:  # of a shard that has just been set aside
+                continue
+            if size > len(held):
+                held = np.empty(2 * size, np.uint8)  # once and again: memory that is new costs more than to read
+            said = self._read_into(key, place, held[:size])
+            if said:
+                log.warning("%s Its utterances are encoded anew.", said)
 
     def __contains__(self, key: str) -> bool:
         return key in self._index
@@ -107,49 +135,57 @@ class FeatureStore:
         for number, (place, length) in enumerate(zip(places, lengths, strict=True)):
             begin, end = end, end + length
             own = values[begin:end] if place.dtype == values.dtype else np.empty(place.shape, place.dtype)
-            self._read_into(place, own)
+            said = self._read_into(keys[number], place, own)
+            if said:
+                raise InputError(f"{said} The same command, or resume=, encodes its utterances anew and goes on.")
             if place.dtype != values.dtype:
                 values[begin:end] = own
-            self._verify(keys[number], place, own)
         return Packed(torch.from_numpy(values), torch.tensor(lengths), max(lengths))
 
-    def _read_into(self, place: Place, array: np.ndarray) -> None:
-        """Read what lies at a place into an array of its shape and type.
+    def _read_into(self, key: str, place: Place, array: np.ndarray) -> str:
+        """Read what lies at a place into an array of as many bytes; what is wrong with its shard, or nothing.
 
-        A positioned read of just these bytes: as fast as a memory map, and resident memory does not grow with use.
+        A positioned read of just these bytes: as fast as a memory map, and resident memory does not grow with use. A
+        shard with which something is wrong is set aside.
         """
-        if place.shard not in self._open:
-            try:
+        try:
+            if place.shard not in self._open:
                 self._open[place.shard] = os.open(place.shard, os.O_RDONLY)
-            except FileNotFoundError as error:  # set aside by another process
-                raise InputError(f"{place.shard}: is not there any more.{AGAIN}") from error
-        if _read(self._open[place.shard], array, place.offset) != array.nbytes:
-            raise InputError(self._set_aside(place.shard, f"{place.shard}: the shard ends too early.") + AGAIN)
-
-    def _verify(self, key: str, place: Place, features: np.ndarray) -> None:
-        """Refuse features that are not what was written; each utterance is looked at once a process.
-
-        Raises:
-            InputError: they are others. The shard is set aside, so that its utterances are encoded anew.
-        """
-        if place.checksum is None or key in self._verified:
-            return
-        if checksum(features) != place.checksum:
-            said = f"{place.shard}: is damaged: the features of an utterance are not those that were written."
-            raise InputError(self._set_aside(place.shard, said) + AGAIN)
-        self._verified.add(key)
+            count = _read(self._open[place.shard], array, place.offset)
+        except FileNotFoundError:  # set aside by another process
+            return self._set_aside(place.shard, f"{place.shard}: is not there any more.")
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            return self._set_aside(place.shard, f"{place.shard}: the disk cannot read it.")
+        if count != array.nbytes:
+            return self._set_aside(place.shard, f"{place.shard}: the shard ends too early.")
+        if place.checksum is not None and key not in self._verified:
+            if checksum(array) != place.checksum:
+                said = f"{place.shard}: is damaged: the features of an utterance are not those that were written."
+                return self._set_aside(place.shard, said)
+            self._verified.add(key)
+        return ""
 
     def _set_aside(self, shard: Path, said: str) -> str:
         """Give a damaged shard a name that no store reads; what was said of it, and where it is."""
+        self._forget(shard)
         aside = shard.with_name(f"damaged-{shard.name}")
         try:
             os.replace(shard, aside)
         except FileNotFoundError:  # another process was faster
-            pass
-        except OSError as error:
+            return said
+        except OSError as error:  # a folder that is only read: other processes meet it again
+            self._known.add(shard)
+            self._unread.add(shard)
             return f"{said} It cannot be set aside ({error.strerror}): delete it."
-        self._index = {key: place for key, place in self._index.items() if place.shard != shard}
         return f"{said} It is set aside as {aside.name}."
+
+    def _forget(self, shard: Path) -> None:
+        self._known.discard(shard)
+        self._index = {key: place for key, place in self._index.items() if place.shard != shard}
+        if shard in self._open:
+            os.close(self._open.pop(shard))
 
     def write(self, features: Mapping[str, np.ndarray]) -> None:
         """Add a shard: a [time, dim] array of float32 or float16 for each key.
