@@ -201,7 +201,18 @@ def main() -> None:
     warnings.simplefilter("ignore")
     keep_freed_memory()
     table = Table(title="an epoch, against a plain loop of batch size 1 in fp32", title_justify="left")
-    names = ("what", "encoders", "precision", "plain/s", "epoch/s", "ratio", "of peak", "padding", "verified", "memory GB")
+    names = (
+        "what",
+        "encoders",
+        "precision",
+        "plain/s",
+        "epoch/s",
+        "ratio",
+        "of peak",
+        "padding",
+        "verified",
+        "GB",
+    )
     for name in names:
         table.add_column(name, justify="left" if name in names[:2] else "right")
     for pair, count, raw in (("bert_vggish", 960, False), ("bert_wav2vec", 320, False), ("bert_vggish", 64, True)):

@@ -11,6 +11,7 @@ import pandas as pd
 
 from fourm_ser.data.names import clean_cell
 from fourm_ser.errors import InputError, listed
+from fourm_ser.files import regular
 
 # A file's name need not be UTF-8, as PyArrow's strings have to be, which pandas takes where PyArrow is installed.
 pd.set_option("mode.string_storage", "python")
@@ -33,10 +34,10 @@ def read_table(path: Path, called: str, delimiter: str | None = None) -> pd.Data
     A delimiter is `comma`, `semicolon`, `tab`, or the sign itself; None recognises one of the three by the header.
 
     Raises:
-        InputError: it is no UTF-8, or no CSV; a name stands in the header twice, or a row has more or fewer cells.
+        InputError: no file, no UTF-8, or no CSV; a name stands in the header twice, or a row has more or fewer cells.
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = regular(path).read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(
             f"{called}: not a readable CSV: not UTF-8 ({error.reason} at byte {error.start}). Save the table as UTF-8."

@@ -12,21 +12,20 @@ import os
 import struct
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import xxhash
-from filelock import FileLock
 from rich.progress import track
-from safetensors import SafetensorError
 from safetensors.numpy import save_file
 from torch import Tensor
 
 from fourm_ser.encoders.base import Packed
 from fourm_ser.errors import InputError
-from fourm_ser.files import remove_temporary, whole, write_json
+from fourm_ser.files import made_once, regular, remove_temporary, whole, write_json
 
 log = logging.getLogger(__name__)
 
@@ -58,11 +57,11 @@ class FeatureStore:
 
     def __init__(self, *, root: Path, name: str, fingerprint: str, made_by: Mapping[str, Any]) -> None:
         self.folder = root / f"{name}-{fingerprint}"
-        self.folder.mkdir(parents=True, exist_ok=True)
         about = self.folder / "store.json"
         found = _read_format(about)
         if found is None:  # not there, or damaged: it says what the folder's name says
-            write_json(about, {"format": FORMAT, "encoder": name, "fingerprint": fingerprint, **made_by})
+            with suppress(OSError):  # of a cache that may only be read, what is there serves
+                write_json(about, {"format": FORMAT, "encoder": name, "fingerprint": fingerprint, **made_by})
         elif found != FORMAT:
             raise InputError(
                 f"{about}: the store has format {found}, this version reads format {FORMAT}. "
@@ -194,27 +193,18 @@ class FeatureStore:
             InputError: the disk is full; shards written before stay as they are.
         """
         shard = self.folder / f"shard-{uuid.uuid4().hex}.safetensors"
-        try:
-            with whole(shard) as temporary:
-                sums = {f"{SUM}{key}": checksum(array) for key, array in features.items()}
-                save_file(dict(features), temporary, metadata=sums)
-        except (OSError, SafetensorError) as error:
-            if getattr(error, "errno", None) != errno.ENOSPC and "No space left" not in str(error):
-                raise
-            size = sum(array.nbytes for array in features.values())
-            raise InputError(
-                f"{self.folder}: the disk is full: a shard of {size / 1e6:.1f} MB was to be written. Make room, or "
-                "choose another cache; what was encoded before is kept, and the same command goes on from there."
-            ) from error
+        sums = {f"{SUM}{key}": checksum(array) for key, array in features.items()}
+        with whole(shard) as temporary:
+            save_file(dict(features), temporary, metadata=sums)
         self.refresh()
 
     def clear(self) -> None:
         """Remove what killed processes were writing: none that still writes takes an hour for a shard."""
         remove_temporary(self.folder, older=3600.0)
 
-    def lock(self) -> FileLock:
+    def lock(self) -> AbstractContextManager[None]:
         """A lock that saves several processes the same work; the store is right without it."""
-        return FileLock(self.folder / "store.lock")
+        return made_once(self.folder / "store.lock", "a part of the features")
 
     def missing(self, keys: Iterable[str]) -> list[str]:
         """The distinct `keys` that the store lacks, in their order."""
@@ -239,7 +229,7 @@ def checksum(features: np.ndarray) -> str:
 def _read_format(about: Path) -> int | None:
     """The format that a store.json states; None where there is none, or it is damaged."""
     try:
-        found = json.loads(about.read_text(encoding="utf-8"))["format"]
+        found = json.loads(regular(about).read_text(encoding="utf-8"))["format"]
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -261,7 +251,7 @@ def _read(descriptor: int, array: np.ndarray, offset: int) -> int:
 def _read_header(shard: Path) -> dict[str, Place]:
     """A safetensors file's header: 8 bytes of its length, then JSON of each tensor's type, shape and bytes."""
     try:
-        with shard.open("rb") as file:
+        with regular(shard).open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             size = shard.stat().st_size
             if length > size:

@@ -15,7 +15,7 @@ from omegaconf import DictConfig
 
 from fourm_ser.config import upgrade
 from fourm_ser.errors import BusyError, InputError, brief, listed
-from fourm_ser.files import whole, write_json
+from fourm_ser.files import is_spoilt, refuse_spoilt, regular, whole, write_json
 from fourm_ser.plain import as_mapping, read_config, read_json
 from fourm_ser.trust import refuse_strangers
 
@@ -68,7 +68,7 @@ class StageDirectory:
 
     def select_last(self) -> None:
         """Let the last checkpoint be the best one, whole: of a stage that selects its last epoch."""
-        with whole(self.best) as temporary:
+        with whole(self.best, seal=True) as temporary:
             shutil.copyfile(self.last, temporary)
 
     def check_place(self) -> None:
@@ -89,7 +89,7 @@ class StageDirectory:
 
     def write_finished(self, seconds: float, epochs: int) -> None:
         """Say that the stage has finished."""
-        write_json(self.finished, {"seconds": seconds, "epochs": epochs})
+        write_json(self.finished, {"seconds": seconds, "epochs": epochs}, seal=True)
 
 
 class RunDirectory:
@@ -189,6 +189,7 @@ class RunDirectory:
 
     def peek_record(self) -> DictConfig:
         """The run's config, also that of an earlier version, to be looked at: nothing is built from it."""
+        refuse_spoilt(self.record)
         config = upgrade(read_config(self.record))
         if not isinstance(config.get("data"), DictConfig):
             raise InputError(f"{self.record}: is damaged, or no record of a run: it says nothing of data.")
@@ -223,6 +224,8 @@ class RunDirectory:
             FileNotFoundError: the run has none.
             ValueError: they are damaged, unfinished, or have no accuracy.
         """
+        if is_spoilt(self.metrics):
+            raise ValueError("is not what was written there")
         metrics = as_mapping(read_json(self.metrics))
         if metrics.get("finished") is not True:
             raise ValueError("does not say that the run has finished")
@@ -260,10 +263,11 @@ class RunDirectory:
         write_json(self.failure, {"error": said, "overrides": list(overrides)})
 
     def read_predictions(self) -> "pd.DataFrame":
-        """What was predicted: the columns `PREDICTED`, as strings; OSError or ValueError where they cannot be read."""
+        """What was predicted: the columns `PREDICTED`, as strings; InputError, OSError or ValueError without."""
         import pandas as pd
 
-        return pd.read_csv(self.predictions, usecols=PREDICTED, dtype=str, keep_default_na=False)
+        refuse_spoilt(self.predictions)
+        return pd.read_csv(regular(self.predictions), usecols=PREDICTED, dtype=str, keep_default_na=False)
 
     def read_corpus(self) -> "pd.DataFrame | None":
         """What the run recorded of its corpus (see `fourm_ser.data.content`); None where its version did not.
@@ -278,6 +282,7 @@ class RunDirectory:
         path = self.corpus
         if not path.is_file():
             return None
+        refuse_spoilt(path)
         try:
             table = pd.read_csv(path, dtype=str, keep_default_na=False)
         except (OSError, ValueError) as error:
@@ -301,6 +306,7 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint; InputError where it is damaged, or holds anything but tensors and plain values."""
     import torch
 
+    refuse_spoilt(path)
     try:
         with zipfile.ZipFile(path) as parts:  # of each part it holds a CRC, which torch does not look at
             damaged = parts.testzip()

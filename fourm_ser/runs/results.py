@@ -75,7 +75,7 @@ def write_predictions(directory: RunDirectory, corpus: Corpus, classes: list[str
     known = corpus.frame[PREDICTED[:-1]].iloc[outputs.rows].reset_index(drop=True)
     predicted = pd.DataFrame({PREDICTED[-1]: [classes[label] for label in outputs.predicted]})
     predictions = pd.concat([known, predicted, pd.DataFrame(outputs.probabilities, columns=classes)], axis=1)
-    write_table(directory.predictions, predictions)
+    write_table(directory.predictions, predictions, seal=True)
     save_figure(confusion_figure(confusion_counts(predictions, classes), classes), directory.confusion_matrix)
     return predictions
 
@@ -85,7 +85,7 @@ def write_metrics(directory: RunDirectory, metrics: Mapping[str, Any]) -> dict[s
     for reason in undefined(metrics):
         log.info("metrics.json: %s", reason)
     written: dict[str, Any] = finite(metrics)
-    write_json(directory.metrics, written)
+    write_json(directory.metrics, written, seal=True)
     return written
 
 

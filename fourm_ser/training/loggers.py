@@ -66,7 +66,7 @@ class EpochTable(Logger):
             return
         self.rows.setdefault(int(metrics["epoch"]), {}).update(values)
         table = pd.DataFrame.from_dict(self.rows, orient="index").sort_index()
-        with whole(self.path) as temporary:
+        with whole(self.path, seal=True) as temporary:
             table[sorted(table.columns)].to_csv(temporary, index_label="epoch")
 
 
