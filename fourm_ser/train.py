@@ -29,7 +29,7 @@ def train(config: DictConfig) -> float:
         from fourm_ser.training.experiment import run
 
         return float(run(config, Path(HydraConfig.get().runtime.output_dir), own_process=True)["val/ua"])
-    except InputError as error:
+    except (InputError, OSError) as error:
         sys.exit(f"error: {error}")
 
 
@@ -46,7 +46,7 @@ def resume(arguments: list[str]) -> None:
     try:
         packages = read_trust([name.strip() for names in trust for name in names.split(",") if name.strip()])
         experiment.resume(Path(folders[0]), own_process=True, trust=packages)
-    except InputError as error:
+    except (InputError, OSError) as error:
         sys.exit(f"error: {error}")
 
 

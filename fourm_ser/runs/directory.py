@@ -71,9 +71,13 @@ class StageDirectory:
         with whole(self.best, seal=True) as temporary:
             shutil.copyfile(self.last, temporary)
 
+    def read_last(self) -> dict[str, Any]:
+        """The last checkpoint, as Lightning writes it; InputError where it is damaged."""
+        return _read_checkpoint(self.last)
+
     def check_place(self) -> None:
         """Refuse a run that was moved: Lightning's checkpoints name their folder, and best weights would be lost."""
-        callbacks = _read_checkpoint(self.last)["callbacks"]
+        callbacks = self.read_last()["callbacks"]
         places = {state["dirpath"] for state in callbacks.values() if "dirpath" in state}
         if places != {str(self.last.parent)}:
             made = ", ".join(sorted(places))
@@ -81,11 +85,23 @@ class StageDirectory:
 
     def read_seconds(self) -> float:
         """How long the finished stage took."""
-        return float(as_mapping(read_json(self.finished))["seconds"])
+        return float(self._read_finished("seconds"))
 
     def read_epochs(self) -> int:
         """How many epochs the finished stage had."""
-        return int(as_mapping(read_json(self.finished))["epochs"])
+        return int(self._read_finished("epochs"))
+
+    def _read_finished(self, name: str) -> float:
+        refuse_spoilt(self.finished)
+        try:
+            value = as_mapping(read_json(self.finished)).get(name)
+        except ValueError:
+            value = None
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+            raise InputError(
+                f"{self.finished}: is damaged. Delete it and resume the run, it goes on from its checkpoint."
+            )
+        return value
 
     def write_finished(self, seconds: float, epochs: int) -> None:
         """Say that the stage has finished."""
@@ -318,6 +334,26 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
             f"{path}: is damaged: {brief(error)}. Copy it again, or delete the folder {path.parent.parent} and those "
             "of later stages, and resume the run: these stages are done anew."
         ) from error
+
+
+def read_epochs_table(path: Path) -> "pd.DataFrame":
+    """The table of a stage's epochs: numbers, a row for each `epoch`.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    import pandas as pd
+
+    refuse_spoilt(path)
+    try:
+        table = pd.read_csv(regular(path)).apply(pd.to_numeric)
+        if "epoch" not in table or not table["epoch"].is_unique or not len(table):
+            raise ValueError("expected a row for each epoch")
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(
+            f"{path}: is damaged: {brief(error)}. Delete it: a stage that goes on begins its table there."
+        ) from error
+    return table
 
 
 def is_model(folder: Path) -> bool:

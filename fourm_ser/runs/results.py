@@ -10,11 +10,12 @@ import pandas as pd
 from rich.console import Console
 
 from fourm_ser.data.corpus import Corpus
+from fourm_ser.errors import InputError
 from fourm_ser.figures import confusion_figure, curves_figure, save_figure
 from fourm_ser.files import finite, write_json, write_table
 from fourm_ser.models.inference import Outputs
 from fourm_ser.models.network import EmotionNetwork
-from fourm_ser.runs.directory import PREDICTED, RunDirectory, confusion_counts
+from fourm_ser.runs.directory import PREDICTED, RunDirectory, confusion_counts, read_epochs_table
 from fourm_ser.terminal import make_table
 
 log = logging.getLogger(__name__)
@@ -62,7 +63,12 @@ def write_results(directory: RunDirectory, corpus: Corpus, metrics: Mapping[str,
     """Write what a run leaves of its test side; metrics.json last, for it says that the run has finished."""
     predictions = write_predictions(directory, corpus, corpus.emotions, outputs)
     figures = [directory.confusion_matrix]
-    curves = {name: pd.read_csv(path) for name, path in directory.tables.items()}
+    curves = {}
+    for name, path in directory.tables.items():
+        try:
+            curves[name] = read_epochs_table(path)
+        except InputError as error:  # of an earlier stage, which a run that goes on does not do again
+            log.warning("%s is drawn without stage %s: %s", directory.training_curves.name, name, error)
     if curves:
         save_figure(curves_figure(curves), directory.training_curves)
         figures.append(directory.training_curves)

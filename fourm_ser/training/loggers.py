@@ -17,7 +17,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from fourm_ser.checks import check_word
 from fourm_ser.errors import InputError
 from fourm_ser.files import whole, write_text
-from fourm_ser.runs.directory import RunDirectory, StageDirectory
+from fourm_ser.runs.directory import RunDirectory, StageDirectory, read_epochs_table
 from fourm_ser.runs.results import Results
 
 log = logging.getLogger(__name__)
@@ -45,7 +45,7 @@ class EpochTable(Logger):
         self.path = path
         self.rows: dict[int, dict[str, float]] = {}
         if path.is_file():
-            self.rows = pd.read_csv(path, index_col="epoch").to_dict(orient="index")  # type: ignore[assignment]
+            self.rows = read_epochs_table(path).set_index("epoch").to_dict(orient="index")  # type: ignore[assignment]
 
     @property
     def name(self) -> str:

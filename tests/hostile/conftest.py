@@ -75,7 +75,7 @@ class Payload:
 
 
 class Stranger:
-    """A copy of a finished run to be changed.
+    """A copy of a finished run to be changed, without what tells that it was.
 
     Attributes:
         run: the run directory; `model` is in it.
@@ -88,6 +88,10 @@ class Stranger:
         home.mkdir()
         shutil.copytree(finished, self.run)
         self.model = self.run / "model"
+        for seal in self.run.rglob(".*.xxh"):
+            seal.unlink()
+        config = self.model / "config.yaml"
+        config.write_text(yaml.safe_dump({**yaml.safe_load(config.read_text()), "digests": {}}))
         (home / "stranger_code.py").write_text(f"import os\nos.mkdir({str(self.ran)!r})\nclass Head: pass\n")
         (home / "data.pkl").write_bytes(pickle.dumps(Payload(self.ran)))
         np.save(home / "data.npy", np.array([Payload(self.ran)], dtype=object), allow_pickle=True)
