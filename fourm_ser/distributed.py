@@ -1,7 +1,7 @@
 """What processes that train one network together have to tell each other."""
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
 from typing import Any, TypeVar
@@ -33,6 +33,13 @@ def rank() -> int:
 def world() -> int:
     """How many processes do the run."""
     return int(os.environ["WORLD_SIZE"]) if launched() else 1
+
+
+def share(values: Sequence[Value]) -> Sequence[Value]:
+    """What of some work falls to this process among those of its machine."""
+    if not launched():
+        return values
+    return values[int(os.environ["LOCAL_RANK"]) :: int(os.environ["LOCAL_WORLD_SIZE"])]
 
 
 @contextmanager

@@ -17,6 +17,10 @@ class InputError(Exception):
         return printable(super().__str__())
 
 
+class PlaceError(InputError):
+    """Nothing can be written where it has to be, on a full disk or in a cache that may only be read."""
+
+
 class OtherRunError(InputError):
     """The run directory belongs to another run."""
 

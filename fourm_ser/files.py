@@ -14,18 +14,29 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from fourm_ser.errors import InputError, PlaceError
+
 if TYPE_CHECKING:
     import pandas as pd
 
 TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}(\.\w+)?")  # names of what is being written
+HASH = re.compile("[0-9a-f]{32}")
+FULL = (errno.ENOSPC, errno.EDQUOT)
+LEAST_LEFT = 1 << 18  # bytes: what fails where no more are left has failed for that
+READ_ONLY = (errno.EROFS, errno.EACCES, errno.EPERM)
 FORMULA = ("=", "+", "-", "@", "\t", "\r")  # what spreadsheets begin to compute by
 
 
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def whole(path: Path, seal: bool = False) -> Iterator[Path]:
     """Yield a temporary path beside `path`; it becomes `path` by a rename when the block ends well.
 
+    `seal`: a hash of the content is kept beside it, by which `is_spoilt` tells whether it is damaged.
+
     Whatever ends the block otherwise, an exception or a kill, leaves what stood at `path` before as it was.
+
+    Raises:
+        PlaceError: the disk is full.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays last: writers such as matplotlib choose the format by it.
@@ -33,11 +44,61 @@ def whole(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         _flush(temporary)
+        content = _content(temporary) if seal else ""
+        _seal(path).unlink(missing_ok=True)  # a kill in between leaves no hash rather than another file's
         os.replace(temporary, path)
+        if seal:
+            _seal(path).write_text(content, encoding="ascii")
         if os.name == "posix":
             _flush(path.parent)
+    except Exception as error:
+        left = shutil.disk_usage(path.parent).free
+        # torch and libsndfile do not say why they could not write.
+        is_full = getattr(error, "errno", None) in FULL or "No space left" in str(error) or left < LEAST_LEFT
+        if isinstance(error, InputError) or not is_full:
+            raise
+        written = temporary.stat().st_size if temporary.is_file() else 0
+        raise PlaceError(
+            f"{path}: the disk is full: {written / 1e6:.1f} MB of the file were written, {left / 1e6:.1f} MB are left. "
+            "Make room, or choose another folder; what was written before is kept, and the same command goes on."
+        ) from error
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def made_once(lock: Path, what: str) -> Iterator[None]:
+    """Keep other processes out while the block makes in a cache what is not there yet.
+
+    Args:
+        lock: the file of the lock, beside what is made.
+        what: what is made, for the error.
+
+    Raises:
+        PlaceError: the cache may only be read, as one that a laboratory shares.
+    """
+    from filelock import FileLock
+
+    held = FileLock(lock)
+    try:
+        lock.parent.mkdir(parents=True, exist_ok=True)
+        held.acquire()
+    except OSError as error:
+        if error.errno not in READ_ONLY:
+            raise
+        raise only_read(lock.parent, what, error) from error
+    try:
+        yield
+    finally:
+        held.release()
+
+
+def only_read(folder: Path, what: str, error: OSError) -> PlaceError:
+    """That a folder of a cache cannot be written, and what is to be made there."""
+    return PlaceError(
+        f"{folder}: cannot be written ({error.strerror}), and {what} is not there yet. Give a cache that can be "
+        "written, cache=DIR, or have this one filled by somebody who may."
+    )
 
 
 def _flush(path: Path) -> None:
@@ -64,19 +125,68 @@ def remove_temporary(folder: Path, older: float = 0.0) -> None:
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write `text` to `path` as UTF-8, whole; what cannot be in it, of names that are no UTF-8, as escapes."""
-    with whole(path) as temporary:
+def is_spoilt(path: Path) -> bool:
+    """Whether a file is not what was written there; of one that nothing is kept of, nobody can tell: False."""
+    try:
+        kept = _seal(path).read_text(encoding="ascii")
+    except (OSError, ValueError):
+        return False
+    return HASH.fullmatch(kept) is not None and path.is_file() and _content(path) != kept
+
+
+def refuse_spoilt(path: Path) -> None:
+    """Refuse a file that is not what was written there (see `is_spoilt`).
+
+    Raises:
+        InputError: it is not.
+    """
+    if is_spoilt(path):
+        raise InputError(
+            f"{path}: is damaged or was changed: it is not what was written there. Copy it from its source again; if "
+            f"the change is meant, delete {_seal(path)}."
+        )
+
+
+def _seal(path: Path) -> Path:
+    return path.with_name(f".{path.name}.xxh")
+
+
+def _content(path: Path) -> str:
+    """A hash of a file's content: against damage, not against malice."""
+    import xxhash
+
+    hashed = xxhash.xxh3_128()
+    with path.open("rb") as file:
+        while block := file.read(1 << 22):
+            hashed.update(block)
+    return hashed.hexdigest()
+
+
+def regular(path: Path) -> Path:
+    """The path of a file, or of nothing; a pipe would let who opens it wait for ever, a device might have no end.
+
+    Raises:
+        InputError: it is something else.
+    """
+    if path.exists() and not path.is_file():
+        kind = "a folder" if path.is_dir() else "a pipe, a socket or a device"
+        raise InputError(f"{path}: expected a file, found {kind}. Give a file, or a copy of what comes out of it.")
+    return path
+
+
+def write_text(path: Path, text: str, seal: bool = False) -> None:
+    """Write `text` to `path` as UTF-8, `whole`; what cannot be in it, of names that are no UTF-8, as escapes."""
+    with whole(path, seal) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
 
 
-def write_json(path: Path, value: Any) -> None:
-    """Write `value` to `path` as indented JSON, whole; see `as_json`."""
-    write_text(path, as_json(value, indent=2) + "\n")
+def write_json(path: Path, value: Any, seal: bool = False) -> None:
+    """Write `value` to `path` as indented JSON, `whole`; see `as_json`."""
+    write_text(path, as_json(value, indent=2) + "\n", seal)
 
 
-def write_table(path: Path, frame: "pd.DataFrame", inert: bool = False) -> None:
-    """Write `frame` to `path` as CSV, whole, without its index.
+def write_table(path: Path, frame: "pd.DataFrame", inert: bool = False, seal: bool = False) -> None:
+    """Write `frame` to `path` as CSV, `whole`, without its index.
 
     `inert`: it is for people, who open it in a spreadsheet: texts that this would compute have a `'` before them.
     Tables that programs read again hold their texts as they are.
@@ -87,7 +197,7 @@ def write_table(path: Path, frame: "pd.DataFrame", inert: bool = False) -> None:
     returns = any("\r" in str(text) for text in [*frame.columns, *texts.to_numpy().ravel()])
     # Of a text that holds a carriage return and no newline, csv would not see that it has to be quoted.
     quoting: Literal[0, 2] = csv.QUOTE_NONNUMERIC if returns else csv.QUOTE_MINIMAL
-    with whole(path) as temporary:
+    with whole(path, seal) as temporary:
         frame.to_csv(temporary, index=False, lineterminator="\n", quoting=quoting)
 
 

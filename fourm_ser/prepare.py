@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from fourm_ser.commandline import start, told_plainly
 from fourm_ser.config import CONF, build, refuse_missing
 from fourm_ser.errors import InputError
+from fourm_ser.files import regular
 from fourm_ser.keys import check_config
 
 
@@ -61,7 +62,7 @@ def check_split_file(path: Path) -> None:
         raise InputError(f"write_split={path}: is a folder. Give a file: write_split={path / 'split.csv'}")
     if not path.exists():
         return
-    with path.open(encoding="utf-8-sig", errors="replace") as stream:
+    with regular(path).open(encoding="utf-8-sig", errors="replace") as stream:
         columns = [name.strip() for name in stream.readline().split(",")]
     if columns != ["id", "split"]:
         raise InputError(f"write_split={path}: is there already and is no split file (id,split). Choose another name.")

@@ -30,7 +30,7 @@ def train(config: DictConfig) -> float:
 
         folder = Path(HydraConfig.get().runtime.output_dir)
         return float(run(config, folder, own_process=True, tells_next=True)["val/ua"])
-    except InputError as error:
+    except (InputError, OSError) as error:
         sys.exit(f"error: {error}")
 
 
@@ -47,7 +47,7 @@ def resume(arguments: list[str]) -> None:
     try:
         packages = read_trust([name.strip() for names in trust for name in names.split(",") if name.strip()])
         experiment.resume(Path(folders[0]), own_process=True, trust=packages, tells_next=True)
-    except InputError as error:
+    except (InputError, OSError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -5,13 +5,14 @@ A run, a model directory or a checkpoint may come from anybody, and a `_target_`
 
 import inspect
 import re
+import shlex
 import sys
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-from fourm_ser.errors import InputError
+from fourm_ser.errors import InputError, printable
 
 # What a run is made of: classes that are these, or derived from them, wherever they stand.
 KINDS = frozenset(
@@ -38,6 +39,8 @@ KINDS = frozenset(
 )
 SCHEDULES = "fourm_ser.training.schedules"  # a schedule may be a function: of this module, or of a trusted package
 KNOWN = ("fourm_ser", "torch.optim", "torch.nn", "torch_audiomentations")  # what may be imported to look for a class
+CACHE = "~/.cache/fourm_ser"  # as the commands have it
+PARTS_OF_CACHES = ("embeddings", "recordings", "manifests", "tokenizers", "corpora", "weights", "padding", "decoded")
 NAME = re.compile(r"[^\W\d]\w*(\.[^\W\d]\w*)*")
 
 
@@ -81,6 +84,28 @@ def refuse_strangers(node: Any, source: Path, trust: Sequence[str] = ()) -> None
                 f"{said}: is no part of a run (a corpus, encoder, front end, fusion, head, loss, optimizer, ...), and "
                 "nothing else is ever built from a folder. Do not use the folder, unless you know how that came there."
             )
+
+
+def own_cache(cache: Any, record: Path) -> Path:
+    """The cache that a record names, if nothing new has to be begun there.
+
+    A command writes where a folder alone says only what belongs into a cache, and where one is already.
+
+    Args:
+        cache: what the record says.
+        record: the record, for the error.
+
+    Raises:
+        InputError: there is no cache of anybody's.
+    """
+    path = Path(str(cache)).expanduser()
+    if path == Path(CACHE).expanduser() or any((path / part).is_dir() for part in PARTS_OF_CACHES):
+        return path
+    begun = shlex.quote(printable(str(path / PARTS_OF_CACHES[0])))
+    raise InputError(
+        f"{record}: cache={printable(str(path))}: there is no cache, and none is begun where a folder alone says. Give "
+        f"your own, cache=DIR; or, to go on as recorded, begin it: mkdir -p {begun}"
+    )
 
 
 def _targets(node: Any, place: str) -> Iterator[tuple[str, Any]]:

@@ -23,6 +23,7 @@ from fourm_ser import SAMPLE_RATE as SAMPLE_RATE  # readers of recordings have i
 from fourm_ser.data.levels import Levels, Meter, mono, refuse_scale
 from fourm_ser.data.sound import blocks, empty, knows_length, open_sound, opens, refuse_cut, sound_blocks, unreadable
 from fourm_ser.errors import InputError, brief
+from fourm_ser.files import READ_ONLY
 
 SOUNDS = (
     *(".wav", ".wave", ".flac", ".ogg", ".oga", ".opus", ".mp3", ".mp2", ".aiff", ".aif", ".aifc", ".au", ".caf"),
@@ -46,8 +47,10 @@ def _blamed(function: Function) -> Function:
         except InputError:
             raise
         except Exception as error:
-            if isinstance(error, OSError) and error.errno in MACHINE_S:
-                raise
+            if isinstance(error, OSError):
+                is_place = error.errno in READ_ONLY and os.access(path, os.R_OK)  # not the recording: where it goes
+                if error.errno in MACHINE_S or is_place:
+                    raise
             said = "it takes more memory than there is" if isinstance(error, MemoryError) else brief(error)
             raise InputError(unreadable(path, said)) from error
 

@@ -17,6 +17,7 @@ from fourm_ser.data.waveforms import RawVersions
 from fourm_ser.devices import resolve_workers
 from fourm_ser.distributed import rank, world
 from fourm_ser.errors import InputError
+from fourm_ser.files import READ_ONLY
 
 log = logging.getLogger(__name__)
 
@@ -34,7 +35,12 @@ class EmotionDataModule(LightningDataModule):
 
     def prepare_data(self) -> None:
         """Make what is made once, in one process: the corpus's manifest, decoded sound, remembered recordings."""
-        self.corpus.prepare()
+        try:
+            self.corpus.prepare()
+        except OSError as error:  # a cache that may only be read; nothing reads the manifest again
+            if error.errno not in READ_ONLY:
+                raise
+            log.info("data: the manifest is not written: %s", error)
 
     def setup(self, stage: str | None = None) -> None:
         """Load and split the corpus; the second call does nothing. Raises: see `Corpus.setup`."""

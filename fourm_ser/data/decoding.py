@@ -60,7 +60,9 @@ def extract_audio(path: Path, target: Path) -> None:
 
 def _blocks(path: Path) -> Iterator[SoundBlock]:
     """A recording's sound as it is decoded: by libsndfile where that knows the length, else by FFmpeg."""
-    links = ogg_links(path) if path.is_file() else []
+    if not path.is_file():  # nor a pipe, which would wait
+        raise InputError(unreadable(path, ""))
+    links = ogg_links(path)
     if links and opens(path):
         yield from _by_links(path, links)
     elif not links and opens(path, knows_length):

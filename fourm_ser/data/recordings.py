@@ -1,6 +1,7 @@
 """A corpus's recordings, checked before anything is built and known by their content."""
 
 import hashlib
+import logging
 import math
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -13,8 +14,11 @@ from rich.progress import track
 from fourm_ser.data.audio import check_recording, decode, reads_exactly
 from fourm_ser.data.levels import is_silent, silence_message
 from fourm_ser.data.release import LeftOut
-from fourm_ser.errors import InputError, printable
-from fourm_ser.files import whole
+from fourm_ser.data.sound import unreadable
+from fourm_ser.errors import InputError, PlaceError, printable
+from fourm_ser.files import READ_ONLY, is_spoilt, only_read, whole
+
+log = logging.getLogger(__name__)
 
 ENDS = 4096  # bytes at each end of a file: a header, tags and sound, which differ between recordings
 LONG = 2000  # recordings: checking more takes so long that progress is shown
@@ -38,6 +42,8 @@ class Recording(NamedTuple):
 
 
 COLUMNS = Recording._fields
+COUNTS = ("size", "modified", "clipped")
+NUMBERS = ("seconds", "peak")
 TEXTS = ("path", "ends", "source", "file", "digest", "quiet")
 
 
@@ -72,9 +78,14 @@ def scan_recordings(
         scanned.update(zip(changed, results, strict=True))
     if any(isinstance(scanned[path], Recording) for path in changed):
         remembered = known | {path: result for path, result in scanned.items() if isinstance(result, Recording)}
-        with whole(table) as temporary:
-            rows = pd.DataFrame(remembered.values(), columns=COLUMNS, dtype=object)
-            rows.to_csv(temporary, index=False, errors="surrogateescape")  # names need not be UTF-8
+        rows = pd.DataFrame(remembered.values(), columns=COLUMNS, dtype=object)
+        try:
+            with whole(table, seal=True) as temporary:
+                rows.to_csv(temporary, index=False, errors="surrogateescape")  # names need not be UTF-8
+        except OSError as error:
+            if error.errno not in READ_ONLY:
+                raise
+            log.info("data: %d recordings were checked and are not remembered: %s", len(changed), error)
     return scanned
 
 
@@ -95,9 +106,15 @@ def find_silent(frame: pd.DataFrame) -> list[LeftOut]:
 def _read_table(table: Path) -> dict[str, Recording]:
     if not table.is_file():
         return {}
-    rows = pd.read_csv(
-        table, dtype=dict.fromkeys(TEXTS, object), keep_default_na=False, encoding_errors="surrogateescape"
-    )
+    kinds = dict.fromkeys(TEXTS, object) | dict.fromkeys(NUMBERS, float) | dict.fromkeys(COUNTS, int)
+    try:
+        rows = pd.read_csv(table, dtype=kinds, keep_default_na=False, encoding_errors="surrogateescape")
+        is_damaged = is_spoilt(table) or len(rows) == 0
+    except (ValueError, OverflowError):
+        is_damaged = True
+    if is_damaged:
+        log.warning("%s: is damaged, and its recordings are checked anew.", table)
+        return {}
     if tuple(rows.columns) != COLUMNS:  # of an older version
         return {}
     columns = [rows[column].tolist() for column in COLUMNS]
@@ -121,7 +138,7 @@ def _unchanged(recording: Recording, verify: str) -> bool:
 def _scan(path: str, before: Recording | None, decoded: Path) -> Recording | InputError:
     """Errors are returned, not raised, so that all of a corpus's faults are counted in one go."""
     if not os.path.isfile(path):
-        return InputError(f"{path}: no such recording.")
+        return InputError(unreadable(path, ""))
     try:
         status = os.stat(path)
         file, source = path, _hash(path)
@@ -130,15 +147,26 @@ def _scan(path: str, before: Recording | None, decoded: Path) -> Recording | Inp
             file = str(folder / f"{Path(path).stem}-{source}.flac")
             # What was decoded before may have been spoilt since.
             if not os.path.isfile(file) or (before and before.file == file and before.digest != _hash(file)):
-                decode(path, Path(file))
+                _decode(path, Path(file))
         levels = check_recording(Path(file))
         digest = source if file == path else _hash(file)
         ends = _ends(path, file)
+    except PlaceError:
+        raise
     except InputError as error:
         return error
     except OSError as error:
         return InputError(f"{path}: cannot be read ({error.strerror}).")
     return Recording(path, status.st_size, status.st_mtime_ns, ends, source, file, digest, *levels)
+
+
+def _decode(path: str, target: Path) -> None:
+    try:
+        decode(path, target)
+    except OSError as error:
+        if error.errno not in READ_ONLY:
+            raise
+        raise only_read(target.parent, f"the sound of {path}", error) from error
 
 
 def _hash(path: str) -> str:

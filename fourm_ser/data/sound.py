@@ -80,7 +80,8 @@ def sound_blocks(file: soundfile.SoundFile, path: Path | str) -> Iterator[np.nda
 def unreadable(path: Path | str, reason: str) -> str:
     """What is said of a recording that cannot be decoded."""
     if not os.path.isfile(path):
-        return f"{path}: no such recording."
+        kind = " (a pipe, a device or a folder is none)" if os.path.exists(path) else ""
+        return f"{path}: no such recording{kind}."
     if not os.access(path, os.R_OK):
         return f"{path}: cannot be read (permission denied)."
     return f"{path}: cannot be decoded ({reason.rstrip('.')}). Copy it from its source again, or convert it to WAV."

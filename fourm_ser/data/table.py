@@ -11,6 +11,7 @@ import pandas as pd
 
 from fourm_ser.data.names import clean_cell
 from fourm_ser.errors import InputError, listed
+from fourm_ser.files import regular
 
 # A file's name need not be UTF-8, as PyArrow's strings have to be, which pandas takes where PyArrow is installed.
 pd.set_option("mode.string_storage", "python")
@@ -33,10 +34,10 @@ def read_table(path: Path, called: str, delimiter: str | None = None) -> pd.Data
     A delimiter is `comma`, `semicolon`, `tab`, or the sign itself; None recognises one of the three by the header.
 
     Raises:
-        InputError: it is no UTF-8, or no CSV; a name stands in the header twice, or a row has more or fewer cells.
+        InputError: no file, no UTF-8, or no CSV; a name stands in the header twice, or a row has more or fewer cells.
     """
     try:
-        text = path.read_bytes().decode("utf-8-sig")
+        text = regular(path).read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise InputError(
             f"{called}: not a readable CSV: not UTF-8 ({error.reason} at byte {error.start}). Save the table as UTF-8."
@@ -64,7 +65,7 @@ def need_columns(frame: pd.DataFrame, required: Iterable[str], called: str) -> N
         hint = "" if len(frame.columns) > 1 else " Between columns stand commas, semicolons or tabs."
         raise InputError(
             f"{called}: has no column {', '.join(missing)}. Required: {', '.join(required)}; found: "
-            f"{', '.join(frame.columns)}.{hint}"
+            f"{listed([_shown(name) for name in frame.columns], 20)}.{hint}"
         )
 
 
@@ -140,6 +141,11 @@ def _names(header: list[str], called: str) -> list[str]:
             "the other."
         )
     return names
+
+
+def _shown(name: str) -> str:
+    """The name of a column, which may be anything, in an error."""
+    return name if name.isprintable() and len(name) <= 40 else f"{name[:40]!r}..."
 
 
 def _named(sign: str) -> str:

@@ -4,14 +4,13 @@ import hashlib
 import json
 import logging
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from importlib.util import find_spec
 from pathlib import Path
 from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import torch
-from filelock import FileLock
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging as logging_of_transformers
@@ -20,7 +19,7 @@ from fourm_ser.encoders.attention import speed_up
 from fourm_ser.encoders.base import Resources
 from fourm_ser.encoders.checkpoints import cached_folder, checkpoint_folder, fetch_weights
 from fourm_ser.errors import InputError, brief
-from fourm_ser.files import whole
+from fourm_ser.files import is_spoilt, made_once, whole
 
 if TYPE_CHECKING:
     from transformers import PretrainedConfig, PreTrainedModel
@@ -230,9 +229,8 @@ def train_wordpiece(resources: Resources, vocabulary: int, padding: int | None =
     made_of = [vocabulary, texts, *([place] if place else [])]
     key = hashlib.blake2b(json.dumps(made_of).encode(), digest_size=12).hexdigest()
     path = resources.cache / "tokenizers" / f"wordpiece-{key}.json"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_suffix(".lock")):
-        if not path.is_file():
+    with nullcontext() if _is_tokenizer(path) else made_once(path.with_suffix(".lock"), "a tokenizer"):
+        if not _is_tokenizer(path):
             normalizer = normalizers.BertNormalizer(lowercase=True)
             pre_tokenizer = pre_tokenizers.BertPreTokenizer()
             tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
@@ -252,7 +250,7 @@ def train_wordpiece(resources: Resources, vocabulary: int, padding: int | None =
             tokenizer.add_special_tokens(special)
             ends = [(token, tokenizer.token_to_id(token)) for token in ("[CLS]", "[SEP]")]
             tokenizer.post_processor = processors.TemplateProcessing("[CLS] $A [SEP]", "[CLS] $A [SEP] $B [SEP]", ends)
-            with whole(path) as temporary:
+            with whole(path, seal=True) as temporary:
                 tokenizer.save(str(temporary))
     return PreTrainedTokenizerFast(
         tokenizer_file=str(path),
@@ -262,6 +260,22 @@ def train_wordpiece(resources: Resources, vocabulary: int, padding: int | None =
         sep_token="[SEP]",
         mask_token="[MASK]",
     )
+
+
+def _is_tokenizer(path: Path) -> bool:
+    """Whether a tokenizer is there; one that is damaged is made anew."""
+    from tokenizers import Tokenizer
+
+    if not path.is_file():
+        return False
+    try:
+        Tokenizer.from_file(str(path))
+        sound = not is_spoilt(path)
+    except Exception:  # tokenizers raises nothing more particular
+        sound = False
+    if not sound:
+        log.warning("%s: is damaged, and made anew.", path)
+    return sound
 
 
 def describe_config(config: "PretrainedConfig") -> dict[str, Any]:

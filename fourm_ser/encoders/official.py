@@ -3,6 +3,7 @@
 import codecs
 import logging
 from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import unquote, urlsplit
@@ -10,11 +11,10 @@ from urllib.parse import unquote, urlsplit
 import numpy as np
 import pooch
 import torch
-from filelock import FileLock
 from torch import Tensor, nn
 
 from fourm_ser.errors import InputError
-from fourm_ser.files import whole
+from fourm_ser.files import made_once, whole
 
 log = logging.getLogger(__name__)
 
@@ -47,8 +47,7 @@ def fetch_file(url: str, *, digest: str | None, cache: Path, key: str = WEIGHTS,
             incomplete, or its sha256 does not begin with `digest`, where that is known.
     """
     path = cache / "weights" / file_name(url)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with FileLock(path.with_name(f"{path.name}.lock")):
+    with nullcontext() if path.is_file() else made_once(path.with_name(f"{path.name}.lock"), path.name):
         if path.is_file():
             _check(path, digest, str(path), "Delete it to download it again.")
             return path

@@ -4,7 +4,7 @@ import importlib.metadata
 import inspect
 import json
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import blake2b
 from pathlib import Path
 from typing import Any
@@ -56,7 +56,8 @@ def check_padding(encoder: Encoder, fingerprint: str, cache: Path) -> None:
             "Choose another encoder, or let its stem hide padding: by masks in attention, by zeros before each "
             "convolution over time, and by no norm over time or batch."
         )
-    write_json(path, tried)
+    with suppress(OSError):  # a cache that may only be read: it is tried again
+        write_json(path, tried)
 
 
 def measure_padding(encoder: Encoder) -> float:

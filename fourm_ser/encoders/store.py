@@ -12,26 +12,26 @@ import os
 import struct
 import uuid
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import AbstractContextManager, suppress
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
 import xxhash
-from filelock import FileLock
-from safetensors import SafetensorError
+from rich.progress import track
 from safetensors.numpy import save_file
 from torch import Tensor
 
 from fourm_ser.encoders.base import Packed
 from fourm_ser.errors import InputError
-from fourm_ser.files import remove_temporary, whole, write_json
+from fourm_ser.files import made_once, regular, remove_temporary, whole, write_json
 
 log = logging.getLogger(__name__)
 
 FORMAT = 1
 SUM = "sum/"  # before a key in a shard's metadata: the checksum of its features
-AGAIN = " The same command, or resume=, encodes its utterances anew and goes on."
+LONG = 1 << 30  # bytes: verifying more takes so long that progress is shown
 DTYPES: dict[str, np.dtype] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
 
 
@@ -57,11 +57,11 @@ class FeatureStore:
 
     def __init__(self, *, root: Path, name: str, fingerprint: str, made_by: Mapping[str, Any]) -> None:
         self.folder = root / f"{name}-{fingerprint}"
-        self.folder.mkdir(parents=True, exist_ok=True)
         about = self.folder / "store.json"
         found = _read_format(about)
         if found is None:  # not there, or damaged: it says what the folder's name says
-            write_json(about, {"format": FORMAT, "encoder": name, "fingerprint": fingerprint, **made_by})
+            with suppress(OSError):  # of a cache that may only be read, what is there serves
+                write_json(about, {"format": FORMAT, "encoder": name, "fingerprint": fingerprint, **made_by})
         elif found != FORMAT:
             raise InputError(
                 f"{about}: the store has format {found}, this version reads format {FORMAT}. "
@@ -69,14 +69,19 @@ class FeatureStore:
             )
         self._index: dict[str, Place] = {}
         self._known: set[Path] = set()
+        self._unread: set[Path] = set()  # damaged shards that cannot be set aside
         self._open: dict[Path, int] = {}
         self._verified: set[str] = set()  # keys whose features this process has found to be what was written
         self.refresh()
 
     def refresh(self) -> None:
-        """Read the headers of shards that appeared since."""
+        """Read the headers of shards that appeared since, and forget those that were set aside."""
+        found = set(self.folder.glob("shard-*.safetensors"))
+        for shard in self._known - self._unread - found:
+            self._forget(shard)
         # Where two shards hold a key, the first name wins: every process then reads the same one.
-        for shard in sorted(set(self.folder.glob("shard-*.safetensors")) - self._known):
+        for shard in sorted(found - self._known):
+            self._known.add(shard)
             try:
                 places = _read_header(shard)
             except InputError as error:
@@ -84,7 +89,29 @@ class FeatureStore:
                 continue
             for key, place in places.items():
                 self._index.setdefault(key, place)
-            self._known.add(shard)
+
+    def verify(self, keys: Iterable[str]) -> None:
+        """Set aside the shards in which features of `keys` are not what was written: then the store lacks them.
+
+        Each utterance is looked at once a process.
+        """
+        found = [(self._index[key], key) for key in dict.fromkeys(keys) if key in self._index]
+        found = sorted((place, key) for place, key in found if place.checksum is not None and key not in self._verified)
+        held = np.empty(0, np.uint8)
+        sizes = [math.prod(place.shape) * place.dtype.itemsize for place, _ in found]
+        for place, key, size in track(
+            [(place, key, size) for (place, key), size in zip(found, sizes, strict=True)],
+            "verifying stored features",
+            transient=True,
+            disable=sum(sizes) < LONG,
+        ):
+            if key not in self._index:  # of a shard that has just been set aside
+                continue
+            if size > len(held):
+                held = np.empty(2 * size, np.uint8)  # once and again: memory that is new costs more than to read
+            said = self._read_into(key, place, held[:size])
+            if said:
+                log.warning("%s Its utterances are encoded anew.", said)
 
     def __contains__(self, key: str) -> bool:
         return key in self._index
@@ -107,49 +134,57 @@ class FeatureStore:
         for number, (place, length) in enumerate(zip(places, lengths, strict=True)):
             begin, end = end, end + length
             own = values[begin:end] if place.dtype == values.dtype else np.empty(place.shape, place.dtype)
-            self._read_into(place, own)
+            said = self._read_into(keys[number], place, own)
+            if said:
+                raise InputError(f"{said} The same command, or resume=, encodes its utterances anew and goes on.")
             if place.dtype != values.dtype:
                 values[begin:end] = own
-            self._verify(keys[number], place, own)
         return Packed(torch.from_numpy(values), torch.tensor(lengths), max(lengths))
 
-    def _read_into(self, place: Place, array: np.ndarray) -> None:
-        """Read what lies at a place into an array of its shape and type.
+    def _read_into(self, key: str, place: Place, array: np.ndarray) -> str:
+        """Read what lies at a place into an array of as many bytes; what is wrong with its shard, or nothing.
 
-        A positioned read of just these bytes: as fast as a memory map, and resident memory does not grow with use.
+        A positioned read of just these bytes: as fast as a memory map, and resident memory does not grow with use. A
+        shard with which something is wrong is set aside.
         """
-        if place.shard not in self._open:
-            try:
+        try:
+            if place.shard not in self._open:
                 self._open[place.shard] = os.open(place.shard, os.O_RDONLY)
-            except FileNotFoundError as error:  # set aside by another process
-                raise InputError(f"{place.shard}: is not there any more.{AGAIN}") from error
-        if _read(self._open[place.shard], array, place.offset) != array.nbytes:
-            raise InputError(self._set_aside(place.shard, f"{place.shard}: the shard ends too early.") + AGAIN)
-
-    def _verify(self, key: str, place: Place, features: np.ndarray) -> None:
-        """Refuse features that are not what was written; each utterance is looked at once a process.
-
-        Raises:
-            InputError: they are others. The shard is set aside, so that its utterances are encoded anew.
-        """
-        if place.checksum is None or key in self._verified:
-            return
-        if checksum(features) != place.checksum:
-            said = f"{place.shard}: is damaged: the features of an utterance are not those that were written."
-            raise InputError(self._set_aside(place.shard, said) + AGAIN)
-        self._verified.add(key)
+            count = _read(self._open[place.shard], array, place.offset)
+        except FileNotFoundError:  # set aside by another process
+            return self._set_aside(place.shard, f"{place.shard}: is not there any more.")
+        except OSError as error:
+            if error.errno != errno.EIO:
+                raise
+            return self._set_aside(place.shard, f"{place.shard}: the disk cannot read it.")
+        if count != array.nbytes:
+            return self._set_aside(place.shard, f"{place.shard}: the shard ends too early.")
+        if place.checksum is not None and key not in self._verified:
+            if checksum(array) != place.checksum:
+                said = f"{place.shard}: is damaged: the features of an utterance are not those that were written."
+                return self._set_aside(place.shard, said)
+            self._verified.add(key)
+        return ""
 
     def _set_aside(self, shard: Path, said: str) -> str:
         """Give a damaged shard a name that no store reads; what was said of it, and where it is."""
+        self._forget(shard)
         aside = shard.with_name(f"damaged-{shard.name}")
         try:
             os.replace(shard, aside)
         except FileNotFoundError:  # another process was faster
-            pass
-        except OSError as error:
+            return said
+        except OSError as error:  # a folder that is only read: other processes meet it again
+            self._known.add(shard)
+            self._unread.add(shard)
             return f"{said} It cannot be set aside ({error.strerror}): delete it."
-        self._index = {key: place for key, place in self._index.items() if place.shard != shard}
         return f"{said} It is set aside as {aside.name}."
+
+    def _forget(self, shard: Path) -> None:
+        self._known.discard(shard)
+        self._index = {key: place for key, place in self._index.items() if place.shard != shard}
+        if shard in self._open:
+            os.close(self._open.pop(shard))
 
     def write(self, features: Mapping[str, np.ndarray]) -> None:
         """Add a shard: a [time, dim] array of float32 or float16 for each key.
@@ -158,27 +193,18 @@ class FeatureStore:
             InputError: the disk is full; shards written before stay as they are.
         """
         shard = self.folder / f"shard-{uuid.uuid4().hex}.safetensors"
-        try:
-            with whole(shard) as temporary:
-                sums = {f"{SUM}{key}": checksum(array) for key, array in features.items()}
-                save_file(dict(features), temporary, metadata=sums)
-        except (OSError, SafetensorError) as error:
-            if getattr(error, "errno", None) != errno.ENOSPC and "No space left" not in str(error):
-                raise
-            size = sum(array.nbytes for array in features.values())
-            raise InputError(
-                f"{self.folder}: the disk is full: a shard of {size / 1e6:.1f} MB was to be written. Make room, or "
-                "choose another cache; what was encoded before is kept, and the same command goes on from there."
-            ) from error
+        sums = {f"{SUM}{key}": checksum(array) for key, array in features.items()}
+        with whole(shard) as temporary:
+            save_file(dict(features), temporary, metadata=sums)
         self.refresh()
 
     def clear(self) -> None:
         """Remove what killed processes were writing: none that still writes takes an hour for a shard."""
         remove_temporary(self.folder, older=3600.0)
 
-    def lock(self) -> FileLock:
+    def lock(self) -> AbstractContextManager[None]:
         """A lock that saves several processes the same work; the store is right without it."""
-        return FileLock(self.folder / "store.lock")
+        return made_once(self.folder / "store.lock", "a part of the features")
 
     def missing(self, keys: Iterable[str]) -> list[str]:
         """The distinct `keys` that the store lacks, in their order."""
@@ -203,7 +229,7 @@ def checksum(features: np.ndarray) -> str:
 def _read_format(about: Path) -> int | None:
     """The format that a store.json states; None where there is none, or it is damaged."""
     try:
-        found = json.loads(about.read_text(encoding="utf-8"))["format"]
+        found = json.loads(regular(about).read_text(encoding="utf-8"))["format"]
     except FileNotFoundError:
         return None
     except (ValueError, KeyError, TypeError, RecursionError):
@@ -225,7 +251,7 @@ def _read(descriptor: int, array: np.ndarray, offset: int) -> int:
 def _read_header(shard: Path) -> dict[str, Place]:
     """A safetensors file's header: 8 bytes of its length, then JSON of each tensor's type, shape and bytes."""
     try:
-        with shard.open("rb") as file:
+        with regular(shard).open("rb") as file:
             (length,) = struct.unpack("<Q", file.read(8))
             size = shard.stat().st_size
             if length > size:

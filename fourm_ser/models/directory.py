@@ -1,6 +1,7 @@
 """The model directory: all that it takes to use a trained network, without pickle."""
 
 import hashlib
+import json
 import os
 import shutil
 import uuid
@@ -21,7 +22,7 @@ from fourm_ser.errors import InputError, blamed, brief, listed
 from fourm_ser.files import write_json, write_text
 from fourm_ser.losses.margin import CosineClassifier
 from fourm_ser.models.network import EmotionNetwork, build_network
-from fourm_ser.plain import read_config, read_json
+from fourm_ser.plain import read_config, read_json, read_yaml
 from fourm_ser.trust import refuse_strangers
 
 
@@ -105,7 +106,10 @@ def save_model(folder: Path, model: Model, config: DictConfig, left_out: Mapping
             nodes["lora"] = OmegaConf.to_container(config.lora, resolve=True)
         save_file(state, temporary / "model.safetensors")
         write_json(temporary / "labels.json", model.emotions)
-        nodes["digests"] = {name: _digest(temporary / name) for name in ("model.safetensors", "labels.json")}
+        files = sorted(path for path in temporary.rglob("*") if path.is_file())
+        nodes["digests"] = {path.relative_to(temporary).as_posix(): _digest(path) for path in files}
+        write_text(temporary / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(nodes)))
+        nodes["digests"]["config.yaml"] = _own_digest(temporary / "config.yaml")
         write_text(temporary / "config.yaml", OmegaConf.to_yaml(OmegaConf.create(nodes)))
         if folder.exists():
             shutil.rmtree(folder)
@@ -144,9 +148,15 @@ def load_model(folder: Path, cache: Path, trust: Sequence[str] = ()) -> Model:
     refuse_strangers(config, folder / "config.yaml", trust)
     emotions = _read_labels(folder / "labels.json")
     with blamed(folder):
-        for name, digest in config.get("digests", {}).items():  # earlier versions wrote none
-            if name in ("model.safetensors", "labels.json") and _digest(folder / name) != digest:
-                raise InputError(f"{folder / name}: is not what was written there. Copy the folder again.")
+        for name, digest in config.get("digests", {}).items():  # earlier versions wrote none, or of two files
+            path = folder / name
+            if ".." in path.parts or not path.is_relative_to(folder):
+                raise InputError(f"{folder / 'config.yaml'}: digests names {name}, which is not in the folder.")
+            if not path.is_file() or (_own_digest(path) if name == "config.yaml" else _digest(path)) != digest:
+                raise InputError(
+                    f"{path}: is damaged or was changed: it is not what was written there. Copy the folder again; if "
+                    f"the change is meant, take {name} out of digests in config.yaml."
+                )
         if "use" not in config:
             said = "has no key use: an earlier version wrote it. Train the run again."
             raise InputError(f"{folder / 'config.yaml'}: {said}")
@@ -203,6 +213,13 @@ def _build_model(folder: Path, config: DictConfig, emotions: list[str], cache: P
 def _digest(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, lambda: hashlib.blake2b(digest_size=16)).hexdigest()
+
+
+def _own_digest(path: Path) -> str:
+    """The digest of what a config says, but for this digest itself; it may be written in another way."""
+    nodes = read_yaml(path)
+    digests = {name: digest for name, digest in (nodes.pop("digests", None) or {}).items() if name != path.name}
+    return hashlib.blake2b(json.dumps([nodes, digests], sort_keys=True).encode(), digest_size=16).hexdigest()
 
 
 def _read_weights(path: Path) -> dict[str, Tensor]:

@@ -14,6 +14,7 @@ from fourm_ser.data.corpus import Corpus
 from fourm_ser.data.datamodule import EmotionDataModule
 from fourm_ser.data.transcripts import told_rule
 from fourm_ser.data.waveforms import RawVersions, StoredVersions, VersionReader, Versions, Waveforms
+from fourm_ser.distributed import barrier, share
 from fourm_ser.encoders.base import Encoder
 from fourm_ser.encoders.checkpoints import fetch_weights
 from fourm_ser.encoders.hub import ENCODER_FILES
@@ -140,7 +141,11 @@ def make_sources(
                 (VersionReader(read, versions, number), [versions.key(row, number) for row in range(len(own))], trained)
                 for number in range(1, versions.copies + 1)
             ]
-        if any(store.missing(words[row] for part in parts for row in part) for _, words, parts in passes):
+        wanted = [words[row] for _, words, parts in passes for part in parts for row in part]
+        store.verify(share(wanted))  # what is damaged is encoded with what lacks, before anything is trained on it
+        barrier()
+        store.refresh()
+        if store.missing(wanted):
             length = encoder.lengths(read, length)
         for read_one, words, parts in passes:
             raw = Raw(read_one, encoder.frontend)

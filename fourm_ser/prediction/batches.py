@@ -11,7 +11,7 @@ import numpy as np
 
 from fourm_ser.checks import check_number
 from fourm_ser.data.buckets import cut_by_length
-from fourm_ser.errors import InputError
+from fourm_ser.errors import InputError, PlaceError
 from fourm_ser.prediction.items import Cutting, Item, Window, checked, decoded, seconds
 
 log = logging.getLogger(__name__)
@@ -60,6 +60,8 @@ class Planner:
             for number, item in chain([first], islice(source, AHEAD - 1)):
                 try:
                     windows = planned[number] = self.windows(number, item, cutting, decoded_file(scratch, number))
+                except PlaceError:
+                    raise
                 except InputError as error:
                     planned[number] = error
                     continue

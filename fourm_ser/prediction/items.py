@@ -10,6 +10,7 @@ from torch import Tensor
 
 from fourm_ser.data.audio import SAMPLE_RATE, read_audio, readable, resample, stated_seconds
 from fourm_ser.data.levels import refuse_scale
+from fourm_ser.data.sound import RATES
 from fourm_ser.errors import InputError, printable
 
 SHORT = 0.1  # seconds that a header may promise too much: what codecs add and cut at a recording's ends
@@ -82,8 +83,12 @@ def checked(item: Item) -> Item:
         raise InputError(
             f"audio: has the type {audio.dtype}. Expected floats with full scale at 1: divide 16-bit samples by 32768."
         )
-    if isinstance(item.rate, bool) or not isinstance(item.rate, int | float | np.number) or not 0 < item.rate < 1e9:
-        raise InputError(f"rate={item.rate}: expected the array's samples a second, such as 16000.")
+    if (
+        isinstance(item.rate, bool)
+        or not isinstance(item.rate, int | float | np.number)
+        or not RATES[0] <= item.rate <= RATES[1]
+    ):
+        raise InputError(f"rate={item.rate}: expected the array's samples a second, {RATES[0]:,} to {RATES[1]:,}.")
     if not len(audio):
         raise InputError("audio: the array holds no samples.")
     if not np.isfinite(audio).all():

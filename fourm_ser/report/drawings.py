@@ -6,11 +6,12 @@ from itertools import product
 import numpy as np
 import pandas as pd
 
+from fourm_ser.errors import InputError
 from fourm_ser.report.cells import ACCURACIES, SHOWN, Cell, Section, in_words
 from fourm_ser.report.effects import Effects, marginal_effects
 from fourm_ser.report.svg import Chart, Grid, bars, curves, heat_map, interval_plot
 from fourm_ser.report.tables import cell_seconds, percent
-from fourm_ser.runs.directory import confusion_counts
+from fourm_ser.runs.directory import confusion_counts, read_epochs_table
 
 FACETS = 6  # heat maps beside each other; with more settings of the other axes, their mean is shown
 PANELS = 24  # training curves of so many cells
@@ -211,8 +212,8 @@ def _histories(cell: Cell) -> tuple[dict[str, pd.DataFrame], list[tuple[str, flo
     for run in cell.runs:
         for stage, path in run.directory.tables.items():
             try:
-                table = pd.read_csv(path).apply(pd.to_numeric, errors="coerce")
-            except (OSError, ValueError):
+                table = read_epochs_table(path)
+            except InputError:
                 continue
             if len(table):
                 tables.setdefault(stage, {})[run.path.name] = table

@@ -8,6 +8,7 @@ import numpy as np
 import pandas as pd
 from scipy import stats
 
+from fourm_ser.errors import InputError
 from fourm_ser.report.cells import ACCURACIES, Section, repeat_of
 from fourm_ser.runs.collect import Run
 from fourm_ser.runs.directory import PREDICTED
@@ -216,7 +217,7 @@ def read_predictions(runs: Sequence[Run]) -> tuple[pd.DataFrame, list[str]]:
         path = run.directory.predictions
         try:
             table = run.directory.read_predictions()
-        except (OSError, ValueError) as error:
+        except (InputError, OSError, ValueError) as error:
             problems.append(
                 f"{path}: cannot be read ({' '.join(str(error).split())}); left out of what needs utterances."
             )

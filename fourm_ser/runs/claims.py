@@ -55,7 +55,7 @@ def record_content(now: pd.DataFrame, origin: str, directory: RunDirectory, writ
             "or begin another run: a result is that of one corpus."
         )
     if before is None and write:
-        write_table(directory.corpus, now)
+        write_table(directory.corpus, now, seal=True)
 
 
 def changes_since(

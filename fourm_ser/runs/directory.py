@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from fourm_ser.config import upgrade
 from fourm_ser.errors import BusyError, InputError, brief, listed
-from fourm_ser.files import whole, write_json
+from fourm_ser.files import is_spoilt, refuse_spoilt, regular, whole, write_json
 from fourm_ser.plain import as_mapping, read_config, read_json
 from fourm_ser.terminal import command_line
 from fourm_ser.trust import refuse_strangers
@@ -36,16 +36,6 @@ def confusion_counts(predictions: "pd.DataFrame", classes: Sequence[str]) -> "np
 
     counts = pd.crosstab(predictions["emotion"], predictions["predicted"])
     return counts.reindex(index=list(classes), columns=list(classes), fill_value=0).to_numpy()
-
-
-def read_epochs(path: Path) -> "pd.DataFrame":
-    """A stage's table, a row an epoch, counted from 1: earlier versions counted from 0."""
-    import pandas as pd
-
-    table = pd.read_csv(path)
-    if (table["epoch"] == 0).any():
-        table["epoch"] += 1
-    return table
 
 
 class StageDirectory:
@@ -78,12 +68,16 @@ class StageDirectory:
 
     def select_last(self) -> None:
         """Let the last checkpoint be the best one, whole: of a stage that selects its last epoch."""
-        with whole(self.best) as temporary:
+        with whole(self.best, seal=True) as temporary:
             shutil.copyfile(self.last, temporary)
+
+    def read_last(self) -> dict[str, Any]:
+        """The last checkpoint, as Lightning writes it; InputError where it is damaged."""
+        return _read_checkpoint(self.last)
 
     def check_place(self) -> None:
         """Refuse a run that was moved: Lightning's checkpoints name their folder, and best weights would be lost."""
-        callbacks = _read_checkpoint(self.last)["callbacks"]
+        callbacks = self.read_last()["callbacks"]
         places = {state["dirpath"] for state in callbacks.values() if "dirpath" in state}
         if places != {str(self.last.parent)}:
             made = ", ".join(sorted(places))
@@ -91,15 +85,27 @@ class StageDirectory:
 
     def read_seconds(self) -> float:
         """How long the finished stage took."""
-        return float(as_mapping(read_json(self.finished))["seconds"])
+        return float(self._read_finished("seconds"))
 
     def read_epochs(self) -> int:
         """How many epochs the finished stage had."""
-        return int(as_mapping(read_json(self.finished))["epochs"])
+        return int(self._read_finished("epochs"))
+
+    def _read_finished(self, name: str) -> float:
+        refuse_spoilt(self.finished)
+        try:
+            value = as_mapping(read_json(self.finished)).get(name)
+        except ValueError:
+            value = None
+        if isinstance(value, bool) or not isinstance(value, int | float) or not 0 <= value < math.inf:
+            raise InputError(
+                f"{self.finished}: is damaged. Delete it and resume the run, it goes on from its checkpoint."
+            )
+        return value
 
     def write_finished(self, seconds: float, epochs: int) -> None:
         """Say that the stage has finished."""
-        write_json(self.finished, {"seconds": seconds, "epochs": epochs})
+        write_json(self.finished, {"seconds": seconds, "epochs": epochs}, seal=True)
 
 
 class RunDirectory:
@@ -198,6 +204,7 @@ class RunDirectory:
 
     def peek_record(self) -> DictConfig:
         """The run's config, also that of an earlier version, to be looked at: nothing is built from it."""
+        refuse_spoilt(self.record)
         config = upgrade(read_config(self.record))
         if not isinstance(config.get("data"), DictConfig):
             raise InputError(f"{self.record}: is damaged, or no record of a run: it says nothing of data.")
@@ -232,6 +239,8 @@ class RunDirectory:
             FileNotFoundError: the run has none.
             ValueError: they are damaged, unfinished, or have no accuracy.
         """
+        if is_spoilt(self.metrics):
+            raise ValueError("is not what was written there")
         metrics = as_mapping(read_json(self.metrics))
         if metrics.get("finished") is not True:
             raise ValueError("does not say that the run has finished")
@@ -269,10 +278,11 @@ class RunDirectory:
         write_json(self.failure, {"error": said, "overrides": list(overrides)})
 
     def read_predictions(self) -> "pd.DataFrame":
-        """What was predicted: the columns `PREDICTED`, as strings; OSError or ValueError where they cannot be read."""
+        """What was predicted: the columns `PREDICTED`, as strings; InputError, OSError or ValueError without."""
         import pandas as pd
 
-        return pd.read_csv(self.predictions, usecols=PREDICTED, dtype=str, keep_default_na=False)
+        refuse_spoilt(self.predictions)
+        return pd.read_csv(regular(self.predictions), usecols=PREDICTED, dtype=str, keep_default_na=False)
 
     def read_corpus(self) -> "pd.DataFrame | None":
         """What the run recorded of its corpus (see `fourm_ser.data.content`); None where its version did not.
@@ -287,6 +297,7 @@ class RunDirectory:
         path = self.corpus
         if not path.is_file():
             return None
+        refuse_spoilt(path)
         try:
             table = pd.read_csv(path, dtype=str, keep_default_na=False)
         except (OSError, ValueError) as error:
@@ -310,6 +321,7 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
     """A checkpoint; InputError where it is damaged, or holds anything but tensors and plain values."""
     import torch
 
+    refuse_spoilt(path)
     try:
         with zipfile.ZipFile(path) as parts:  # of each part it holds a CRC, which torch does not look at
             damaged = parts.testzip()
@@ -321,6 +333,28 @@ def _read_checkpoint(path: Path) -> dict[str, Any]:
             f"{path}: is damaged: {brief(error)}. Copy it again, or delete the folder {path.parent.parent} and those "
             "of later stages, and resume the run: these stages are done anew."
         ) from error
+
+
+def read_epochs_table(path: Path) -> "pd.DataFrame":
+    """The table of a stage's epochs: numbers, a row for each `epoch`, counted from 1: earlier versions counted from 0.
+
+    Raises:
+        InputError: it is damaged.
+    """
+    import pandas as pd
+
+    refuse_spoilt(path)
+    try:
+        table = pd.read_csv(regular(path)).apply(pd.to_numeric)
+        if "epoch" not in table or not table["epoch"].is_unique or not len(table):
+            raise ValueError("expected a row for each epoch")
+        if (table["epoch"] == 0).any():
+            table["epoch"] += 1
+    except (OSError, ValueError, TypeError) as error:
+        raise InputError(
+            f"{path}: is damaged: {brief(error)}. Delete it: a stage that goes on begins its table there."
+        ) from error
+    return table
 
 
 def is_model(folder: Path) -> bool:

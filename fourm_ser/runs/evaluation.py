@@ -37,11 +37,10 @@ from fourm_ser.runs.intervals import bootstrap
 from fourm_ser.runs.resampling import FEWEST, unit_of
 from fourm_ser.runs.results import write_metrics, write_predictions
 from fourm_ser.terminal import make_table, near, say
-from fourm_ser.trust import read_trust
+from fourm_ser.trust import CACHE, own_cache, read_trust
 
 log = logging.getLogger(__name__)
 
-CACHE = "~/.cache/fourm_ser"
 BATCH = 32
 
 
@@ -62,7 +61,10 @@ def evaluate(config: DictConfig, changes: Mapping[str, Any] | None) -> dict[str,
     trust = read_trust(config.get("trust"))
     record, folder, node = _find(config, changes, trust)
     training = read_training(config.run, config.model)
-    cache = Path(config.cache or (CACHE if record is None else record.cache)).expanduser()
+    if config.cache is None and record is not None:
+        cache = own_cache(record.cache, RunDirectory(folder.parent).record)
+    else:
+        cache = Path(config.cache or CACHE).expanduser()
     model = load_model(folder, cache, trust)
     device = find_device(config.device, "device")
     with blamed(f"{config.run}: its record of the corpus") if changes is not None else nullcontext():

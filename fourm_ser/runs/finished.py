@@ -27,6 +27,7 @@ from fourm_ser.models.network import EmotionNetwork, build_network
 from fourm_ser.models.sources import make_sources
 from fourm_ser.runs.claims import record_content
 from fourm_ser.runs.directory import RunDirectory
+from fourm_ser.trust import own_cache
 
 BATCH = 32
 
@@ -82,7 +83,7 @@ class OpenRun:
             raise InputError(f"{run_dir}: a baseline's run: it has no stages, attention or loss. Give a network's.")
         with blamed(self.directory.record):
             self.chosen = self.directory.chosen
-            self.cache = Path(self.config.cache).expanduser() if cache is None else cache
+            self.cache = own_cache(self.config.cache, self.directory.record) if cache is None else cache
             self.config.cache, self.config.trainer.accelerator = str(self.cache), device.type
         self.network, self.emotions, _ = load_model(self.directory.model, self.cache, trust)
         with blamed(f"{run_dir}: its record of the corpus"):

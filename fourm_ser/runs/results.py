@@ -10,11 +10,12 @@ import pandas as pd
 from rich import get_console
 
 from fourm_ser.data.corpus import Corpus
+from fourm_ser.errors import InputError
 from fourm_ser.figures import confusion_figure, curves_figure, save_figure
 from fourm_ser.files import finite, write_json, write_table
 from fourm_ser.models.inference import Outputs
 from fourm_ser.models.network import EmotionNetwork
-from fourm_ser.runs.directory import PREDICTED, RunDirectory, confusion_counts, read_epochs
+from fourm_ser.runs.directory import PREDICTED, RunDirectory, confusion_counts, read_epochs_table
 from fourm_ser.terminal import make_table, near, say
 
 log = logging.getLogger(__name__)
@@ -62,7 +63,12 @@ def write_results(directory: RunDirectory, corpus: Corpus, metrics: Mapping[str,
     """Write what a run leaves of its test side; metrics.json last, for it says that the run has finished."""
     predictions = write_predictions(directory, corpus, corpus.emotions, outputs)
     figures = [directory.confusion_matrix]
-    curves = {name: read_epochs(path) for name, path in directory.tables.items()}
+    curves = {}
+    for name, path in directory.tables.items():
+        try:
+            curves[name] = read_epochs_table(path)
+        except InputError as error:  # of an earlier stage, which a run that goes on does not do again
+            log.warning("%s is drawn without stage %s: %s", directory.training_curves.name, name, error)
     if curves:
         save_figure(curves_figure(curves), directory.training_curves)
         figures.append(directory.training_curves)
@@ -75,7 +81,7 @@ def write_predictions(directory: RunDirectory, corpus: Corpus, classes: list[str
     known = corpus.frame[PREDICTED[:-1]].iloc[outputs.rows].reset_index(drop=True)
     predicted = pd.DataFrame({PREDICTED[-1]: [classes[label] for label in outputs.predicted]})
     predictions = pd.concat([known, predicted, pd.DataFrame(outputs.probabilities, columns=classes)], axis=1)
-    write_table(directory.predictions, predictions)
+    write_table(directory.predictions, predictions, seal=True)
     save_figure(confusion_figure(confusion_counts(predictions, classes), classes), directory.confusion_matrix)
     return predictions
 
@@ -85,7 +91,7 @@ def write_metrics(directory: RunDirectory, metrics: Mapping[str, Any]) -> dict[s
     for reason in undefined(metrics):
         log.info("metrics.json: %s", reason)
     written: dict[str, Any] = finite(metrics)
-    write_json(directory.metrics, written)
+    write_json(directory.metrics, written, seal=True)
     return written
 
 

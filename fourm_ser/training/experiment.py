@@ -58,6 +58,7 @@ from fourm_ser.training.stages import (
 )
 from fourm_ser.training.stopping import SIGNALS, way_on_told
 from fourm_ser.training.trainer import build_trainer, skips_parts, trainer_arguments
+from fourm_ser.trust import own_cache
 
 log = logging.getLogger("fourm_ser.training.experiment")  # also where it is `__main__`
 
@@ -155,7 +156,10 @@ def resume(
     directory = RunDirectory(run_dir)
     if not directory.record.is_file():
         raise InputError(f"resume={run_dir}: no config.yaml there. Expected the directory of an earlier run.")
-    return run(directory.read_record(trust), run_dir, own_process, tells_next)
+    config = directory.read_record(trust)
+    if not launched():  # else the process that was started first has looked
+        own_cache(config.cache, directory.record)
+    return run(config, run_dir, own_process, tells_next)
 
 
 class Experiment:

@@ -24,6 +24,18 @@ EXPECTED = (
 )
 
 
+class LogFile(logging.FileHandler):
+    """A log on a disk that may be full, which ends no run: it is said once."""
+
+    told = False
+
+    def handleError(self, record: logging.LogRecord) -> None:  # noqa: N802 - logging's name
+        """Say that the file cannot be written."""
+        if not self.told:
+            self.told = True
+            print(f"{self.baseFilename}: cannot be written ({sys.exc_info()[1]}).", file=sys.stderr)
+
+
 @contextmanager
 def logged(path: Path) -> Iterator[None]:
     """Send rank zero's log to the terminal, and in more detail to a file."""
@@ -37,7 +49,7 @@ def logged(path: Path) -> Iterator[None]:
         return
     terminal = TerminalHandler()
     terminal.setLevel(logging.INFO)
-    file = logging.FileHandler(path, encoding="utf-8")
+    file = LogFile(path, encoding="utf-8")
     file.setFormatter(logging.Formatter("%(asctime)s %(levelname)s %(name)s: %(message)s"))
     before, propagate = root.level, root.propagate
     root.setLevel(logging.DEBUG)

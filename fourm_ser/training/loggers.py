@@ -17,7 +17,7 @@ from pytorch_lightning.utilities import rank_zero_only
 from fourm_ser.checks import check_word
 from fourm_ser.errors import InputError
 from fourm_ser.files import whole, write_text
-from fourm_ser.runs.directory import RunDirectory, StageDirectory, read_epochs
+from fourm_ser.runs.directory import RunDirectory, StageDirectory, read_epochs_table
 from fourm_ser.runs.results import Results
 
 log = logging.getLogger(__name__)
@@ -48,8 +48,7 @@ class EpochTable(Logger):
         self.path = path
         self.rows: dict[int, dict[str, float]] = {}
         if path.is_file():
-            table = read_epochs(path).set_index("epoch")
-            self.rows = table.to_dict(orient="index")  # type: ignore[assignment]
+            self.rows = read_epochs_table(path).set_index("epoch").to_dict(orient="index")  # type: ignore[assignment]
 
     @property
     def name(self) -> str:
@@ -70,7 +69,7 @@ class EpochTable(Logger):
             return
         self.rows.setdefault(int(metrics["epoch"]) + 1, {}).update(values)
         table = pd.DataFrame.from_dict(self.rows, orient="index").sort_index()
-        with whole(self.path) as temporary:
+        with whole(self.path, seal=True) as temporary:
             table[sorted(table.columns)].to_csv(temporary, index_label="epoch")
 
 

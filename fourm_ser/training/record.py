@@ -45,7 +45,7 @@ def record(config: DictConfig, directory: RunDirectory) -> DictConfig:
     if is_new:
         check_encoders(config)
         pin(config)
-        write_text(directory.record, OmegaConf.to_yaml(config))
+        write_text(directory.record, OmegaConf.to_yaml(config), seal=True)
         return config
     recorded = directory.peek_record()
     settle(recorded)

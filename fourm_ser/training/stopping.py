@@ -20,7 +20,6 @@ from omegaconf import DictConfig
 from pytorch_lightning import Callback, Trainer
 
 from fourm_ser.distributed import rank
-from fourm_ser.files import whole
 from fourm_ser.terminal import command_line, near
 from fourm_ser.training.module import EmotionModule
 from fourm_ser.trust import named_packages
@@ -128,8 +127,7 @@ class StopBetweenSteps(Callback):
             return
         pl_module.refuse_infinite()
         self.kept = _state(pl_module)
-        with whole(self.last) as temporary:
-            trainer.save_checkpoint(temporary)
+        trainer.save_checkpoint(self.last)
         SIGNALS.stop()
 
     def on_validation_batch_end(self, trainer: Trainer, *others: Any) -> None:

@@ -1,12 +1,15 @@
 """The Trainer that runs a stage: its callbacks and its checkpoints."""
 
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 import torch
 from pytorch_lightning import Trainer
 from pytorch_lightning.callbacks import Callback, EarlyStopping, ModelCheckpoint
+from pytorch_lightning.plugins.io import TorchCheckpointIO
 
+from fourm_ser.files import whole
 from fourm_ser.models.network import EmotionNetwork
 from fourm_ser.runs.directory import StageDirectory
 from fourm_ser.training.averaging import MovingAverage
@@ -15,6 +18,14 @@ from fourm_ser.training.stages import MONITORS, Stage
 from fourm_ser.training.stopping import StopBetweenSteps
 
 OWN_KEYS = ("tf32", "compile", "keep_freed_memory")  # of the config's `trainer`, unknown to Lightning's
+
+
+class WholeCheckpoints(TorchCheckpointIO):
+    """Checkpoints that appear whole beside a hash of theirs: Lightning's own copies them from the temporary folder."""
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any | None = None) -> None:
+        with whole(Path(path), seal=True) as temporary:
+            torch.save(checkpoint, temporary)
 
 
 class StopWhenDone(EarlyStopping):
@@ -103,6 +114,7 @@ def build_trainer(stage: Stage, folder: StageDirectory, validates: bool = True, 
         gradient_clip_val=stage.gradient_clip,
         accumulate_grad_batches=stage.accumulate,
         callbacks=callbacks,
+        plugins=[WholeCheckpoints()],
         default_root_dir=folder.path,
         num_sanity_val_steps=0,
         use_distributed_sampler=False,

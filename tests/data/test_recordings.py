@@ -169,7 +169,7 @@ def test_a_file_that_is_replaced_with_size_and_time_kept_is_noticed(
 def test_what_was_remembered_of_an_older_version_is_measured_anew(tmp_path: Path, decoded: list[str]) -> None:
     write_wav(tmp_path / "a.wav")
     first = scan(tmp_path, "a.wav")
-    (table,) = (tmp_path / "cache" / "recordings").iterdir()
+    (table,) = (tmp_path / "cache" / "recordings").glob("*.csv")
     pd.read_csv(table).drop(columns=["quiet", "ends"]).to_csv(table, index=False)
     assert scan(tmp_path, "a.wav") == first
     assert decoded == ["a.wav", "a.wav"]

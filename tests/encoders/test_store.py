@@ -233,6 +233,79 @@ def test_a_flipped_bit_of_features_is_found_and_its_shard_set_aside(
     assert all(np.array_equal(again.read(key).numpy(), array.astype(np.float32)) for key, array in written.items())
 
 
+def spoil(shard: Path) -> None:
+    """Flip a bit of a shard's last utterance."""
+    content = bytearray(shard.read_bytes())
+    content[-1] ^= 1
+    shard.write_bytes(content)
+
+
+@pytest.mark.parametrize("damage", ["a flipped bit", "cut", "gone", "a bad sector", "none"])
+def test_what_is_damaged_is_missing_before_it_is_read(
+    tmp_path: Path, damage: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    store = opened(tmp_path)
+    one, two = features(4), features(4, seed=1)
+    store.write(one)
+    (shard,) = shards(store)
+    store.write(two)
+    reader = opened(tmp_path)
+    if damage == "a flipped bit":
+        spoil(shard)
+    elif damage == "cut":
+        shard.write_bytes(shard.read_bytes()[:-4])
+    elif damage == "gone":
+        shard.unlink()
+    elif damage == "a bad sector":
+        own = os.open
+
+        def fails(path: Path, *given: int) -> int:
+            if path == shard:
+                raise OSError(errno.EIO, "Input/output error")
+            return own(path, *given)
+
+        monkeypatch.setattr(os, "open", fails)
+    reader.verify([*two, *one, "another"])
+    assert reader.missing([*one, *two]) == ([] if damage == "none" else list(one))
+    assert len(caplog.messages) == (damage != "none")
+    assert all(str(shard) in line and "encoded anew" in line for line in caplog.messages)
+    for key in two:
+        np.testing.assert_array_equal(reader.read(key).numpy(), two[key])
+    if damage != "none":
+        assert shard not in shards(store)
+        monkeypatch.undo()
+        reader.write(one)
+        reader.verify(one)
+        assert not reader.missing(one)
+
+
+def test_another_process_s_reader_forgets_what_was_set_aside(tmp_path: Path) -> None:
+    store = opened(tmp_path)
+    store.write(features(4))
+    other = opened(tmp_path)
+    spoil(*shards(store))
+    store.verify(features(4))
+    other.refresh()
+    assert other.missing(features(4)) == list(features(4))
+
+
+def test_a_damaged_shard_in_a_folder_that_is_only_read_is_not_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    opened(tmp_path).write(features(4))
+    store = opened(tmp_path)
+    spoil(*shards(store))
+
+    def refused(*given: object) -> None:
+        raise OSError(errno.EROFS, "Read-only file system")
+
+    monkeypatch.setattr(os, "replace", refused)
+    store.verify(features(4))
+    store.refresh()
+    assert len(store) == 0
+    assert "cannot be set aside (Read-only file system): delete it" in caplog.text
+
+
 def test_shards_of_earlier_versions_without_checksums_are_read(tmp_path: Path) -> None:
     store = opened(tmp_path)
     save_file(features(3), store.folder / "shard-0.safetensors")
@@ -298,7 +371,7 @@ def test_a_disk_that_fills_up_is_named_and_keeps_what_was_written(
 
     with monkeypatch.context() as full:
         full.setattr("fourm_ser.encoders.store.save_file", half)
-        with pytest.raises(InputError, match=rf"{store.folder}: the disk is full: a shard of 1\.2 MB.*Make room"):
+        with pytest.raises(InputError, match=rf"{store.folder}/shard-.*: the disk is full.*Make room"):
             store.write(second)
     assert sorted(store.folder.iterdir()) == before
     for reader in (store, opened(tmp_path)):

@@ -1,11 +1,13 @@
 """Folders of strangers: copies of a finished run that are changed, and commands that are watched while they read."""
 
+import errno
 import os
 import pickle
 import shutil
 import sys
 import tempfile
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +18,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import OmegaConf
 
 from fourm_ser.errors import InputError
-from tests.conftest import CONF
+from tests.conftest import CONF, Compose
 
 SECRET = "s3cr3t-of-the-user"
 COMMANDS = ("predict", "evaluate", "analyze", "resume")
@@ -30,8 +32,11 @@ class Watch:
     def __init__(self) -> None:
         self.allowed: list[Path] | None = None
         self.seen: list[str] = []
+        self.refused: Path | None = None
 
     def __call__(self, event: str, arguments: tuple[Any, ...]) -> None:
+        if self.refused is not None:
+            self.refuse(event, arguments, self.refused)
         if self.allowed is None:
             return
         if event in RUNS:
@@ -44,6 +49,15 @@ class Watch:
             path = Path(os.path.realpath(os.fsdecode(where)))
             if not any(path.is_relative_to(folder) for folder in self.allowed):
                 self.seen.append(f"{event} {path}")
+
+    def refuse(self, event: str, arguments: tuple[Any, ...], folder: Path) -> None:
+        """Be a disk that may only be read, also for root: writing in a folder fails."""
+        is_written = event == "open" and isinstance(arguments[2], int) and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        where = arguments[0 if is_written else WRITES[event]] if is_written or event in WRITES else None
+        if not isinstance(where, str | bytes) or (event == "os.mkdir" and os.path.exists(where)):
+            return
+        if Path(os.fsdecode(where)).is_relative_to(folder):
+            raise OSError(errno.EROFS, "Read-only file system", os.fsdecode(where))
 
 
 watch = Watch()
@@ -61,7 +75,7 @@ class Payload:
 
 
 class Stranger:
-    """A copy of a finished run to be changed.
+    """A copy of a finished run to be changed, without what tells that it was.
 
     Attributes:
         run: the run directory; `model` is in it.
@@ -74,6 +88,10 @@ class Stranger:
         home.mkdir()
         shutil.copytree(finished, self.run)
         self.model = self.run / "model"
+        for seal in self.run.rglob(".*.xxh"):
+            seal.unlink()
+        config = self.model / "config.yaml"
+        config.write_text(yaml.safe_dump({**yaml.safe_load(config.read_text()), "digests": {}}))
         (home / "stranger_code.py").write_text(f"import os\nos.mkdir({str(self.ran)!r})\nclass Head: pass\n")
         (home / "data.pkl").write_bytes(pickle.dumps(Payload(self.ran)))
         np.save(home / "data.npy", np.array([Payload(self.ran)], dtype=object), allow_pickle=True)
@@ -91,10 +109,32 @@ class Stranger:
         file.write_text(yaml.safe_dump(node))
 
 
+@contextmanager
+def read_only(folder: Path) -> Iterator[None]:
+    """Let nothing be written in a folder meanwhile."""
+    watch.refused = folder
+    try:
+        yield
+    finally:
+        watch.refused = None
+
+
+@pytest.fixture(scope="session")
+def finished(tmp_path_factory: pytest.TempPathFactory, composed: Compose, slice_of_demo: list[str]) -> Path:
+    """A small finished run of two stages that ends with the second; it reads text from the store, and raw audio."""
+    from fourm_ser.training.experiment import run
+
+    run_dir = tmp_path_factory.mktemp("finished") / "run"
+    words = ["data.utterances=60", *(f"stage.{name}.epochs=1" for name in ("transfer", "finetune"))]
+    last = ["stage.finetune.keep=always", "stage.finetune.unfreeze={text: none, audio: all}"]
+    run(composed(*slice_of_demo, "loss=ce_center", "stage=two_stage", *words, *last), run_dir)
+    return run_dir
+
+
 @pytest.fixture
-def stranger(two_stage_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stranger:
+def stranger(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Stranger:
     monkeypatch.setenv("SECRET", SECRET)
-    found = Stranger(tmp_path / "stranger", two_stage_run)
+    found = Stranger(tmp_path / "stranger", finished)
     monkeypatch.syspath_prepend(str(found.home))
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")

@@ -221,6 +221,7 @@ def test_another_encoder_than_in_training_is_refused(
     path = tmp_path / "model" / "config.yaml"
     config = OmegaConf.load(path)
     config.encoder[modality].init_seed += 1
+    config.digests = {}
     OmegaConf.save(config, path)
     with pytest.raises(InputError, match=f"{modality} encoder .* with the fingerprint {fingerprints[modality]}"):
         load_model(tmp_path / "model", tmp_path / "cache")
@@ -279,6 +280,7 @@ def test_a_model_directory_of_before_says_nothing_of_cleaning_and_means_all_brac
     save_model(tmp_path / "model", Model(model.network, EMOTIONS, CONDITIONS._replace(clean=[])), model.config, {})
     config = OmegaConf.load(tmp_path / "model" / "config.yaml")
     del config.use["clean"]
+    config.digests = {}
     OmegaConf.save(config, tmp_path / "model" / "config.yaml")
     conditions = load_model(tmp_path / "model", tmp_path / "cache").conditions
     assert Cleaning(conditions.clean)("a [so] <3 b> c") == "a c"

@@ -272,7 +272,7 @@ class TestText:
     def test_the_languages_of_the_text_encoder_are_named(self, both: Path, tmp_path: Path) -> None:
         shutil.copytree(both, tmp_path / "model")
         config = OmegaConf.load(tmp_path / "model" / "config.yaml")
-        config.encoder.text.languages = ["en"]
+        config.encoder.text.languages, config.digests = ["en"], {}
         OmegaConf.save(config, tmp_path / "model" / "config.yaml")
         with pytest.raises(InputError, match=r"tiny_bert \(made for en\)"):
             Predictor.load(tmp_path / "model")(noise(1.0), "привет")
@@ -387,6 +387,7 @@ class TestFolders:
         shutil.copytree(both, folder)
         config = OmegaConf.load(folder / "config.yaml")
         config.encoder.text.checkpoint, config.encoder.text.weights = "lab/never-fetched", "pretrained"
+        config.digests = {}
         OmegaConf.save(config, folder / "config.yaml")
         with pytest.raises(InputError, match=r"lab/never-fetched.*config\.yaml.*export\.include_encoders=true"):
             Predictor.load(folder)
@@ -395,7 +396,7 @@ class TestFolders:
         folder = tmp_path / "model"
         shutil.copytree(both, folder)
         config = OmegaConf.load(folder / "config.yaml")
-        config.fingerprints = {"audio": "0" * 24}
+        config.fingerprints, config.digests = {"audio": "0" * 24}, {}
         OmegaConf.save(config, folder / "config.yaml")
         with pytest.raises(InputError, match=r"audio encoder tiny_lstm with the fingerprint 0+; the weights found"):
             Predictor.load(folder)

@@ -10,7 +10,7 @@ import pytest
 import torch
 from pytorch_lightning import Trainer
 
-from fourm_ser.runs.directory import RunDirectory, read_epochs
+from fourm_ser.runs.directory import RunDirectory, read_epochs_table
 from fourm_ser.training.loggers import EpochTable
 from fourm_ser.training.progress import Progress
 
@@ -44,7 +44,7 @@ def test_tables_count_epochs_from_one_and_those_that_did_not_go_on_so(tmp_path: 
     path = RunDirectory(tmp_path).stage(0, "transfer").epochs
     path.parent.mkdir(parents=True)
     pd.DataFrame({"epoch": [0, 1], "train/loss": [1.5, 1.25]}).to_csv(path, index=False)
-    assert read_epochs(path)["epoch"].tolist() == [1, 2]
+    assert read_epochs_table(path)["epoch"].tolist() == [1, 2]
     table = EpochTable(path)
     table.log_metrics({"epoch": 2, "train/loss": 1.0})
     again = EpochTable(path)

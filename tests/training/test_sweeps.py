@@ -181,6 +181,7 @@ def test_a_cell_of_another_config_is_not_reused(tmp_path: Path, small: list[str]
     changed = OmegaConf.load(record)
     changed.optimizer.weight_decay = 0.5
     record.write_text(OmegaConf.to_yaml(changed))
+    (record.parent / ".config.yaml.xxh").unlink()
     before = times(tmp_path / "sweep")
     assert call(monkeypatch, *words) == 1
     (row,) = table(tmp_path / "sweep")

@@ -10,6 +10,7 @@ import logging
 import re
 import shutil
 import tempfile
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,7 +18,6 @@ import numpy as np
 import pandas as pd
 import soundfile
 import soxr
-from filelock import FileLock
 
 from fourm_ser import SAMPLE_RATE
 from fourm_ser.checks import check_number
@@ -25,6 +25,7 @@ from fourm_ser.data.corpus import Corpus
 from fourm_ser.data.manifest import read_manifest, write_manifest
 from fourm_ser.data.release import Release
 from fourm_ser.errors import InputError
+from fourm_ser.files import made_once
 
 log = logging.getLogger(__name__)
 
@@ -168,8 +169,8 @@ class DemoCorpus(Corpus):
 
     def read(self) -> Release:
         folder = self.cache / "corpora" / self.source
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        with FileLock(folder.with_name(f"{self.source}.lock")):
+        lock = folder.with_name(f"{self.source}.lock")
+        with nullcontext() if folder.is_dir() else made_once(lock, "the demo corpus"):
             if not folder.is_dir():
                 log.info("demo corpus: synthesising %d utterances into %s", self.utterances, folder)
                 with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{self.source}.") as temporary:

@@ -9,6 +9,7 @@ from typing import Any
 from fourm_ser.data.corpus import Corpus
 from fourm_ser.data.release import UNREADABLE_TEXT, Release, ReleaseBuilder, Utterance, decode_text, files_in, find_root
 from fourm_ser.errors import InputError
+from fourm_ser.files import regular
 
 TABLES = {"train": "train_sent_emo.csv", "val": "dev_sent_emo.csv", "test": "test_sent_emo.csv"}
 FOLDERS = {"train": "train_splits", "val": "dev_splits_complete", "test": "output_repeated_splits_test"}
@@ -70,7 +71,7 @@ class MeldCorpus(Corpus):
                     recordings.append(path)
                     sides[path] = side
             table = _table(root, side)
-            text = decode_text(table.read_bytes(), "cp1252")
+            text = decode_text(regular(table).read_bytes(), "cp1252")
             if text is None:
                 raise InputError(
                     f"{table}: {UNREADABLE_TEXT}. Expected UTF-8 or Windows-1252: unpack the release again."
