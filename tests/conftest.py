@@ -24,6 +24,14 @@ os.environ["OMP_NUM_THREADS"] = "1"
 
 
 @pytest.fixture(scope="session", autouse=True)
+def _shortcuts() -> Iterator[None]:
+    from tests.shortcuts import composing_once, disk_unhurried, imports_kept
+
+    with composing_once(CONF), disk_unhurried(), imports_kept():
+        yield
+
+
+@pytest.fixture(scope="session", autouse=True)
 def _no_module_moves_in_inference_mode() -> Iterator[None]:
     """In inference mode no module is moved, cast or loaded: on a GPU its parameters could never train again."""
     import torch
