@@ -44,6 +44,7 @@ KINDS = {
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 
+
 @pytest.fixture(scope="module")
 def words(slice_of_demo: list[str]) -> list[str]:
     few = [word for word in slice_of_demo if not word.startswith(("data.utterances", "fusion."))]

@@ -134,8 +134,8 @@ def test_seeds_losses_and_fusions_share_the_store(
 
 def test_center_losses_draw_classes_together(tmp_path: Path, composed: Compose, slice_of_demo: list[str]) -> None:
     voices = ["data.emotions=[anger,sadness]", "data.drop_other=true"]  # which the voice alone tells apart
-    voices = [*voices, "augment=none", "optimizer.lr=1e-3", "optimizer.weight_decay=0.1"]
-    stage = ["stage=transfer", *(f"stage.transfer.{word}" for word in ("epochs=20", "patience=null", "batch_size=6"))]
+    voices = [*voices, "augment=none", "optimizer.lr=2e-3", "optimizer.weight_decay=0.1"]
+    stage = ["stage=transfer", *(f"stage.transfer.{word}" for word in ("epochs=12", "patience=null", "batch_size=12"))]
     ratio = {}
     for loss in ("ce", "ce_center", "ce_contrastive_center"):
         run(composed(*slice_of_demo, *voices, *stage, f"loss={loss}"), tmp_path / loss)
