@@ -27,6 +27,7 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoModel, WhisperFeatureExtractor
 
+from fourm_ser.commandline import tidily
 from fourm_ser.config import CONF, build
 from fourm_ser.data.batch import Raw
 from fourm_ser.devices import HALVES, computes_in, find_device, resolve_budget, resolve_workers
@@ -299,4 +300,5 @@ def _cosine(one: FeatureStore, other: FeatureStore, key: str) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    with tidily():
+        main()

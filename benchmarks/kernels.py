@@ -28,6 +28,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 from benchmarks.encoding import device_name
+from fourm_ser.commandline import tidily
 from fourm_ser.config import CONF, build
 from fourm_ser.data.batch import Stored, Utterances
 from fourm_ser.devices import computes_in
@@ -261,4 +262,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with tidily():
+        main()

@@ -22,6 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from benchmarks.encoding import RATE, Corpus, device_name
+from fourm_ser.commandline import tidily
 from fourm_ser.config import CONF
 from fourm_ser.devices import find_device
 from fourm_ser.encoders.base import Resources
@@ -127,4 +128,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with tidily():
+        main()

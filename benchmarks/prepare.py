@@ -18,6 +18,7 @@ from hydra import compose, initialize_config_dir
 from rich.console import Console
 from rich.table import Table
 
+from fourm_ser.commandline import tidily
 from fourm_ser.config import CONF, build
 from fourm_ser.data.corpus import Corpus
 from tests import releases
@@ -80,4 +81,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with tidily():
+        main()

@@ -18,6 +18,7 @@ import numpy as np
 from rich.console import Console
 from safetensors import safe_open
 
+from fourm_ser.commandline import tidily
 from fourm_ser.encoders.store import FeatureStore
 
 DIM = 768
@@ -82,4 +83,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with tidily():
+        main()

@@ -31,6 +31,7 @@ from rich.table import Table
 from torch.utils.flop_counter import FlopCounterMode
 
 from benchmarks.encoding import RATE, device_name, matmul_peak, peak_memory, synchronize
+from fourm_ser.commandline import tidily
 from fourm_ser.config import CONF, build
 from fourm_ser.data.batch import Raw, Source, Stored, Utterances, loader
 from fourm_ser.data.buckets import BucketBatchSampler
@@ -241,4 +242,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with tidily():
+        main()

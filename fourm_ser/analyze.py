@@ -3,9 +3,11 @@
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from fourm_ser.commandline import start, told_plainly
+from fourm_ser.analysis.questions import refuse_unknown
+from fourm_ser.commandline import say_loading, start, told_plainly
 from fourm_ser.config import CONF
 from fourm_ser.keys import check_config
+from fourm_ser.runs.given import analyzed
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="analyze")
@@ -16,6 +18,9 @@ def analyze(config: DictConfig) -> None:
             node[key] = [node[key]]
     with told_plainly():
         check_config("analyze", config)
+        refuse_unknown(config.parts)
+        analyzed([config.run, *config.runs])
+        say_loading()
         from fourm_ser.analysis.analyses import analyze as analyze_run
 
         analyze_run(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]

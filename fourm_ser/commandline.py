@@ -3,7 +3,9 @@
 import logging
 import os
 import re
+import signal
 import sys
+import threading
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from difflib import get_close_matches
@@ -70,12 +72,35 @@ def answer(command: str) -> None:
 
 
 @contextmanager
+def tidily() -> Iterator[None]:
+    """A SIGTERM, as `timeout` and clusters send it, ends the process as `sys.exit` does: temporary files go with it."""
+
+    def end(number: int, frame: Any) -> None:
+        sys.exit(128 + number)  # as shells have it of a signal
+
+    if signal.getsignal(signal.SIGTERM) != signal.SIG_DFL or threading.current_thread() != threading.main_thread():
+        yield
+        return
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def say_loading() -> None:
+    """Say at once that the command has begun: what it computes with takes seconds to load. Stdout is for results."""
+    print("loading PyTorch ...", file=sys.stderr, flush=True)
+
+
+@contextmanager
 def told_plainly(level: int = logging.INFO) -> Iterator[None]:
     """Log this package's messages from a level on as they are, and end with one line where the input is bad."""
     logging.basicConfig(format="%(message)s", level=logging.WARNING)
     logging.getLogger("fourm_ser").setLevel(level)
     try:
-        yield
+        with tidily():
+            yield
     except (InputError, OSError) as error:
         sys.exit(f"error: {error}")
 

@@ -3,9 +3,10 @@
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from fourm_ser.commandline import start, told_plainly
+from fourm_ser.commandline import say_loading, start, told_plainly
 from fourm_ser.config import CONF
 from fourm_ser.keys import check_config
+from fourm_ser.runs.given import evaluated
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="evaluate")
@@ -17,7 +18,9 @@ def evaluate(config: DictConfig) -> None:
     words = [word.partition("=")[0].lstrip("+") for word in HydraConfig.get().overrides.task]
     changes = {key: OmegaConf.select(config, key) for key in words if key.startswith("data.")}
     with told_plainly():
+        evaluated(config, other_corpus=not own)
         check_config("evaluate", config)
+        say_loading()
         from fourm_ser.runs.evaluation import evaluate as evaluate_model
 
         evaluate_model(config, changes if own else None)

@@ -6,11 +6,12 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from fourm_ser.commandline import start, told_plainly
+from fourm_ser.commandline import say_loading, start, told_plainly
 from fourm_ser.config import CONF
 from fourm_ser.errors import InputError, printable
 from fourm_ser.keys import check_config
 from fourm_ser.prediction.table_file import check_table, table_path
+from fourm_ser.runs.directory import model_folder
 
 LITERAL = ("model", "audio", "text", "manifest", "output", "asr")
 
@@ -31,6 +32,7 @@ def run(config: DictConfig) -> int:
         InputError: keys that do not fit each other, no model, and what a single recording is refused for.
     """
     table = check(config)
+    say_loading()
     from fourm_ser.prediction.items import Cutting, Item
     from fourm_ser.prediction.listing import find_recordings, read_listing
     from fourm_ser.prediction.output import predict_many, predict_one
@@ -93,6 +95,7 @@ def check(config: DictConfig) -> Path | None:
     if table is not None:
         is_certain = config.output is not None or is_many(config)
         check_table(table, manifest, overwrite=config.overwrite, is_certain=is_certain)
+    model_folder(Path(config.model).expanduser())
     return table
 
 

@@ -6,10 +6,11 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from fourm_ser.commandline import answer, start
-from fourm_ser.config import CONF, upgrade
+from fourm_ser.commandline import answer, say_loading, start
+from fourm_ser.config import CONF, refuse_missing, upgrade
 from fourm_ser.errors import InputError
 from fourm_ser.keys import check_config
+from fourm_ser.runs.directory import RunDirectory
 from fourm_ser.training import sweeps
 from fourm_ser.trust import read_trust
 
@@ -25,7 +26,9 @@ def train(config: DictConfig) -> float:
         return sweeps.job(config)
 
     try:
+        refuse_missing(config)
         check_config("train", config, HydraConfig.get().overrides.task)
+        say_loading()
         from fourm_ser.training.experiment import run
 
         folder = Path(HydraConfig.get().runtime.output_dir)
@@ -42,9 +45,11 @@ def resume(arguments: list[str]) -> None:
     if others or len(folders) != 1:
         what = " ".join(others) or "all but one"
         sys.exit(f"error: resume=DIR goes on with the run as its config.yaml records it: leave out {what}")
-    from fourm_ser.training import experiment
-
     try:
+        RunDirectory(Path(folders[0])).refuse_unrecorded()
+        say_loading()
+        from fourm_ser.training import experiment
+
         packages = read_trust([name.strip() for names in trust for name in names.split(",") if name.strip()])
         experiment.resume(Path(folders[0]), own_process=True, trust=packages, tells_next=True)
     except (InputError, OSError) as error:

@@ -1,11 +1,14 @@
 """What the numbers, switches and choices of a command may be, whatever class reads them later."""
 
+import os
 from typing import Any, NamedTuple
 
 from omegaconf import DictConfig, OmegaConf
 
 from fourm_ser.checks import Number
 from fourm_ser.errors import InputError
+
+REQUIRED = ("id", "audio", "text", "emotion", "speaker")  # columns of a manifest
 
 
 class Choice(NamedTuple):
@@ -132,6 +135,20 @@ def check_values(command: str, config: DictConfig) -> None:
         value = OmegaConf.select(config, key, default=ABSENT, throw_on_resolution_failure=False)
         if value is not ABSENT and not rule.allows(value):
             raise InputError(f"{key}={shown(value)}: expected {rule}.")
+    for place in ("data", "data.train", "data.test"):
+        path = OmegaConf.select(config, f"{place}.manifest", default=None, throw_on_resolution_failure=False)
+        if isinstance(path, str):
+            refuse_no_manifest(os.path.abspath(os.path.expanduser(path)))
+
+
+def refuse_no_manifest(path: str | os.PathLike[str]) -> None:
+    """Refuse a manifest that is not there.
+
+    Raises:
+        InputError: there is no such file.
+    """
+    if not os.path.isfile(path):
+        raise InputError(f"{path}: no such manifest. Expected a CSV with the columns {', '.join(REQUIRED)}.")
 
 
 def shown(value: Any) -> str:

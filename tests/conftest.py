@@ -2,7 +2,9 @@
 
 import functools
 import os
+from base64 import b64decode
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,6 +14,9 @@ from hypothesis import HealthCheck, settings
 from omegaconf import DictConfig
 
 CONF = Path(__file__).resolve().parent.parent / "conf"
+PIXEL = b64decode(
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAAAAAA6fptVAAAACklEQVR4nGNgAAAAAgABSK+kcQAAAABJRU5ErkJggg=="
+)  # as PNG
 
 os.environ["WANDB_MODE"] = "offline"
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -21,6 +26,14 @@ settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCh
 settings.load_profile("busy")
 # Models this small only wait for each other's threads; set before torch is imported, and for child processes.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _shortcuts() -> Iterator[None]:
+    from tests.shortcuts import composing_once, disk_unhurried, imports_kept
+
+    with composing_once(CONF), disk_unhurried(), imports_kept():
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -57,6 +70,17 @@ class Compose(Protocol):
     def __call__(self, *overrides: str) -> DictConfig: ...
 
 
+@contextmanager
+def one_pixel() -> Iterator[None]:
+    """The figures of runs and evaluations are of one pixel: drawing them takes longer than small networks train."""
+    from fourm_ser.runs import evaluation, results
+
+    with pytest.MonkeyPatch.context() as patched:
+        for module in (evaluation, results):
+            patched.setattr(module, "save_figure", lambda figure, path: path.write_bytes(PIXEL))
+        yield
+
+
 @pytest.fixture(scope="session")
 def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """One cache for all tests: the corpus and the features are made once."""
@@ -91,6 +115,13 @@ def composed() -> Compose:
     return compose_config
 
 
+@pytest.fixture(scope="module")
+def no_figures() -> Iterator[None]:
+    """Runs and evaluations of a module leave figures of one pixel."""
+    with one_pixel():
+        yield
+
+
 @pytest.fixture(scope="session")
 def two_stage_run(tmp_path_factory: pytest.TempPathFactory, composed: Compose, slice_of_demo: list[str]) -> Path:
     """A finished run of two stages, of two epochs each, that ends with the second; its loss has centres."""
@@ -98,5 +129,6 @@ def two_stage_run(tmp_path_factory: pytest.TempPathFactory, composed: Compose, s
 
     run_dir = tmp_path_factory.mktemp("two_stage") / "centres"
     words = [*(f"stage.{name}.epochs=2" for name in ("transfer", "finetune")), "stage.finetune.keep=always"]
-    run(composed(*slice_of_demo, "loss=ce_center", "stage=two_stage", *words), run_dir)
+    with one_pixel():
+        run(composed(*slice_of_demo, "loss=ce_center", "stage=two_stage", *words), run_dir)
     return run_dir

@@ -1,6 +1,9 @@
 """Command lines: paths arrive as they were written, and what Hydra refuses is one line."""
 
 import os
+import signal
+import tempfile
+import time
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from fourm_ser.commandline import FULL_ERROR, explain, no_such_key, one_line, quoted
+from fourm_ser.commandline import FULL_ERROR, explain, no_such_key, one_line, quoted, told_plainly
 from fourm_ser.predict import LITERAL
 from tests.conftest import CONF
 
@@ -209,3 +212,16 @@ def test_other_errors_and_the_environment_stay(monkeypatch: pytest.MonkeyPatch) 
     monkeypatch.setenv(FULL_ERROR, "1")  # who asks for everything gets it
     with pytest.raises(HydraException), one_line():
         raise ConfigCompositionException("Ambiguous value")
+
+
+def test_a_command_that_is_told_to_end_leaves_no_temporary_files(tmp_path: Path) -> None:
+    def command() -> None:
+        with told_plainly(), tempfile.TemporaryDirectory(dir=tmp_path):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(60)
+
+    with pytest.raises(SystemExit) as ended:
+        command()
+    assert ended.value.code == 128 + signal.SIGTERM
+    assert not list(tmp_path.iterdir())
+    assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL

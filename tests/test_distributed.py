@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, distributed
-from torch.multiprocessing import spawn  # type: ignore[attr-defined]
 
 from fourm_ser.distributed import gather_rows, joined
 from fourm_ser.fusion.statistics import RunningScale
 from fourm_ser.models import features as encoding
 from tests.models.test_features import Tally, Work, store
+from tests.processes import side_by_side
 
 COUNTS = [3, 2]
 
@@ -40,9 +40,7 @@ def work(rank: int, rendezvous: str, folder: str) -> None:
 
 
 def test_each_process_has_the_rows_of_all_and_their_gradients(tmp_path: Path) -> None:
-    spawn(  # type: ignore[no-untyped-call]
-        work, (str(tmp_path / "rendezvous"), str(tmp_path)), nprocs=2
-    )
+    side_by_side(work, str(tmp_path / "rendezvous"), str(tmp_path))
     values, labels = rows()
     values.requires_grad_()
     torch.autograd.backward(scalar(values))
@@ -81,7 +79,7 @@ def test_processes_of_one_run_share_an_encoding_pass(tmp_path: Path) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
-    spawn(encode, (port, str(tmp_path)), nprocs=2)  # type: ignore[no-untyped-call]
+    side_by_side(encode, port, str(tmp_path))
     (first, counts, found), (second, *others) = (
         torch.load(tmp_path / f"seen-{rank}", weights_only=True) for rank in range(2)
     )

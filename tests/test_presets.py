@@ -15,6 +15,8 @@ from fourm_ser.training.experiment import run
 from fourm_ser.training.stages import read_stages
 from tests.conftest import CONF, Compose
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 PRESETS = sorted(path.stem for path in (CONF / "experiment").glob("*.yaml"))
 OTHERS = {
     "protocol": "default",

@@ -11,6 +11,8 @@ from omegaconf import DictConfig, OmegaConf
 from fourm_ser.training.experiment import run
 from tests.conftest import CONF, Compose
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 README = (CONF.parent / "README.md").read_text(encoding="utf-8")
 PYTHON = re.compile(r"```python\n(?P<code>.*?# (?P<path>my_lab/\w+\.py).*?)```", re.S)
 YAML = re.compile(r"```yaml\n# conf/(?P<path>\S+?\.yaml);(?P<text>.*?)```", re.S)

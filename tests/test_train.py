@@ -34,26 +34,6 @@ def test_help_shows_the_groups(tmp_path: Path) -> None:
         assert f"{group}: {', '.join(options)}\n" in shown.stdout
 
 
-def test_bad_input_is_one_line_and_exit_code_1(tmp_path: Path) -> None:
-    failed = call("data=manifest", "data.manifest=nowhere.csv", f"cache={tmp_path}/cache", cwd=tmp_path)
-    assert failed.returncode == 1
-    assert failed.stderr.startswith(f"error: {tmp_path / 'nowhere.csv'}: no such manifest.")
-    assert len(failed.stderr.strip().splitlines()) == 1
-
-
-def test_a_misspelt_option_lists_the_choices(tmp_path: Path) -> None:
-    failed = call("fusion=self_atention", cwd=tmp_path)
-    assert failed.returncode == 1
-    assert "self_attention" in failed.stderr
-    assert "text_only" in failed.stderr
-
-
-def test_resume_takes_no_other_override(tmp_path: Path) -> None:
-    failed = call(f"resume={tmp_path}", "seed=3", cwd=tmp_path)
-    assert failed.returncode == 1
-    assert "seed=3" in failed.stderr
-
-
 def test_a_run_with_wandb_and_no_key_is_logged_offline(tmp_path: Path, cache: Path, slice_of_demo: list[str]) -> None:
     short = ["stage=transfer", "stage.transfer.epochs=1", "logger=wandb", "hydra.run.dir=run"]
     ended = call(*slice_of_demo, *short, cwd=tmp_path)

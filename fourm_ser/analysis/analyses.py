@@ -16,26 +16,17 @@ from fourm_ser.analysis.findings import Finding, Part, UnsuitedError, write_find
 from fourm_ser.analysis.gradcam import gradcam
 from fourm_ser.analysis.page import write_page
 from fourm_ser.analysis.projection import finished_runs, projection
+from fourm_ser.analysis.questions import QUESTIONS, refuse_unknown
 from fourm_ser.analysis.space import space
 from fourm_ser.devices import find_device
 from fourm_ser.errors import InputError
 from fourm_ser.runs.collect import Run
-from fourm_ser.runs.directory import RunDirectory, is_model
+from fourm_ser.runs.directory import RunDirectory
 from fourm_ser.runs.finished import OpenRun
+from fourm_ser.runs.given import analyzed
 from fourm_ser.trust import read_trust
 
 log = logging.getLogger(__name__)
-
-QUESTIONS = {
-    "alignment": "How near are speech and text in the fusion?",
-    "projection": "Where do the utterances lie in the embedding?",
-    "correlation": "Do speech and text features correlate, and did training change that?",
-    "space": "Does the embedding group by emotion, or by speaker?",
-    "contribution": "What does each modality contribute?",
-    "attention": "Where does the fusion look?",
-    "attribution": "Which words and moments speak for the emotion?",
-    "gradcam": "What does the audio encoder's last convolution answer to?",
-}
 
 
 def analyze(config: Mapping[str, Any]) -> list[Part]:
@@ -44,9 +35,7 @@ def analyze(config: Mapping[str, Any]) -> list[Part]:
     Raises:
         InputError: no run, an unknown part, runs that cannot be opened, or no analysis that the run could have.
     """
-    unknown = [part for part in config["parts"] if part not in QUESTIONS]
-    if unknown or not config["parts"]:
-        raise InputError(f"parts=[{', '.join(unknown)}]: expected any of {', '.join(QUESTIONS)}.")
+    refuse_unknown(config["parts"])
     runs = open_runs(config)
     first = runs[0]
     own = RunDirectory(first.run_dir).analysis(config["side"])
@@ -72,12 +61,7 @@ def open_runs(config: Mapping[str, Any]) -> list[OpenRun]:
     Raises:
         InputError: none is given, one has not finished, or cannot be opened.
     """
-    given = [Path(path).expanduser() for path in [config["run"], *config["runs"]] if path is not None]
-    if not given:
-        raise InputError("analyze: nothing is given. Add run=DIR, the directory of a finished run.")
-    models = [path for path in given if is_model(path)]
-    if models:
-        raise InputError(f"{models[0]}: is a model directory. Analyses need the run: give the folder above it.")
+    given = analyzed([config["run"], *config["runs"]])
     by_path = {found.path.resolve(): found for found in finished_runs(given)}
     first = given[0].resolve()
     ordered = sorted(by_path.values(), key=lambda found: found.path.resolve() != first)

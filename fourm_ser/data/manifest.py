@@ -11,8 +11,8 @@ from fourm_ser.data.paths import locate
 from fourm_ser.data.table import need_columns, read_table, refuse_shifted, told_rows
 from fourm_ser.errors import InputError
 from fourm_ser.files import write_table
+from fourm_ser.values import REQUIRED, refuse_no_manifest
 
-REQUIRED = ("id", "audio", "text", "emotion", "speaker")
 OPTIONAL = ("session", "split", "language", "start", "end", "duration")
 SECONDS = ("start", "end", "duration")
 # A row is known to be shifted where one of these holds another's names.
@@ -50,8 +50,7 @@ def read_manifest(path: Path, audio_root: Path | None = None, delimiter: str | N
     Raises:
         InputError: the file, a column or a cell is not as described, an id occurs twice, or a row is shifted.
     """
-    if not path.is_file():
-        raise InputError(f"{path}: no such manifest. Expected a CSV with the columns {', '.join(REQUIRED)}.")
+    refuse_no_manifest(path)
     frame = read_table(path, str(path), delimiter)
     need_columns(frame, REQUIRED, str(path))
     frame = clean_columns(frame[[column for column in frame.columns if column in (*REQUIRED, *OPTIONAL)]])

@@ -8,8 +8,9 @@ from typing import NamedTuple, TypeVar
 
 import pandas as pd
 
-from fourm_ser.data.manifest import OPTIONAL, REQUIRED
+from fourm_ser.data.manifest import OPTIONAL
 from fourm_ser.errors import InputError, listed
+from fourm_ser.values import REQUIRED
 
 NO_LABEL = "recording without a label"
 NO_TRANSCRIPT = "recording without a transcript"

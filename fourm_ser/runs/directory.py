@@ -186,6 +186,11 @@ class RunDirectory:
         """Whether a run is here that began to train and has no results."""
         return self._stages.is_dir() and not self.metrics.is_file()
 
+    def refuse_unrecorded(self) -> None:
+        """Refuse to go on with what is no run."""
+        if not self.record.is_file():
+            raise InputError(f"resume={self.path}: no config.yaml there. Expected the directory of an earlier run.")
+
     def refuse_stopped(self) -> None:
         """Refuse a run that began to train and has no results."""
         if self.has_stopped:
@@ -225,12 +230,16 @@ class RunDirectory:
 
     def read_finished_record(self, trust: Sequence[str] = ()) -> DictConfig:
         """The run's config to be built from, see `read_record`; refused where it has not finished."""
+        self.refuse_unfinished()
+        return self.read_record(trust)
+
+    def refuse_unfinished(self) -> None:
+        """Refuse what is no directory of a finished run, or a run that has not finished (InputError)."""
         if not self.record.is_file() or not self.model.is_dir():
             missing = self.record.name if not self.record.is_file() else f"{self.model.name}/"
             hint = " It is a model directory: give the run's own." if is_model(self.path) else ""
             raise InputError(f"{self.path}: no {missing} there. Expected the directory of a finished run.{hint}")
         self.refuse_stopped()
-        return self.read_record(trust)
 
     def read_metrics(self) -> dict[str, Any]:
         """The results.

@@ -32,7 +32,8 @@ from fourm_ser.models.metrics import BINS
 from fourm_ser.models.network import NetworkOutput
 from fourm_ser.models.sources import check_transcripts, compare_cleaning, compare_languages, make_sources
 from fourm_ser.runs.claims import claim, folder_name, read_training, refuse_changed, was_refit
-from fourm_ser.runs.directory import PREDICTED, RunDirectory, is_model
+from fourm_ser.runs.directory import PREDICTED, RunDirectory
+from fourm_ser.runs.given import evaluated
 from fourm_ser.runs.intervals import bootstrap
 from fourm_ser.runs.resampling import FEWEST, unit_of
 from fourm_ser.runs.results import write_metrics, write_predictions
@@ -113,18 +114,8 @@ def _find(
     config: DictConfig, changes: Mapping[str, Any] | None, trust: Sequence[str]
 ) -> tuple[DictConfig | None, Path, DictConfig]:
     """The run's record where there is a run, the model's folder, and the corpus's node."""
-    if (config.run is None) == (config.model is None):
-        raise InputError("evaluate: give either run=DIR, a finished run, or model=DIR, a model directory.")
-    if config.run is None:
-        if changes is not None:
-            raise InputError("model=DIR: a model directory has no corpus. Choose one: data=iemocap data.root=DIR")
-        record, folder = None, Path(config.model).expanduser()
-        model = RunDirectory(folder).model
-        if is_model(model):
-            raise InputError(f"model={folder}: is a run. Give run={folder}, or model={model}.")
-    else:
-        directory = RunDirectory(Path(config.run).expanduser())
-        record, folder = directory.read_finished_record(trust), directory.model
+    run, folder = evaluated(config, other_corpus=changes is None)
+    record = None if run is None else run.read_record(trust)
     if changes is None:
         refuse_missing(config)
         return record, folder, config.data

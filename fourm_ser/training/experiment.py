@@ -154,8 +154,7 @@ def resume(
 ) -> dict[str, Any]:
     """Go on with the run that `run_dir` records, whose classes may be of the packages `trust`, too; see `run`."""
     directory = RunDirectory(run_dir)
-    if not directory.record.is_file():
-        raise InputError(f"resume={run_dir}: no config.yaml there. Expected the directory of an earlier run.")
+    directory.refuse_unrecorded()
     config = directory.read_record(trust)
     if not launched():  # else the process that was started first has looked
         own_cache(config.cache, directory.record)
@@ -200,6 +199,7 @@ class Experiment:
         chosen = self._choose()
         if chosen is not self.stages[-1]:
             module = self._go_back(chosen)
+        log.info("testing stage %s", chosen.name)
         outputs = self._test(module, ("val",) if config.refit else ("val", "test"))
         if config.refit:
             again = self._joined(chosen)

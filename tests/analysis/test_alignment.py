@@ -17,6 +17,8 @@ from fourm_ser.training.experiment import run
 from tests.conftest import Compose
 from tests.drawn import Drawn, marks, pixels
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 
 @pytest.fixture(scope="module")
 def opened(two_stage_run: Path) -> OpenRun:

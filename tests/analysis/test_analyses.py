@@ -19,6 +19,8 @@ from fourm_ser.runs.collect import Run
 from fourm_ser.training.experiment import run as train
 from tests.conftest import CONF, Compose
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 QUICK = ["correlation.draws=100", "contribution.shuffles=2", "attribution.steps=16", "attribution.tolerance=1.0"]
 
 

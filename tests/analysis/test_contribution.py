@@ -34,6 +34,8 @@ from fourm_ser.training.experiment import run
 from tests.conftest import Compose
 from tests.drawn import Drawn, lightness, marks, names, pixels
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 SHUFFLES = 4
 
 

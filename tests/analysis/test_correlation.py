@@ -20,6 +20,8 @@ from fourm_ser.runs.finished import OpenRun
 from fourm_ser.training.experiment import run
 from tests.conftest import Compose
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 CHOICES: dict[str, Any] = {"seed": 0, "folds": 4, "components": 6, "regularisation": 0.1, "draws": 200}
 STATES = ["before training", "after transfer", "after finetune"]
 

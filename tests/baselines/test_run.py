@@ -3,7 +3,6 @@
 import json
 import math
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +22,7 @@ from fourm_ser.data.datamodule import EmotionDataModule
 from fourm_ser.encoders.store import FeatureStore
 from fourm_ser.errors import InputError
 from fourm_ser.prediction.predictor import Prediction, Predictor
-from fourm_ser.runs import evaluation, results
+from fourm_ser.runs import evaluation
 from fourm_ser.runs.directory import RunDirectory
 from fourm_ser.runs.finished import OpenRun
 from fourm_ser.training.experiment import resume, run
@@ -43,13 +42,7 @@ KINDS = {
 }
 
 
-@pytest.fixture(scope="module", autouse=True)
-def _no_figures() -> Iterator[None]:
-    """They take longer than these runs, and have tests of their own: their files are empty here."""
-    with pytest.MonkeyPatch.context() as patched:
-        for module in (evaluation, results):
-            patched.setattr(module, "save_figure", lambda figure, path: path.touch())
-        yield
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 @pytest.fixture(scope="module")

@@ -20,6 +20,8 @@ from fourm_ser.training.sweeps import has_finished
 from tests.conftest import Compose
 from tests.hub.server import Hub
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 
 def encoder(folder: Path) -> dict[str, str]:
     """The text encoder's node in the config of a run or a model."""

@@ -1,7 +1,6 @@
 """Filling the store: what is missing, once, and with the same bits however often a pass was interrupted."""
 
 import errno
-import multiprocessing
 import re
 import time
 from collections import Counter, deque
@@ -32,6 +31,7 @@ from fourm_ser.encoders.text import TextEncoder
 from fourm_ser.errors import InputError
 from fourm_ser.models import features as encoding
 from fourm_ser.models.features import Encoding, fill_store, plan_shards
+from tests.processes import context, started
 
 CPU = torch.device("cpu")
 
@@ -341,10 +341,8 @@ def fill_there(root: Path, pipe: Connection) -> None:
 
 
 def test_two_processes_at_once_encode_each_utterance_once(tmp_path: Path) -> None:
-    context = multiprocessing.get_context("spawn")
-    here, there = context.Pipe()
-    process = context.Process(target=fill_there, args=(tmp_path, there))
-    process.start()
+    here, there = context().Pipe()
+    process = started(fill_there, tmp_path, there)
     try:
         assert here.poll(600)
         assert here.recv() == "ready"

@@ -28,6 +28,8 @@ from tests.conftest import CONF, Compose
 from tests.data.test_decoding import film
 from tests.prediction.predictors import EMOTIONS, RATE, TEXTS, model, noise, recording
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 LENGTHS = (0.3, 2.1, 0.9, 4.0, 1.4, 0.02, 3.3, 1.0, 2.2)
 
 

@@ -13,10 +13,13 @@ from omegaconf import DictConfig
 
 from fourm_ser.data.manifest import write_manifest
 from fourm_ser.errors import InputError
+from fourm_ser.figures import save_figure
 from fourm_ser.runs import evaluation, results
 from fourm_ser.runs.finished import OpenRun
 from tests.conftest import CONF
 from tests.drawn import Drawn, pixels, written
+
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 
 def composed_evaluation(*overrides: str) -> DictConfig:
@@ -61,7 +64,11 @@ def without(table: Path, emotion: str) -> Path:
     return path
 
 
-def test_a_run_gives_exactly_its_own_metrics(two_stage_run: Path, tmp_path: Path) -> None:
+def test_a_run_gives_exactly_its_own_metrics(
+    two_stage_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in (evaluation, results):
+        monkeypatch.setattr(module, "save_figure", save_figure)
     recorded = json.loads((two_stage_run / "metrics.json").read_text())
     for side in ("test", "val"):
         found = evaluate(f"run={two_stage_run}", f"side={side}", f"output={tmp_path / side}", changes={})

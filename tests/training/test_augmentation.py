@@ -29,6 +29,8 @@ from fourm_ser.training.record import record
 from fourm_ser.training.stages import read_stages
 from tests.conftest import Compose
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 CHANGED = ["fusion=audio_attention", "augment=waveform", "augment.copies=2", "data.utterances=40", "data.workers=0"]
 
 

@@ -16,6 +16,8 @@ from fourm_ser.prediction.predictor import Predictor
 from fourm_ser.training.experiment import run
 from tests.conftest import Compose
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 
 @pytest.fixture(autouse=True)
 def _forget_what_was_compiled() -> None:

@@ -2,11 +2,10 @@
 
 import itertools
 import math
+import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -27,24 +26,32 @@ from fourm_ser.data.splits import write_split
 from fourm_ser.encoders import checkpoints
 from fourm_ser.encoders.text import TextStem
 from fourm_ser.errors import InputError
+from fourm_ser.figures import save_figure
 from fourm_ser.files import write_text
 from fourm_ser.losses.center import CenterLoss
 from fourm_ser.models.directory import load_model
+from fourm_ser.runs import results
 from fourm_ser.runs.directory import RunDirectory
 from fourm_ser.training import experiment
 from fourm_ser.training.experiment import resume, run
+from fourm_ser.training.loggers import EpochTable
 from fourm_ser.training.module import EmotionModule
 from tests.conftest import Compose
+from tests.processes import ended, started
 from tests.training.runs import lasting, read_metrics
+
+pytestmark = pytest.mark.usefixtures("no_figures")
 
 SHORT = ["stage.transfer.epochs=2", "stage.finetune.epochs=2"]
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory: pytest.TempPathFactory, composed: Compose, slice_of_demo: list[str]) -> Path:
-    """A run of both stages."""
+    """A run of both stages, with its figures."""
     run_dir = tmp_path_factory.mktemp("run") / "first"
-    run(composed(*slice_of_demo, *SHORT), run_dir)
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(results, "save_figure", save_figure)
+        run(composed(*slice_of_demo, *SHORT), run_dir)
     return run_dir
 
 
@@ -127,8 +134,8 @@ def test_seeds_losses_and_fusions_share_the_store(
 
 def test_center_losses_draw_classes_together(tmp_path: Path, composed: Compose, slice_of_demo: list[str]) -> None:
     voices = ["data.emotions=[anger,sadness]", "data.drop_other=true"]  # which the voice alone tells apart
-    voices = [*voices, "augment=none", "optimizer.lr=1e-3", "optimizer.weight_decay=0.1"]
-    stage = ["stage=transfer", *(f"stage.transfer.{word}" for word in ("epochs=20", "patience=null", "batch_size=6"))]
+    voices = [*voices, "augment=none", "optimizer.lr=2e-3", "optimizer.weight_decay=0.1"]
+    stage = ["stage=transfer", *(f"stage.transfer.{word}" for word in ("epochs=12", "patience=null", "batch_size=12"))]
     ratio = {}
     for loss in ("ce", "ce_center", "ce_contrastive_center"):
         run(composed(*slice_of_demo, *voices, *stage, f"loss={loss}"), tmp_path / loss)
@@ -244,22 +251,16 @@ def test_a_text_encoder_of_another_language_is_warned_of(
         assert metrics["encoded/text"] == 0
 
 
-# A run that dies in a stage as soon as the stage's table has three epochs.
-KILLED = """
-import os, signal, sys
-from pathlib import Path
-from fourm_ser.training.experiment import resume
-from fourm_ser.training.loggers import EpochTable
+def resume_and_die(run_dir: Path, stage: str) -> None:
+    """A process whose run dies in a stage as soon as the stage's table has three epochs."""
 
-def write(self, metrics, step=None, own=EpochTable.log_metrics):
-    own(self, metrics, step)
-    if self.path.parent.name == sys.argv[2] and len(self.rows) == 3:
-        os.kill(os.getpid(), signal.SIGKILL)
+    def write(self: EpochTable, metrics: Any, step: int | None = None, own: Any = EpochTable.log_metrics) -> None:
+        own(self, metrics, step)
+        if self.path.parent.name == stage and len(self.rows) == 3:
+            os.kill(os.getpid(), signal.SIGKILL)
 
-if __name__ == "__main__":
-    EpochTable.log_metrics = write
-    resume(Path(sys.argv[1]))
-"""
+    EpochTable.log_metrics = write  # type: ignore[method-assign]
+    resume(run_dir)
 
 
 def test_a_run_killed_in_each_stage_ends_as_if_undisturbed(
@@ -273,8 +274,9 @@ def test_a_run_killed_in_each_stage_ends_as_if_undisturbed(
         "scheduler@stage.finetune.scheduler=plateau",
         "stage.finetune.scheduler.patience=1",
         "stage.finetune.accumulate=2",
-        "stage.transfer.epochs=12",
-        "stage.finetune.epochs=12",
+        "stage.transfer.epochs=6",
+        "stage.finetune.epochs=6",
+        "data.utterances=100",
         "data.workers=1",
         "augment=waveform",
         "augment.copies=1",
@@ -285,8 +287,7 @@ def test_a_run_killed_in_each_stage_ends_as_if_undisturbed(
     killed = tmp_path / "killed"
     write_text(killed / "config.yaml", OmegaConf.to_yaml(OmegaConf.load(tmp_path / "undisturbed" / "config.yaml")))
     for stage in ("0-transfer", "1-finetune"):
-        done = subprocess.run([sys.executable, "-c", KILLED, str(killed), stage], check=False)
-        assert done.returncode == -signal.SIGKILL
+        assert ended(started(resume_and_die, killed, stage)) == -signal.SIGKILL
         assert len(pd.read_csv(killed / "stages" / stage / "metrics.csv")) == 3
         assert not (killed / "stages" / stage / "finished.json").is_file()
     assert not (killed / "metrics.json").is_file()

@@ -8,7 +8,6 @@ import pytest
 import torch
 from omegaconf import OmegaConf
 from torch import Tensor, distributed, nn
-from torch.multiprocessing import spawn  # type: ignore[attr-defined]
 from torch.nn.parallel import DistributedDataParallel
 
 from fourm_ser.config import build
@@ -23,6 +22,7 @@ from fourm_ser.training.augmentation import Augmentation
 from fourm_ser.training.module import EmotionModule, NotFiniteError
 from fourm_ser.training.stages import Stage
 from tests.conftest import CONF, Compose
+from tests.processes import side_by_side
 
 EMOTIONS = ["anger", "happiness", "sadness", "neutral"]
 LOSSES = [
@@ -145,7 +145,7 @@ def work(rank: int, nodes: dict[str, tuple[dict[str, Any], float]], folder: str)
 def test_two_processes_have_the_loss_and_the_gradients_of_one(tmp_path: Path, composed: Compose) -> None:
     nodes = {name: (build_node(composed, overrides), 0.0) for name, overrides in VARIANTS.items()}
     nodes |= {f"{name}, mixed": (nodes[name][0], 0.4) for name in ("ce-balanced", "arcface", "center-everywhere")}
-    spawn(work, (nodes, str(tmp_path)), nprocs=2)  # type: ignore[no-untyped-call]
+    side_by_side(work, nodes, str(tmp_path))
     for rank in range(2):
         found = torch.load(tmp_path / str(rank), weights_only=True)
         for name, given in nodes.items():

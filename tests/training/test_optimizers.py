@@ -25,6 +25,8 @@ from fourm_ser.training.stages import Stage, read_stages
 from tests.accelerator.networks import EMOTIONS, VARIANTS, alone, build
 from tests.conftest import Compose
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 RATE, ENCODERS, ADAPTERS, DECAY = 0.5, 0.1, 0.3, 0.5
 
 

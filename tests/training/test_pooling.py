@@ -20,6 +20,8 @@ from fourm_ser.runs.finished import OpenRun
 from fourm_ser.training.experiment import run
 from tests.conftest import CONF, Compose
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 # The text stays frozen throughout, the audio trains in the second stage.
 STAGES = ["stage.transfer.epochs=1", "stage.finetune.epochs=1", "stage.finetune.unfreeze={text: none, audio: all}"]
 FEW = ["data.utterances=80", "encode.pool={text: mean, audio: mean_std}", "fusion=attentive_statistics"]

@@ -175,6 +175,8 @@ time.sleep(60)
 """
 PARENT = """
 import subprocess, sys, time
+
+pytestmark = pytest.mark.usefixtures("no_figures")
 child = subprocess.Popen([sys.executable, "-c", sys.argv[1]], stdout=subprocess.PIPE)
 child.stdout.readline()
 print(child.pid, flush=True)

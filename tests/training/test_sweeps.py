@@ -29,6 +29,8 @@ from fourm_ser.training import sweeps
 from fourm_ser.training.experiment import run
 from tests.conftest import CONF, Compose
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 CPU = torch.device("cpu")
 REPOSITORY = CONF.parent
 

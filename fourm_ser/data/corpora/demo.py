@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import soundfile
 import soxr
+from rich.progress import track
 
 from fourm_ser import SAMPLE_RATE
 from fourm_ser.checks import check_number
@@ -172,6 +173,8 @@ class DemoCorpus(Corpus):
         lock = folder.with_name(f"{self.source}.lock")
         with nullcontext() if folder.is_dir() else made_once(lock, "the demo corpus"):
             if not folder.is_dir():
+                for unfinished in folder.parent.glob(f".{self.source}.*"):  # what a kill left
+                    shutil.rmtree(unfinished)
                 log.info("demo corpus: synthesising %d utterances into %s", self.utterances, folder)
                 with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{self.source}.") as temporary:
                     synthesise(Path(temporary) / self.source, self.utterances, self.corpus_seed)
@@ -196,10 +199,10 @@ def synthesise(folder: Path, utterances: int = 1600, seed: int = 0) -> None:
     habits = {speaker: {cue: rng.normal(0, CUES[cue][2]) for cue in CUES} for speaker in VOICES}
     (folder / "wav").mkdir(parents=True, exist_ok=True)
     rows = []
-    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as scratch:
+    with tempfile.TemporaryDirectory(dir=folder, prefix=".espeak-", ignore_cleanup_errors=True) as scratch:
         espeak = _Espeak(Path(scratch))
         counts = dict.fromkeys(VOICES, 0)
-        for speaker, emotion, aroused, _, text in script:
+        for speaker, emotion, aroused, _, text in track(script, "synthesising", transient=True):
             cues = {}
             for cue, (middle, half, _, within) in CUES.items():
                 value = middle + (half if aroused else -half) + habits[speaker][cue] + rng.normal(0, within)

@@ -19,6 +19,8 @@ from tests import releases
 from tests.data.corpora.conftest import CLEANING, Train, found, rows_of
 from tests.releases import Told
 
+pytestmark = pytest.mark.usefixtures("no_figures")
+
 FOUR = ["anger", "happiness", "sadness", "neutral"]
 
 Trees = dict[str, tuple[Path, list[Told]]]

@@ -1,0 +1,109 @@
+"""What commands answer before they load anything heavy: by what a process of its own has imported in the end."""
+
+import json
+import os
+import subprocess
+import sys
+from typing import NamedTuple
+
+import pytest
+
+from tests.conftest import CONF
+
+HEAVY = ("torch", "numpy", "pandas", "transformers", "pytorch_lightning", "sklearn", "librosa", "matplotlib", "wandb")
+MODULES = ("train", "evaluate", "predict", "prepare", "analyze", "report.__main__")
+WRONG = [  # module, words, what it says of them
+    ("train", ["resume=nowhere"], "resume=nowhere: no config.yaml there."),
+    (
+        "train",
+        ["resume=nowhere", "seed=3"],
+        "resume=DIR goes on with the run as its config.yaml records it: leave out seed",
+    ),
+    ("train", ["seed=abc"], "seed=abc: expected a whole number"),
+    ("train", ["+lose=ce"], "lose: no such key. Did you mean loss?"),
+    ("train", ["trainer.precison=32"], "trainer.precison: no such key. Did you mean trainer.precision?"),
+    ("train", ["fusion=self_atention"], "fusion=self_atention: no such option. Did you mean self_attention?"),
+    ("train", ["data=manifest", "data.manifest=nowhere.csv"], "{folder}/nowhere.csv: no such manifest."),
+    ("train", ["data=manifest"], "config: nothing is given for data.manifest."),
+    ("evaluate", ["seed=0"], "evaluate: give either run=DIR, a finished run, or model=DIR"),
+    ("evaluate", ["run=nowhere"], "nowhere: no config.yaml there. Expected the directory of a finished run."),
+    ("evaluate", ["run=nowhere", "side=left"], "side=left: expected train, val, test, all."),
+    ("evaluate", ["model=nowhere"], "model=DIR: a model directory has no corpus."),
+    ("evaluate", ["model=nowhere", "data=demo"], "nowhere: no model.safetensors there."),
+    ("predict", ["format=json"], "model: nothing is given. Add model=DIR, the folder model/ of a finished run."),
+    ("predict", ["model=nowhere"], "nothing to predict on."),
+    ("predict", ["model=nowhere", "text=calm"], "nowhere: no such folder."),
+    ("predict", ["modell=nowhere", "text=calm"], "modell: no such key. Did you mean model?"),
+    ("prepare", ["data=manifest", "data.manifest=nowhere.csv"], "{folder}/nowhere.csv: no such manifest."),
+    ("analyze", ["seed=0"], "analyze: nothing is given."),
+    ("analyze", ["run=nowhere"], "nowhere: no such folder."),
+    ("analyze", ["run=nowhere", "parts=[colours]"], "parts=[colours]: expected any of alignment"),
+]
+# Each command line in a process of its own, forked from one that has loaded no more than the commands' modules.
+CODE = f"""
+import importlib, json, os, sys
+modules = {{name: importlib.import_module(f"fourm_ser.{{name}}") for name in {MODULES}}}
+for number, (name, words) in enumerate(json.load(sys.stdin)):
+    if os.fork() == 0:
+        for descriptor, stream in ((1, "out"), (2, "err")):
+            os.dup2(os.open(f"{{number}}.{{stream}}", os.O_WRONLY | os.O_CREAT), descriptor)
+        sys.argv[1:] = words
+        code = 0
+        try:
+            modules[name].main()
+        except SystemExit as end:
+            code = end.code or 0
+            if isinstance(code, str):
+                print(code, file=sys.stderr)
+                code = 1
+        sys.stdout.flush()
+        with open(f"{{number}}.json", "w") as file:
+            json.dump([code, sorted(set({HEAVY}) & set(sys.modules))], file)
+        os._exit(0)
+    os.wait()
+"""
+
+
+class Ended(NamedTuple):
+    """How a command ended, and what of `HEAVY` it had loaded."""
+
+    code: int
+    loaded: list[str]
+    out: str
+    err: str
+
+
+@pytest.fixture(scope="module")
+def ended(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], Ended]:
+    """Every command line of these tests, by its words."""
+    folder = tmp_path_factory.mktemp("commands").resolve()
+    lines: list[tuple[str, list[str]]] = [(name, ["--help"]) for name in MODULES]
+    lines += [(name, words) for name, words, _ in WRONG]
+    environment = {**os.environ, "PYTHONPATH": str(CONF.parent), "COLUMNS": "200"}
+    given = json.dumps(lines)
+    subprocess.run([sys.executable, "-c", CODE], cwd=folder, env=environment, input=given, text=True, check=True)
+    found = {}
+    for number, (name, words) in enumerate(lines):
+        code, loaded = json.loads((folder / f"{number}.json").read_text())
+        out, err = ((folder / f"{number}.{stream}").read_text() for stream in ("out", "err"))
+        found[name, *words] = Ended(code, loaded, out, err.replace(str(folder), "{folder}"))
+    written = [path for path in folder.rglob("*") if path.is_file() and path.parent != folder]
+    assert {path.parent.name for path in written} <= {".hydra"}  # Hydra's own record of the words
+    return found
+
+
+@pytest.mark.parametrize("module", MODULES)
+def test_help_loads_nothing_heavy(module: str, ended: dict[tuple[str, ...], Ended]) -> None:
+    done = ended[module, "--help"]
+    assert (done.code, done.loaded) == (0, []), done.err
+    assert len(done.out.splitlines()) > 5
+
+
+@pytest.mark.parametrize(("module", "words", "said"), WRONG)
+def test_what_is_wrong_is_said_in_one_line_before_anything_heavy_is_loaded(
+    module: str, words: list[str], said: str, ended: dict[tuple[str, ...], Ended]
+) -> None:
+    done = ended[module, *words]
+    assert (done.code, done.loaded, done.out) == (1, [], ""), done.err
+    assert done.err.startswith(f"error: {said}")
+    assert len(done.err.splitlines()) == 1
