@@ -19,6 +19,7 @@ COMMENT = re.compile(r"\s#\s*(.*\S)")
 PACKAGE = re.compile(r"#\s*@package\s+(\S+)")
 SENTENCE = re.compile(r"(?<=\.)(?<!al\.)\s+(?=[A-Z])")
 CHOICE = re.compile(r"(?P<force>override )?(?P<root>/)?(?P<group>[\w/]+)(@(?P<package>[\w.]+))?$")
+GLOBAL = ("experiment", "sweep")  # whose options choose of other groups
 
 
 @dataclass
@@ -170,8 +171,8 @@ class _Composer:
                 if found["package"]:
                     name += f"@{_joined(package, found['package'])}"
                 self.chosen.setdefault(name, str(option))
-            elif found["group"] == "experiment" and self.chosen.get("experiment", option):
-                preset = CONF / "experiment" / f"{self.chosen.get('experiment', option)}.yaml"
+            elif found["group"] in GLOBAL and self.chosen.get(found["group"], option):
+                preset = CONF / found["group"] / f"{self.chosen.get(found['group'], option)}.yaml"
                 if preset.is_file():
                     self._override(_read(preset)[2], "")
 

@@ -92,3 +92,10 @@ def test_help_shows_every_key_and_no_other_group(command: str, monkeypatch: pyte
     assert shown <= top
     prose = [line for line in text.splitlines() if "=" not in line]
     assert max(map(len, prose)) <= 80
+
+
+@pytest.mark.parametrize("words", [["sweep=paper_4m_ser"], ["experiment=4m_ser", "data=iemocap"]])
+def test_what_an_option_chooses_of_other_groups_is_described(words: list[str]) -> None:
+    described = describe("train", words)
+    assert {group.name: group.chosen for group in described.groups}["data"] == "iemocap"
+    assert "data.root" in described.leaves()
