@@ -75,13 +75,22 @@ def open_runs(config: Mapping[str, Any]) -> list[OpenRun]:
 
 
 def name_runs(runs: Sequence[Run]) -> list[str]:
-    """What runs are called: by the options in which they differ, else by their folders."""
-    keys = list(dict.fromkeys(key for run in runs for key in run.options))
-    differ = [key for key in keys if len({run.options.get(key) for run in runs}) > 1]
-    names = [", ".join(str(run.options.get(key, "-")) for key in differ) for run in runs]
+    """What runs are called: by the options, keys and seeds in which they differ, else by their folders."""
+    chosen = [_chosen(run) for run in runs]
+    keys = list(dict.fromkeys(key for choices in chosen for key in choices))
+    differ = [key for key in keys if len({choices.get(key) for choices in chosen}) > 1]
+    names = [", ".join(choices.get(key, "-") for key in differ) for choices in chosen]
     if len(runs) == 1 or len(set(names)) < len(runs):
         return [run.path.resolve().name for run in runs]
     return names
+
+
+def _chosen(run: Run) -> dict[str, str]:
+    """What was chosen for a run, by key, as its name shows it: options alone, other keys with theirs; the seed last."""
+    words = dict(word.lstrip("+~").split("=", 1) for word in run.overrides if "=" in word)
+    others = {key: f"{key}={value}" for key, value in words.items() if key not in {*run.options, "seed", "cache"}}
+    options = {key: str(value) for key, value in run.options.items()}
+    return {**options, **others, "seed": f"seed={run.config.get('seed')}"}
 
 
 def _do(name: str, runs: list[OpenRun], config: Mapping[str, Any], folder: Path) -> Part:

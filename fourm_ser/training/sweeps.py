@@ -9,6 +9,7 @@ import csv
 import hashlib
 import multiprocessing
 import os
+import re
 import shlex
 import sys
 import time
@@ -25,7 +26,7 @@ from hydra.core.utils import JobReturn
 from hydra.errors import HydraException
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
 from fourm_ser.commandline import explain
 from fourm_ser.config import drop_unread, settle, take_hashes, upgrade
@@ -39,13 +40,33 @@ from fourm_ser.training.parent import end_with_parent
 
 BASIC = "hydra._internal.core_plugins.basic_launcher.BasicLauncher"
 SWEEPERS = ("BasicSweeper", "GridsSweeper")  # whose jobs are known beforehand
+LONGEST = 120  # bytes of a job's name before the hash: file systems take 255 in all
+UNSAFE = re.compile(r"[^\w.,=+-]")  # signs that shells, globs or file systems have another use for
+NEXT_WORD = re.compile(r",(?=[+~]{0,2}[\w./@]+=)")
 NO_PART = ("sweep", "sweep.skip_finished", "sweep.dry_run")  # of what a job is
 SHOWN = ("val/ua", "test/ua", "test/wa", "test/f1_macro")
 
 
-def _cell(words: str) -> str:
-    """A job's folder: a hash of what was chosen, whatever its number, so that a sweep started again finds its jobs."""
-    return hashlib.blake2b(words.encode(), digest_size=6).hexdigest()
+def _cell(words: str, sweep: str = "", varied: str = "") -> str:
+    """A job's folder: what varies in the sweep, to be read, and a hash of all that was chosen, to be found by.
+
+    The hash does not hang on the job's number, nor on what else varies, so that a sweep started again finds its jobs,
+    whatever the beginning of their names; those of earlier versions are the hash alone.
+
+    Args:
+        words: all that was chosen, `key=value`, sorted and parted by commas.
+        sweep: the sweep's folder.
+        varied: the keys that vary, parted by blanks; without any the name is the hash.
+    """
+    mark = hashlib.blake2b(words.encode(), digest_size=6).hexdigest()
+    there = sorted(path.name for path in Path(sweep).glob(f"*{mark}") if path.is_dir()) if sweep else []
+    if there:
+        return there[0]
+    keys = varied.split()
+    chosen = [word.lstrip("+") for word in NEXT_WORD.split(words) if _key(word) in keys]
+    shown = UNSAFE.sub("_", ",".join(sorted(chosen, key=lambda word: keys.index(_key(word)))))
+    shown = shown.encode()[:LONGEST].decode(errors="ignore")
+    return f"{shown}-{mark}" if shown else mark
 
 
 def _group(mode: Any, folder: str) -> str | None:
@@ -240,7 +261,7 @@ class Sweep(Callback):
         if config.sweep.dry_run:
             for job in self.jobs:
                 words = [word for word in job.words if _key(word) not in NO_PART]
-                print(f"{job.folder.name}  {read_job(job.folder).state}: {shlex.join(words)}")
+                print(f"{_mark(job.folder)}  {read_job(job.folder).state}: {shlex.join(words)}")
             if config.hydra.launcher._target_.endswith(".SlurmLauncher"):
                 print(slurm_script(config, len(self.jobs)))
             sys.exit(0)
@@ -262,7 +283,7 @@ class Sweep(Callback):
     def _label(self, config: DictConfig) -> str:
         words = [word for word in config.hydra.overrides.task if _key(word) in self.varied]
         count = f"/{len(self.jobs)}" if self.jobs else ""
-        return f"job {config.hydra.job.num + 1}{count} ({Path(config.hydra.runtime.output_dir).name}) {' '.join(words)}"
+        return f"job {config.hydra.job.num + 1}{count} ({_mark(config.hydra.runtime.output_dir)}) {' '.join(words)}"
 
     def close(self) -> int:
         """Print the table of the jobs and write it as jobs.csv; how many did not finish."""
@@ -331,11 +352,12 @@ def _plan(config: DictConfig) -> tuple[list[str], list[Job]]:
         raise InputError(f"sweep: {explain(error)}") from error
     keys = dict.fromkeys(key for trial in trials for key in trial)
     varied.update(dict.fromkeys(key for key in keys if any(key not in trial for trial in trials)))
+    shown, sweep = [key.lstrip("+~") for key in varied], config.hydra.sweep.dir
+    _name_jobs(config, shown)
     for number, trial in enumerate(trials):
         if trial not in trials[:number]:
-            _check_composes(config, loader, trial, list(varied))
-    folder = Path(config.hydra.sweep.dir)
-    return [key.lstrip("+~") for key in varied], [Job(words, folder / _folder(words)) for words in jobs]
+            _check_composes(config, loader, trial, shown)
+    return shown, [Job(words, Path(sweep) / _folder(words, sweep, shown)) for words in jobs]
 
 
 def _check_composes(config: DictConfig, loader: Any, trial: dict[str, str], varied: list[str]) -> None:
@@ -344,16 +366,31 @@ def _check_composes(config: DictConfig, loader: Any, trial: dict[str, str], vari
         composed = loader.load_sweep_config(config, words)
         check_config("train", composed, words, classes=False)
     except HydraException as error:
-        which = " ".join(f"{key}={trial[key]}" for key in varied if key in trial)
+        which = " ".join(word for word in words if _key(word) in varied)
         raise InputError(f"sweep: the job {which}: {explain(error)}") from error
     found = composed.hydra.sweep.subdir
-    if found != _folder(words):
+    if found != _folder(words, config.hydra.sweep.dir, varied):
+        raise InputError(f"hydra.sweep.subdir: {found}: a sweep does not find its jobs there.")
+
+
+def _name_jobs(config: DictConfig, varied: list[str]) -> None:
+    """Let the folders of a sweep's jobs bear what varies: in an override that every job is composed with.
+
+    Raises:
+        InputError: the command line says other folders.
+    """
+    usual = "${cell:${hydra.job.override_dirname},${hydra.sweep.dir}}"
+    found = OmegaConf.to_container(config.hydra.sweep, resolve=False)["subdir"]  # type: ignore[call-overload, index]
+    if found != usual:
         raise InputError(f"hydra.sweep.subdir: leave it as it is: a sweep finds its jobs by it (found {found}).")
+    name = usual.removesuffix("}") + ',"' + " ".join(varied) + '"}'
+    with read_write(config.hydra), open_dict(config.hydra):
+        config.hydra.overrides.hydra.append(f"hydra.sweep.subdir='{name}'")
 
 
-def _folder(words: list[str]) -> str:
+def _folder(words: list[str], sweep: str, varied: list[str]) -> str:
     """A job's folder below its sweep, as Hydra's `override_dirname` makes it."""
-    return _cell(",".join(sorted(word for word in words if _key(word) not in NO_PART)))
+    return _cell(",".join(sorted(word for word in words if _key(word) not in NO_PART)), sweep, " ".join(varied))
 
 
 def _values(override: Any) -> list[str]:
@@ -362,6 +399,11 @@ def _values(override: Any) -> list[str]:
     if override.is_interval_sweep():
         return [str(override.value().start)]
     return [str(value) for value in override.sweep_string_iterator()]
+
+
+def _mark(folder: str | Path) -> str:
+    """The hash at the end of a job's folder, by which it is short to be named."""
+    return Path(folder).name.rpartition("-")[2]
 
 
 def _key(word: str) -> str:
@@ -387,10 +429,10 @@ def _report(folder: Path, varied: list[str], jobs: list[Job], runs: list[Run]) -
         written = csv.writer(file)
         written.writerow(["cell", *varied, "state", *SHOWN, "why"])
         for job, run in zip(jobs, runs, strict=True):
-            row = [job.folder.name, *job.chosen(varied).values(), run.state]
+            row = [*job.chosen(varied).values(), run.state]
             metrics = [run.metrics.get(name) for name in SHOWN]
-            written.writerow([*row, *metrics, run.why])
-            shown.add_row(*row, *("" if value is None else f"{value:.4f}" for value in metrics))
+            written.writerow([job.folder.name, *row, *metrics, run.why])
+            shown.add_row(_mark(job.folder), *row, *("" if value is None else f"{value:.4f}" for value in metrics))
     width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else 200  # a file is not cut to 80 columns
     Console(width=width).print(shown)
     states = [run.state for run in runs]
@@ -398,7 +440,7 @@ def _report(folder: Path, varied: list[str], jobs: list[Job], runs: list[Run]) -
     for job, run in zip(jobs, runs, strict=True):
         if run.state not in ("finished", "not begun"):
             words = [f"{key}={value}" for key, value in job.chosen(varied).items()]
-            print(f"{run.state}: {job.folder.name} {' '.join(words)}: {run.why}")
+            print(f"{run.state}: {_mark(job.folder)} {' '.join(words)}: {run.why}")
 
 
 def slurm_script(config: DictConfig, jobs: int) -> str:

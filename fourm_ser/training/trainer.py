@@ -39,8 +39,9 @@ class StopWhenDone(EarlyStopping):
 class Rates(Callback):
     """Logs the mean norm of an epoch's gradients, and the learning rates that it begins with.
 
-    These are the network's own, that of encoders that train, and that of the loss's parameters. Of several rates of encoders, as with `layer_decay`, it is the highest. They are kept to the epoch's end, and in
-    checkpoints: a stage that goes on within an epoch does not begin it again.
+    These are the network's own, that of encoders that train, and that of the loss's parameters; of several rates of
+    encoders, as with `layer_decay`, the highest. They are kept to the epoch's end, and in checkpoints: a stage that
+    goes on within an epoch does not begin it again.
     """
 
     def __init__(self) -> None:

@@ -116,6 +116,8 @@ def test_runs_are_called_by_what_they_differ_in() -> None:
     ce, center = run("a", loss="ce", encoder="tiny"), run("b", loss="ce_center", encoder="tiny")
     assert name_runs([ce, center]) == ["ce", "ce_center"]
     assert name_runs([ce]) == ["a"]
+    seeds = [Run(Path(f"s{seed}"), "finished", config={"seed": seed}, options={"loss": "ce"}) for seed in (0, 1)]
+    assert name_runs(seeds) == ["seed=0", "seed=1"]
     assert name_runs([ce, run("c", loss="ce", encoder="tiny")]) == ["a", "c"]
 
 

@@ -62,6 +62,23 @@ def call(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
     return 0
 
 
+def test_a_job_is_called_by_what_varies_and_found_by_its_hash(tmp_path: Path) -> None:
+    words = "+x=1,cache=/a b,data.emotions=[anger,sadness],encoder=bert_vggish,seed=0"
+    mark = sweeps._cell(words)
+    assert len(mark) == 12
+    assert sweeps._cell(words, str(tmp_path), "encoder seed") == f"encoder=bert_vggish,seed=0-{mark}"
+    assert sweeps._cell(words, str(tmp_path), "data.emotions x") == f"data.emotions=_anger,sadness_,x=1-{mark}"
+    assert sweeps._cell(words, str(tmp_path), "cache") == f"cache=_a_b-{mark}"
+    long = sweeps._cell("data.manifest=" + "ü/" * 200, str(tmp_path), "data.manifest")
+    assert len(long.encode()) <= 140
+    (tmp_path / long).mkdir()
+    for there in (mark, f"seed=0-{mark}"):  # as earlier versions called it, and where less varied
+        (tmp_path / there).mkdir()
+        assert sweeps._cell(words, str(tmp_path), "encoder seed") == there
+        (tmp_path / there).rmdir()
+    assert sweeps._cell(words.replace("seed=0", "seed=1"), str(tmp_path), "seed") != f"seed=0-{mark}"
+
+
 def table(folder: Path) -> list[dict[str, str]]:
     with (folder / "jobs.csv").open(newline="", encoding="utf-8") as file:
         return list(csv.DictReader(file))
@@ -94,7 +111,7 @@ def test_a_failed_job_is_told_and_ends_no_other(
         failure = json.loads((folder / "failure.json").read_text())
         assert "NaN" in failure["error"]
         assert f"optimizer.lr={row['optimizer.lr']}" in failure["overrides"]
-        assert f"failed: {row['cell']} loss={row['loss']} optimizer.lr=1e+30: {failure['error']}" in said
+        assert f"failed: {row['cell'].rpartition('-')[2]} loss={row['loss']} optimizer.lr=1e+30: {failure['error']}" in said
     assert "2 failed, 2 finished" in said
 
     before = times(tmp_path / "sweep")
