@@ -2,13 +2,16 @@
 
 import csv
 import errno
+import functools
 import json
 import math
 import os
+import platform
 import re
+import secrets
 import shutil
 import time
-import uuid
+import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -19,7 +22,8 @@ from fourm_ser.errors import InputError, PlaceError
 if TYPE_CHECKING:
     import pandas as pd
 
-TEMPORARY = re.compile(r"\..+\.[0-9a-f]{32}(\.\w+)?")  # names of what is being written
+TEMPORARY = re.compile(r"\..+\.([0-9a-f]{32})(\.\w+)?")  # names of what is being written
+YOUNG = 3600.0  # seconds: what another machine still writes in a folder that both share is no older
 HASH = re.compile("[0-9a-f]{32}")
 FULL = (errno.ENOSPC, errno.EDQUOT)
 LEAST_LEFT = 1 << 18  # bytes: what fails where no more are left has failed for that
@@ -40,7 +44,7 @@ def whole(path: Path, seal: bool = False) -> Iterator[Path]:
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     # The suffix stays last: writers such as matplotlib choose the format by it.
-    temporary = path.with_name(f".{path.stem}.{uuid.uuid4().hex}{path.suffix}")
+    temporary = path.with_name(f".{path.stem}.{temporary_mark()}{path.suffix}")
     try:
         yield temporary
         _flush(temporary)
@@ -63,7 +67,38 @@ def whole(path: Path, seal: bool = False) -> Iterator[Path]:
             "Make room, or choose another folder; what was written before is kept, and the same command goes on."
         ) from error
     finally:
-        temporary.unlink(missing_ok=True)
+        if temporary.is_dir():
+            shutil.rmtree(temporary, ignore_errors=True)
+        else:
+            temporary.unlink(missing_ok=True)
+
+
+def temporary_mark() -> str:
+    """What tells temporary names apart, and who wrote them: the machine, the process, chance."""
+    return f"{_machine():08x}{os.getpid():08x}{secrets.token_hex(8)}"
+
+
+@functools.cache
+def _machine() -> int:
+    """A number of this machine, or of the container that numbers its processes by itself."""
+    try:
+        space = os.readlink("/proc/self/ns/pid")
+    except OSError:  # of Linux alone
+        space = ""
+    return zlib.crc32(f"{platform.node()} {space}".encode())
+
+
+def _is_left(mark: str) -> bool:
+    """Whether who wrote a temporary file was a process of this machine that is not there any more."""
+    if int(mark[:8], 16) != _machine() or os.name != "posix":
+        return False
+    try:
+        os.kill(int(mark[8:16], 16), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, OverflowError):
+        return False
+    return False
 
 
 @contextmanager
@@ -116,12 +151,13 @@ def _flush(path: Path) -> None:
 def remove_temporary(folder: Path, older: float = 0.0) -> None:
     """Remove what `whole` left in a folder, and below it, when a kill ended it; `older` than so many seconds.
 
-    Of a folder that other processes write in at the same time, what is young may be theirs.
+    Of a folder that other processes write in at the same time, what is young may be theirs, unless they were of this
+    machine and have ended.
     """
     for path in list(folder.rglob(".*")):
-        if TEMPORARY.fullmatch(path.name):
-            with suppress(FileNotFoundError):
-                if time.time() - path.lstat().st_mtime >= older:
+        if found := TEMPORARY.fullmatch(path.name):
+            with suppress(OSError):  # removed by another process, or in a cache that may only be read
+                if time.time() - path.lstat().st_mtime >= older or _is_left(found[1]):
                     shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 

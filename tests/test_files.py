@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fourm_ser.files import as_json, finite, remove_temporary, whole, write_json, write_table
+from fourm_ser.files import as_json, finite, is_spoilt, remove_temporary, whole, write_json, write_table
 from fourm_ser.runs.results import undefined
 
 LEAVES = st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(codec="utf-8"), max_size=4)
@@ -89,6 +89,41 @@ def test_what_killed_processes_were_writing_is_removed_and_nothing_else(tmp_path
         folder.write_text("x")
     found = [path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*") if path.is_file()]
     assert sorted(found) == sorted([*kept, "model", "stages/last.ckpt"])
+
+
+@pytest.mark.skipif(not hasattr(os, "fork"), reason="no process can be forked here")
+def test_what_a_process_that_was_killed_was_writing_is_removed_however_young(tmp_path: Path) -> None:
+    child = os.fork()
+    if child == 0:
+        with whole(tmp_path / "shard.safetensors") as left:
+            left.write_text("half")
+            os._exit(0)
+    os.waitpid(child, 0)
+    with whole(tmp_path / "another.json") as own:
+        own.write_text("x")
+        assert len(list(tmp_path.iterdir())) == 2
+        remove_temporary(tmp_path, older=3600.0)
+        assert list(tmp_path.iterdir()) == [own]
+    other = tmp_path / f".of-another-machine.{'0' * 16}{'1' * 16}.json"
+    other.write_text("half")
+    remove_temporary(tmp_path, older=3600.0)
+    assert other.exists()
+
+
+@pytest.mark.parametrize("seal", [True, False])
+def test_damage_is_told_where_a_hash_is_kept(tmp_path: Path, seal: bool) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, 1, seal=seal)
+    assert not is_spoilt(path)
+    path.write_text("2")
+    assert is_spoilt(path) == seal
+    write_json(path, 3)  # written anew without one: nothing is kept of what was
+    assert not is_spoilt(path)
+    write_json(path, 4, seal=True)
+    (tmp_path / ".a.json.xxh").write_text("")  # a machine that stopped may leave it empty
+    assert not is_spoilt(path)
+    path.unlink()
+    assert not is_spoilt(path)
 
 
 @pytest.mark.parametrize("text", ["=1+1", "+1-cmd", "-cmd", "@SUM(A1)", "\t=1", "\r=1"])

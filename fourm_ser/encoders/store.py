@@ -25,7 +25,7 @@ from torch import Tensor
 
 from fourm_ser.encoders.base import Packed
 from fourm_ser.errors import InputError
-from fourm_ser.files import made_once, regular, remove_temporary, whole, write_json
+from fourm_ser.files import YOUNG, made_once, regular, remove_temporary, whole, write_json
 
 log = logging.getLogger(__name__)
 
@@ -200,7 +200,7 @@ class FeatureStore:
 
     def clear(self) -> None:
         """Remove what killed processes were writing: none that still writes takes an hour for a shard."""
-        remove_temporary(self.folder, older=3600.0)
+        remove_temporary(self.folder, older=YOUNG)
 
     def lock(self) -> AbstractContextManager[None]:
         """A lock that saves several processes the same work; the store is right without it."""

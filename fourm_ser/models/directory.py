@@ -4,7 +4,6 @@ import hashlib
 import json
 import os
 import shutil
-import uuid
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,7 +18,7 @@ from fourm_ser.data.transcripts import BEFORE
 from fourm_ser.encoders.base import Resources
 from fourm_ser.encoders.lora import Lora, is_adapter, without_adapters
 from fourm_ser.errors import InputError, blamed, brief, listed
-from fourm_ser.files import write_json, write_text
+from fourm_ser.files import temporary_mark, write_json, write_text
 from fourm_ser.losses.margin import CosineClassifier
 from fourm_ser.models.network import EmotionNetwork, build_network
 from fourm_ser.plain import read_config, read_json, read_yaml
@@ -79,7 +78,7 @@ def save_model(folder: Path, model: Model, config: DictConfig, left_out: Mapping
             and those adapters, which are merged where the others' are already.
     """
     network = model.network
-    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex}")
+    temporary = folder.with_name(f".{folder.name}.{temporary_mark()}")
     temporary.mkdir(parents=True)
     try:
         nodes: dict[str, Any] = {

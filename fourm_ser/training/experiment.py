@@ -25,7 +25,7 @@ from fourm_ser.distributed import barrier, first, joined, launched, rank, world
 from fourm_ser.encoders.base import Resources
 from fourm_ser.encoders.lora import Lora
 from fourm_ser.errors import InputError, OtherRunError, blamed
-from fourm_ser.files import remove_temporary
+from fourm_ser.files import YOUNG, remove_temporary
 from fourm_ser.kernels.memory import keep_freed_memory
 from fourm_ser.losses.base import Loss
 from fourm_ser.models.directory import Conditions, Model, save_model
@@ -58,7 +58,7 @@ from fourm_ser.training.stages import (
 )
 from fourm_ser.training.stopping import SIGNALS, way_on_told
 from fourm_ser.training.trainer import build_trainer, skips_parts, trainer_arguments
-from fourm_ser.trust import own_cache
+from fourm_ser.trust import PARTS_OF_CACHES, own_cache
 
 log = logging.getLogger("fourm_ser.training.experiment")  # also where it is `__main__`
 
@@ -111,6 +111,8 @@ def _run(config: DictConfig, directory: RunDirectory, own_process: bool, tells_n
         if rank() == 0:
             directory.failure.unlink(missing_ok=True)
             remove_temporary(directory.path)
+            for part in PARTS_OF_CACHES:
+                remove_temporary(Path(config.cache).expanduser() / part, older=YOUNG)
         is_resumed = directory.record.is_file()
         example: dict[str, str] = {}
         with blamed(directory.record) if is_resumed else nullcontext():

@@ -22,8 +22,9 @@ from fourm_ser.files import whole
 from fourm_ser.prediction.listing import read_listing
 from fourm_ser.training.experiment import run
 from fourm_ser.training.log import LogFile
+from fourm_ser.trust import own_cache
 from tests.conftest import Compose
-from tests.hostile.conftest import Stranger, do, read_only
+from tests.hostile.conftest import Refusal, Stranger, do, read_only
 from tests.hostile.test_damage import COMPUTED
 
 needs_pipes = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no pipes in folders")
@@ -62,6 +63,26 @@ def test_what_a_cache_that_may_only_be_read_lacks_is_said(
             return
         with pytest.raises(PlaceError, match=rf"^{here}.*Read-only.*{word} is not there.*cache=DIR"):
             do("evaluate", stranger, tmp_path, f"cache={here}")
+
+
+@pytest.mark.parametrize("command", ["evaluate", "analyze", "resume"])
+def test_no_cache_is_begun_where_a_folder_alone_says(stranger: Stranger, refusal: Refusal, command: str) -> None:
+    (stranger.home / "documents").mkdir()
+    for name in ("out", "documents"):
+        stranger.change(stranger.run / "config.yaml", "cache", str(stranger.home / name))
+        said = refusal(command)
+        assert f"cache={stranger.home / name}: there is no cache" in said
+        assert "cache=DIR" in said
+    assert not (stranger.home / "out").exists()
+    assert not list((stranger.home / "documents").iterdir())
+
+
+def test_a_cache_of_one_s_own_that_a_run_names_serves(stranger: Stranger, tmp_path: Path) -> None:
+    assert do("evaluate", stranger, tmp_path)["test/ua"] >= 0  # by the cache that the record names
+    own = tmp_path / "empty" / "embeddings"
+    own.mkdir(parents=True)
+    assert own_cache(own.parent, stranger.run / "config.yaml") == own.parent
+    assert own_cache("~/.cache/fourm_ser", stranger.run / "config.yaml") == Path.home() / ".cache" / "fourm_ser"
 
 
 def test_recordings_that_have_to_be_decoded_into_a_cache_that_may_only_be_read_are_not_to_blame(tmp_path: Path) -> None:

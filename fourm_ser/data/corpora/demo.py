@@ -26,7 +26,7 @@ from fourm_ser.data.corpus import Corpus
 from fourm_ser.data.manifest import read_manifest, write_manifest
 from fourm_ser.data.release import Release
 from fourm_ser.errors import InputError
-from fourm_ser.files import made_once
+from fourm_ser.files import made_once, whole
 
 log = logging.getLogger(__name__)
 
@@ -176,9 +176,8 @@ class DemoCorpus(Corpus):
                 for unfinished in folder.parent.glob(f".{self.source}.*"):  # what a kill left
                     shutil.rmtree(unfinished)
                 log.info("demo corpus: synthesising %d utterances into %s", self.utterances, folder)
-                with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{self.source}.") as temporary:
-                    synthesise(Path(temporary) / self.source, self.utterances, self.corpus_seed)
-                    (Path(temporary) / self.source).rename(folder)
+                with whole(folder) as temporary:
+                    synthesise(temporary, self.utterances, self.corpus_seed)
         frame = read_manifest(folder / "manifest.csv")
         frame["where"] = [f"row {row}" for row in frame.pop("row")]
         return Release(frame, [], folder.resolve(), folder / "manifest.csv")
