@@ -1,13 +1,19 @@
 """Processes of their own that need no time to start: each is forked from one that has imported what runs import.
 
-What they are given is a function of a module and what can be pickled. Variables of the environment are those that the
-first of them found.
+What they are given is a function of a module and what can be pickled. But where it is said otherwise, variables of the
+environment are those that the first of them found.
 """
 
+import importlib
 import multiprocessing
-from collections.abc import Callable
+import os
+import sys
+import tempfile
+from collections.abc import Callable, Mapping
 from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
+from pathlib import Path
+from subprocess import CompletedProcess
 from typing import Any
 
 import torch.multiprocessing
@@ -39,7 +45,28 @@ def started(work: Callable[..., None], *arguments: Any) -> BaseProcess:
 
 
 def ended(process: BaseProcess) -> int:
-    """How a process ended: 0, or minus the number of the signal that killed it."""
+    """How a process ended: its exit code, or minus the number of the signal that killed it."""
     process.join(PATIENCE)
     assert process.exitcode is not None
     return process.exitcode
+
+
+def command(module: str, *words: str, cwd: Path, env: Mapping[str, str] | None = None) -> CompletedProcess[str]:
+    """A command of the package as a shell runs it: in a folder, with an environment (this process's by default)."""
+    with tempfile.TemporaryDirectory() as folder:
+        out, err = Path(folder, "out"), Path(folder, "err")
+        code = ended(started(act, module, words, cwd, dict(os.environ if env is None else env), out, err))
+        texts = [path.read_text(encoding="utf-8") for path in (out, err)]
+    return CompletedProcess([module, *words], code, *texts)
+
+
+def act(module: str, words: tuple[str, ...], cwd: Path, environment: dict[str, str], out: Path, err: Path) -> None:
+    """What the process of a command does; it leads a group of its own."""
+    os.setsid()
+    os.environ.clear()
+    os.environ.update(environment)
+    os.chdir(cwd)
+    for path, descriptor in ((out, 1), (err, 2)):
+        os.dup2(os.open(path, os.O_WRONLY | os.O_CREAT), descriptor)
+    sys.argv = [module, *words]
+    importlib.import_module(f"fourm_ser.{module}").main()

@@ -26,6 +26,7 @@ from fourm_ser.predict import LITERAL, run
 from fourm_ser.prediction.predictor import Prediction, Predictor
 from fourm_ser.prediction.table_file import table_path
 from fourm_ser.prediction.transcriber import Transcriber
+from tests import processes
 from tests.conftest import CONF, Compose
 from tests.data.test_decoding import film
 from tests.prediction.predictors import EMOTIONS, RATE, ctc, model, noise, recording, whisper
@@ -160,13 +161,7 @@ class TestOne:
         recording(tmp_path / "a b.wav", noise(7.0))
         text = 'I can\'t say "${no}", a=b\\'
         arguments = [f"model={models['both']}", "audio=a b.wav", f"text={text}", "format=json", "window=null"]
-        done = subprocess.run(
-            [sys.executable, "-m", "fourm_ser.predict", *arguments],
-            cwd=tmp_path,
-            env={**os.environ, "PYTHONPATH": str(REPOSITORY)},
-            capture_output=True,
-            text=True,
-        )
+        done = processes.command("predict", *arguments, cwd=tmp_path)
         assert done.returncode == 0, done.stderr
         printed = json.loads(done.stdout)
         assert printed["text"] == text

@@ -12,14 +12,15 @@ import pytest
 
 from fourm_ser.keys import check_config
 from tests.conftest import CONF, Compose
+from tests.processes import command
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+PATIENT = {"WANDB_X_SERVICE_WAIT": "600", "WANDB_INIT_TIMEOUT": "600"}  # seconds, for a busy machine
 
 
 def call(*arguments: str, cwd: Path, path: Path = REPOSITORY) -> subprocess.CompletedProcess[str]:
     environment = {name: value for name, value in os.environ.items() if not name.startswith(("WANDB", "PYTHONPATH"))}
-    environment |= {"COLUMNS": "200", "NETRC": os.devnull, "PYTHONPATH": str(path)}
-    environment |= {"WANDB_X_SERVICE_WAIT": "600", "WANDB_INIT_TIMEOUT": "600"}  # seconds, for a busy machine
+    environment |= {"COLUMNS": "200", "PYTHONPATH": str(path)}
     return subprocess.run(
         [sys.executable, "-m", "fourm_ser.train", *arguments], cwd=cwd, env=environment, capture_output=True, text=True
     )
@@ -36,7 +37,9 @@ def test_help_shows_the_groups(tmp_path: Path) -> None:
 
 def test_a_run_with_wandb_and_no_key_is_logged_offline(tmp_path: Path, cache: Path, slice_of_demo: list[str]) -> None:
     short = ["stage=transfer", "stage.transfer.epochs=1", "logger=wandb", "hydra.run.dir=run"]
-    ended = call(*slice_of_demo, *short, cwd=tmp_path)
+    environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
+    environment |= {"COLUMNS": "200", "NETRC": os.devnull, **PATIENT}
+    ended = command("train", *slice_of_demo, *short, cwd=tmp_path, env=environment)
     assert ended.returncode == 0, ended.stderr
     assert "no API key" in ended.stdout
     runs = list((tmp_path / "run" / "wandb").glob("offline-run-*"))

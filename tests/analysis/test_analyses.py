@@ -2,6 +2,7 @@
 
 import re
 import shutil
+from collections.abc import Iterator
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import pandas as pd
 import pytest
 from hydra import compose, initialize_config_dir
+from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
 from fourm_ser.analysis import analyses
@@ -17,7 +19,7 @@ from fourm_ser.analysis.findings import Finding, write_finding
 from fourm_ser.errors import InputError
 from fourm_ser.runs.collect import Run
 from fourm_ser.training.experiment import run as train
-from tests.conftest import CONF, Compose
+from tests.conftest import CONF, PIXEL, Compose
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 
@@ -45,6 +47,29 @@ class Page(HTMLParser):
         if tag == "img":
             self.images.append(given)
         self.addresses += [value or "" for key, value in attrs if key in ("src", "href")]
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _figures_small() -> Iterator[None]:
+    """Figures are drawn once, for a box that is tight around one has it drawn twice, and of few pixels."""
+    own = Figure.savefig
+
+    def save(figure: Figure, file: Any, **how: Any) -> None:
+        own(figure, file, format=how.get("format"), dpi=20)
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(Figure, "savefig", save)
+        yield
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are of one pixel."""
+
+    def save(figure: Figure, file: Any, **how: Any) -> None:
+        file.write(PIXEL) if hasattr(file, "write") else Path(file).write_bytes(PIXEL)
+
+    monkeypatch.setattr(Figure, "savefig", save)
 
 
 @pytest.fixture(scope="module")
@@ -82,6 +107,7 @@ def test_the_page_holds_every_figure_and_asks_for_nothing(written: Path) -> None
         assert f"{path.parent.name}/{path.name}" in text
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_what_a_model_cannot_have_is_left_out_and_said(
     two_stage_run: Path,
     tmp_path: Path,
@@ -136,6 +162,7 @@ def test_nonsense_is_refused(two_stage_run: Path, tmp_path: Path) -> None:
             analyses.analyze(config(*words))
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_an_analysis_that_fails_in_any_way_loses_its_own_part_alone(
     two_stage_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

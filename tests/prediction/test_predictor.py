@@ -3,8 +3,6 @@
 import math
 import os
 import shutil
-import subprocess
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,9 +22,10 @@ from fourm_ser.prediction import batches as planning
 from fourm_ser.prediction.items import Audio, Cutting, Item
 from fourm_ser.prediction.predictor import Prediction, Predictor
 from fourm_ser.training.experiment import run
-from tests.conftest import CONF, Compose
+from tests.conftest import Compose
 from tests.data.test_decoding import film
 from tests.prediction.predictors import EMOTIONS, RATE, TEXTS, model, noise, recording
+from tests.processes import command
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 
@@ -93,13 +92,7 @@ class TestParity:
         rows["audio"] = [str(manifest.parent / audio) for audio in rows["audio"]]
         rows.to_csv(tmp_path / "rows.csv")
         arguments = ["model=copy", "manifest=rows.csv", f"cache={tmp_path / 'empty'}", "output=new.csv", "device=cpu"]
-        done = subprocess.run(
-            [sys.executable, "-m", "fourm_ser.predict", *arguments],
-            cwd=tmp_path,
-            env={**os.environ, "HF_HUB_OFFLINE": "1", "PYTHONPATH": str(CONF.parent)},
-            capture_output=True,
-            text=True,
-        )
+        done = command("predict", *arguments, cwd=tmp_path, env={**os.environ, "HF_HUB_OFFLINE": "1"})
         assert done.returncode == 0, done.stderr
         said = pd.read_csv(tmp_path / "new.csv", keep_default_na=False)
         assert said["id"].tolist() == told["id"].tolist()

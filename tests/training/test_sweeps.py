@@ -6,7 +6,6 @@ import math
 import os
 import signal
 import struct
-import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -25,9 +24,11 @@ from fourm_ser.data.corpora.demo import synthesise
 from fourm_ser.data.manifest import write_manifest
 from fourm_ser.devices import resolve_devices
 from fourm_ser.errors import InputError
+from fourm_ser.runs.directory import RunDirectory
 from fourm_ser.training import sweeps
 from fourm_ser.training.experiment import run
 from tests.conftest import CONF, Compose
+from tests.processes import PATIENCE, act, command, ended, started
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 
@@ -287,29 +288,32 @@ def test_a_sweep_that_was_killed_finishes_what_is_missing(
     # Nothing is stored yet: the jobs have to encode, by loader workers of their own, and once for all of them.
     words += [f"cache={tmp_path}/cache", "data.workers=1"]
     killed = tmp_path / "killed"
-    command = [sys.executable, "-m", "fourm_ser.train", *words, f"hydra.sweep.dir={killed}", "hydra/launcher=joblib"]
-    environment = {**os.environ, "PYTHONPATH": str(REPOSITORY)}
-    with subprocess.Popen(command, env=environment, start_new_session=True, stdout=subprocess.PIPE) as process:
-        deadline = time.monotonic() + 600
-        while not times(killed):
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.01)
-        os.killpg(process.pid, signal.SIGKILL)
-        process.communicate()  # until the last of them has closed it
+    there, output = f"hydra.sweep.dir={killed}", (tmp_path / "out", tmp_path / "err")
+    process = started(act, "train", (*words, there, "hydra/launcher=joblib"), tmp_path, dict(os.environ), *output)
+    deadline = time.monotonic() + PATIENCE
+    while not times(killed):
+        assert process.is_alive()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    assert process.pid is not None
+    os.killpg(process.pid, signal.SIGKILL)
+    assert ended(process) == -signal.SIGKILL
+    for folder in killed.glob("*/"):  # until the last of them is gone
+        with RunDirectory(folder).locked(wait=True):
+            pass
     before = times(killed)
     assert 1 <= len(before) < 4
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert ended.returncode == 0, ended.stderr
-    assert f"{len(before)} finished" in ended.stdout.splitlines()[0]
+    again = command("train", *words, there, cwd=tmp_path)
+    assert again.returncode == 0, again.stderr
+    assert f"{len(before)} finished" in again.stdout.splitlines()[0]
     assert {cell: at for cell, at in times(killed).items() if cell in before} == before
-    assert ended.stdout.count(": begins") == 4 - len(before)
+    assert again.stdout.count(": begins") == 4 - len(before)
     rows = [table(folder) for folder in (killed, tmp_path / "undisturbed")]
     assert [{**row, "cell": ""} for row in rows[0]] == [{**row, "cell": ""} for row in rows[1]]
     metrics = [json.loads(path.read_text()) for path in killed.glob("*/metrics.json")]
     for modality in ("text", "audio"):  # those of the job that was killed were written down nowhere
         assert sum(found[f"encoded/{modality}"] for found in metrics) in (0, 40)
-    assert not [line for line in ended.stdout.splitlines() if "Epoch" in line]
+    assert not [line for line in output[0].read_text().splitlines() if "Epoch" in line]
 
 
 def test_a_sweep_of_runs_of_two_processes_equals_runs_of_one(
