@@ -94,7 +94,7 @@ def test_the_reliability_diagram_shows_accuracy_interval_and_number_of_each_bin(
         low, high = proportion_ci(int(correct[inside].sum()), count)
         assert marks(interval)[:, 1] == pytest.approx(pixels(upper.yaxis, [low, high]), abs=0.5)
         assert text.get_text() == str(count)
-        assert (patch.get_alpha() < 1) == (count < MASS)
+        assert ((patch.get_alpha() or 1.0) < 1) == (count < MASS)
         seen += count
     assert seen == number
     (diagonal,) = [marks(line) for line in upper.lines if line.get_label() == "calibrated"]
