@@ -1,11 +1,13 @@
 """Figures of a run, and the colours, markers and lines that all figures share."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from fourm_ser.files import whole
 
@@ -18,6 +20,8 @@ LINES = ("-", "--", "-.", ":")
 # Tol's muted colours: speakers do not look like emotions.
 SPEAKER_COLOURS = ("#332288", "#cc6677", "#44aa99", "#ddcc77", "#882255", "#88ccee", "#999933", "#aa4499", "#117733")
 GREY = "#9a9a9a"
+CURVES = {"train/loss": "training loss", "val/loss": "validation loss", "val/ua": "UA", "val/wa": "WA"}
+MASS = 20  # utterances of a bin of confidence: with fewer, an accuracy may be anything
 
 
 def class_style(index: int) -> tuple[str, str]:
@@ -46,7 +50,7 @@ def save_figure(figure: Figure, path: Path) -> None:
         figure.savefig(temporary, dpi=150, bbox_inches="tight")
 
 
-def confusion_figure(counts: np.ndarray, emotions: Sequence[str]) -> Figure:
+def confusion_figure(counts: np.ndarray, emotions: Sequence[str], title: str = "") -> Figure:
     """The confusion matrix, (classes, classes) by label and prediction: shares of the label by colour, and counts."""
     size = 1.1 * len(emotions) + 1.6
     figure = Figure(figsize=(size + 0.8, size))
@@ -61,59 +65,111 @@ def confusion_figure(counts: np.ndarray, emotions: Sequence[str]) -> Figure:
     axes.set_yticks(range(len(emotions)), emotions)
     axes.set_xlabel("predicted")
     axes.set_ylabel("label")
+    if title:
+        axes.set_title(title, fontsize="medium")
     figure.colorbar(image, ax=axes, fraction=0.046, label="share of the label's utterances")
     return figure
 
 
-def curves_figure(stages: Mapping[str, pd.DataFrame]) -> Figure:
+def curves_figure(stages: Mapping[str, pd.DataFrame], title: str = "") -> Figure:
     """Loss and validation accuracy over the epochs, a column a stage, out of each stage's metrics.csv by its name."""
     figure = Figure(figsize=(4.2 * len(stages) + 0.6, 5.4))
     grid = figure.subplots(2, len(stages), sharex="col", sharey="row", squeeze=False)
     for column, (name, table) in enumerate(stages.items()):
         losses, accuracies = grid[0][column], grid[1][column]
-        for key, style in (("train/loss", "-"), ("val/loss", "--")):
-            losses.plot(table["epoch"], table[key], style, label=key)
-        for key, style in (("val/ua", "-"), ("val/wa", "--")):
-            accuracies.plot(table["epoch"], table[key], style, label=key)
+        for axes, keys in ((losses, ("train/loss", "val/loss")), (accuracies, ("val/ua", "val/wa"))):
+            for key, style in zip(keys, ("-", "--"), strict=True):
+                axes.plot(table["epoch"], table[key], style, label=CURVES[key])
         best = int(table["val/ua"].to_numpy().argmax())
         accuracies.plot(table["epoch"].iloc[best], table["val/ua"].iloc[best], "o", color="C3", label="best UA")
         losses.set_title(name)
         accuracies.set_xlabel("epoch")
         accuracies.set_ylim(0.0, 1.02)
+        accuracies.xaxis.set_major_locator(MaxNLocator(integer=True, min_n_ticks=1))
         for axes in (losses, accuracies):
             axes.grid(alpha=0.3)
             axes.legend(fontsize="small")
     grid[0][0].set_ylabel("loss")
     grid[1][0].set_ylabel("validation accuracy")
+    _head(figure, title)
     return figure
 
 
-def reliability_figure(confidence: np.ndarray, correct: np.ndarray, ece: float, bins: int) -> Figure:
+def reliability_figure(confidence: np.ndarray, correct: np.ndarray, ece: float, bins: int, title: str = "") -> Figure:
     """The reliability diagram (Guo et al. 2017): accuracy of the predictions of each confidence, and how many they are.
 
-    Of each utterance, (n,), the probability of what was predicted, and whether it is the label; `ece`, the expected
-    calibration error, was computed over the same number of bins.
+    The bins above hold about equally many utterances each, `MASS` if there are enough (Nguyen and O'Connor 2015,
+    https://arxiv.org/abs/1508.05154): how many, and the 95% interval of their accuracy (Wilson 1927), stand on each.
+    Bins of fewer utterances than that are pale. Below are all utterances, in equally wide bins.
+
+    Args:
+        confidence: Of each utterance, (n,), the probability of what was predicted.
+        correct: Whether it is the label, (n,).
+        ece: The expected calibration error, which was computed over `bins` equally wide bins.
+        bins: How many these are.
+        title: What stands above the figure.
     """
-    figure = Figure(figsize=(4.8, 5.4))
+    figure = Figure(figsize=(5.4, 5.8))
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
-    edges = np.linspace(0.0, 1.0, bins + 1)
-    bin_of = np.minimum((confidence * bins).astype(int), bins - 1)
-    for number in range(bins):
+    edges = mass_edges(confidence)
+    bin_of = np.clip(np.searchsorted(edges, confidence, side="right") - 1, 0, len(edges) - 2)
+    for number in range(len(edges) - 1):
         inside = bin_of == number
-        if inside.any():
-            accuracy, mean = correct[inside].mean(), confidence[inside].mean()
-            upper.bar(edges[number], accuracy, 1 / bins, align="edge", color="#0072b2", edgecolor="white")
-            upper.plot([mean, mean], [accuracy, mean], color="#d55e00", linewidth=2)
-    upper.plot([], [], color="#d55e00", linewidth=2, label="gap to the confidence")
+        count = int(inside.sum())
+        if not count:
+            continue
+        accuracy, mean = float(correct[inside].mean()), float(confidence[inside].mean())
+        pale = 0.35 if count < MASS else 1.0
+        left, width = edges[number], edges[number + 1] - edges[number]
+        upper.bar(left, accuracy, width, align="edge", color="#0072b2", edgecolor="white", alpha=pale)
+        low, high = wilson(accuracy, count)
+        upper.plot([mean, mean], [low, high], color="black", linewidth=1.2, alpha=max(pale, 0.6), gid="interval")
+        upper.plot([mean], [accuracy], "o", color="#d55e00", markersize=4, gid="accuracy")
+        upper.annotate(str(count), (mean, high), (0, 2), textcoords="offset points", ha="center", fontsize="x-small")
+    upper.plot([], [], "o", color="#d55e00", markersize=4, label="accuracy at the mean confidence")
+    upper.plot([], [], color="black", linewidth=1.2, label="95% interval, and how many utterances")
     upper.plot([0, 1], [0, 1], "--", color="gray", label="calibrated")
     upper.set_ylabel("accuracy")
-    upper.set_ylim(0.0, 1.0)
-    upper.set_title(f"expected calibration error {ece:.3f}")
-    upper.legend(fontsize="small", loc="upper left")
-    lower.bar(edges[:-1], np.bincount(bin_of, minlength=bins), 1 / bins, align="edge", color="gray", edgecolor="white")
+    upper.set_ylim(0.0, 1.08)
+    upper.set_title(f"expected calibration error {ece:.3f} (over {bins} equally wide bins)", fontsize="medium")
+    upper.legend(fontsize="x-small", loc="upper left")
+    wide = np.linspace(0.0, 1.0, bins + 1)
+    counts = np.bincount(np.minimum((confidence * bins).astype(int), bins - 1), minlength=bins)
+    lower.bar(wide[:-1], counts, 1 / bins, align="edge", color="gray", edgecolor="white")
+    for left, count in zip(wide[:-1], counts, strict=True):
+        if count:
+            top = (left + 0.5 / bins, count)
+            lower.annotate(str(count), top, (0, 1), textcoords="offset points", ha="center", fontsize="x-small")
+    lower.set_ylim(0.0, 1.25 * max(int(counts.max()), 1))
     lower.set_xlabel("confidence: probability of the predicted emotion")
     lower.set_ylabel("utterances")
     lower.set_xlim(0.0, 1.0)
+    lower.yaxis.set_major_locator(MaxNLocator(4, integer=True))
     for axes in (upper, lower):
         axes.grid(alpha=0.3)
+    _head(figure, title)
     return figure
+
+
+def mass_edges(confidence: np.ndarray) -> np.ndarray:
+    """Edges of three to ten bins that hold about equally many values each, `MASS` where there are enough."""
+    count = int(np.clip(len(confidence) // MASS, 3, 10))
+    edges = np.unique(np.quantile(confidence, np.linspace(0.0, 1.0, count + 1)))
+    if len(edges) < 2:  # one value throughout
+        edges = np.array([max(edges[0] - 0.02, 0.0), min(edges[0] + 0.02, 1.0)])
+    return edges
+
+
+def wilson(share: float, count: int) -> tuple[float, float]:
+    """The 95% interval of a share of so many that were drawn (Wilson 1927)."""
+    z = 1.959964
+    centre = (share + z * z / (2 * count)) / (1 + z * z / count)
+    half = z / (1 + z * z / count) * math.sqrt(share * (1 - share) / count + z * z / (4 * count * count))
+    return max(centre - half, 0.0), min(centre + half, 1.0)
+
+
+def _head(figure: Figure, title: str) -> None:
+    """Write a title above all panels, if there is one."""
+    if title:
+        figure.suptitle(title, fontsize="medium")
+        figure.tight_layout()

@@ -61,9 +61,9 @@ def _of_flag(word: str, left: list[str], described: Described) -> str:
     """What a flag that nobody has could be: a key, with the value behind it, or another flag."""
     flag, sign, value = word.partition("=")
     name = flag.lstrip("-").replace("-", "_")
-    near = get_close_matches(flag, [*ALONE, *VALUED], n=1, cutoff=0.7)
-    if near and flag.startswith("--"):
-        return near[0]
+    flags = get_close_matches(flag, [*ALONE, *VALUED], n=1, cutoff=0.7)
+    if flags and flag.startswith("--"):
+        return flags[0]
     if not sign and left and not left[0].startswith("-") and "=" not in left[0]:
         value = left.pop(0)
     keys = [*described.leaves(), *(group.name for group in described.groups)]

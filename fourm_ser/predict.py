@@ -79,7 +79,8 @@ def check(config: DictConfig) -> Path | None:
         raise InputError("model: nothing is given. Add model=DIR, the folder model/ of a finished run.")
     given = [key for key in ("audio", "text", "manifest") if config[key] is not None]
     if not given:
-        raise InputError("nothing to predict on. Add audio=FILE, audio=FOLDER, text=... or manifest=FILE.")
+        ways = "audio=FILE, audio=FOLDER, text='what is said' or manifest=FILE"
+        raise InputError(f"audio: nothing is given to predict on. Add {ways}.")
     if "manifest" in given and len(given) > 1:
         raise InputError(f"{' and '.join(given)}: expected either a manifest, or audio and text.")
     if config.text is not None and printable(str(config.text)) != str(config.text):

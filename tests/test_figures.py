@@ -5,8 +5,9 @@ from itertools import product
 import numpy as np
 import pandas as pd
 import pytest
+from scipy.stats import binomtest
 
-from fourm_ser.figures import confusion_figure, curves_figure, reliability_figure
+from fourm_ser.figures import CURVES, MASS, confusion_figure, curves_figure, mass_edges, reliability_figure, wilson
 from tests.drawn import Drawn, distance, lightness, marks, names, pixels, written
 
 EMOTIONS = ["anger", "happiness", "sadness"]
@@ -37,7 +38,7 @@ def test_training_curves_stand_at_their_epochs_and_values() -> None:
     stages = {
         name: pd.DataFrame(
             {
-                "epoch": range(epochs),
+                "epoch": range(1, epochs + 1),
                 "train/loss": 1.4 - 0.2 * np.arange(epochs) / epochs,
                 "val/loss": generator.uniform(1.0, 1.5, epochs),
                 "val/ua": generator.uniform(0.2, 0.9, epochs),
@@ -53,8 +54,9 @@ def test_training_curves_stand_at_their_epochs_and_values() -> None:
     for (name, table), (losses, accuracies) in zip(stages.items(), grid.T, strict=True):
         assert losses.get_title() == name
         lines = {line.get_label(): line for axes in (losses, accuracies) for line in axes.lines}
-        assert set(lines) == {"train/loss", "val/loss", "val/ua", "val/wa", "best UA"}
-        for key, line in lines.items():
+        assert set(lines) == {*CURVES.values(), "best UA"}
+        assert all(float(tick).is_integer() for tick in losses.get_xticks())
+        for key, line in [(key, lines[name]) for key, name in CURVES.items()] + [("best UA", lines["best UA"])]:
             rows = table.nlargest(1, "val/ua") if key == "best UA" else table
             values = rows["val/ua" if key == "best UA" else str(key)]
             assert line.axes is (losses if "loss" in str(key) else accuracies)
@@ -62,33 +64,59 @@ def test_training_curves_stand_at_their_epochs_and_values() -> None:
             assert marks(line) == pytest.approx(np.stack(expected, 1), abs=0.5)
 
 
-def test_bars_of_the_reliability_diagram_are_as_high_as_the_accuracy_at_their_confidence() -> None:
-    confidence = np.array([0.29, 0.31, 0.52, 0.53, 0.55, 0.56, 0.58, 0.84, 0.85, 0.95, 0.97, 0.99, 1.0])
-    correct = np.array([0, 0, 1, 0, 0, 0, 0, 1, 0, 1, 1, 1, 1], dtype=bool)
-    # The utterances of each fifteenth of the confidence, put in by hand.
-    bins = {4: [0, 1], 7: [2, 3], 8: [4, 5, 6], 12: [7, 8], 14: [9, 10, 11, 12]}
-    numbers = {
-        place: (float(correct[own].mean()), float(confidence[own].mean()), len(own)) for place, own in bins.items()
-    }
-    figure = reliability_figure(confidence, correct, 0.123, 15)
+def confident(number: int) -> tuple[np.ndarray, np.ndarray]:
+    """So many predictions, and whether they are right: as often as they are sure."""
+    generator = np.random.default_rng(number)
+    confidence = generator.beta(4, 2, number)
+    return confidence, generator.random(number) < confidence
+
+
+@pytest.mark.parametrize("number", [1, 13, 45, 400])
+def test_the_reliability_diagram_shows_accuracy_interval_and_number_of_each_bin(number: int) -> None:
+    confidence, correct = confident(number)
+    figure = reliability_figure(confidence, correct, 0.123, 15, "demo, UA 50%")
     Drawn(figure)
     upper, lower = figure.axes
-    bars = {round(15 * patch.get_x()): patch.get_window_extent() for patch in upper.patches}  # type: ignore[attr-defined]
-    assert bars.keys() == numbers.keys()
-    gaps = {tuple(np.round(marks(line)[:, 0])): marks(line) for line in upper.lines if len(marks(line))}
-    for place, (accuracy, sure, _) in numbers.items():
-        box = bars[place]
-        assert [box.x0, box.x1] == pytest.approx(pixels(upper.xaxis, [place / 15, (place + 1) / 15]), abs=0.5)
+    edges = mass_edges(confidence)
+    assert len(edges) - 1 <= max(3, number // MASS)
+    intervals = [line for line in upper.lines if line.get_gid() == "interval"]
+    points = [line for line in upper.lines if line.get_gid() == "accuracy"]
+    assert len(upper.patches) == len(intervals) == len(points) == len(upper.texts)
+    seen = 0
+    for patch, interval, point, text in zip(upper.patches, intervals, points, upper.texts, strict=True):
+        left, right = patch.get_x(), patch.get_x() + patch.get_width()  # type: ignore[attr-defined]
+        right += 1.0 if patch is upper.patches[-1] else 0.0
+        inside = (confidence >= left - 1e-9) & (confidence < right - 1e-9)
+        accuracy, mean, count = correct[inside].mean(), confidence[inside].mean(), int(inside.sum())
+        box = patch.get_window_extent()
         assert [box.y0, box.y1] == pytest.approx(pixels(upper.yaxis, [0.0, accuracy]), abs=0.5)
-        x = pixels(upper.xaxis, sure)
-        gap = gaps[round(float(x)), round(float(x))]
-        assert gap[:, 1] == pytest.approx(pixels(upper.yaxis, [accuracy, sure]), abs=0.5)
+        assert marks(point)[0] == pytest.approx([pixels(upper.xaxis, mean), pixels(upper.yaxis, accuracy)], abs=0.5)
+        low, high = proportion_ci(int(correct[inside].sum()), count)
+        assert marks(interval)[:, 1] == pytest.approx(pixels(upper.yaxis, [low, high]), abs=0.5)
+        assert text.get_text() == str(count)
+        assert ((patch.get_alpha() or 1.0) < 1) == (count < MASS)
+        seen += count
+    assert seen == number
     (diagonal,) = [marks(line) for line in upper.lines if line.get_label() == "calibrated"]
     assert diagonal == pytest.approx(
         np.stack([pixels(axis, [0, 1]) for axis in (upper.xaxis, upper.yaxis)], 1), abs=0.5
     )
+    counts = [((confidence * 15).astype(int) == place).sum() for place in range(15)]
     heights = [patch.get_window_extent().height for patch in lower.patches]
     zero = float(pixels(lower.yaxis, 0))
-    counts = [numbers[place][2] if place in numbers else 0 for place in range(15)]
     assert heights == pytest.approx(pixels(lower.yaxis, [float(count) for count in counts]) - zero, abs=0.5)
+    assert [text.get_text() for text in lower.texts] == [str(count) for count in counts if count]
     assert "0.123" in upper.get_title()
+    assert figure.get_suptitle() == "demo, UA 50%"
+
+
+def proportion_ci(hits: int, count: int) -> tuple[float, float]:
+    """Wilson's interval by SciPy."""
+    found = binomtest(hits, count).proportion_ci(0.95, method="wilson")
+    return float(found.low), float(found.high)
+
+
+def test_the_interval_of_a_share_is_wilson_s() -> None:
+    for count in (1, 7, 100):
+        for hits in (0, count // 2, count):
+            assert wilson(hits / count, count) == pytest.approx(proportion_ci(hits, count), abs=1e-6)

@@ -445,7 +445,7 @@ class TestRefusals:
         ("arguments", "message"),
         [
             (["text=calm"], "model: nothing is given"),
-            (["model=DIR"], "nothing to predict on"),
+            (["model=DIR"], "nothing is given to predict on"),
             (["model=DIR", "audio=a.wav", "manifest=b.csv"], "audio and manifest: expected either"),
             (["model=DIR", "text=", "manifest=b.csv"], "text and manifest: expected either"),
             (["model=DIR", "audio="], "audio: the path is empty"),

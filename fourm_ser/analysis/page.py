@@ -8,14 +8,15 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from matplotlib.figure import Figure
 
 from fourm_ser import __version__
 from fourm_ser.analysis.findings import Finding, Part
 from fourm_ser.files import write_text
+from fourm_ser.pages import render
 from fourm_ser.runs.directory import RunDirectory
 from fourm_ser.runs.finished import OpenRun
+from fourm_ser.runs.results import told_protocol
 
 ROWS = 40  # of a table on the page; the file beside it has all
 METRICS = ("ua", "wa", "f1_macro", "ece", "intra_inter")
@@ -23,18 +24,13 @@ METRICS = ("ua", "wa", "f1_macro", "ece", "intra_inter")
 
 def write_page(parts: Sequence[Part], runs: Sequence[OpenRun], side: str, folder: Path) -> None:
     """Write analysis.html, whole, into the folder of the parts' folders; the first run is the one looked into."""
-    environment = Environment(
-        loader=PackageLoader("fourm_ser", "."),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
     first = runs[0]
-    page = environment.get_template("analysis/analysis.html.j2").render(
+    page = render(
+        "analysis/analysis.html.j2",
         version=__version__,
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         name=first.name,
+        headline=_headline(first, side),
         facts=_facts(first, side),
         others=[(run.name, str(run.run_dir)) for run in runs[1:]],
         parts=[
@@ -45,6 +41,12 @@ def write_page(parts: Sequence[Part], runs: Sequence[OpenRun], side: str, folder
         left_out=[(part.name, part.left_out) for part in parts if part.left_out],
     )
     write_text(folder / "analysis.html", page)
+
+
+def _headline(run: OpenRun, side: str) -> str:
+    """What the run was tested on, how, and how well."""
+    metrics = RunDirectory(run.run_dir).read_metrics()
+    return f"{run.corpus.name}, {told_protocol(metrics)}, side {side}: test UA {metrics['test/ua']:.1%}"
 
 
 def _facts(run: OpenRun, side: str) -> dict[str, str]:

@@ -115,17 +115,17 @@ class Planner:
         if item.text is not None and not isinstance(item.text, str):
             raise InputError(f"text: a {type(item.text).__name__} is no text.")
         if not reads_text and item.text is not None:
-            raise InputError("text: this model reads audio alone. Leave the text out.")
+            raise InputError("text: this model reads audio alone. Leave text= out.")
         if reads_audio and item.audio is None:
-            raise InputError("audio: this model reads audio, and none is given. Give a recording.")
+            raise InputError("audio: this model reads audio, and none is given. Add audio=FILE.")
         if not reads_audio and item.audio is not None and item.text is not None:
-            raise InputError("audio: this model reads text alone, and a text is given. Leave the audio out.")
+            raise InputError("audio: this model reads text alone, and a text is given. Leave audio= out.")
         if reads_text and item.text is None and item.audio is None:
-            raise InputError("text: this model reads text, and none is given. Give what is said.")
+            raise InputError("text: this model reads text, and none is given. Add text='what is said'.")
         if reads_text and item.text is None and not self.transcribes:
             raise InputError(
-                f"{item.name}: this model reads text, and none is given. Give what is said (an empty text where it is "
-                "known that there are no words), or asr=<hub id or folder of a speech recogniser> to transcribe it."
+                f"{item.name}: this model reads text, and none is given. Add text='what is said' (text='' where it "
+                "is known that there are no words), or asr=<hub id or folder of a speech recogniser> to transcribe it."
             )
 
 

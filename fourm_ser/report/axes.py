@@ -21,6 +21,7 @@ GROUPS = (
 # Which keys of an encoder say whose features are read; others say which of them, or how they train.
 ORIGIN = ("name", "checkpoint", "weights", "init_seed", "context", "frontend")
 ABSENT = "-"
+NETWORK = "network"  # what a run without a baseline is called where others have one
 
 
 def find_axes(settings: list[dict[str, str]], given: set[str], options: set[str]) -> list[str]:

@@ -9,6 +9,7 @@ import pandas as pd
 
 from fourm_ser.report.axes import (
     ABSENT,
+    NETWORK,
     REPEATS,
     describe,
     drop_unread_options,
@@ -47,7 +48,7 @@ class Cell:
         """The choice in a few words: of a baseline what it reads, of the others all but that they are none."""
         hidden = self.values if self.is_baseline else ["baseline"]
         chosen = {axis: value for axis, value in self.values.items() if value != ABSENT or axis not in hidden}
-        return " · ".join(in_words(axis, value) for axis, value in chosen.items()) or "network"
+        return " · ".join(in_words(axis, value) for axis, value in chosen.items()) or NETWORK
 
     @property
     def is_baseline(self) -> bool:

@@ -8,18 +8,18 @@ from itertools import chain, product
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
 from pandas import DataFrame
 
 from fourm_ser import __version__
 from fourm_ser.files import write_text
+from fourm_ser.pages import render
 from fourm_ser.report import significance as tests
 from fourm_ser.report.baselines import hold_against
 from fourm_ser.report.cells import ACCURACIES, SHOWN, Section, repeat_of
 from fourm_ser.report.commands import cell_commands, resume_command, waiting_command
 from fourm_ser.report.drawings import confusion_map, effects_figure, heat_maps, recall_map, time_figure, training_curves
 from fourm_ser.report.significance import Comparison
-from fourm_ser.report.tables import rows_of, title
+from fourm_ser.report.tables import percent, rows_of, title
 from fourm_ser.runs.collect import Collection
 from fourm_ser.runs.resampling import FEWEST
 
@@ -30,14 +30,8 @@ def write_page(
     """Write report.html; returns the problems, in sentences, with those that came up while predictions were read."""
     problems = list(problems)
     views = [_view(section, metric, problems) for section in sections]
-    environment = Environment(
-        loader=PackageLoader("fourm_ser", "."),
-        autoescape=True,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        undefined=StrictUndefined,
-    )
-    page = environment.get_template("report/report.html.j2").render(
+    page = render(
+        "report/report.html.j2",
         version=__version__,
         made=datetime.now(UTC).strftime("%Y-%m-%d %H:%M UTC"),
         metric=SHOWN[metric],
@@ -68,6 +62,8 @@ def _view(section: Section, metric: str, problems: list[str]) -> dict[str, Any]:
         "commands": [
             (cell.name, cell.random_weights, cell_commands([*cell.runs, *cell.others])) for cell in section.cells
         ],
+        "headline": "",
+        "contents": [("protocol", "Protocol"), ("missing", "Missing or failed"), ("commands", "Commands")],
         "tests": None,
         "baselines": _baselines(section, predictions) if section.held_against else [],
     }
@@ -75,6 +71,8 @@ def _view(section: Section, metric: str, problems: list[str]) -> dict[str, Any]:
         return view
     best = section.best(metric)
     view["best"] = section.cells[best].name
+    summary = section.summary(metric)
+    view["headline"] = f"{SHOWN[metric]} {percent(summary['mean'][best], summary['std'][best])}"
     view["rows"] = rows_of(section, metric)
     spread = "± its standard deviation" if section.table["repeat"].nunique() > 1 else "of one run"
     heat_words = (
@@ -99,6 +97,11 @@ def _view(section: Section, metric: str, problems: list[str]) -> dict[str, Any]:
         ("Time", "Seconds of training, mean over a cell's runs. Encoding is not counted.", time_figure(section)),
     ]
     view["tests"] = _tests(section, tests.compare(section, predictions, metric), best)
+    contents = [("results", "Results")]
+    contents += [(name.lower().replace(" ", "-"), name) for name, words, figures in view["groups"] if figures or words]
+    contents += [("baselines", "Networks and their baselines")] if view["baselines"] else []
+    contents += [("chance", "Is it more than chance?")] if view["tests"] else []
+    view["contents"] = [*contents, *view["contents"]]
     return view
 
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from fourm_ser.files import write_table, write_text
+from fourm_ser.report.axes import ABSENT, NETWORK
 from fourm_ser.report.cells import SHOWN, Section
 
 MARKDOWN = re.compile(r"[\\|`<>*]|\](?=\()")  # what is more than a sign in Markdown
@@ -138,7 +139,8 @@ def rows_of(section: Section, metric: str) -> list[Row]:
             for name, table in summaries.items()
         }
         n = int(summaries[metric]["n"][number])
-        rows.append(Row(list(cell.values.values()), numbers, n, cell.random_weights, number in section.complete))
+        choices = [NETWORK if (axis, value) == ("baseline", ABSENT) else value for axis, value in cell.values.items()]
+        rows.append(Row(choices, numbers, n, cell.random_weights, number in section.complete))
     return rows
 
 

@@ -36,7 +36,7 @@ from fourm_ser.runs.directory import PREDICTED, RunDirectory
 from fourm_ser.runs.given import evaluated
 from fourm_ser.runs.intervals import bootstrap
 from fourm_ser.runs.resampling import FEWEST, unit_of
-from fourm_ser.runs.results import write_metrics, write_predictions
+from fourm_ser.runs.results import told_results, write_metrics, write_predictions
 from fourm_ser.terminal import make_table, near, say
 from fourm_ser.trust import CACHE, own_cache, read_trust
 
@@ -231,13 +231,15 @@ def write(
 ) -> dict[str, Any]:
     """Write the tables and figures, and metrics.json last of all; print and return what it holds."""
     side, classes = about["side"], about["classes"]
-    predictions = write_predictions(directory, corpus, classes, outputs)
+    numbers = {f"{side}/{name}": value for name, value in outputs.metrics.items()}
+    headline = told_results({**about, **numbers}, side)
+    predictions = write_predictions(directory, corpus, classes, outputs, headline)
     mistakes = surest_mistakes(predictions, corpus.frame["text"].iloc[outputs.rows].tolist())
     write_table(directory.confusions, mistakes, inert=True)
     speakers = by_speaker(predictions, classes)
     write_table(directory.speakers, speakers, inert=True)
     confidence, right = outputs.probabilities.max(1), outputs.predicted == outputs.labels
-    save_figure(reliability_figure(confidence, right, outputs.metrics["ece"], BINS), directory.reliability)
+    save_figure(reliability_figure(confidence, right, outputs.metrics["ece"], BINS, headline), directory.reliability)
     groups = predictions["speaker"].to_numpy() if about["resampled"] == "speakers" else None
     times = {"resamples": config.resamples, "seed": config.seed}
     intervals = bootstrap(outputs.labels, outputs.probabilities, classes, **times, groups=groups)

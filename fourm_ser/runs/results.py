@@ -61,7 +61,8 @@ def gather_metrics(
 
 def write_results(directory: RunDirectory, corpus: Corpus, metrics: Mapping[str, Any], outputs: Outputs) -> Results:
     """Write what a run leaves of its test side; metrics.json last, for it says that the run has finished."""
-    predictions = write_predictions(directory, corpus, corpus.emotions, outputs)
+    headline = told_results(metrics, "test")
+    predictions = write_predictions(directory, corpus, corpus.emotions, outputs, headline)
     figures = [directory.confusion_matrix]
     curves = {}
     for name, path in directory.tables.items():
@@ -70,19 +71,37 @@ def write_results(directory: RunDirectory, corpus: Corpus, metrics: Mapping[str,
         except InputError as error:  # of an earlier stage, which a run that goes on does not do again
             log.warning("%s is drawn without stage %s: %s", directory.training_curves.name, name, error)
     if curves:
-        save_figure(curves_figure(curves), directory.training_curves)
+        save_figure(curves_figure(curves, headline), directory.training_curves)
         figures.append(directory.training_curves)
     written = write_metrics(directory, {**metrics, "finished": True})
     return Results(written, corpus.emotions, outputs, predictions, figures)
 
 
-def write_predictions(directory: RunDirectory, corpus: Corpus, classes: list[str], outputs: Outputs) -> pd.DataFrame:
+def told_results(metrics: Mapping[str, Any], side: str) -> str:
+    """Corpus, protocol and UA, for the title of a figure."""
+    parts = [str(metrics["corpus"])] if "corpus" in metrics else []
+    parts += [told_protocol(metrics)] if "split" in metrics else []
+    names = {"val": "validation"}
+    parts.append(f"{names.get(side, side)} UA {metrics[f'{side}/ua']:.1%}")
+    return ", ".join(parts)
+
+
+def told_protocol(metrics: Mapping[str, Any]) -> str:
+    """The split that metrics.json records: `session fold 0`, `random split`."""
+    split = str(metrics.get("split", "-"))
+    return f"{split} fold {metrics.get('fold')}" if split in ("session", "speaker") else f"{split} split"
+
+
+def write_predictions(
+    directory: RunDirectory, corpus: Corpus, classes: list[str], outputs: Outputs, title: str = ""
+) -> pd.DataFrame:
     """Write the confusion matrix and predictions.csv: the columns `PREDICTED`, then the probability of each class."""
     known = corpus.frame[PREDICTED[:-1]].iloc[outputs.rows].reset_index(drop=True)
     predicted = pd.DataFrame({PREDICTED[-1]: [classes[label] for label in outputs.predicted]})
     predictions = pd.concat([known, predicted, pd.DataFrame(outputs.probabilities, columns=classes)], axis=1)
     write_table(directory.predictions, predictions, seal=True)
-    save_figure(confusion_figure(confusion_counts(predictions, classes), classes), directory.confusion_matrix)
+    figure = confusion_figure(confusion_counts(predictions, classes), classes, title)
+    save_figure(figure, directory.confusion_matrix)
     return predictions
 
 

@@ -156,7 +156,8 @@ class EmotionModule(LightningModule):
             norm = clip_grad_norm_(parameters, gradient_clip_val)  # as Lightning does, which keeps the norm to itself
         else:
             norm = get_total_norm([parameter.grad for parameter in parameters if parameter.grad is not None])
-            self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
+            if gradient_clip_val:
+                self.clip_gradients(optimizer, gradient_clip_val, gradient_clip_algorithm)
         finite = norm.isfinite()
         total, count = self.norms
         self.norms = [total + torch.where(finite, norm, 0.0), count + finite]

@@ -254,7 +254,7 @@ class TestText:
         assert isinstance(together, list)
         assert [values(result) for result in together] == [pytest.approx(values(result), abs=1e-5) for result in alone]
         assert alone[0].probabilities != alone[1].probabilities
-        with pytest.raises(InputError, match=r"reads text alone.*Leave the audio out"):
+        with pytest.raises(InputError, match=r"reads text alone.*Leave audio= out"):
             reads_text(noise(1.0), "calm")
         with pytest.raises(InputError, match="reads text, and none is given"):
             reads_text()

@@ -85,6 +85,20 @@ def test_every_figure_is_drawn_described_and_a_table(full: Page) -> None:
                 assert -1 <= float(element.get(name, 0)) <= limit + 1
 
 
+def test_the_contents_lead_to_what_is_there_and_results_come_first(full: Page) -> None:
+    ids = re.findall(r'id="([^"]+)"', full.source)
+    links = re.findall(r'href="#([^"]+)"', full.source)
+    assert len(ids) == len(set(ids))
+    assert set(links) <= set(ids)
+    for key in ("section-1", "results-1", "every-cell-1", "protocol-1", "commands-1"):
+        assert key in links
+    main = full.source[full.source.index("<main>") :]
+    assert main.index('id="results-1"') < main.index("<svg") < main.index('id="protocol-1"')
+    title = re.search(r"<title>(.*?)</title>", full.source)
+    assert title is not None
+    assert re.search(r"split by \w+: UA \d+\.\d+", title[1])
+
+
 def test_a_figure_and_the_table_below_it_say_the_same(full: Page) -> None:
     kinds = dict.fromkeys(("heat", "interval", "bar0"), 0)
     for part in re.findall(r"<figure>.*?</figure>", full.source, flags=re.S):
@@ -234,9 +248,7 @@ def test_commands_repeat_their_runs(tmp_path: Path) -> None:
     by_name = {run.path.name: run for run in runs}
     both = [by_name["a"], by_name["b"]]
     assert cell_commands(both) == [f"fourm_ser train -m {common} seed=0,1 data.fold=0"]
-    assert cell_commands(both[:1]) == [
-        "fourm_ser train encoder=tiny loss=ce seed=0 data.fold=0 'data.emotions=[a, b]'"
-    ]
+    assert cell_commands(both[:1]) == ["fourm_ser train encoder=tiny loss=ce seed=0 data.fold=0 'data.emotions=[a, b]'"]
     (again,) = cell_commands([by_name["c"]])
     assert str(tmp_path / "c" / "config.yaml") in again
     assert again.endswith("fourm_ser train resume=again")

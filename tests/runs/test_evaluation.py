@@ -103,7 +103,8 @@ def test_the_figures_are_of_the_predictions(
         box = patch.get_window_extent()
         left, right_end = pixels(upper.xaxis, [0, 1])
         first, last = ((edge - left) / (right_end - left) for edge in (box.x0, box.x1))
-        accuracy = right[(sure >= first - 1e-6) & (sure < last + 1e-6)].mean()
+        top = last + 1e-3 if patch is upper.patches[-1] else last - 1e-6
+        accuracy = right[(sure >= first - 1e-6) & (sure < top)].mean()
         assert box.y1 == pytest.approx(pixels(upper.yaxis, accuracy), abs=0.5)
 
 

@@ -11,6 +11,7 @@ import pytest
 from matplotlib.figure import Figure
 
 from fourm_ser.data.corpus import Corpus
+from fourm_ser.figures import CURVES
 from fourm_ser.models.inference import Outputs
 from fourm_ser.runs import results
 from fourm_ser.runs.directory import RunDirectory
@@ -47,5 +48,5 @@ def test_the_figures_of_a_run_are_of_its_predictions_and_epochs(
     Drawn(saved["training_curves"])
     upper, lower = saved["training_curves"].axes
     for axes, key in ((upper, "train/loss"), (upper, "val/loss"), (lower, "val/ua"), (lower, "val/wa")):
-        (line,) = [line for line in axes.lines if line.get_label() == key]
+        (line,) = [line for line in axes.lines if line.get_label() == CURVES[key]]
         assert marks(line)[:, 1] == pytest.approx(pixels(axes.yaxis, table[key].to_numpy()), abs=0.5)

@@ -178,7 +178,9 @@ def test_a_loss_that_is_not_finite_ends_the_run_with_what_there_is_to_know(
     monkeypatch.setattr(CenterLoss, "forward", forward)
     stage = ["stage=transfer", "stage.transfer.epochs=90", "stage.transfer.batch_size=32"]
     config = composed(*slice_of_demo, *stage, "loss=ce_center")
-    with pytest.raises(InputError, match=r"total, center became NaN .* stage transfer \((train|validation), epoch") as caught:
+    with pytest.raises(
+        InputError, match=r"total, center became NaN .* stage transfer \((train|validation), epoch"
+    ) as caught:
         run(config, tmp_path)
     said = str(caught.value)
     checkpoint = Path(re.findall(r"last good checkpoint: (\S+ckpt)\.", said)[0])

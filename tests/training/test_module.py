@@ -248,3 +248,28 @@ def test_a_loss_that_is_not_finite_stops_the_step(composed: Compose) -> None:
         module.training_step(batch(torch.tensor([4, 2])), 0)
     assert caught.value.terms == ["total", "center"]
     assert caught.value.rows == [4, 2]
+
+
+def norm_of(parameters: list[torch.nn.Parameter]) -> float:
+    """The norm of all gradients together."""
+    return sum(float(each.grad.double().square().sum()) for each in parameters if each.grad is not None) ** 0.5
+
+
+@pytest.mark.parametrize("clip", [None, 0.5, 100.0])
+def test_the_norm_of_gradients_is_that_before_they_are_clipped(composed: Compose, clip: float | None) -> None:
+    module = build_module(build_node(composed, []))
+    module.on_train_epoch_start()
+    assert module.gradient_norm() == {}
+    parameters = [parameter for parameter in module.parameters() if parameter.requires_grad]
+    optimizer = torch.optim.SGD(parameters, lr=0.1)
+    norms = []
+    for step in range(3):
+        for number, parameter in enumerate(parameters):
+            parameter.grad = torch.full_like(parameter, 0.01 * (number + step))
+        if step == 2:
+            parameters[0].grad = torch.full_like(parameters[0], torch.inf)  # as a scaler of float16 meets at first
+        norms.append(norm_of(parameters))
+        module.configure_gradient_clipping(optimizer, clip, "norm")
+        if step < 2:
+            assert norm_of(parameters) == pytest.approx(min(norms[-1], clip or norms[-1]), rel=1e-4)
+    assert float(module.gradient_norm()["train/grad_norm"]) == pytest.approx(np.mean(norms[:2]), rel=1e-4)

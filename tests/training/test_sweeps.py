@@ -112,7 +112,8 @@ def test_a_failed_job_is_told_and_ends_no_other(
         failure = json.loads((folder / "failure.json").read_text())
         assert "NaN" in failure["error"]
         assert f"optimizer.lr={row['optimizer.lr']}" in failure["overrides"]
-        assert f"failed: {row['cell'].rpartition('-')[2]} loss={row['loss']} optimizer.lr=1e+30: {failure['error']}" in said
+        mark = row["cell"].rpartition("-")[2]
+        assert f"failed: {mark} loss={row['loss']} optimizer.lr=1e+30: {failure['error']}" in said
     assert "2 failed, 2 finished" in said
 
     before = times(tmp_path / "sweep")
