@@ -94,6 +94,13 @@ RULES: dict[str, dict[str, Number | Choice | WordsByModality]] = {
         "format": Choice(("table", "json")),
         "overwrite": SWITCH,
     },
+    "export": {"overwrite": SWITCH},
+    "push": {
+        "private": Choice((True, False, None)),
+        "card": SWITCH,
+        "resamples": COUNT,
+        "seed": SEED,
+    },
     "analyze": {
         "seed": SEED,
         "examples.each": WHOLE,

@@ -144,13 +144,18 @@ def load_model(folder: Path, cache: Path, trust: Sequence[str] = ()) -> Model:
     refuse_strangers(config, folder / "config.yaml", trust)
     emotions = _read_labels(folder / "labels.json")
     with blamed(folder):
-        for name, digest in config.get("digests", {}).items():  # earlier versions wrote none
-            if name in ("model.safetensors", "labels.json") and _digest(folder / name) != digest:
-                raise InputError(f"{folder / name}: is not what was written there. Copy the folder again.")
+        check_digests(folder, config)
         if "use" not in config:
             said = "has no key use: an earlier version wrote it. Train the run again."
             raise InputError(f"{folder / 'config.yaml'}: {said}")
         return _build_model(folder, config, emotions, cache)
+
+
+def check_digests(folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuse a model directory, whose config this is, with a file that is not what was written there (InputError)."""
+    for name, digest in config.get("digests", {}).items():  # earlier versions wrote none
+        if name in ("model.safetensors", "labels.json") and _digest(folder / name) != digest:
+            raise InputError(f"{folder / name}: is not what was written there. Copy the folder again.")
 
 
 def _read_labels(path: Path) -> list[str]:

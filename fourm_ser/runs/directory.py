@@ -209,12 +209,16 @@ class RunDirectory:
 
     def read_finished_record(self, trust: Sequence[str] = ()) -> DictConfig:
         """The run's config to be built from, see `read_record`; refused where it has not finished."""
+        self.refuse_unfinished()
+        return self.read_record(trust)
+
+    def refuse_unfinished(self) -> None:
+        """Refuse what is no directory of a finished run, or a run that has not finished (InputError)."""
         if not self.record.is_file() or not self.model.is_dir():
             missing = self.record.name if not self.record.is_file() else f"{self.model.name}/"
             hint = " It is a model directory: give the run's own." if is_model(self.path) else ""
             raise InputError(f"{self.path}: no {missing} there. Expected the directory of a finished run.{hint}")
         self.refuse_stopped()
-        return self.read_record(trust)
 
     def read_metrics(self) -> dict[str, Any]:
         """The results.
@@ -332,3 +336,17 @@ def model_folder(folder: Path) -> Path:
         return model_folder(run.model)
     what = "neither a model directory nor a finished run" if folder.is_dir() else "no such folder"
     raise InputError(f"{folder}: {what}. Expected the folder `model` of a finished run, or the run's own.")
+
+
+def find_model(name: str) -> Path:
+    """The model directory of a name: a folder (see `model_folder`), or a repository of the hub, which is fetched.
+
+    Args:
+        name: a path; or `<user>/<name>`, which `@<revision>` may follow, where nothing of that name is here.
+
+    Raises:
+        InputError: it is neither, or cannot be had.
+    """
+    from fourm_ser.models.shared import fetch_model, is_hub_id
+
+    return fetch_model(name) if is_hub_id(name) else model_folder(Path(name).expanduser())

@@ -30,6 +30,7 @@ from fourm_ser.models.features import Encoding
 from fourm_ser.models.inference import Inference, Outputs, Step, compute_outputs
 from fourm_ser.models.metrics import BINS
 from fourm_ser.models.network import NetworkOutput
+from fourm_ser.models.shared import fetch_model, is_hub_id
 from fourm_ser.models.sources import check_transcripts, compare_cleaning, compare_languages, make_sources
 from fourm_ser.runs.claims import claim, folder_name, read_training, refuse_changed, was_refit
 from fourm_ser.runs.directory import PREDICTED, RunDirectory, is_model
@@ -117,6 +118,8 @@ def _find(
         if changes is not None:
             raise InputError("model=DIR: a model directory has no corpus. Choose one: data=iemocap data.root=DIR")
         record, folder = None, Path(config.model).expanduser()
+        if is_hub_id(config.model):
+            folder = fetch_model(config.model)
         model = RunDirectory(folder).model
         if is_model(model):
             raise InputError(f"model={folder}: is a run. Give run={folder}, or model={model}.")
