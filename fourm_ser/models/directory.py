@@ -2,9 +2,10 @@
 
 import hashlib
 import os
+import re
 import shutil
 import uuid
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,10 @@ from fourm_ser.losses.margin import CosineClassifier
 from fourm_ser.models.network import EmotionNetwork, build_network
 from fourm_ser.plain import read_config, read_json
 from fourm_ser.trust import refuse_strangers
+
+FILES = ("model.safetensors", "config.yaml", "labels.json")  # without which a folder is no model directory
+# What else lies in it: tokenizers and PCA parameters, and nothing that is code.
+PART = re.compile(r"(text|audio)/\w[\w.-]*\.(json|txt|model|jinja|safetensors)")
 
 
 class Conditions(NamedTuple):
@@ -124,6 +129,16 @@ def _state(network: EmotionNetwork, left_out: Collection[str]) -> dict[str, Tens
     return {**state, **{name: tensor for name, tensor in own.items() if name not in unwritten}}
 
 
+def model_files(names: Iterable[str]) -> list[str]:
+    """Those of some files that a model directory is made of, by their paths in there."""
+    return [name for name in names if name in FILES or PART.fullmatch(name)]
+
+
+def read_model_config(folder: Path) -> DictConfig:
+    """What a model directory says of its network, as plain values; InputError where it is damaged."""
+    return read_config(folder / "config.yaml", folder)
+
+
 def load_model(folder: Path, cache: Path, trust: Sequence[str] = ()) -> Model:
     """Read a model directory.
 
@@ -140,7 +155,7 @@ def load_model(folder: Path, cache: Path, trust: Sequence[str] = ()) -> Model:
     """
     if not (folder / "model.safetensors").is_file():
         raise InputError(f"{folder}: no model.safetensors there. Expected the folder `model` of a finished run.")
-    config = upgrade(read_config(folder / "config.yaml", folder))
+    config = upgrade(read_model_config(folder))
     refuse_strangers(config, folder / "config.yaml", trust)
     emotions = _read_labels(folder / "labels.json")
     with blamed(folder):

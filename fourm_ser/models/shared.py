@@ -1,19 +1,14 @@
 """Model directories on the Hugging Face hub: which files they are, and how they come to this machine."""
 
 import re
-from collections.abc import Iterable
 from pathlib import Path
 
 from fourm_ser.encoders.checkpoints import split_id
 from fourm_ser.encoders.download import fetch
 from fourm_ser.encoders.repositories import FAULTS, explain, look_up
 from fourm_ser.errors import InputError
+from fourm_ser.models.directory import FILES, model_files
 
-NEEDED = ("model.safetensors", "config.yaml", "labels.json")
-# What models.directory.save_model writes, its tokenizers and PCA parameters among it: nothing that is code.
-FILE = re.compile(
-    r"model\.safetensors|config\.yaml|labels\.json|(text|audio)/\w[\w.-]*\.(json|txt|model|jinja|safetensors)"
-)
 REPOSITORY = re.compile(r"\w[\w.-]*/\w[\w.-]*")  # <user>/<name>
 ID = re.compile(rf"{REPOSITORY.pattern}(@.*)?")
 
@@ -21,11 +16,6 @@ ID = re.compile(rf"{REPOSITORY.pattern}(@.*)?")
 def is_hub_id(name: str) -> bool:
     """Whether a name stands for a repository of the hub, `<user>/<name>[@<revision>]`, and for nothing that is here."""
     return ID.fullmatch(name) is not None and not Path(name).exists()
-
-
-def model_files(names: Iterable[str]) -> list[str]:
-    """Those of some files that a model directory is made of, by their paths in there."""
-    return [name for name in names if FILE.fullmatch(name)]
 
 
 def fetch_model(name: str) -> Path:
@@ -42,7 +32,7 @@ def fetch_model(name: str) -> Path:
     """
     try:
         snapshot = look_up(*split_id(name))
-        lacking = [needed for needed in NEEDED if needed not in snapshot.files]
+        lacking = [needed for needed in FILES if needed not in snapshot.files]
         if lacking:
             raise InputError(
                 f"{name}: the repository of the hub holds no {lacking[0]}: it is no model of this package. Expected "

@@ -19,9 +19,8 @@ from fourm_ser.config import OF_ENCODERS
 from fourm_ser.encoders.checkpoints import split_id
 from fourm_ser.encoders.repositories import FAULTS, explain, in_a_line
 from fourm_ser.errors import InputError, brief, listed
-from fourm_ser.models.directory import check_digests
-from fourm_ser.models.shared import REPOSITORY, model_files
-from fourm_ser.plain import read_config
+from fourm_ser.models.directory import FILES, check_digests, model_files, read_model_config
+from fourm_ser.models.shared import REPOSITORY
 from fourm_ser.runs.directory import RunDirectory, model_folder
 from fourm_ser.sharing.card import FOLDER, Weights, is_place, make_card
 
@@ -83,7 +82,7 @@ def push(
     run = RunDirectory(run_dir)
     run.refuse_unfinished()
     folder = model_folder(run.model)
-    config = read_config(folder / "config.yaml", folder)
+    config = read_model_config(folder)
     check_digests(folder, config)
     _refuse_places(run_dir, config)
     files = sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
@@ -127,7 +126,7 @@ def _send(
     info = api.model_info(repo)
     there = [file.rfilename for file in info.siblings or ()]
     strange = [name for name in there if name not in BESIDE]
-    if strange and "labels.json" not in there:
+    if strange and not set(FILES) <= set(there):
         raise InputError(
             f"repo={repo}: holds something else than a model of this package ({listed(strange)}). Choose another name: "
             "repo=<user>/<name>."

@@ -22,7 +22,8 @@ from omegaconf import OmegaConf
 
 from fourm_ser.config import settle
 from fourm_ser.errors import InputError
-from fourm_ser.models.shared import fetch_model, is_hub_id, model_files
+from fourm_ser.models.directory import model_files
+from fourm_ser.models.shared import fetch_model, is_hub_id
 from fourm_ser.prediction.predictor import Prediction, Predictor
 from fourm_ser.push import run as push_command
 from fourm_ser.runs import evaluation
