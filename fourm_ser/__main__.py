@@ -13,6 +13,8 @@ COMMANDS = {
     "prepare": "prepare",
     "evaluate": "evaluate",
     "predict": "predict",
+    "push": "push",
+    "export": "export",
     "serve": "serve",
     "analyze": "analyze",
     "report": "report.__main__",

@@ -5,7 +5,7 @@ import sys
 
 from fourm_ser.options import Described, describe
 
-CONFIGURED = ("train", "prepare", "evaluate", "predict", "serve", "analyze")
+CONFIGURED = ("train", "prepare", "evaluate", "predict", "push", "export", "serve", "analyze")
 SCRIPTS = {
     "bash": """_fourm_ser() {
     local line=${COMP_LINE:0:COMP_POINT} word words

@@ -22,6 +22,8 @@ USAGE = {
         "fourm_ser predict model=DIR audio=FOLDER",
         "fourm_ser predict model=DIR manifest=FILE.csv",
     ),
+    "push": ("fourm_ser push run=DIR repo=USER/NAME [key=value ...]",),
+    "export": ("fourm_ser export model=DIR output=FILE.onnx",),
     "serve": ("fourm_ser serve model=DIR [key=value ...]",),
     "analyze": ("fourm_ser analyze run=DIR [key=value ...]",),
 }

@@ -10,10 +10,11 @@ from fourm_ser.commandline import say_loading, start, told_plainly
 from fourm_ser.config import CONF
 from fourm_ser.errors import InputError, printable
 from fourm_ser.keys import check_config
-from fourm_ser.prediction.table_file import check_table, table_path
+from fourm_ser.models.shared import is_hub_id
+from fourm_ser.prediction.table_file import check_array_file, check_table, table_path
 from fourm_ser.runs.directory import model_folder
 
-LITERAL = ("model", "audio", "text", "manifest", "output", "asr")
+LITERAL = ("model", "audio", "text", "manifest", "output", "embeddings", "asr")
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="predict")
@@ -48,15 +49,18 @@ def run(config: DictConfig) -> int:
         batch_size=config.batch_size,
         batch_seconds=config.batch_seconds,
         workers=config.workers,
+        embeddings=config.embeddings is not None,
     )
     cutting = Cutting.of(config.window, config.hop, config.auto_window, predictor.max_seconds)
     audio = None if config.audio is None else Path(config.audio).expanduser()
     json = config.format == "json"
+    embeddings = None if config.embeddings is None else Path(config.embeddings).expanduser()
     if not is_many(config):
         predictor.workers = 0
         name, even_whole = config.audio or "", config.output is not None
         item = Item(audio, config.text)
-        predict_one(predictor, item, cutting, name=name, table=table, even_whole=even_whole, json=json)
+        places = {"table": table, "embeddings": embeddings}
+        predict_one(predictor, item, cutting, name=name, even_whole=even_whole, json=json, **places)
         return 0
     if audio is None:
         entries = read_listing(Path(config.manifest).expanduser(), predictor.modalities)
@@ -65,7 +69,7 @@ def run(config: DictConfig) -> int:
     else:
         raise InputError("text: a text belongs to one recording, and audio is a folder. Use manifest=FILE.")
     assert table is not None
-    return predict_many(predictor, entries, cutting, table=table, json=json)
+    return predict_many(predictor, entries, cutting, table=table, json=json, embeddings=embeddings)
 
 
 def check(config: DictConfig) -> Path | None:
@@ -85,7 +89,7 @@ def check(config: DictConfig) -> Path | None:
         raise InputError(f"{' and '.join(given)}: expected either a manifest, or audio and text.")
     if config.text is not None and printable(str(config.text)) != str(config.text):
         raise InputError(f"text: {config.text} is not UTF-8. Set the terminal's encoding to UTF-8.")
-    for key in ("model", "audio", "manifest", "asr", "output"):
+    for key in ("model", "audio", "manifest", "asr", "output", "embeddings"):
         if config[key] == "":
             raise InputError(f"{key}: the path is empty.")
     if config.asr_language is not None and config.asr is None:
@@ -96,7 +100,10 @@ def check(config: DictConfig) -> Path | None:
     if table is not None:
         is_certain = config.output is not None or is_many(config)
         check_table(table, manifest, overwrite=config.overwrite, is_certain=is_certain)
-    model_folder(Path(config.model).expanduser())
+    if not is_hub_id(config.model):
+        model_folder(Path(config.model).expanduser())
+    if config.embeddings is not None:
+        check_array_file(Path(config.embeddings).expanduser(), overwrite=config.overwrite)
     return table
 
 

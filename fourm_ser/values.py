@@ -108,6 +108,13 @@ RULES: dict[str, dict[str, Number | Choice | WordsByModality]] = {
         "batch_size": COUNT,
         "batch_seconds": ABOVE_0,
     },
+    "export": {"overwrite": SWITCH},
+    "push": {
+        "private": Choice((True, False, None)),
+        "card": SWITCH,
+        "resamples": COUNT,
+        "seed": SEED,
+    },
     "analyze": {
         "seed": SEED,
         "examples.each": WHOLE,

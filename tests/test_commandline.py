@@ -28,7 +28,9 @@ KEYS = {
     "prepare": ["cache", "write_split", *CORPORA, "hydra.run.dir"],
     "evaluate": ["run", "model", "output", "cache", *CORPORA],
     "analyze": ["run", "runs", "output", "cache"],
-    "predict": ["model", "audio", "text", "manifest", "output", "asr", "cache"],
+    "predict": ["model", "audio", "text", "manifest", "output", "embeddings", "asr", "cache"],
+    "push": ["run"],
+    "export": ["model", "output", "cache"],
 }
 NAMES = [
     "loss=ce,seed=0",

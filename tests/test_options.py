@@ -12,7 +12,7 @@ from fourm_ser.help import help_text
 from fourm_ser.options import HYDRA_S, Described, describe
 from tests.conftest import CONF
 
-COMMANDS = ("train", "prepare", "evaluate", "predict", "serve", "analyze")
+COMMANDS = ("train", "prepare", "evaluate", "predict", "push", "export", "serve", "analyze")
 GROUPS = sorted({path.parent.relative_to(CONF).as_posix() for path in CONF.glob("*/**/*.yaml")} - {"sweep"})
 OF_TRAINING = [group for group in GROUPS if not group.startswith("hydra")]
 

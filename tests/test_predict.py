@@ -103,7 +103,7 @@ def rows_of(path: str) -> list[dict[str, str]]:
 class TestQuoting:
     @pytest.mark.parametrize("text", TEXTS)
     def test_a_text_arrives_as_it_is(self, text: str) -> None:
-        keys = ("text", "audio", "model", "manifest", "output", "asr")
+        keys = ("text", "audio", "model", "manifest", "output", "embeddings", "asr")
         config = composed_predict(*(f"{key}={text}" for key in keys))
         assert [config[key] for key in keys] == [text] * len(keys)
 

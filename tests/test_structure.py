@@ -10,7 +10,7 @@ from graphlib import CycleError, TopologicalSorter
 from pathlib import Path
 
 PACKAGE = Path(__file__).resolve().parent.parent / "fourm_ser"
-COMMANDS = ("train", "prepare", "evaluate", "predict", "serve", "analyze", "report.__main__")
+COMMANDS = ("train", "prepare", "evaluate", "predict", "push", "export", "serve", "analyze", "report.__main__")
 # From low to high, and what stands in one row knows nothing of its neighbours. Files at the root that are not named
 # here are below all.
 LAYERS: tuple[tuple[str, ...], ...] = (
@@ -22,7 +22,7 @@ LAYERS: tuple[tuple[str, ...], ...] = (
     ("fusion", "losses", "figures"),
     ("models",),
     ("runs",),
-    ("baselines", "prediction"),
+    ("baselines", "prediction", "sharing"),
     ("training",),
     ("analysis",),
     ("report", "serving"),

@@ -45,7 +45,7 @@ def fetch_weights(checkpoint: str, patterns: Sequence[str], key: str, instead: s
 
 def cached_folder(checkpoint: str, patterns: Sequence[str]) -> Path | None:
     """The `checkpoint_folder` of a repository if all of it is on this machine, else None; the hub is not asked."""
-    repo, revision = _split(checkpoint)
+    repo, revision = split_id(checkpoint)
     snapshot = at_hand(repo, revision)
     if snapshot is None:
         return None
@@ -64,7 +64,7 @@ def pin(config: Mapping[str, Any]) -> None:
     for modality in config["fusion"]["modalities"]:
         node = config["encoder"][modality]
         for key in _fetched(node):
-            repo, revision = _split(node[key])
+            repo, revision = split_id(node[key])
             if not COMMIT.fullmatch(revision):
                 node[key] = f"{repo}@{_look_up(node[key], f'encoder.{modality}.{key}').commit}"
 
@@ -113,7 +113,7 @@ def _is_path(checkpoint: str) -> bool:
     return checkpoint.startswith((".", "/", "~")) or Path(checkpoint).exists()
 
 
-def _split(checkpoint: str) -> tuple[str, str]:
+def split_id(checkpoint: str) -> tuple[str, str]:
     """A hub id and its revision, which is `main` where none stands behind an @."""
     repo, at, revision = checkpoint.partition("@")
     if at and (not revision or ".." in revision.split("/") or revision.startswith("/")):
@@ -143,7 +143,7 @@ def _folder(checkpoint: str, patterns: Sequence[str], key: str, instead: str, *,
 
 def _look_up(checkpoint: str, key: str, instead: str = RANDOM) -> Snapshot:
     try:
-        return look_up(*_split(checkpoint))
+        return look_up(*split_id(checkpoint))
     except FAULTS as error:
         raise _refused(checkpoint, error, key, instead) from error
 

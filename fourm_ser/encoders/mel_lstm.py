@@ -32,8 +32,9 @@ class BidirectionalLSTM(nn.Module):
         with torch.autocast(features.device.type, enabled=False):
             features = features.float()
             ahead, _ = self.forwards(features)
-            back, _ = self.backwards(features.gather(1, turned.expand_as(features)))
-        return Features(torch.cat([ahead, back.gather(1, turned.expand_as(back))], dim=-1), mask)
+            back, _ = self.backwards(features.gather(1, turned.expand(-1, -1, features.shape[-1])))
+        back = back.gather(1, turned.expand(-1, -1, back.shape[-1]))
+        return Features(torch.cat([ahead, back], dim=-1), mask)
 
 
 class MelLSTMStem(nn.Module):

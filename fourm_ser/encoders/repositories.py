@@ -129,7 +129,8 @@ def at_hand(repo: str, revision: str) -> Snapshot | None:
     if listed is not None:
         return listed
     folder = Snapshot(repo, commit, {}).folder  # that another program may have fetched
-    files = {path.name: File(None, None) for path in folder.iterdir() if path.is_file()} if folder.is_dir() else {}
+    found = [path for path in folder.rglob("*") if path.is_file()] if folder.is_dir() else []
+    files = {path.relative_to(folder).as_posix(): File(None, None) for path in found}
     return Snapshot(repo, commit, files) if files else None
 
 

@@ -104,7 +104,8 @@ class WhisperStem(TransformerStem):
         hidden = nn.functional.gelu(model.conv2(hidden)).transpose(1, 2)
         if lengths is not None:
             own = length_mask(lengths // POOLED, hidden.shape[1])
-            if own.device.type != "cpu" or not own.all():  # a device would be waited for
+            # A device would be waited for, and what is exported has to hold for any lengths.
+            if own.device.type != "cpu" or torch.compiler.is_exporting() or not own.all():
                 mask = own[:, None, None]
         hidden = hidden + model.embed_positions.weight[: hidden.shape[1]]
         hidden = nn.functional.dropout(hidden, model.dropout, self.training)

@@ -3,8 +3,9 @@
 import hashlib
 import json
 import os
+import re
 import shutil
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,6 +24,10 @@ from fourm_ser.losses.margin import CosineClassifier
 from fourm_ser.models.network import EmotionNetwork, build_network
 from fourm_ser.plain import read_config, read_json, read_yaml
 from fourm_ser.trust import refuse_strangers
+
+FILES = ("model.safetensors", "config.yaml", "labels.json")  # without which a folder is no model directory
+# What else lies in it: tokenizers and PCA parameters, and nothing that is code.
+PART = re.compile(r"(text|audio)/\w[\w.-]*\.(json|txt|model|jinja|safetensors)")
 
 
 class Conditions(NamedTuple):
@@ -127,6 +132,16 @@ def _state(network: EmotionNetwork, left_out: Collection[str]) -> dict[str, Tens
     return {**state, **{name: tensor for name, tensor in own.items() if name not in unwritten}}
 
 
+def model_files(names: Iterable[str]) -> list[str]:
+    """Those of some files that a model directory is made of, by their paths in there."""
+    return [name for name in names if name in FILES or PART.fullmatch(name)]
+
+
+def read_model_config(folder: Path) -> DictConfig:
+    """What a model directory says of its network, as plain values; InputError where it is damaged."""
+    return read_config(folder / "config.yaml", folder)
+
+
 def load_model(folder: Path, cache: Path, trust: Sequence[str] = ()) -> Model:
     """Read a model directory.
 
@@ -143,23 +158,28 @@ def load_model(folder: Path, cache: Path, trust: Sequence[str] = ()) -> Model:
     """
     if not (folder / "model.safetensors").is_file():
         raise InputError(f"{folder}: no model.safetensors there. Expected the folder `model` of a finished run.")
-    config = upgrade(read_config(folder / "config.yaml", folder))
+    config = upgrade(read_model_config(folder))
     refuse_strangers(config, folder / "config.yaml", trust)
     emotions = _read_labels(folder / "labels.json")
     with blamed(folder):
-        for name, digest in config.get("digests", {}).items():  # earlier versions wrote none, or of two files
-            path = folder / name
-            if ".." in path.parts or not path.is_relative_to(folder):
-                raise InputError(f"{folder / 'config.yaml'}: digests names {name}, which is not in the folder.")
-            if not path.is_file() or (_own_digest(path) if name == "config.yaml" else _digest(path)) != digest:
-                raise InputError(
-                    f"{path}: is damaged or was changed: it is not what was written there. Copy the folder again; if "
-                    f"the change is meant, take {name} out of digests in config.yaml."
-                )
+        check_digests(folder, config)
         if "use" not in config:
             said = "has no key use: an earlier version wrote it. Train the run again."
             raise InputError(f"{folder / 'config.yaml'}: {said}")
         return _build_model(folder, config, emotions, cache)
+
+
+def check_digests(folder: Path, config: Mapping[str, Any]) -> None:
+    """Refuse a model directory, whose config this is, with a file that is not what was written there (InputError)."""
+    for name, digest in config.get("digests", {}).items():  # earlier versions wrote none, or of two files
+        path = folder / name
+        if ".." in path.parts or not path.is_relative_to(folder):
+            raise InputError(f"{folder / 'config.yaml'}: digests names {name}, which is not in the folder.")
+        if not path.is_file() or (_own_digest(path) if name == "config.yaml" else _digest(path)) != digest:
+            raise InputError(
+                f"{path}: is damaged or was changed: it is not what was written there. Copy the folder again; if "
+                f"the change is meant, take {name} out of digests in config.yaml."
+            )
 
 
 def _read_labels(path: Path) -> list[str]:

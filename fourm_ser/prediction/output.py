@@ -16,6 +16,7 @@ from rich.progress import track
 from fourm_ser.data.levels import SilentError
 from fourm_ser.errors import InputError, printable
 from fourm_ser.files import as_json
+from fourm_ser.prediction.embedding_file import embedding_file
 from fourm_ser.prediction.items import Cutting, Item
 from fourm_ser.prediction.listing import Entry
 from fourm_ser.prediction.predictor import Moment, Predictor
@@ -36,10 +37,12 @@ def predict_one(
     table: Path | None,
     even_whole: bool,
     json: bool,
+    embeddings: Path | None = None,
 ) -> None:
     """Predict on a single recording or text, and print what was found, as JSON and nothing else where that is said.
 
     The windows that it was cut into are written to `table`, and drawn beside it; with `even_whole` one of all, too.
+    What a row is made of is written to `embeddings`.
 
     Raises:
         InputError: why it cannot be predicted on.
@@ -65,6 +68,11 @@ def predict_one(
             written.append(table.with_suffix(".png"))
             with explained(table):
                 save_figure(timeline_figure(moments, predictor.emotions), written[1])
+    if embeddings is not None:
+        written.append(embeddings)
+        with embedding_file(embeddings, predictor) as keep:
+            for moment in moments:
+                keep(name, moment)
     if json:
         print(as_json(records if is_cut else records[0], indent=2))
     elif is_cut:
@@ -76,9 +84,17 @@ def predict_one(
 
 
 def predict_many(
-    predictor: Predictor, entries: list[Entry], cutting: Cutting | None, *, table: Path, json: bool
+    predictor: Predictor,
+    entries: list[Entry],
+    cutting: Cutting | None,
+    *,
+    table: Path,
+    json: bool,
+    embeddings: Path | None = None,
 ) -> int:
     """Predict on many recordings, write the table, and print what is in it, or its rows as JSON and nothing else.
+
+    What each row is made of is written to `embeddings`, a row each.
 
     Returns:
         How many recordings could not be predicted on.
@@ -97,6 +113,7 @@ def predict_many(
     results = predictor.along((entry.item for entry in entries if entry.error is None), cutting)
     with ExitStack() as stack:
         writers = [stack.enter_context(csv_table(table, predictor.emotions))]
+        keep = None if embeddings is None else stack.enter_context(embedding_file(embeddings, predictor))
         if json:
             writers.append(stack.enter_context(json_list(sys.stdout)))
         for entry in track(entries, "predicting", console=Console(stderr=True), transient=True):
@@ -109,11 +126,15 @@ def predict_many(
             for moment in moments:
                 for write in writers:
                     write(as_record(entry.id, moment))
+                if keep is not None:
+                    keep(entry.id, moment)
                 if moment.prediction is not None:
                     counts[moment.prediction.emotion] += 1
     if not json:
         print_counts(counts, len(entries), rows)
-    _say(f"written: {table}", json)
+    for path in (table, embeddings):
+        if path is not None:
+            _say(f"written: {path}", json)
     if failed:
         log.warning("%d of %d recordings could not be predicted on: see the column error", failed, len(entries))
     return failed

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader
 
@@ -19,7 +20,7 @@ from fourm_ser.models.inference import Inference
 from fourm_ser.prediction.batches import Planner, decoded_file
 from fourm_ser.prediction.items import Audio, Cutting, Item, Window
 from fourm_ser.prediction.loading import Loaded, Prepared, WindowDataset, with_arrays, with_tensors
-from fourm_ser.runs.directory import model_folder
+from fourm_ser.runs.directory import find_model
 from fourm_ser.trust import read_trust
 
 SMALL = 5e6  # parameters of a network that computes no faster with a second thread
@@ -32,11 +33,13 @@ class Prediction(NamedTuple):
         emotion: The likeliest class.
         probabilities: The probability of every class, in the model's order.
         text: The transcript that was used; None where the model reads none.
+        embedding: The fused vector (dim,), float32, that the head read; None unless the predictor gives them.
     """
 
     emotion: str
     probabilities: dict[str, float]
     text: str | None
+    embedding: np.ndarray | None = None
 
 
 class Moment(NamedTuple):
@@ -67,11 +70,13 @@ class Predictor:
         batch_seconds: Seconds of audio in a batch, padding included. A longer utterance is a batch of its own.
         workers: Processes that read ahead where there are many recordings; 0 reads in this one. While they do, a small
             network on a CPU leaves them as many of PyTorch's threads.
+        embeddings: Whether predictions have their embedding.
 
     Attributes:
         emotions: The classes in their order.
         modalities: What the model reads: `text`, `audio` or both.
         max_seconds: The seconds that longer utterances were cropped to in training; None for any length.
+        dim: Width of the embeddings.
 
     Raises:
         InputError: a recogniser that cannot be had, or that nothing needs; numbers out of range.
@@ -87,13 +92,14 @@ class Predictor:
         batch_size: int = 32,
         batch_seconds: float = 128.0,
         workers: int = 0,
+        embeddings: bool = False,
     ) -> None:
         check_number("workers", workers, "a number of processes, or 0", whole=True)
         self.inference = Inference(model, device)
         self.emotions, self.max_seconds = model.emotions, model.conditions.max_seconds
         encoders = model.network.by_modality
         self.modalities = tuple(encoders)
-        self.workers = workers
+        self.workers, self.embeddings, self.dim = workers, embeddings, int(model.network.fusion.dim)
         self.parameters = sum(parameter.numel() for parameter in model.network.parameters())
         self.planner = Planner(
             modalities=self.modalities,
@@ -129,18 +135,20 @@ class Predictor:
         """Read a model directory.
 
         Args:
-            folder: A run's `model`, a copy of it, or the run's own directory.
+            folder: A run's `model`, a copy of it, or the run's own directory; or a model on the Hugging Face hub, as
+                `user/name`, or `user/name@revision` at a branch, tag or commit of it.
             device: `auto` (a GPU where there is one), `cpu` or `gpu`.
             asr: Hub id or folder of a speech recogniser for recordings that come without text; None for none.
             cache: The folder for what is made once.
             trust: Packages of one's own whose classes the directory may name; those imported already may be, too.
-            **options: `asr_language`, `batch_size`, `batch_seconds` and `workers` of a `Predictor`.
+            **options: `asr_language`, `batch_size`, `batch_seconds`, `workers` and `embeddings` of a `Predictor`.
 
         Raises:
-            InputError: no model directory, weights that cannot be had or are other ones, no such device.
+            InputError: no model directory, weights that cannot be had or are other ones, no such device, a hub that
+                does not give the model.
         """
         where = find_device(device, "device")
-        found = model_folder(Path(folder).expanduser())
+        found = find_model(os.fspath(folder))
         try:
             model = load_model(found, Path(cache).expanduser(), read_trust(trust))
         except InputError as error:
@@ -291,10 +299,13 @@ class Predictor:
             if not complete:
                 return
             windows, inputs = complete, self.dataset.collate(complete)
-        logits = self.inference(inputs.get("text"), inputs.get("audio")).logits
-        for window, shares in zip(windows, logits.float().softmax(1).tolist(), strict=True):
+        output = self.inference(inputs.get("text"), inputs.get("audio"))
+        vectors = output.embedding.float().cpu().numpy() if self.embeddings else [None] * len(windows)
+        for window, shares, vector in zip(windows, output.logits.float().softmax(1).tolist(), vectors, strict=True):
             emotion = self.emotions[max(range(len(shares)), key=shares.__getitem__)]
-            yield window.key, Prediction(emotion, dict(zip(self.emotions, shares, strict=True)), window.text)
+            probabilities = dict(zip(self.emotions, shares, strict=True))
+            # A copy: a view would keep its whole batch in memory.
+            yield window.key, Prediction(emotion, probabilities, window.text, None if vector is None else vector.copy())
 
     def _transcribed(self, windows: Sequence[Prepared]) -> list[Prepared | InputError]:
         """Windows with the texts that are still missing, or why there are none."""

@@ -64,14 +64,33 @@ def check_table(table: Path, manifest: Path | None, *, overwrite: bool, is_certa
         if not overwrite:
             raise InputError(f"output={path}: is there already. Choose another name, or replace it: overwrite=true")
     if is_certain:
-        folder = next(parent for parent in table.absolute().parents if parent.exists())
         with explained(table):
-            tempfile.TemporaryFile(dir=folder).close()
+            _try_to_write(table)
+
+
+def check_array_file(path: Path, *, overwrite: bool) -> None:
+    """Refuse a file of embeddings that cannot be written, or that would replace what is not to be replaced.
+
+    Raises:
+        InputError: the path, and what to do.
+    """
+    if path.suffix != ".npz":
+        raise InputError(f"embeddings={path}: expected a file that ends in .npz.")
+    if path.exists() and not overwrite:
+        raise InputError(f"embeddings={path}: is there already. Choose another name, or replace it: overwrite=true")
+    with explained(path, "embeddings"):
+        _try_to_write(path)
+
+
+def _try_to_write(path: Path) -> None:
+    """OSError where nothing can be written in the folder that is there of a path's."""
+    folder = next(parent for parent in path.absolute().parents if parent.exists())
+    tempfile.TemporaryFile(dir=folder).close()
 
 
 @contextmanager
-def explained(table: Path) -> Iterator[None]:
-    """Say of a table or figure that cannot be written what to do.
+def explained(table: Path, key: str = "output") -> Iterator[None]:
+    """Say of a table or figure that cannot be written what to do; `key` is the one that names it.
 
     Raises:
         InputError: in place of an OSError.
@@ -81,7 +100,7 @@ def explained(table: Path) -> Iterator[None]:
     except OSError as error:
         said = error.strerror or str(error)
         raise InputError(
-            f"output={table}: nothing can be written there ({said}). Choose another place: output=FILE"
+            f"{key}={table}: nothing can be written there ({said}). Choose another place: {key}=FILE"
         ) from error
 
 

@@ -384,3 +384,17 @@ def model_folder(folder: Path) -> Path:
         return model_folder(run.model)
     what = "neither a model directory nor a finished run" if folder.is_dir() else "no such folder"
     raise InputError(f"{folder}: {what}. Expected the folder `model` of a finished run, or the run's own.")
+
+
+def find_model(name: str) -> Path:
+    """The model directory of a name: a folder (see `model_folder`), or a repository of the hub, which is fetched.
+
+    Args:
+        name: a path; or `<user>/<name>`, which `@<revision>` may follow, where nothing of that name is here.
+
+    Raises:
+        InputError: it is neither, or cannot be had.
+    """
+    from fourm_ser.models.shared import fetch_model, is_hub_id
+
+    return fetch_model(name) if is_hub_id(name) else model_folder(Path(name).expanduser())

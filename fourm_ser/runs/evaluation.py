@@ -30,6 +30,7 @@ from fourm_ser.models.features import Encoding
 from fourm_ser.models.inference import Inference, Outputs, Step, compute_outputs
 from fourm_ser.models.metrics import BINS
 from fourm_ser.models.network import NetworkOutput
+from fourm_ser.models.shared import fetch_model, is_hub_id
 from fourm_ser.models.sources import check_transcripts, compare_cleaning, compare_languages, make_sources
 from fourm_ser.runs.claims import claim, folder_name, read_training, refuse_changed, was_refit
 from fourm_ser.runs.directory import PREDICTED, RunDirectory
@@ -115,6 +116,8 @@ def _find(
 ) -> tuple[DictConfig | None, Path, DictConfig]:
     """The run's record where there is a run, the model's folder, and the corpus's node."""
     run, folder = evaluated(config, other_corpus=changes is None)
+    if run is None and is_hub_id(config.model):
+        folder = fetch_model(config.model)
     record = None if run is None else run.read_record(trust)
     if changes is None:
         refuse_missing(config)

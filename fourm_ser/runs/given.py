@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from fourm_ser.errors import InputError
+from fourm_ser.models.shared import is_hub_id
 from fourm_ser.runs.directory import RunDirectory, is_model
 
 SIDES = ("train", "val", "test", "all")
@@ -18,7 +19,7 @@ def evaluated(given: Mapping[str, Any], *, other_corpus: bool) -> tuple[RunDirec
         other_corpus: whether a corpus is given beside it.
 
     Returns:
-        The run, None where a model directory is given, and the folder of its model.
+        The run, None where a model directory is given, and the folder of its model, or its id on the hub.
 
     Raises:
         InputError: neither or both are given, a model without a corpus, no such side, or there is no such run or model.
@@ -34,6 +35,8 @@ def evaluated(given: Mapping[str, Any], *, other_corpus: bool) -> tuple[RunDirec
     if not other_corpus:
         raise InputError("model=DIR: a model directory has no corpus. Choose one: data=iemocap data.root=DIR")
     folder = Path(given["model"]).expanduser()
+    if is_hub_id(given["model"]):
+        return None, folder
     inner = RunDirectory(folder).model
     if is_model(inner):
         raise InputError(f"model={folder}: is a run. Give run={folder}, or model={inner}.")

@@ -1,5 +1,6 @@
 """A hub on the loopback: what huggingface_hub asks of the real one, and faults that the real one shows."""
 
+import base64
 import hashlib
 import json
 import threading
@@ -25,20 +26,24 @@ class Repository:
     def __init__(self) -> None:
         self.commits: dict[str, dict[str, bytes]] = {}
         self.refs: dict[str, str] = {}
+        self.private = False
+        self.licence: str | None = None
 
 
 class Hub:
     """Repositories by their ids, what was asked of them, and what goes wrong.
 
     Attributes:
+        uploaded: Contents of large files that were sent, by their SHA-256.
         requests: What was asked since it was last cleared.
-        faults: By a file's name, or `revision` for what is asked of a repository, what goes wrong with one request
-            after the other: a status with an error code (`403 GatedRepo`), `break` and `stall` in the middle of the
-            content, `short` and `other` content.
+        faults: By a file's name, or `revision` for what is asked of a repository, `push` and `upload` for what is sent,
+            what goes wrong with one request after the other: a status with an error code (`403 GatedRepo`), `break` and
+            `stall` in the middle of the content, `short` and `other` content, `close` for no answer.
     """
 
     def __init__(self) -> None:
         self.repositories: dict[str, Repository] = {}
+        self.uploaded: dict[str, bytes] = {}
         self.requests: list[Request] = []
         self.faults: dict[str, list[str]] = {}
         self.over = threading.Event()  # what stands still goes on
@@ -50,6 +55,10 @@ class Hub:
     def commit(self, repo: str, folder: Path, *refs: str) -> str:
         """Make what a folder holds the next commit of a repository, and of its branches or tags (`main`)."""
         files = {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+        return self.add(repo, files, *refs)
+
+    def add(self, repo: str, files: dict[str, bytes], *refs: str) -> str:
+        """Make these files the next commit of a repository."""
         repository = self.repositories.setdefault(repo, Repository())
         name = hashlib.sha1(f"{repo} {len(repository.commits)}".encode()).hexdigest()
         repository.commits[name] = files
@@ -75,6 +84,98 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_HEAD(self) -> None:
         self.do_GET()
+
+    def do_PUT(self) -> None:
+        """The content of a large file, by its SHA-256."""
+        content = self.body()
+        if content is None or self.refuses("upload"):
+            return
+        name = hashlib.sha256(content).hexdigest()
+        assert self.path == f"/upload/{name}"
+        self.hub.uploaded[name] = content
+        self.send_empty(200, {})
+
+    def do_POST(self) -> None:
+        """What a push asks: a repository, which files are large, where these go, and the commit."""
+        content = self.body()
+        if content is None:
+            return
+        path = unquote(self.path)
+        repo = path.removeprefix("/").removesuffix(".git/info/lfs/objects/batch")
+        if self.fault("push", "close"):
+            self.close_connection = True
+        elif self.refuses("push"):
+            return
+        elif "authorization" not in self.headers:
+            self.send_empty(401, {})
+        elif path == "/api/validate-yaml":
+            self.send_json({"warnings": [], "errors": []})
+        elif path == "/api/repos/create":
+            self.answer_create(json.loads(content))
+        elif path.startswith("/api/models/") and "/preupload/" in path:
+            files = [{**file, "uploadMode": self.mode(file["path"])} for file in json.loads(content)["files"]]
+            self.send_json({"files": [{**file, "shouldIgnore": False} for file in files]})
+        elif repo != path.removeprefix("/"):
+            self.answer_large(json.loads(content)["objects"])
+        else:
+            repo, _, revision = path.removeprefix("/api/models/").partition("/commit/")
+            self.answer_commit(repo, revision, [json.loads(line) for line in content.splitlines()])
+
+    def body(self) -> bytes | None:
+        """What was sent; None where it is asked too late."""
+        if self.hub.over.is_set():
+            self.close_connection = True
+            return None
+        has_token = "authorization" in self.headers
+        self.hub.requests.append(Request(f"{self.command} {unquote(self.path)}", 0, has_token))
+        if "chunked" not in self.headers.get("Transfer-Encoding", ""):
+            return self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        parts = []
+        while size := int(self.rfile.readline(), 16):
+            parts.append(self.rfile.read(size))
+            self.rfile.readline()
+        self.rfile.readline()
+        return b"".join(parts)
+
+    def mode(self, name: str) -> str:
+        return "lfs" if name.endswith(LARGE) else "regular"
+
+    def answer_create(self, asked: dict[str, Any]) -> None:
+        """A repository with nothing in it, as the hub makes one; 409 where there is one."""
+        repo = f"{asked['organization']}/{asked['name']}"
+        if repo in self.hub.repositories:
+            self.send_json({"error": "You already created this model repo", "url": f"{self.hub.url}/{repo}"}, 409)
+            return
+        self.hub.add(repo, {".gitattributes": b"*.safetensors filter=lfs"}, "main")
+        self.hub.repositories[repo].private = asked.get("visibility") == "private"
+        self.send_json({"url": f"{self.hub.url}/{repo}"})
+
+    def answer_large(self, objects: list[dict[str, Any]]) -> None:
+        """Where large files go that are not there yet."""
+        for entry in objects:
+            if entry["oid"] not in self.hub.uploaded:
+                entry["actions"] = {"upload": {"href": f"{self.hub.url}/upload/{entry['oid']}"}}
+        self.send_json({"transfer": "basic", "objects": objects})
+
+    def answer_commit(self, repo: str, revision: str, operations: list[dict[str, Any]]) -> None:
+        """A commit on a branch whose last one is the parent that was named; 412 where it is not."""
+        found = self.find(repo, revision)
+        if found is None:
+            return
+        parent, files = found[0], dict(found[1])
+        for operation in operations:
+            value = operation["value"]
+            if operation["key"] == "header" and value["parentCommit"] != parent:
+                self.send_empty(412, {})
+                return
+            if operation["key"] == "file":
+                files[value["path"]] = base64.b64decode(value["content"])
+            elif operation["key"] == "lfsFile":
+                files[value["path"]] = self.hub.uploaded[value["oid"]]
+            elif operation["key"] == "deletedFile":
+                del files[value["path"]]
+        commit = self.hub.add(repo, files, revision)
+        self.send_json({"commitOid": commit, "commitUrl": f"{self.hub.url}/{repo}/commit/{commit}"})
 
     def do_GET(self) -> None:
         if self.hub.over.is_set():  # also to those who are connected yet
@@ -117,9 +218,11 @@ class Handler(BaseHTTPRequestHandler):
                 [{"type": "file", "path": entry["rfilename"], "oid": entry["blobId"], **entry} for entry in listed]
             )
         else:
-            self.send_json(
-                {"_id": "1", "id": repo, "modelId": repo, "sha": commit, "private": False, "siblings": listed}
-            )
+            repository = self.hub.repositories[repo]
+            about: dict[str, Any] = {"_id": "1", "id": repo, "modelId": repo, "private": repository.private}
+            if repository.licence is not None:
+                about["cardData"] = {"license": repository.licence}
+            self.send_json({**about, "sha": commit, "siblings": listed})
 
     def answer_file(self, repo: str, revision: str, name: str, *, begins: int) -> None:
         """A small file itself; of a large one, where it is."""
@@ -199,9 +302,9 @@ class Handler(BaseHTTPRequestHandler):
         self.hub.over.wait(120)
         self.close_connection = True
 
-    def send_json(self, value: Any) -> None:
+    def send_json(self, value: Any, status: int = 200) -> None:
         content = value.encode() if isinstance(value, str) else json.dumps(value).encode()
-        self.send_response(200)
+        self.send_response(status)
         self.send_header("Content-Length", str(len(content)))
         self.end_headers()
         self.wfile.write(content)
