@@ -7,7 +7,10 @@ from pathlib import Path
 
 from fourm_ser.options import Described, describe
 
-TAKES_RUN = {"train": "resume", "evaluate": "run", "analyze": "run", "predict": "model", "export": "model", "push": "run", "serve": "model"}
+TAKES_RUN = {
+    **{"train": "resume", "evaluate": "run", "analyze": "run", "push": "run"},
+    **{"predict": "model", "export": "model", "serve": "model"},
+}
 SOUND = {".wav", ".flac", ".mp3", ".ogg", ".m4a", ".mp4", ".aif", ".aiff", ".opus", ".webm"}
 ALONE = {  # Hydra's flags that stand alone
     *("-h", "--help", "--hydra-help", "--version", "--resolve", "-r", "--run", "-m", "--multirun"),

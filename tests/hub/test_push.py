@@ -414,7 +414,7 @@ def test_the_command_says_where_the_model_is(
     lines = capsys.readouterr().out.splitlines()
     assert lines == [
         f"pushed: {hub.url}/lab/model/tree/{commit} (private)",
-        f"python -m fourm_ser.predict model=lab/model@{commit} audio=FILE",
+        f"fourm_ser predict model=lab/model@{commit} audio=FILE",
     ]
 
 

@@ -102,7 +102,7 @@ def test_the_example_gives_what_the_predictor_gives(
     saved: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = recording(tmp_path / "a.wav", noise(2.0))
-    script = CONF.parent / "examples" / "run_onnx.py"
+    script = CONF.parent / "docs" / "examples" / "run_onnx.py"
     monkeypatch.setattr(sys, "argv", [str(script), str(saved), str(exported), str(path), TEXT, str(path), "no"])
     runpy.run_path(str(script))
     lines = capsys.readouterr().out.splitlines()
