@@ -329,7 +329,7 @@ def _plan(config: DictConfig) -> tuple[list[str], list[Job]]:
             check_config("train", composed, words, classes=False)
         except HydraException as error:
             which = " ".join(f"{key}={trial[key]}" for key in varied)
-            raise InputError(f"sweep: the job {which} cannot be composed.\n{error}") from error
+            raise InputError(f"sweep: the job {which} cannot be composed. {' '.join(str(error).split())}") from error
         found = composed.hydra.sweep.subdir
         if found != _folder(words):
             raise InputError(f"hydra.sweep.subdir: leave it as it is: a sweep finds its jobs by it (found {found}).")
