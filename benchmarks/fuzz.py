@@ -2,9 +2,9 @@
 
 Recordings in twenty formats, tables, releases of corpora, and the files of runs and models are mutated, in one to four
 ways each, and read in this machine's processes by what the commands read them with. Allowed is to be read, or to be
-refused by the package's own error in one line; no case may take longer than 5 seconds, or 1 GB of memory more than
-there was. Everything else is printed with the number of the case, which `--only NUMBER` does again. Exit code 1 where
-there is any. A small run is trained first.
+refused by the package's own error in one line; no case may take longer than 5 seconds of a processor, or 1 GB of memory
+more than there was. Everything else is printed with the number of the case, which `--only NUMBER` does again. Exit code
+1 where there is any. A small run is trained first.
 """
 
 import argparse
@@ -57,21 +57,21 @@ def peak() -> int:
 
 def work(kinds: list[fuzzing.Kind], seed: int, numbers: range, scratch: Path, pipe: Connection) -> None:
     """Try cases and send what is wrong with each, before it the number, so that a kill is known."""
-    signal.signal(signal.SIGALRM, late)
+    signal.signal(signal.SIGPROF, late)  # of the time that this process has the processor for
     logging.disable()
     os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # libraries in C remark on what they are given
     warnings.simplefilter("ignore")
     for number in numbers:
         pipe.send(number)
-        before, started = peak(), time.monotonic()
-        signal.setitimer(signal.ITIMER_REAL, SECONDS)
+        before, started = peak(), time.process_time()
+        signal.setitimer(signal.ITIMER_PROF, SECONDS)
         try:
             fault = fuzzing.try_case(kinds, seed, number, scratch)
         except LateError as error:
             fault = fuzzing.Fault(number, "", f"took more than {SECONDS:g} s: {error}")
         finally:
-            signal.setitimer(signal.ITIMER_REAL, 0)
-        seconds, grown = time.monotonic() - started, peak() - before
+            signal.setitimer(signal.ITIMER_PROF, 0)
+        seconds, grown = time.process_time() - started, peak() - before
         if fault is None and seconds > SECONDS:
             fault = fuzzing.Fault(number, "", f"took {seconds:.1f} s")
         if fault is None and grown > MEMORY:

@@ -1,4 +1,4 @@
-"""Whether runs that are ended at any moment go on undisturbed: python -m benchmarks.kills [--kills 30 --stops 10].
+"""Whether runs that are ended at any moment go on as if undisturbed: python -m benchmarks.kills [--kills 30].
 
 A small run of two stages is done once to its end. Then as many runs as are asked for begin on a cache without features,
 each in a process of its own, and are ended by SIGKILL, or by SIGTERM, at a moment drawn at random; then they are

@@ -1,9 +1,14 @@
 """The one exception that means "your input, not our code"."""
 
+import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pickle import UnpicklingError
 from typing import Any
+
+# What an error may quote of a file, and a terminal obeys: controls, breaks of lines, the direction of writing.
+OBEYED = re.compile(r"[\x00-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+LONGEST = 300  # characters of what a library says
 
 
 class InputError(Exception):
@@ -14,7 +19,7 @@ class InputError(Exception):
     """
 
     def __str__(self) -> str:
-        return printable(super().__str__())
+        return OBEYED.sub(lambda found: found[0].encode("unicode_escape").decode("ascii"), printable(super().__str__()))
 
 
 class PlaceError(InputError):
@@ -46,7 +51,8 @@ def brief(error: Exception) -> str:
         return f"it holds pickled code ({objects.split()[0] if objects else 'or is damaged'}), which is not run"
     if "trust_remote_code" in said:
         return "it asks for code of its own to be run (trust_remote_code), which this package never does"
-    return (said.splitlines() or [type(error).__name__])[0].rstrip(".")
+    first = (said.splitlines() or [type(error).__name__])[0].rstrip(".")
+    return first if len(first) <= LONGEST else f"{first[:LONGEST]}..."  # some list all that could have been
 
 
 @contextmanager

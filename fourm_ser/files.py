@@ -183,6 +183,12 @@ def refuse_spoilt(path: Path) -> None:
         )
 
 
+def remove(path: Path) -> None:
+    """Remove a file, if it is there, and what is kept of it."""
+    path.unlink(missing_ok=True)
+    _seal(path).unlink(missing_ok=True)
+
+
 def _seal(path: Path) -> Path:
     return path.with_name(f".{path.name}.xxh")
 

@@ -8,8 +8,13 @@ from pathlib import Path
 from fourm_ser.options import Described, describe
 
 TAKES_RUN = {
-    **{"train": "resume", "evaluate": "run", "analyze": "run", "push": "run"},
-    **{"predict": "model", "export": "model", "serve": "model"},
+    "train": "resume",
+    "evaluate": "run",
+    "analyze": "run",
+    "push": "run",
+    "predict": "model",
+    "export": "model",
+    "serve": "model",
 }
 SOUND = {".wav", ".flac", ".mp3", ".ogg", ".m4a", ".mp4", ".aif", ".aiff", ".opus", ".webm"}
 ALONE = {  # Hydra's flags that stand alone

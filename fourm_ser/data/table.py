@@ -65,7 +65,7 @@ def need_columns(frame: pd.DataFrame, required: Iterable[str], called: str) -> N
         hint = "" if len(frame.columns) > 1 else " Between columns stand commas, semicolons or tabs."
         raise InputError(
             f"{called}: has no column {', '.join(missing)}. Required: {', '.join(required)}; found: "
-            f"{listed([_shown(name) for name in frame.columns], 20)}.{hint}"
+            f"{listed([name[:40] for name in frame.columns], 20)}.{hint}"
         )
 
 
@@ -141,11 +141,6 @@ def _names(header: list[str], called: str) -> list[str]:
             "the other."
         )
     return names
-
-
-def _shown(name: str) -> str:
-    """The name of a column, which may be anything, in an error."""
-    return name if name.isprintable() and len(name) <= 40 else f"{name[:40]!r}..."
 
 
 def _named(sign: str) -> str:

@@ -1,5 +1,6 @@
 """From folders to runs: what finished, what failed, what is still under way, what has not begun."""
 
+import json
 import os
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -9,6 +10,7 @@ from typing import Any
 
 from fourm_ser.config import upgrade
 from fourm_ser.errors import InputError
+from fourm_ser.files import is_spoilt
 from fourm_ser.plain import read_yaml
 from fourm_ser.runs.directory import SWEEP, RunDirectory
 
@@ -104,10 +106,13 @@ def read_run(path: Path) -> Run:
     run = RunDirectory(path)
     command = _command(run)
     try:
+        if is_spoilt(run.record):
+            raise ValueError("is not what was written there")
         config = upgrade(read_yaml(run.record))
+        json.dumps(config, sort_keys=True)  # as it is compared with other runs'
     except FileNotFoundError:
         config = {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
         return Run(path, "damaged", f"config.yaml cannot be read: {_line(error)}", **command)
     if config and not isinstance(config.get("data"), dict):
         return Run(path, "damaged", "config.yaml has no `data`: is this a run of fourm_ser?", **command)

@@ -14,7 +14,7 @@ from omegaconf import DictConfig
 
 from fourm_ser.config import upgrade
 from fourm_ser.errors import BusyError, InputError, brief, listed
-from fourm_ser.files import is_spoilt, refuse_spoilt, regular, whole, write_json
+from fourm_ser.files import is_spoilt, refuse_spoilt, regular, remove, whole, write_json
 from fourm_ser.plain import as_mapping, read_config, read_json
 from fourm_ser.terminal import command_line
 from fourm_ser.trust import refuse_strangers
@@ -323,7 +323,7 @@ class RunDirectory:
             for folder in (self._stages, self._refit):
                 shutil.rmtree(folder, ignore_errors=True)
             for path in (self.record, self.corpus, self.failure, self.log, self.output, self.metrics):
-                path.unlink(missing_ok=True)
+                remove(path)
 
 
 def _read_checkpoint(path: Path) -> dict[str, Any]:
@@ -354,8 +354,8 @@ def read_epochs_table(path: Path) -> "pd.DataFrame":
 
     refuse_spoilt(path)
     try:
-        table = pd.read_csv(regular(path)).apply(pd.to_numeric)
-        if "epoch" not in table or not table["epoch"].is_unique or not len(table):
+        table = pd.read_csv(regular(path)).apply(pd.to_numeric, errors="coerce")
+        if "epoch" not in table or not table["epoch"].is_unique or table["epoch"].isna().any() or not len(table):
             raise ValueError("expected a row for each epoch")
         if (table["epoch"] == 0).any():
             table["epoch"] += 1

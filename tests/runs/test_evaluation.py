@@ -269,7 +269,7 @@ def test_a_run_s_own_corpus_is_the_one_it_was_trained_on(two_stage_run: Path, tm
     key, was = recorded["id"].iloc[0], recorded["emotion"].iloc[0]
     recorded.loc[0, "emotion"] = "fear"
     recorded.to_csv(run / "corpus.csv", index=False)
-    (run / ".corpus.csv.xxh").unlink()  # as if it had been written so
+    (run / ".corpus.csv.xxh").unlink()
     told = rf"has changed since the run: 1 label changed \({key}: fear, now {was}\).*name it as another corpus: data="
     for changes in ({}, {"data.fold": 1}, {"data.max_seconds": 2.0}):
         with pytest.raises(InputError, match=told):

@@ -378,6 +378,7 @@ def test_a_run_does_not_go_on_with_another_corpus(
     table = pd.read_csv(copy / "corpus.csv", dtype=str, keep_default_na=False)
     table.loc[3, column] = "another"
     table.to_csv(copy / "corpus.csv", index=False)
+    (copy / ".corpus.csv.xxh").unlink()
     if not over:
         (copy / "metrics.json").unlink()
     with pytest.raises(InputError, match=rf"corpus .*has changed since.*: {told} \({table['id'][3]}: another, now"):
