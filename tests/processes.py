@@ -39,9 +39,15 @@ def side_by_side(work: Callable[..., None], *arguments: Any, count: int = 2) -> 
 
 def started(work: Callable[..., None], *arguments: Any) -> BaseProcess:
     """A process that does `work(*arguments)`."""
-    process = context().Process(target=work, args=arguments)
+    process = context().Process(target=as_usual, args=(work, *arguments))
     process.start()
     return process
+
+
+def as_usual(work: Callable[..., None], *arguments: Any) -> None:
+    """Do it in a process whose own processes are started in the system's usual way, not in that by which it was."""
+    multiprocessing.set_start_method(None, force=True)
+    work(*arguments)
 
 
 def ended(process: BaseProcess) -> int:
