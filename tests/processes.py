@@ -14,11 +14,11 @@ from multiprocessing.context import ForkServerContext
 from multiprocessing.process import BaseProcess
 from pathlib import Path
 from subprocess import CompletedProcess
-from typing import Any
+from typing import Any, Final
 
 import torch.multiprocessing
 
-METHOD = "forkserver"
+METHOD: Final = "forkserver"
 PATIENCE = 600.0  # seconds, for a busy machine
 
 
@@ -32,16 +32,22 @@ def context() -> ForkServerContext:
 def side_by_side(work: Callable[..., None], *arguments: Any, count: int = 2) -> None:
     """Do `work(rank, *arguments)` in so many processes at once; an error in one is raised here."""
     context()
-    torch.multiprocessing.start_processes(  # type: ignore[attr-defined]
+    torch.multiprocessing.start_processes(  # type: ignore[attr-defined, no-untyped-call]
         work, arguments, nprocs=count, start_method=METHOD
     )
 
 
 def started(work: Callable[..., None], *arguments: Any) -> BaseProcess:
     """A process that does `work(*arguments)`."""
-    process = context().Process(target=work, args=arguments)
+    process = context().Process(target=as_usual, args=(work, *arguments))
     process.start()
     return process
+
+
+def as_usual(work: Callable[..., None], *arguments: Any) -> None:
+    """Do it in a process whose own processes are started in the system's usual way, not in that by which it was."""
+    multiprocessing.set_start_method(None, force=True)
+    work(*arguments)
 
 
 def ended(process: BaseProcess) -> int:

@@ -13,6 +13,7 @@ from hydra._internal import config_loader_impl
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
 from hydra._internal.core_plugins.file_config_source import FileConfigSource
 from hydra._internal.defaults_list import DefaultsList, Overrides
+from hydra._internal.defaults_list import create_defaults_list as list_defaults
 from hydra.plugins.config_source import ConfigResult
 from omegaconf import DictConfig
 
@@ -27,7 +28,6 @@ def composing_once(conf: Path) -> Iterator[None]:
     lists: dict[Any, DefaultsList] = {}
     merged: dict[int, DictConfig] = {}
     load, merge = FileConfigSource.load_config, ConfigLoaderImpl._compose_config_from_defaults_list
-    list_defaults = config_loader_impl.create_defaults_list
 
     def load_once(self: FileConfigSource, config_path: str) -> ConfigResult:
         if self.path != str(conf):

@@ -13,7 +13,7 @@ from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
 from fourm_ser.analysis import analyses
-from fourm_ser.analysis.analyses import QUESTIONS
+from fourm_ser.analysis.questions import QUESTIONS
 from fourm_ser.prediction.predictor import Prediction, Predictor
 from fourm_ser.prediction.transcriber import Transcriber
 from fourm_ser.runs import evaluation

@@ -14,8 +14,9 @@ from matplotlib.figure import Figure
 from omegaconf import OmegaConf
 
 from fourm_ser.analysis import analyses
-from fourm_ser.analysis.analyses import QUESTIONS, name_runs
+from fourm_ser.analysis.analyses import name_runs
 from fourm_ser.analysis.findings import Finding, write_finding
+from fourm_ser.analysis.questions import QUESTIONS
 from fourm_ser.errors import InputError
 from fourm_ser.runs.collect import Run
 from fourm_ser.training.experiment import run as train

@@ -18,6 +18,7 @@ import numpy as np
 import pandas as pd
 import soundfile
 import soxr
+from rich.console import Console
 from rich.progress import track
 
 from fourm_ser import SAMPLE_RATE
@@ -200,8 +201,9 @@ def synthesise(folder: Path, utterances: int = 1600, seed: int = 0) -> None:
     rows = []
     with tempfile.TemporaryDirectory(dir=folder, prefix=".espeak-", ignore_cleanup_errors=True) as scratch:
         espeak = _Espeak(Path(scratch))
-        counts = dict.fromkeys(VOICES, 0)
-        for speaker, emotion, aroused, _, text in track(script, "synthesising", transient=True):
+        counts, shown = dict.fromkeys(VOICES, 0), Console(stderr=True)
+        seen = track(script, "synthesising", console=shown, transient=True, disable=not shown.is_terminal)
+        for speaker, emotion, aroused, _, text in seen:
             cues = {}
             for cue, (middle, half, _, within) in CUES.items():
                 value = middle + (half if aroused else -half) + habits[speaker][cue] + rng.normal(0, within)
