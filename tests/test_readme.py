@@ -1,4 +1,4 @@
-"""The README: its examples run as they stand there, its tables say what the configs say."""
+"""README.md and docs/: their examples run as they stand there, their tables say what the configs say."""
 
 import re
 from pathlib import Path
@@ -13,7 +13,9 @@ from tests.conftest import CONF, Compose
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 
-README = (CONF.parent / "README.md").read_text(encoding="utf-8")
+README = "\n".join(
+    path.read_text(encoding="utf-8") for path in (CONF.parent / "README.md", *sorted((CONF.parent / "docs").glob("*.md")))
+)
 PYTHON = re.compile(r"```python\n(?P<code>.*?# (?P<path>my_lab/\w+\.py).*?)```", re.S)
 YAML = re.compile(r"```yaml\n# conf/(?P<path>\S+?\.yaml);(?P<text>.*?)```", re.S)
 ROW = re.compile(r"^\| `(?P<name>\w+)` \|(?P<rest>.*)\|$", re.M)
