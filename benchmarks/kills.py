@@ -128,20 +128,20 @@ def main() -> None:
         console.print(f"the undisturbed run took {whole:.1f} s")
         told = [*[signal.SIGKILL] * options.kills, *[signal.SIGTERM] * options.stops]
         found: dict[signal.Signals, list[Ended]] = {signal.SIGKILL: [], signal.SIGTERM: []}
-        for number, name in enumerate(told):
+        for number, told_by in enumerate(told):
             folder = home / str(number)
             for _ in range(ATTEMPTS):
                 shutil.rmtree(folder, ignore_errors=True)
                 shutil.rmtree(cache / "embeddings", ignore_errors=True)
-                end = ended(config, folder, rng.uniform(0, whole), name)
+                end = ended(config, folder, rng.uniform(0, whole), told_by)
                 if end is not None:
                     break
             if end is None:
                 sys.exit("every run had ended before its moment came")
-            found[name].append(end)
+            found[told_by].append(end)
             left = len(left_over(folder, cache, temporary))
             wrong = []
-            if end.code != 128 + name:
+            if end.code != 128 + told_by:
                 wrong.append(f"exit code {end.code}")
             if finish(config, folder):
                 wrong.append("was not resumed")
@@ -151,13 +151,13 @@ def main() -> None:
             wrong += [str(path) for path in temporary.iterdir() if not path.name.startswith("pymp-")]
             problems += len(wrong)
             said = f"{end.moment:.2f} s, code {end.code}, {end.seconds:.2f} s to end, {left} temporary files meanwhile"
-            console.print(f"{number + 1} {name.name} at {said}: {'; '.join(wrong) or 'as if undisturbed'}")
+            console.print(f"{number + 1} {told_by.name} at {said}: {'; '.join(wrong) or 'as if undisturbed'}")
             shutil.rmtree(folder)
-    for name, ends in found.items():
+    for told_by, ends in found.items():
         if ends:
             seconds = [end.seconds for end in ends]
             took = f"{statistics.median(seconds):.2f} s to end in the median, {max(seconds):.2f} s at most"
-            console.print(f"{name.name}: {len(ends)} runs, exit codes {sorted({end.code for end in ends})}, {took}")
+            console.print(f"{told_by.name}: {len(ends)} runs, exit codes {sorted({end.code for end in ends})}, {took}")
     console.print(f"{problems} problems")
     sys.exit(1 if problems else 0)
 

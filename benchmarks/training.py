@@ -216,7 +216,7 @@ def main() -> None:
     )
     for name in names:
         table.add_column(name, justify="left" if name in names[:2] else "right")
-    for pair, count, raw in (("bert_vggish", 960, False), ("bert_wav2vec", 320, False), ("bert_vggish", 64, True)):
+    for pair, count, raw in (("bert_vggish", 960, False), ("bert_wav2vec", 320, False), ("bert_vggish", 128, True)):
         with tempfile.TemporaryDirectory() as scratch:
             setup = Setup(pair, count, raw, Path(scratch), device)
             setup.epoch()

@@ -187,7 +187,7 @@ def _number(rng: np.random.Generator, content: bytes) -> bytes:
     value = [0, 1, 2**15, 2**16 - 1, 2**31 - 1, 2**32 - 1, 2**63 - 1, 3, 255][rng.integers(9)]
     size, order = [2, 4, 8][rng.integers(3)], ("little", "big")[rng.integers(2)]
     place = _place(rng, content)
-    new = (value % 2 ** (8 * size)).to_bytes(size, order)  # type: ignore[arg-type]
+    new = (value % 2 ** (8 * size)).to_bytes(size, order)
     return content[:place] + new + content[place + size :]
 
 

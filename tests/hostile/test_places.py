@@ -112,7 +112,7 @@ def test_a_full_disk_says_which_file_and_how_much(tmp_path: Path, monkeypatch: p
     path = tmp_path / "so.txt"
     path.write_text("before")
     if write is silent:
-        monkeypatch.setattr(shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(9, 9, 0))  # type: ignore[attr-defined]
+        monkeypatch.setattr(shutil, "disk_usage", lambda place: shutil._ntuple_diskusage(9, 9, 0))
     said = rf"^{path}: the disk is full: 0\.0 MB of the file were written, .* are left"
     with pytest.raises(PlaceError, match=said), whole(path) as temporary:
         write(temporary)

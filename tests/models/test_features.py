@@ -264,6 +264,27 @@ def test_workers_read_the_same(work: Work, tmp_path: Path) -> None:
     assert all(torch.equal(here.read(key), there.read(key)) for key in work.keys)
 
 
+@pytest.mark.parametrize("change", ["the same again", "budget", "threads"])
+def test_what_changes_last_digits_alone(work: Work, tmp_path: Path, change: str) -> None:
+    here, there = store(tmp_path, "here"), store(tmp_path, "there")
+    work.fill(here)
+    threads = torch.get_num_threads()
+    try:
+        if change == "budget":
+            work.batch_length *= 3
+        elif change == "threads":
+            torch.set_num_threads(3 - min(threads, 2))
+        work.fill(there)
+    finally:
+        torch.set_num_threads(threads)
+    for key in work.keys:
+        one, other = here.read(key), there.read(key)
+        if change == "the same again":
+            assert torch.equal(one, other)
+        assert other.shape == one.shape
+        assert (one - other).abs().max() <= 1e-4 * max(1.0, float(one.abs().max()))
+
+
 class InterruptionError(Exception):
     pass
 

@@ -7,6 +7,7 @@ import pytest
 import yaml
 
 from fourm_ser.errors import InputError
+from fourm_ser.files import write_text
 from fourm_ser.runs.collect import collect, find_runs, planned, read_run
 from tests.report.runs import write_run, write_sweep
 
@@ -124,3 +125,21 @@ def test_jobs_that_have_not_begun_are_known_from_multirun_yaml(tmp_path: Path) -
     node["sweeper"] = {"_target_": "hydra_plugins.hydra_optuna_sweeper.OptunaSweeper", "params": None}
     (sweep / "multirun.yaml").write_text(yaml.safe_dump({"hydra": node}))
     assert planned(sweep / "multirun.yaml") == []
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["data: {name: so, null: 1}", "data: {name: so, true: 1, other: 2}", "stage: 1\ndata: {name: so, 1: a, b: c}"],
+)
+def test_a_config_that_cannot_be_compared_is_damaged(tmp_path: Path, text: str) -> None:
+    (tmp_path / "metrics.json").write_text("{}")
+    (tmp_path / "config.yaml").write_text(text)
+    run = read_run(tmp_path)
+    assert (run.state, run.why[:26]) == ("damaged", "config.yaml cannot be read")
+
+
+def test_a_config_that_was_changed_is_said(tmp_path: Path) -> None:
+    write_text(tmp_path / "config.yaml", "data: {name: so}\nseed: 1\n", seal=True)
+    (tmp_path / "metrics.json").write_text("{}")
+    (tmp_path / "config.yaml").write_text("data: {name: so}\nseed: 3\n")
+    assert "not what was written" in read_run(tmp_path).why
