@@ -14,7 +14,20 @@ ROOT = CONF.parent
 PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").glob("*.md"))]
 MADE = {"index.md", "keys.md", "changelog.md"}  # by docs/hooks.py
 DESCRIBED = ("train", "prepare", "evaluate", "predict", "push", "export", "serve", "analyze")
-OTHERS = {"make", "pip", "source", "uv", "hf", "tensorboard", "sbatch", "git", "pre-commit", "wandb", "torchrun", "curl"}
+OTHERS = {
+    "make",
+    "pip",
+    "source",
+    "uv",
+    "hf",
+    "tensorboard",
+    "sbatch",
+    "git",
+    "pre-commit",
+    "wandb",
+    "torchrun",
+    "curl",
+}
 LINK = re.compile(r"\]\(([^)\s]+)\)")
 FENCE = re.compile(r"^```.*?^```$", re.S | re.M)
 

@@ -14,7 +14,8 @@ from tests.conftest import CONF, Compose
 pytestmark = pytest.mark.usefixtures("no_figures")
 
 README = "\n".join(
-    path.read_text(encoding="utf-8") for path in (CONF.parent / "README.md", *sorted((CONF.parent / "docs").glob("*.md")))
+    path.read_text(encoding="utf-8")
+    for path in (CONF.parent / "README.md", *sorted((CONF.parent / "docs").glob("*.md")))
 )
 PYTHON = re.compile(r"```python\n(?P<code>.*?# (?P<path>my_lab/\w+\.py).*?)```", re.S)
 YAML = re.compile(r"```yaml\n# conf/(?P<path>\S+?\.yaml);(?P<text>.*?)```", re.S)

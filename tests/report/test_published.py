@@ -16,7 +16,8 @@ from tests.conftest import CONF, Compose
 from tests.report.runs import EMOTIONS, write_run
 
 README = "\n".join(
-    path.read_text(encoding="utf-8") for path in (CONF.parent / "README.md", *sorted((CONF.parent / "docs").glob("*.md")))
+    path.read_text(encoding="utf-8")
+    for path in (CONF.parent / "README.md", *sorted((CONF.parent / "docs").glob("*.md")))
 )
 each = pytest.mark.parametrize("figure", FIGURES, ids=lambda figure: f"{figure.model} {figure.corpus}")
 
