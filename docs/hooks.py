@@ -10,7 +10,7 @@ from mkdocs.structure.files import File, Files
 from fourm_ser.options import Described, about_option, describe
 
 ROOT = Path(__file__).parents[1]
-COMMANDS = ("train", "prepare", "evaluate", "predict", "analyze")
+COMMANDS = ("train", "prepare", "evaluate", "predict", "push", "export", "serve", "analyze")
 
 
 def on_files(files: Files, config: Any) -> Files:
