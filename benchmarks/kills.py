@@ -34,6 +34,7 @@ from fourm_ser.files import TEMPORARY
 from fourm_ser.training import experiment
 
 SPAWN = multiprocessing.get_context("fork")  # what is imported is there already
+JUST = 1.0  # seconds in which a run that was ending anyway ends well
 ATTEMPTS = 20  # moments that are drawn until one comes before the run's end
 
 
@@ -78,8 +79,10 @@ def ended(config: DictConfig, folder: Path, moment: float, number: signal.Signal
     os.kill(process.pid, number)
     told = time.monotonic()
     process.join()
-    code = process.exitcode or 0
-    return Ended(moment, 128 - code if code < 0 else code, time.monotonic() - told)
+    code, seconds = process.exitcode or 0, time.monotonic() - told
+    if code == 0 and seconds < JUST:
+        return None
+    return Ended(moment, 128 - code if code < 0 else code, seconds)
 
 
 def finish(config: DictConfig, folder: Path) -> int:
