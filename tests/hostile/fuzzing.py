@@ -23,7 +23,6 @@ from fourm_ser.config import CONF, build
 from fourm_ser.data.audio import check_recording, read_audio, stated_seconds
 from fourm_ser.data.manifest import read_manifest
 from fourm_ser.data.splits import read_split
-from fourm_ser.encoders.store import FeatureStore
 from fourm_ser.errors import InputError, blamed
 from fourm_ser.models.directory import load_model
 from fourm_ser.prediction.listing import read_listing
@@ -332,8 +331,3 @@ def _recordings(folder: Path) -> Iterator[Path]:
                     film.mux(stream.encode(frame))
                 film.mux(stream.encode(None))
             yield path
-
-
-def open_stores(path: Path) -> None:
-    """What reads a store's description and the headers of its shards."""
-    FeatureStore(root=path.parent.parent, name="tiny", fingerprint="abc", made_by={})
