@@ -559,7 +559,7 @@ class TestRefusals:
         )
         assert done.returncode == 0
         keys = set(OmegaConf.load(CONF / "predict.yaml")) - {"defaults", "hydra"}
-        assert all(f"\n{key}:" in done.stdout for key in keys)
+        assert all(f"\n  {key}=" in done.stdout for key in keys)
 
 
 def test_the_figure_shows_each_window_s_probabilities(models: dict[str, Path]) -> None:

@@ -31,7 +31,7 @@ WRONG = [  # module, words, what it says of them
     ("evaluate", ["model=nowhere"], "model=DIR: a model directory has no corpus."),
     ("evaluate", ["model=nowhere", "data=demo"], "nowhere: no model.safetensors there."),
     ("predict", ["format=json"], "model: nothing is given. Add model=DIR, the folder model/ of a finished run."),
-    ("predict", ["model=nowhere"], "nothing to predict on."),
+    ("predict", ["model=nowhere"], "audio: nothing is given to predict on."),
     ("predict", ["model=nowhere", "text=calm"], "nowhere: no such folder."),
     ("predict", ["modell=nowhere", "text=calm"], "modell: no such key. Did you mean model?"),
     ("prepare", ["data=manifest", "data.manifest=nowhere.csv"], "{folder}/nowhere.csv: no such manifest."),

@@ -46,9 +46,9 @@ class Model(BaseModel):
         emotions: the classes in their order.
         reads: `text`, `audio` or both.
         transcribes: whether a text that is not given is transcribed.
-        max_seconds: of a recording, at most.
-        max_megabytes: of a recording, at most.
-        version: of fourm_ser.
+        max_seconds: the longest recording.
+        max_megabytes: the largest recording.
+        version: the version of fourm_ser.
     """
 
     emotions: list[str]
@@ -63,10 +63,10 @@ class Stretch(BaseModel):
     """What is said of a window of a recording, or of all of it.
 
     Attributes:
-        start: seconds from the beginning.
-        end: likewise.
+        start: where it begins, in seconds.
+        end: where it ends, in seconds.
         emotion: the likeliest; null where there is an error.
-        probabilities: of every emotion.
+        probabilities: the probability of every emotion.
         text: the transcript that was used; null where the model reads none.
         error: why there is no prediction.
     """
@@ -93,11 +93,11 @@ class Emotion(BaseModel):
 
     Attributes:
         emotion: the likeliest by the mean of all stretches.
-        probabilities: that mean.
+        probabilities: the mean of the stretches' probabilities.
         seconds: the length of the recording.
         stretches: over time; one where the recording was not cut.
         words: what each word does; empty where nobody asked, the model reads no text, or the recording was cut.
-        moments: the same of moments.
+        moments: what each moment does, likewise.
         outline: the loudest sample of each of up to 600 equal parts of the recording, from 0 to 1.
     """
 
@@ -118,8 +118,8 @@ def make_app(
     Args:
         desk: who predicts.
         transcribes: whether there is a speech recogniser.
-        max_megabytes: of a recording, at most.
-        max_seconds: of a recording, at most.
+        max_megabytes: the largest recording that is taken.
+        max_seconds: the longest recording that is taken.
         hosts: by which names it may be called; others are refused, so that no page of another host that is led here
             by its name server can use it.
     """

@@ -334,5 +334,5 @@ def test_a_baseline_is_not_looked_into(runs: dict[str, Path]) -> None:
 
 def test_no_file_of_a_baseline_needs_pickle(runs: dict[str, Path]) -> None:
     suffixes = {path.suffix for run_dir in runs.values() for path in run_dir.rglob("*") if path.is_file()}
-    assert suffixes <= {".yaml", ".csv", ".log", ".json", ".png", ".safetensors", ".txt", ".lock", ""}
+    assert suffixes <= {".yaml", ".csv", ".log", ".json", ".png", ".safetensors", ".txt", ".lock", ".xxh", ""}
     assert all(math.isfinite(metrics_of(run_dir)["test/loss"]) for run_dir in runs.values())

@@ -112,6 +112,9 @@ class Scripted(LightningModule):
         self.weights: list[Tensor] = []  # after each step
         self.validated: list[Tensor] = []  # in each epoch
 
+    def gradient_norm(self) -> dict[str, Any]:
+        return {}
+
     def training_step(self, batch: Tensor, index: int) -> Tensor:
         return self.line(batch).square().mean()
 

@@ -104,7 +104,7 @@ def test_the_better_stage_is_tested_and_told(finished: Path) -> None:
     scores = [best_epoch(finished, stage)["val/ua"] for stage in ("0-transfer", "1-finetune")]
     assert scores[0] != scores[1]  # else the runs show nothing
     log = " ".join((finished / "train.log").read_text().split())
-    told = f"stage {chosen} is what the run ends with: transfer val/ua {scores[0]:.4f}, finetune val/ua"
+    told = f"stage {chosen} is what the run ends with: transfer validation UA {scores[0]:.4f}, finetune validation UA"
     assert (told in log) == ("kept" not in finished.name)
 
 
