@@ -104,8 +104,9 @@ def test_in_half_precision_the_average_is_a_float32_and_training_s_weights_come_
 class Scripted(LightningModule):
     """Trains a line, and its validation scores come from a script."""
 
-    def __init__(self, script: dict[str, list[float]]) -> None:
+    def __init__(self, script: dict[str, list[float]], stage: Stage) -> None:
         super().__init__()
+        self.stage = stage
         torch.manual_seed(0)
         self.line = nn.Linear(2, 1)
         self.script = script
@@ -137,7 +138,7 @@ SCRIPT = {"val/ua": UA, "val/wa": UA[::-1], "val/loss": LOSS, "val/score": [0.3,
 
 
 def fit(stage: Stage, folder: Path, *more: Callback, validates: bool = True) -> tuple[StageDirectory, Scripted]:
-    left, module = StageDirectory(folder), Scripted(SCRIPT)
+    left, module = StageDirectory(folder), Scripted(SCRIPT, stage)
     given: dict[str, Any] = {"logger": False, "accelerator": "cpu"}
     trainer = build_trainer(stage, left, validates, **given)
     trainer.callbacks += more  # type: ignore[attr-defined]

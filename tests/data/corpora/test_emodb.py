@@ -10,7 +10,7 @@ from hypothesis import given, settings
 
 from fourm_ser.data.corpora.emodb import EMOTIONS, IDENTITY, NO_SENTENCE, OTHER_NAME, SENTENCES, parse_name
 from fourm_ser.data.release import CONFLICT, REPEATED
-from fourm_ser.errors import InputError, printable
+from fourm_ser.errors import InputError
 from tests import releases
 from tests.data.corpora.conftest import (
     EVERY,
@@ -131,6 +131,6 @@ def test_a_name_is_taken_apart_or_refused(stem: str) -> None:
     else:
         assert (speaker, sentence, emotion) == (stem[:2], stem[2:5], releases.EMODB_EMOTIONS[stem[5]])
         message = ""
-    assert message == "" or message.startswith(f"{printable(stem)}.wav: ")
+    assert message == "" or message.startswith(f"{InputError(stem)}.wav: ")
     told = len(stem) == 7 and stem.isascii() and stem[:2].isdigit() and stem[3:5].isdigit()
     assert bool(message) != (told and stem[2].islower() and stem[5] in releases.EMODB_EMOTIONS and stem[6].islower())
