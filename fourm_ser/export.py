@@ -5,10 +5,11 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from fourm_ser.commandline import start, told_plainly
+from fourm_ser.commandline import say_loading, start, told_plainly
 from fourm_ser.config import CONF
 from fourm_ser.errors import InputError
 from fourm_ser.keys import check_config
+from fourm_ser.runs.given import refuse_unusable
 
 
 @hydra.main(version_base="1.3", config_path=str(CONF), config_name="export")
@@ -25,6 +26,7 @@ def run(config: DictConfig) -> None:
         InputError: keys that are missing or wrong, no model, a network that cannot be exported exactly.
     """
     output = check(config)
+    say_loading()
     from fourm_ser.models.directory import load_model
     from fourm_ser.runs.directory import find_model
     from fourm_ser.sharing.onnx import export_onnx
@@ -48,8 +50,7 @@ def check(config: DictConfig) -> Path:
         InputError: the keys.
     """
     check_config("export", config)
-    if not config.model:
-        raise InputError("model: nothing is given. Add model=DIR, the folder model/ of a finished run.")
+    refuse_unusable(config.model)
     output = Path(config.output).expanduser()
     if output.suffix != ".onnx":
         raise InputError(f"output={config.output}: expected a file that ends in .onnx.")

@@ -10,9 +10,8 @@ from fourm_ser.commandline import say_loading, start, told_plainly
 from fourm_ser.config import CONF
 from fourm_ser.errors import InputError, printable
 from fourm_ser.keys import check_config
-from fourm_ser.models.shared import is_hub_id
 from fourm_ser.prediction.table_file import check_array_file, check_table, table_path
-from fourm_ser.runs.directory import model_folder
+from fourm_ser.runs.given import refuse_unusable
 
 LITERAL = ("model", "audio", "text", "manifest", "output", "embeddings", "asr")
 
@@ -100,8 +99,7 @@ def check(config: DictConfig) -> Path | None:
     if table is not None:
         is_certain = config.output is not None or is_many(config)
         check_table(table, manifest, overwrite=config.overwrite, is_certain=is_certain)
-    if not is_hub_id(config.model):
-        model_folder(Path(config.model).expanduser())
+    refuse_unusable(config.model)
     if config.embeddings is not None:
         check_array_file(Path(config.embeddings).expanduser(), overwrite=config.overwrite)
     return table

@@ -5,10 +5,11 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from fourm_ser.commandline import start, told_plainly
+from fourm_ser.commandline import say_loading, start, told_plainly
 from fourm_ser.config import CONF
 from fourm_ser.errors import InputError
 from fourm_ser.keys import check_config
+from fourm_ser.runs.directory import RunDirectory
 
 LITERAL = ("message",)
 
@@ -30,6 +31,8 @@ def run(config: DictConfig) -> None:
     for key, example in (("run", "DIR, the directory of a finished run"), ("repo", "<user>/<name>")):
         if not config[key]:
             raise InputError(f"{key}: nothing is given. Add {key}={example}.")
+    RunDirectory(Path(config.run).expanduser()).refuse_unfinished()
+    say_loading()
     from fourm_ser.sharing.publish import push as push_run
 
     pushed = push_run(

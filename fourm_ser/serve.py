@@ -5,10 +5,11 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from fourm_ser.commandline import start, told_plainly
+from fourm_ser.commandline import say_loading, start, told_plainly
 from fourm_ser.config import CONF
 from fourm_ser.errors import InputError
 from fourm_ser.keys import check_config
+from fourm_ser.runs.given import refuse_unusable
 
 LITERAL = ("model", "asr")
 LOCAL = ("127.0.0.1", "localhost", "::1")
@@ -28,6 +29,7 @@ def run(config: DictConfig) -> None:
         InputError: keys out of range, no model, a package that is missing.
     """
     check(config)
+    say_loading()
     try:
         import uvicorn
 
@@ -70,10 +72,9 @@ def check(config: DictConfig) -> None:
         InputError: the key.
     """
     check_config("serve", config)
-    if not config.model:
-        raise InputError("model: nothing is given. Add model=DIR, the folder model/ of a finished run.")
     if config.asr_language is not None and config.asr is None:
         raise InputError(f"asr_language={config.asr_language}: there is no recogniser. Add asr=..., or leave it out.")
+    refuse_unusable(config.model)
 
 
 def main() -> None:

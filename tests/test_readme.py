@@ -73,7 +73,7 @@ def test_a_sum_and_stages_of_one_s_own_train(choose: Compose, tmp_path: Path) ->
     "group",
     [
         *("data", "baseline", "fusion", "head", "loss", "augment"),
-        *("stage", "optimizer", "scheduler", "experiment", "trainer", "logger", "precision", "protocol"),
+        *("stage", "optimizer", "scheduler", "experiment", "trainer", "logger", "precision", "protocol", "sweep"),
     ],
 )
 def test_the_table_of_groups_names_every_option(group: str) -> None:

@@ -37,10 +37,12 @@ def test_what_cannot_be_served_is_said_before_anything_listens(words: list[str],
         serve.run(config(*words))
 
 
-def test_a_missing_package_is_named_with_its_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_missing_package_is_named_with_its_extra(
+    tmp_path: Path, composed: Compose, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setitem(sys.modules, "uvicorn", None)
     with pytest.raises(InputError, match=r'uvicorn is not installed. pip install "fourm_ser\[serve\]"'):
-        serve.run(config("model=x"))
+        serve.run(config(f"model={model(tmp_path / 'model', composed)}"))
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ import pytest
 from tests.conftest import CONF
 
 HEAVY = ("torch", "numpy", "pandas", "transformers", "pytorch_lightning", "sklearn", "librosa", "matplotlib", "wandb")
-MODULES = ("train", "evaluate", "predict", "prepare", "analyze", "report.__main__")
+MODULES = ("train", "evaluate", "predict", "push", "export", "serve", "prepare", "analyze", "report.__main__")
 WRONG = [  # module, words, what it says of them
     ("train", ["resume=nowhere"], "resume=nowhere: no config.yaml there."),
     (
@@ -34,6 +34,10 @@ WRONG = [  # module, words, what it says of them
     ("predict", ["model=nowhere"], "audio: nothing is given to predict on."),
     ("predict", ["model=nowhere", "text=calm"], "nowhere: no such folder."),
     ("predict", ["modell=nowhere", "text=calm"], "modell: no such key. Did you mean model?"),
+    ("push", ["run=nowhere", "repo=a/b"], "nowhere: no config.yaml there. Expected the directory of a finished run."),
+    ("export", ["model=nowhere", "output=x.onnx"], "nowhere: no such folder."),
+    ("serve", ["seed=0"], "seed: no such key."),
+    ("serve", ["model=nowhere"], "nowhere: no such folder."),
     ("prepare", ["data=manifest", "data.manifest=nowhere.csv"], "{folder}/nowhere.csv: no such manifest."),
     ("analyze", ["seed=0"], "analyze: nothing is given."),
     ("analyze", ["run=nowhere"], "nowhere: no such folder."),

@@ -6,7 +6,7 @@ from typing import Any
 
 from fourm_ser.errors import InputError
 from fourm_ser.models.shared import is_hub_id
-from fourm_ser.runs.directory import RunDirectory, is_model
+from fourm_ser.runs.directory import RunDirectory, is_model, model_folder
 
 SIDES = ("train", "val", "test", "all")
 
@@ -48,6 +48,14 @@ def refuse_no_model(folder: Path) -> None:
     """Refuse a folder without a model's weights."""
     if not (folder / "model.safetensors").is_file():
         raise InputError(f"{folder}: no model.safetensors there. Expected the folder `model` of a finished run.")
+
+
+def refuse_unusable(model: str | None) -> None:
+    """Refuse a model that is not given, or a folder that holds none; what the hub has is not asked for yet."""
+    if not model:
+        raise InputError("model: nothing is given. Add model=DIR, the folder model/ of a finished run.")
+    if not is_hub_id(model):
+        model_folder(Path(model).expanduser())
 
 
 def analyzed(given: Iterable[str | None]) -> list[Path]:
