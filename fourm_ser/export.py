@@ -50,12 +50,12 @@ def check(config: DictConfig) -> Path:
         InputError: the keys.
     """
     check_config("export", config)
-    refuse_unusable(config.model)
     output = Path(config.output).expanduser()
     if output.suffix != ".onnx":
         raise InputError(f"output={config.output}: expected a file that ends in .onnx.")
     if output.exists() and not config.overwrite:
         raise InputError(f"output={output}: is there already. Choose another name, or replace it: overwrite=true")
+    refuse_unusable(config.model)
     return output
 
 
