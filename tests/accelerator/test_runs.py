@@ -14,9 +14,11 @@ from omegaconf import DictConfig, OmegaConf
 
 from fourm_ser.analysis import analyses
 from fourm_ser.analysis.questions import QUESTIONS
+from fourm_ser.prediction.items import Item
 from fourm_ser.prediction.predictor import Prediction, Predictor
 from fourm_ser.prediction.transcriber import Transcriber
 from fourm_ser.runs import evaluation
+from fourm_ser.serving.effects import effects_of
 from fourm_ser.training import experiment
 from fourm_ser.training.experiment import resume, run
 from fourm_ser.training.module import EmotionModule
@@ -218,6 +220,19 @@ def test_an_evaluation_repeats_the_run_s_metrics(
             words = [f"run={finished(precision)}", f"output={tmp_path / kind}", f"device={kind}", "resamples=100"]
             found = evaluation.evaluate(described("evaluate", *words), {})
             assert {name: found[name] for name in own} == close(own, tolerance)
+
+
+def test_what_parts_do_is_what_they_do_on_the_cpu(finished: Callable[[str], Path]) -> None:
+    item = Item(noise(2.1, 1), "every green ball")
+    found = []
+    for kind in (NAME, "cpu"):
+        predictor = Predictor.load(finished("32-true"), device=kind)
+        said = predictor(item.audio, item.text)
+        assert isinstance(said, Prediction)
+        parts = effects_of(predictor, item, said)
+        found.append([part.effect for part in (*parts.words, *parts.moments)])
+    assert len(found[0]) > 5
+    assert found[0] == pytest.approx(found[1], abs=1e-5)
 
 
 RECORDINGS = [noise(seconds, seed) for seed, seconds in enumerate((0.3, 2.1, 0.9, 1.4))]
