@@ -4,7 +4,7 @@ import hydra
 from omegaconf import DictConfig, OmegaConf
 
 from fourm_ser.analysis.questions import refuse_unknown
-from fourm_ser.commandline import say_loading, start, told_plainly
+from fourm_ser.commandline import loading, start, told_plainly
 from fourm_ser.config import CONF
 from fourm_ser.keys import check_config
 from fourm_ser.runs.given import analyzed
@@ -20,8 +20,8 @@ def analyze(config: DictConfig) -> None:
         check_config("analyze", config)
         refuse_unknown(config.parts)
         analyzed([config.run, *config.runs])
-        say_loading()
-        from fourm_ser.analysis.analyses import analyze as analyze_run
+        with loading():
+            from fourm_ser.analysis.analyses import analyze as analyze_run
 
         analyze_run(OmegaConf.to_container(config, resolve=True))  # type: ignore[arg-type]
 

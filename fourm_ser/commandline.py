@@ -88,9 +88,21 @@ def tidily() -> Iterator[None]:
         signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
-def say_loading() -> None:
-    """Say at once that the command has begun: what it computes with takes seconds to load. Stdout is for results."""
-    print("loading PyTorch ...", file=sys.stderr, flush=True)
+@contextmanager
+def loading() -> Iterator[None]:
+    """Say at once that the command has begun, while what it computes with is imported: that takes seconds.
+
+    Where there is a terminal, it shows that this goes on, and nothing stays of it. Stdout is for results.
+    """
+    from rich.console import Console
+
+    from fourm_ser.terminal import busy
+
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        print("loading PyTorch ...", file=sys.stderr, flush=True)
+    with busy("loading PyTorch", console):
+        yield
 
 
 @contextmanager

@@ -3,7 +3,7 @@
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from fourm_ser.commandline import say_loading, start, told_plainly
+from fourm_ser.commandline import loading, start, told_plainly
 from fourm_ser.config import CONF
 from fourm_ser.keys import check_config
 from fourm_ser.runs.given import evaluated
@@ -20,8 +20,8 @@ def evaluate(config: DictConfig) -> None:
     with told_plainly():
         evaluated(config, other_corpus=not own)
         check_config("evaluate", config)
-        say_loading()
-        from fourm_ser.runs.evaluation import evaluate as evaluate_model
+        with loading():
+            from fourm_ser.runs.evaluation import evaluate as evaluate_model
 
         evaluate_model(config, changes if own else None)
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from fourm_ser.commandline import say_loading, start, told_plainly
+from fourm_ser.commandline import loading, start, told_plainly
 from fourm_ser.config import CONF
 from fourm_ser.errors import InputError
 from fourm_ser.keys import check_config
@@ -26,11 +26,11 @@ def run(config: DictConfig) -> None:
         InputError: keys that are missing or wrong, no model, a network that cannot be exported exactly.
     """
     output = check(config)
-    say_loading()
-    from fourm_ser.models.directory import load_model
-    from fourm_ser.runs.directory import find_model
-    from fourm_ser.sharing.onnx import export_onnx
-    from fourm_ser.trust import read_trust
+    with loading():
+        from fourm_ser.models.directory import load_model
+        from fourm_ser.runs.directory import find_model
+        from fourm_ser.sharing.onnx import export_onnx
+        from fourm_ser.trust import read_trust
 
     model = load_model(find_model(config.model), Path(config.cache).expanduser(), read_trust(config.trust))
     try:

@@ -6,7 +6,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from fourm_ser.commandline import say_loading, start, told_plainly
+from fourm_ser.commandline import loading, start, told_plainly
 from fourm_ser.config import CONF
 from fourm_ser.errors import InputError, printable
 from fourm_ser.keys import check_config
@@ -32,11 +32,11 @@ def run(config: DictConfig) -> int:
         InputError: keys that do not fit each other, no model, and what a single recording is refused for.
     """
     table = check(config)
-    say_loading()
-    from fourm_ser.prediction.items import Cutting, Item
-    from fourm_ser.prediction.listing import find_recordings, read_listing
-    from fourm_ser.prediction.output import predict_many, predict_one
-    from fourm_ser.prediction.predictor import Predictor
+    with loading():
+        from fourm_ser.prediction.items import Cutting, Item
+        from fourm_ser.prediction.listing import find_recordings, read_listing
+        from fourm_ser.prediction.output import predict_many, predict_one
+        from fourm_ser.prediction.predictor import Predictor
 
     predictor = Predictor.load(
         config.model,

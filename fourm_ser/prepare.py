@@ -7,7 +7,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig, OmegaConf
 
-from fourm_ser.commandline import start, told_plainly
+from fourm_ser.commandline import loading, start, told_plainly
 from fourm_ser.config import CONF, build, refuse_missing
 from fourm_ser.errors import InputError
 from fourm_ser.files import regular
@@ -18,7 +18,6 @@ from fourm_ser.keys import check_config
 def prepare(config: DictConfig) -> None:
     """Prepare the composed corpus and print what is in it."""
     with told_plainly(logging.WARNING):
-        check_config("prepare", config)
         show(config)
 
 
@@ -28,14 +27,17 @@ def show(config: DictConfig) -> None:
     Raises:
         InputError: what `Corpus.load`, `Corpus.setup` and `check_split_file` refuse.
     """
-    from fourm_ser.data.corpus import Corpus
-    from fourm_ser.data.splits import write_split
-    from fourm_ser.data.summary import print_split, print_summary
-
+    check_config("prepare", config, classes=False)
     refuse_missing(config)
     target = None if config.write_split is None else Path(config.write_split).expanduser()
     if target is not None:
         check_split_file(target)
+    with loading():
+        from fourm_ser.data.corpus import Corpus
+        from fourm_ser.data.splits import write_split
+        from fourm_ser.data.summary import print_split, print_summary
+
+    check_config("prepare", config)
     OmegaConf.set_struct(config, False)
     show_split = config.data.pop("show_split")
     corpus: Corpus = build(config.data, cache=Path(config.cache).expanduser())

@@ -5,7 +5,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from fourm_ser.commandline import say_loading, start, told_plainly
+from fourm_ser.commandline import loading, start, told_plainly
 from fourm_ser.config import CONF
 from fourm_ser.errors import InputError
 from fourm_ser.keys import check_config
@@ -32,8 +32,8 @@ def run(config: DictConfig) -> None:
         if not config[key]:
             raise InputError(f"{key}: nothing is given. Add {key}={example}.")
     RunDirectory(Path(config.run).expanduser()).refuse_unfinished()
-    say_loading()
-    from fourm_ser.sharing.publish import push as push_run
+    with loading():
+        from fourm_ser.sharing.publish import push as push_run
 
     pushed = push_run(
         Path(config.run).expanduser(),

@@ -5,7 +5,7 @@ import sys
 import hydra
 from omegaconf import DictConfig
 
-from fourm_ser.commandline import say_loading, start, told_plainly
+from fourm_ser.commandline import loading, start, told_plainly
 from fourm_ser.config import CONF
 from fourm_ser.errors import InputError
 from fourm_ser.keys import check_config
@@ -29,16 +29,16 @@ def run(config: DictConfig) -> None:
         InputError: keys out of range, no model, a package that is missing.
     """
     check(config)
-    say_loading()
-    try:
-        import uvicorn
+    with loading():
+        try:
+            import uvicorn
 
-        from fourm_ser.serving.app import make_app
-    except ModuleNotFoundError as error:
-        raise InputError(f'{error.name} is not installed. pip install "fourm_ser[serve]"') from error
-    from fourm_ser.prediction.items import Cutting
-    from fourm_ser.prediction.predictor import Predictor
-    from fourm_ser.serving.desk import Desk
+            from fourm_ser.serving.app import make_app
+        except ModuleNotFoundError as error:
+            raise InputError(f'{error.name} is not installed. pip install "fourm_ser[serve]"') from error
+        from fourm_ser.prediction.items import Cutting
+        from fourm_ser.prediction.predictor import Predictor
+        from fourm_ser.serving.desk import Desk
 
     predictor = Predictor.load(
         config.model,

@@ -3,13 +3,15 @@
 import logging
 import shlex
 import sys
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from shutil import which
 from typing import Any
 
 from rich import get_console
-from rich.console import OverflowMethod
+from rich.console import Console, OverflowMethod
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 from rich.text import Text
 
@@ -38,6 +40,19 @@ def say(text: str) -> None:
     What is longer than a line goes on in the terminal's next one, which a terminal copies as one.
     """
     get_console().print(Text(text), soft_wrap=True, highlight=False)
+
+
+@contextmanager
+def busy(what: str, console: Console | None = None) -> Iterator[None]:
+    """Show on a terminal what is being done, and for how long: nothing stays of it, and nothing comes elsewhere."""
+    console = console or get_console()
+    columns = (SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
+    is_shown = console.is_terminal
+    with Progress(
+        *columns, console=console, transient=True, disable=not is_shown, redirect_stdout=False, redirect_stderr=False
+    ) as progress:
+        progress.add_task(what, total=None)
+        yield
 
 
 class TerminalHandler(logging.Handler):

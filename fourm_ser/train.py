@@ -6,7 +6,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from fourm_ser.commandline import answer, say_loading, start
+from fourm_ser.commandline import answer, loading, start
 from fourm_ser.config import CONF, refuse_missing, upgrade
 from fourm_ser.errors import InputError
 from fourm_ser.keys import check_config
@@ -27,9 +27,12 @@ def train(config: DictConfig) -> float:
 
     try:
         refuse_missing(config)
-        check_config("train", config, HydraConfig.get().overrides.task)
-        say_loading()
-        from fourm_ser.training.experiment import run
+        words = HydraConfig.get().overrides.task
+        check_config("train", config, words, classes=False)
+        with loading():
+            from fourm_ser.training.experiment import run
+
+        check_config("train", config, words)
 
         folder = Path(HydraConfig.get().runtime.output_dir)
         return float(run(config, folder, own_process=True, tells_next=True)["val/ua"])
@@ -47,8 +50,8 @@ def resume(arguments: list[str]) -> None:
         sys.exit(f"error: resume=DIR goes on with the run as its config.yaml records it: leave out {what}")
     try:
         RunDirectory(Path(folders[0])).refuse_unrecorded()
-        say_loading()
-        from fourm_ser.training import experiment
+        with loading():
+            from fourm_ser.training import experiment
 
         packages = read_trust([name.strip() for names in trust for name in names.split(",") if name.strip()])
         experiment.resume(Path(folders[0]), own_process=True, trust=packages, tells_next=True)

@@ -1,15 +1,17 @@
 """The terminal: nothing that may be copied is folded."""
 
+import io
 import shlex
 import sys
 from pathlib import Path
 
 import pytest
 from rich import get_console, reconfigure
-from rich.progress import Progress
+from rich.console import Console
+from rich.progress import Progress, track
 
 from fourm_ser import terminal
-from fourm_ser.terminal import command_line, many, near, say
+from fourm_ser.terminal import busy, command_line, many, near, say
 
 LONG = "fourm_ser train resume='outputs/a folder/" + "x" * 200 + "' [bold] 'a=1'"
 
@@ -24,6 +26,19 @@ def test_a_long_line_is_one_line_above_a_bar_too(capsys: pytest.CaptureFixture[s
     finally:
         reconfigure()
     assert capsys.readouterr().out.splitlines().count(LONG) == 2
+
+
+def test_what_takes_long_is_shown_on_a_terminal_and_nowhere_else(capsys: pytest.CaptureFixture[str]) -> None:
+    with busy("testing"):
+        pass
+    assert capsys.readouterr().out == ""
+
+    shown = Console(file=io.StringIO(), force_terminal=True, width=80)
+    with busy("testing", shown):
+        assert list(track(range(2), "a bar within", console=shown, transient=True)) == [0, 1]
+    assert isinstance(shown.file, io.StringIO)
+    assert "testing" in shown.file.getvalue()
+    assert "a bar within" in shown.file.getvalue()
 
 
 def test_a_command_names_what_a_shell_here_finds(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -24,6 +24,7 @@ from fourm_ser.runs.collect import Run
 from fourm_ser.runs.directory import RunDirectory
 from fourm_ser.runs.finished import OpenRun
 from fourm_ser.runs.given import analyzed
+from fourm_ser.terminal import busy
 from fourm_ser.trust import read_trust
 
 log = logging.getLogger(__name__)
@@ -36,7 +37,8 @@ def analyze(config: Mapping[str, Any]) -> list[Part]:
         InputError: no run, an unknown part, runs that cannot be opened, or no analysis that the run could have.
     """
     refuse_unknown(config["parts"])
-    runs = open_runs(config)
+    with busy("opening the runs"):
+        runs = open_runs(config)
     first = runs[0]
     own = RunDirectory(first.run_dir).analysis(config["side"])
     folder = own if config["output"] is None else Path(config["output"]).expanduser()
@@ -45,12 +47,14 @@ def analyze(config: Mapping[str, Any]) -> list[Part]:
     parts = []
     for name in config["parts"]:
         log.info("%s: %s", name, QUESTIONS[name])
-        parts.append(_do(name, runs, config, folder / name))
+        with busy(name):
+            parts.append(_do(name, runs, config, folder / name))
         if parts[-1].left_out:
             log.warning("%s is left out: %s", name, parts[-1].left_out)
     if not any(part.findings for part in parts):
         raise InputError(f"{first.run_dir}: none of the analyses could be done; the reasons are above.")
-    write_page(parts, runs, config["side"], folder)
+    with busy("writing the page"):
+        write_page(parts, runs, config["side"], folder)
     print(f"written to {folder}: {folder / 'analysis.html'}")
     return parts
 

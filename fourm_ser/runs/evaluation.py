@@ -38,7 +38,7 @@ from fourm_ser.runs.given import evaluated
 from fourm_ser.runs.intervals import bootstrap
 from fourm_ser.runs.resampling import FEWEST, unit_of
 from fourm_ser.runs.results import told_results, write_metrics, write_predictions
-from fourm_ser.terminal import make_table, near, say
+from fourm_ser.terminal import busy, make_table, near, say
 from fourm_ser.trust import CACHE, own_cache, read_trust
 
 log = logging.getLogger(__name__)
@@ -233,6 +233,17 @@ def write(
     directory: RunDirectory, corpus: Corpus, outputs: Outputs, about: Mapping[str, Any], config: DictConfig
 ) -> dict[str, Any]:
     """Write the tables and figures, and metrics.json last of all; print and return what it holds."""
+    with busy("writing the results"):
+        written, speakers, mistakes = _write(directory, corpus, outputs, about, config)
+    show(written, outputs.metrics, speakers, mistakes.head(config.shown))
+    say(f"written to {near(directory.path)}")
+    return written
+
+
+def _write(
+    directory: RunDirectory, corpus: Corpus, outputs: Outputs, about: Mapping[str, Any], config: DictConfig
+) -> tuple[dict[str, Any], pd.DataFrame, pd.DataFrame]:
+    """Write, and return what metrics.json holds, the table by speaker, and the mistakes, the surest first."""
     side, classes = about["side"], about["classes"]
     numbers = {f"{side}/{name}": value for name, value in outputs.metrics.items()}
     headline = told_results({**about, **numbers}, side)
@@ -249,10 +260,7 @@ def write(
     metrics = {f"{side}/{name}": value for name, value in outputs.metrics.items()}
     for name, (low, high) in intervals.items():
         metrics |= finite({f"{side}/{name}/low": low, f"{side}/{name}/high": high})
-    written = write_metrics(directory, {**metrics, **about, "speakers": len(speakers)})
-    show(written, outputs.metrics, speakers, mistakes.head(config.shown))
-    say(f"written to {near(directory.path)}")
-    return written
+    return write_metrics(directory, {**metrics, **about, "speakers": len(speakers)}), speakers, mistakes
 
 
 def surest_mistakes(predictions: pd.DataFrame, texts: list[str]) -> pd.DataFrame:

@@ -37,6 +37,7 @@ from fourm_ser.runs.claims import changes_since, record_content
 from fourm_ser.runs.directory import REFIT, RunDirectory, StageDirectory
 from fourm_ser.runs.next_steps import example_of, tell_next
 from fourm_ser.runs.results import gather_metrics, print_results, write_results
+from fourm_ser.terminal import busy
 from fourm_ser.training.augmentation import Augmentation
 from fourm_ser.training.faults import explained
 from fourm_ser.training.launch import launch, processes
@@ -376,6 +377,7 @@ class Experiment:
         outputs = {}
         rounded = autocast(self.device, MIXED.get(str(self.config.trainer.precision)))
         with ExitStack() as stack:
+            stack.enter_context(busy("testing") if rank() == 0 else nullcontext())
             stack.enter_context(self._explained(module))
             stack.enter_context(self._computing(module))
             if self.config.trainer.precision != "64-true":
@@ -422,7 +424,8 @@ class Experiment:
             store=self.encoding.store,
         )
         save_model(self.directory.model, Model(network, self.corpus.emotions, conditions), config, left_out)
-        results = write_results(self.directory, self.corpus, metrics, outputs["test"])
+        with busy("writing the results"):
+            results = write_results(self.directory, self.corpus, metrics, outputs["test"])
         for logger in self.loggers:
             logger.finish(results)
         return results.metrics

@@ -28,7 +28,7 @@ from hydra.experimental.callback import Callback
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf, open_dict, read_write
 
-from fourm_ser.commandline import explain
+from fourm_ser.commandline import explain, loading
 from fourm_ser.config import drop_unread, settle, take_hashes, upgrade
 from fourm_ser.errors import BusyError, InputError
 from fourm_ser.files import whole
@@ -106,6 +106,9 @@ def job(config: DictConfig) -> float:
             directory.forget()
         _discard_damaged(directory)
         if not has_finished(config, directory):
+            if HydraConfig.get().launcher._target_ == BASIC and "torch" not in sys.modules:
+                with loading():  # for the first job that is done
+                    import fourm_ser.training.experiment  # noqa: F401
             check_config("train", config, HydraConfig.get().overrides.task)
             try:
                 _do(config, directory)
