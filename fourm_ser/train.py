@@ -6,7 +6,7 @@ from pathlib import Path
 import hydra
 from omegaconf import DictConfig
 
-from fourm_ser.commandline import answer, loading, start
+from fourm_ser.commandline import answer, be_brief, loading, start
 from fourm_ser.config import CONF, refuse_missing, upgrade
 from fourm_ser.errors import InputError
 from fourm_ser.keys import check_config
@@ -48,6 +48,7 @@ def resume(arguments: list[str]) -> None:
     if others or len(folders) != 1:
         what = " ".join(others) or "all but one"
         sys.exit(f"error: resume=DIR goes on with the run as its config.yaml records it: leave out {what}")
+    be_brief()
     try:
         RunDirectory(Path(folders[0])).refuse_unrecorded()
         with loading():

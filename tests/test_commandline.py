@@ -16,7 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from omegaconf import OmegaConf
 
-from fourm_ser.commandline import FULL_ERROR, explain, no_such_key, one_line, quoted, told_plainly
+from fourm_ser.commandline import FULL_ERROR, be_brief, explain, no_such_key, one_line, quoted, told_plainly
 from fourm_ser.predict import LITERAL
 from tests.conftest import CONF
 
@@ -227,3 +227,19 @@ def test_a_command_that_is_told_to_end_leaves_no_temporary_files(tmp_path: Path)
     assert ended.value.code == 128 + signal.SIGTERM
     assert not list(tmp_path.iterdir())
     assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+@pytest.mark.parametrize("said", ["OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"])
+def test_threads_sleep_where_they_wait_unless_the_environment_says_how(
+    said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"):
+        monkeypatch.setenv(name, "")  # which is put back
+        monkeypatch.delenv(name)
+    be_brief()
+    assert os.environ["OMP_WAIT_POLICY"] == "PASSIVE"
+
+    monkeypatch.delenv("OMP_WAIT_POLICY")
+    monkeypatch.setenv(said, "ACTIVE")
+    be_brief()
+    assert os.environ.get("OMP_WAIT_POLICY") == ("ACTIVE" if said == "OMP_WAIT_POLICY" else None)
