@@ -56,6 +56,17 @@ def brief(error: Exception) -> str:
 
 
 @contextmanager
+def unpanicked() -> Iterator[None]:
+    """Make a RuntimeError of a panic, which libraries written in Rust raise and no `except Exception` catches."""
+    try:
+        yield
+    except BaseException as error:
+        if type(error).__name__ != "PanicException":
+            raise
+        raise RuntimeError(str(error)) from error
+
+
+@contextmanager
 def blamed(place: Any) -> Iterator[None]:
     """Say in one line that what lies at `place`, which others may have written, cannot be used, whatever it raises."""
     try:

@@ -18,7 +18,7 @@ from transformers.utils import logging as logging_of_transformers
 from fourm_ser.encoders.attention import speed_up
 from fourm_ser.encoders.base import Resources
 from fourm_ser.encoders.checkpoints import cached_folder, checkpoint_folder, fetch_weights
-from fourm_ser.errors import InputError, brief
+from fourm_ser.errors import InputError, brief, unpanicked
 from fourm_ser.files import is_spoilt, made_once, whole
 
 if TYPE_CHECKING:
@@ -187,7 +187,8 @@ def read_tokenizer(folder: Path, source: str) -> PreTrainedTokenizerFast:
             "'fourm_ser[sentencepiece]', or choose a checkpoint with a tokenizer.json."
         )
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        with unpanicked():
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except Exception as error:  # tokenizers of many hands raise as many kinds
         about = folder / "tokenizer_config.json"
         if about.is_file() and '"auto_map"' in about.read_text(encoding="utf-8", errors="replace"):
@@ -269,7 +270,8 @@ def _is_tokenizer(path: Path) -> bool:
     if not path.is_file():
         return False
     try:
-        Tokenizer.from_file(str(path))
+        with unpanicked():
+            Tokenizer.from_file(str(path)).encode("")
         sound = not is_spoilt(path)
     except Exception:  # tokenizers raises nothing more particular
         sound = False

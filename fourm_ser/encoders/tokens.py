@@ -2,13 +2,14 @@
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 
 from fourm_ser.encoders.base import Encoder, Inputs, pad
-from fourm_ser.errors import InputError
+from fourm_ser.errors import InputError, brief, unpanicked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -42,7 +43,8 @@ class Tokens:
 
     def __call__(self, raw: str) -> Inputs:
         """A transcript -> `ids` [tokens], one at least."""
-        ids = self.tokenizer(raw, truncation=True, max_length=self.max_tokens)["input_ids"]
+        with self._reading(raw):
+            ids = self.tokenizer(raw, truncation=True, max_length=self.max_tokens)["input_ids"]
         return {"ids": torch.tensor(ids or self.empty, dtype=torch.long)}
 
     def ids(self, text: str) -> list[int]:
@@ -50,7 +52,18 @@ class Tokens:
         backend = self.tokenizer.backend_tokenizer
         backend.no_truncation()  # each call leaves its own behind
         backend.no_padding()
-        return backend.encode(text).ids
+        with self._reading(text):
+            return backend.encode(text).ids
+
+    @contextmanager
+    def _reading(self, text: str) -> Iterator[None]:
+        """Blame the tokenizer where it gives up at a text."""
+        try:
+            with unpanicked():
+                yield
+        except RuntimeError as error:
+            name = self.tokenizer.name_or_path or "encoder.text.tokenizer"
+            raise InputError(f"{name}: the tokenizer is damaged: it fails at {text[:40]!r}: {brief(error)}") from error
 
     def known(self, ids: Sequence[int]) -> Known:
         """How much of a transcript the tokenizer knows."""

@@ -24,7 +24,7 @@ from fourm_ser.data.transcripts import BEFORE, Cleaning
 from fourm_ser.devices import free_memory, ran_out_of_memory, tf32
 from fourm_ser.encoders.checkpoints import fetch_weights
 from fourm_ser.encoders.hub import quiet, refuse_kernels
-from fourm_ser.errors import InputError, brief
+from fourm_ser.errors import InputError, brief, unpanicked
 from fourm_ser.prediction.recognisers import OneByOne, Recogniser, Whisper, whisper_options
 
 log = logging.getLogger(__name__)
@@ -145,7 +145,8 @@ def _load(checkpoint: str) -> tuple[Any, Any, Any]:
                 folder, config=config, trust_remote_code=False, output_loading_info=True, dtype=torch.float32
             )
         extractor = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=False)
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+        with unpanicked():
+            tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
     except FAULTS as error:
         raise InputError(f"asr={checkpoint}: not a speech recogniser that can be loaded: {brief(error)}.") from error
     # The vector that masks frames in pretraining plays no part in recognising.

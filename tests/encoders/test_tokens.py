@@ -1,17 +1,20 @@
 """The front end of text, with tokenizers that add nothing to a transcript and know no padding."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
 from fourm_ser.analysis.words import read_words
+from fourm_ser.encoders.hub import _is_tokenizer
 from fourm_ser.encoders.text import TextEncoder
 from fourm_ser.encoders.tokens import Tokens
+from fourm_ser.errors import InputError
 
 
 def bytewise(**special: str) -> PreTrainedTokenizerFast:
@@ -68,3 +71,28 @@ def test_a_decoder_without_a_padding_token(
     )
     check_padding(encoder, given)
     assert torch.isfinite(encoder(encoder.collate([encoder.frontend("")])).features).all()
+
+
+def panicking() -> PreTrainedTokenizerFast:
+    """A tokenizer whose template names a special token that it does not define: tokenizers gives up at any text."""
+    whole = Tokenizer(models.WordLevel({"[UNK]": 0, "[CLS]": 1, "calm": 2}, unk_token="[UNK]"))
+    whole.post_processor = processors.TemplateProcessing(single="[CLS] $A", special_tokens=[("[CLS]", 1)])
+    definition = json.loads(whole.to_str())
+    definition["post_processor"]["special_tokens"] = {}
+    return PreTrainedTokenizerFast(tokenizer_object=Tokenizer.from_str(json.dumps(definition)), unk_token="[UNK]")
+
+
+def test_a_tokenizer_that_gives_up_is_blamed() -> None:
+    tokenizer = panicking()
+    with pytest.raises(InputError, match=r"^encoder\.text\.tokenizer: the tokenizer is damaged: it fails at ''"):
+        Tokens(tokenizer, 8)
+    sound = Tokens(bytewise(pad_token="[PAD]"), 8)
+    sound.tokenizer = tokenizer
+    with pytest.raises(InputError, match="it fails at 'calm'"):
+        sound("calm")
+
+
+def test_a_cached_tokenizer_that_gives_up_is_damaged(tmp_path: Path) -> None:
+    path = tmp_path / "wordpiece.json"
+    path.write_text(panicking().backend_tokenizer.to_str(), encoding="utf-8")
+    assert not _is_tokenizer(path)
