@@ -38,7 +38,7 @@ DTYPES: dict[str, np.dtype] = {"F32": np.dtype("<f4"), "F16": np.dtype("<f2")}
 class Place(NamedTuple):
     """Where one utterance's features lie: file, first byte, shape and type; and what `checksum` gave of them.
 
-    Shards of earlier versions have no checksums: None.
+    The checksum is None in shards of earlier versions, which have none, and once what was read has been found to be it.
     """
 
     shard: Path
@@ -71,7 +71,6 @@ class FeatureStore:
         self._known: set[Path] = set()
         self._unread: set[Path] = set()  # damaged shards that cannot be set aside
         self._open: dict[Path, int] = {}
-        self._verified: set[str] = set()  # keys whose features this process has found to be what was written
         self.refresh()
 
     def refresh(self) -> None:
@@ -96,7 +95,7 @@ class FeatureStore:
         Each utterance is looked at once a process.
         """
         found = [(self._index[key], key) for key in dict.fromkeys(keys) if key in self._index]
-        found = sorted((place, key) for place, key in found if place.checksum is not None and key not in self._verified)
+        found = sorted((place, key) for place, key in found if place.checksum is not None)
         held = np.empty(0, np.uint8)
         sizes = [math.prod(place.shape) * place.dtype.itemsize for place, _ in found]
         for place, key, size in track(
@@ -148,9 +147,10 @@ class FeatureStore:
         shard with which something is wrong is set aside.
         """
         try:
-            if place.shard not in self._open:
-                self._open[place.shard] = os.open(place.shard, os.O_RDONLY)
-            count = _read(self._open[place.shard], array, place.offset)
+            descriptor = self._open.get(place.shard)
+            if descriptor is None:
+                descriptor = self._open[place.shard] = os.open(place.shard, os.O_RDONLY)
+            count = _read(descriptor, array, place.offset)
         except FileNotFoundError:  # set aside by another process
             return self._set_aside(place.shard, f"{place.shard}: is not there any more.")
         except OSError as error:
@@ -159,11 +159,11 @@ class FeatureStore:
             return self._set_aside(place.shard, f"{place.shard}: the disk cannot read it.")
         if count != array.nbytes:
             return self._set_aside(place.shard, f"{place.shard}: the shard ends too early.")
-        if place.checksum is not None and key not in self._verified:
+        if place.checksum is not None:
             if checksum(array) != place.checksum:
                 said = f"{place.shard}: is damaged: the features of an utterance are not those that were written."
                 return self._set_aside(place.shard, said)
-            self._verified.add(key)
+            self._index[key] = place._replace(checksum=None)  # once a process
         return ""
 
     def _set_aside(self, shard: Path, said: str) -> str:
