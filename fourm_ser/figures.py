@@ -22,6 +22,7 @@ SPEAKER_COLOURS = ("#332288", "#cc6677", "#44aa99", "#ddcc77", "#882255", "#88cc
 GREY = "#9a9a9a"
 CURVES = {"train/loss": "training loss", "val/loss": "validation loss", "val/ua": "UA", "val/wa": "WA"}
 MASS = 20  # utterances of a bin of confidence: with fewer, an accuracy may be anything
+LINE = 0.05  # of accuracy, a line of small print in the reliability diagram
 
 
 def class_style(index: int) -> tuple[str, str]:
@@ -113,6 +114,7 @@ def reliability_figure(confidence: np.ndarray, correct: np.ndarray, ece: float, 
     upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=(3, 1))
     edges = mass_edges(confidence)
     bin_of = np.clip(np.searchsorted(edges, confidence, side="right") - 1, 0, len(edges) - 2)
+    written: list[tuple[float, float]] = []  # where numbers stand
     for number in range(len(edges) - 1):
         inside = bin_of == number
         count = int(inside.sum())
@@ -125,12 +127,15 @@ def reliability_figure(confidence: np.ndarray, correct: np.ndarray, ece: float, 
         low, high = wilson(accuracy, count)
         upper.plot([mean, mean], [low, high], color="black", linewidth=1.2, alpha=max(pale, 0.6), gid="interval")
         upper.plot([mean], [accuracy], "o", color="#d55e00", markersize=4, gid="accuracy")
-        upper.annotate(str(count), (mean, high), (0, 2), textcoords="offset points", ha="center", fontsize="x-small")
+        height = above(mean, high, written)
+        written.append((mean, height))
+        upper.annotate(str(count), (mean, height), (0, 2), textcoords="offset points", ha="center", fontsize="x-small")
     upper.plot([], [], "o", color="#d55e00", markersize=4, label="accuracy at the mean confidence")
     upper.plot([], [], color="black", linewidth=1.2, label="95% interval, and how many utterances")
     upper.plot([0, 1], [0, 1], "--", color="gray", label="calibrated")
     upper.set_ylabel("accuracy")
-    upper.set_ylim(0.0, 1.08)
+    upper.set_ylim(0.0, max(height for _, height in [*written, (0.0, 1.0)]) + 0.08)
+    upper.set_yticks(np.linspace(0.0, 1.0, 6))
     upper.set_title(f"expected calibration error {ece:.3f} (over {bins} equally wide bins)", fontsize="medium")
     upper.legend(fontsize="x-small", loc="upper left")
     wide = np.linspace(0.0, 1.0, bins + 1)
@@ -149,6 +154,14 @@ def reliability_figure(confidence: np.ndarray, correct: np.ndarray, ece: float, 
         axes.grid(alpha=0.3)
     _head(figure, title)
     return figure
+
+
+def above(place: float, height: float, written: Sequence[tuple[float, float]], width: float = 0.06) -> float:
+    """The least height from `height` on at which a number at a place covers none that is written: of three digits."""
+    for _, other in sorted(((at, top) for at, top in written if abs(at - place) < width), key=lambda found: found[1]):
+        if abs(other - height) < LINE:
+            height = other + LINE
+    return height
 
 
 def mass_edges(confidence: np.ndarray) -> np.ndarray:

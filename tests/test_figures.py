@@ -1,6 +1,6 @@
 """What a run's figures show, read back from where and in which colour it stands."""
 
-from itertools import product
+from itertools import combinations, product
 
 import numpy as np
 import pandas as pd
@@ -69,6 +69,18 @@ def confident(number: int) -> tuple[np.ndarray, np.ndarray]:
     generator = np.random.default_rng(number)
     confidence = generator.beta(4, 2, number)
     return confidence, generator.random(number) < confidence
+
+
+def test_numbers_of_narrow_bins_cover_none_of_each_other() -> None:
+    generator = np.random.default_rng(0)
+    confidence = 1 - 0.6 * generator.beta(1, 12, 1200)
+    figure = reliability_figure(confidence, generator.random(1200) < confidence, 0.05, 15)
+    drawn = Drawn(figure)
+    upper = figure.axes[0]
+    boxes = [text.get_window_extent() for text in upper.texts]
+    assert len(boxes) == 10
+    assert not any(one.overlaps(other) for one, other in combinations(boxes, 2)), drawn
+    assert max(box.y1 for box in boxes) <= upper.get_window_extent().y1
 
 
 @pytest.mark.parametrize("number", [1, 13, 45, 400])
