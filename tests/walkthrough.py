@@ -30,7 +30,7 @@ CHANGED = {  # what of a command is typed otherwise
 TABLE = """
 import csv, glob, os
 (found,) = glob.glob(os.path.expanduser("~/.cache/fourm_ser/manifests/demo-*/manifest.csv"))
-(folder,) = glob.glob(os.path.expanduser("~/.cache/fourm_ser/corpora/demo-*"))
+(folder,) = glob.glob(os.path.expanduser("~/.cache/fourm_ser/corpora/demo-*/"))
 rows = list(csv.DictReader(open(found)))[::8]
 names = ["id", "audio", "text", "emotion", "speaker"]
 with open("my.csv", "w", newline="") as file:
