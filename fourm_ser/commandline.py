@@ -103,7 +103,7 @@ def tidily() -> Iterator[None]:
 
 
 @contextmanager
-def loading() -> Iterator[None]:
+def loading(what: str = "PyTorch") -> Iterator[None]:
     """Say at once that the command has begun, while what it computes with is imported: that takes seconds.
 
     Where there is a terminal, it shows that this goes on, and nothing stays of it. Stdout is for results.
@@ -114,8 +114,8 @@ def loading() -> Iterator[None]:
 
     console = Console(stderr=True)
     if not console.is_terminal:
-        print("loading PyTorch ...", file=sys.stderr, flush=True)
-    with busy("loading PyTorch", console):
+        print(f"loading {what} ...", file=sys.stderr, flush=True)
+    with busy(f"loading {what}", console):
         yield
 
 

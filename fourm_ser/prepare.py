@@ -32,7 +32,7 @@ def show(config: DictConfig) -> None:
     target = None if config.write_split is None else Path(config.write_split).expanduser()
     if target is not None:
         check_split_file(target)
-    with loading():
+    with loading("pandas"):
         from fourm_ser.data.corpus import Corpus
         from fourm_ser.data.splits import write_split
         from fourm_ser.data.summary import print_split, print_summary

@@ -43,10 +43,10 @@ WRONG = [  # module, words, what it says of them
     ("analyze", ["run=nowhere"], "nowhere: no such folder."),
     ("analyze", ["run=nowhere", "parts=[colours]"], "parts=[colours]: expected any of alignment"),
 ]
-RIGHT = [  # module, words
-    ("train", ["seed=1"]),
-    ("train", ["--multirun", "loss=ce,focal", "hydra.sweep.dir=sweep"]),
-    ("prepare", ["data=demo"]),
+RIGHT = [  # module, words, what it says it loads
+    ("train", ["seed=1"], "PyTorch"),
+    ("train", ["--multirun", "loss=ce,focal", "hydra.sweep.dir=sweep"], "PyTorch"),
+    ("prepare", ["data=demo"], "pandas"),
 ]
 # Each command line in a process of its own, forked from one that has loaded no more than the commands' modules; those
 # that nothing is wrong with end where they would load the first that is heavy.
@@ -68,7 +68,7 @@ for number, (name, words) in enumerate(json.load(sys.stdin)):
             os.dup2(os.open(f"{{number}}.{{stream}}", os.O_WRONLY | os.O_CREAT), descriptor)
         sys.argv[1:] = words
         code = 0
-        if words in {[words for _, words in RIGHT]}:
+        if words in {[words for _, words, _ in RIGHT]}:
             sys.meta_path.insert(0, End())
         try:
             modules[name].main()
@@ -96,7 +96,7 @@ def ended(tmp_path_factory: pytest.TempPathFactory) -> dict[tuple[str, ...], End
     """Every command line of these tests, by its words."""
     folder = tmp_path_factory.mktemp("commands").resolve()
     lines: list[tuple[str, list[str]]] = [(name, ["--help"]) for name in MODULES]
-    lines += [(name, words) for name, words, _ in WRONG] + RIGHT
+    lines += [(name, words) for name, words, _ in [*WRONG, *RIGHT]]
     environment = {**os.environ, "PYTHONPATH": str(CONF.parent), "COLUMNS": "200"}
     given = json.dumps(lines)
     subprocess.run([sys.executable, "-c", CODE], cwd=folder, env=environment, input=given, text=True, check=True)
@@ -127,9 +127,9 @@ def test_what_is_wrong_is_said_in_one_line_before_anything_heavy_is_loaded(
     assert len(done.err.splitlines()) == 1
 
 
-@pytest.mark.parametrize(("module", "words"), RIGHT)
+@pytest.mark.parametrize(("module", "words", "loaded"), RIGHT)
 def test_what_takes_long_is_said_before_it_begins(
-    module: str, words: list[str], ended: dict[tuple[str, ...], Ended]
+    module: str, words: list[str], loaded: str, ended: dict[tuple[str, ...], Ended]
 ) -> None:
     done = ended[module, *words]
-    assert (done.code, done.loaded, done.err) == ("began", [], "loading PyTorch ...\n")
+    assert (done.code, done.loaded, done.err) == ("began", [], f"loading {loaded} ...\n")
