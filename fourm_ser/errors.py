@@ -55,15 +55,19 @@ def brief(error: Exception) -> str:
     return first if len(first) <= LONGEST else f"{first[:LONGEST]}..."  # some list all that could have been
 
 
+class PanicError(RuntimeError):
+    """A library written in Rust gave up."""
+
+
 @contextmanager
 def unpanicked() -> Iterator[None]:
-    """Make a RuntimeError of a panic, which libraries written in Rust raise and no `except Exception` catches."""
+    """Make a PanicError of what libraries written in Rust raise in a panic, which no `except Exception` catches."""
     try:
         yield
     except BaseException as error:
         if type(error).__name__ != "PanicException":
             raise
-        raise RuntimeError(str(error)) from error
+        raise PanicError(str(error)) from error
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from fourm_ser.encoders.base import Encoder, Inputs, pad
-from fourm_ser.errors import InputError, brief, unpanicked
+from fourm_ser.errors import InputError, PanicError, brief, unpanicked
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerFast
@@ -61,7 +61,7 @@ class Tokens:
         try:
             with unpanicked():
                 yield
-        except RuntimeError as error:
+        except PanicError as error:
             name = self.tokenizer.name_or_path or "encoder.text.tokenizer"
             raise InputError(f"{name}: the tokenizer is damaged: it fails at {text[:40]!r}: {brief(error)}") from error
 
