@@ -64,6 +64,8 @@ RULES: dict[str, dict[str, Number | Choice | WordsByModality]] = {
         "augment.seed": SEED,
         "lora.r": COUNT,
         "lora.alpha": ABOVE_0,
+        "optimizer.lr": ABOVE_0,
+        "optimizer.weight_decay": Number(least=0),
         "lora.dropout": Number(most=1, below=True),
         "encoder.init_seed": SEED,
         "encoder.text.init_seed": SEED,

@@ -20,6 +20,8 @@ WRONG = [  # module, words, what it says of them
         "resume=DIR goes on with the run as its config.yaml records it: leave out seed",
     ),
     ("train", ["seed=abc"], "seed=abc: expected a whole number"),
+    ("train", ["optimizer.lr=abc"], "optimizer.lr=abc: expected a number above 0."),
+    ("train", ["optimizer.weight_decay=-1"], "optimizer.weight_decay=-1: expected a number of 0 or more."),
     ("train", ["+lose=ce"], "lose: no such key. Did you mean loss?"),
     ("train", ["trainer.precison=32"], "trainer.precison: no such key. Did you mean trainer.precision?"),
     ("train", ["fusion=self_atention"], "fusion=self_atention: no such option. Did you mean self_attention?"),
