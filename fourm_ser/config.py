@@ -1,7 +1,7 @@
 """Configs: where they are, what they say of places, what earlier versions wrote, and what they describe, built."""
 
 import os
-from collections.abc import Callable, MutableMapping
+from collections.abc import Callable, Mapping, MutableMapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -81,7 +81,8 @@ def build(node: Any, **arguments: Any) -> Any:
     """Build what a config node (`_target_` wherever a class stands) describes, out of plain numbers, lists and dicts.
 
     Raises:
-        InputError: what the class itself says of its arguments, or a key that it does not take.
+        InputError: what the class itself says of its arguments, a key that it does not take, or a value that it cannot
+            reckon with.
     """
     try:
         return instantiate(node, **arguments, _convert_="all")
@@ -93,9 +94,23 @@ def build(node: Any, **arguments: Any) -> Any:
             if isinstance(cause, TypeError) and "argument" in str(cause):
                 raise InputError(f"config: {str(cause).replace('.__init__()', '')}") from error
             cause = cause.__cause__
-        if cause is None:
-            raise
-        raise InputError(_at_full_key(str(cause), str(error))) from None
+        if cause is not None:
+            raise InputError(_at_full_key(str(cause), str(error))) from None
+        if not isinstance(node, Mapping | DictConfig) and error.__cause__ is None:
+            raise InputError(f"config: {node}: expected an option's keys, a _target_ among them, or null.") from error
+        if isinstance(error.__cause__, TypeError | ValueError | AttributeError | LookupError | ArithmeticError):
+            raise InputError(_of_values(error, error.__cause__)) from error
+        raise
+
+
+def _of_values(error: InstantiationException, cause: Exception) -> str:
+    """What a class met in its arguments that none of its checks foresaw, said of where its node lies."""
+    said, _, place = str(error).partition("full_key: ")
+    target = said.partition("'")[2].partition("'")[0].rpartition(".")[2]
+    return (
+        f"{place.strip() or 'config'}: {target or 'its class'} cannot be built from these keys: "
+        f"{' '.join(str(cause).split())} (HYDRA_FULL_ERROR=1 shows where)."
+    )
 
 
 def _at_full_key(message: str, error: str) -> str:

@@ -41,7 +41,7 @@ def listed(names: Sequence[str], most: int = 3) -> str:
 
 
 def brief(error: Exception) -> str:
-    """An exception's first line, for one line of our own.
+    """An exception's first line, and the next where that one announces it, for one line of our own.
 
     Of two that advise to run a foreign file's code, what is the matter: this package never does.
     """
@@ -51,7 +51,8 @@ def brief(error: Exception) -> str:
         return f"it holds pickled code ({objects.split()[0] if objects else 'or is damaged'}), which is not run"
     if "trust_remote_code" in said:
         return "it asks for code of its own to be run (trust_remote_code), which this package never does"
-    first = (said.splitlines() or [type(error).__name__])[0].rstrip(".")
+    lines = said.splitlines() or [type(error).__name__]
+    first = " ".join(line.strip() for line in lines[: 1 + lines[0].endswith(":")]).rstrip(".")
     return first if len(first) <= LONGEST else f"{first[:LONGEST]}..."  # some list all that could have been
 
 

@@ -3,7 +3,7 @@
 import os
 from typing import Any, NamedTuple
 
-from omegaconf import DictConfig, OmegaConf
+from omegaconf import DictConfig, ListConfig, OmegaConf
 
 from fourm_ser.checks import Number
 from fourm_ser.errors import InputError
@@ -24,6 +24,21 @@ class Choice(NamedTuple):
         return " or ".join(shown(value) for value in self.values)
 
 
+class Words(NamedTuple):
+    """A list of some words, each once."""
+
+    words: tuple[str, ...]
+
+    def allows(self, value: Any) -> bool:
+        """Whether it may be that."""
+        if not isinstance(value, ListConfig):
+            return False
+        return bool(value) and all(word in self.words and list(value).count(word) == 1 for word in value)
+
+    def __str__(self) -> str:
+        return f"a list of any of {', '.join(self.words)}, each once"
+
+
 class WordsByModality(NamedTuple):
     """One of some words for both modalities, or such a word for `text`, for `audio`, or for each."""
 
@@ -39,6 +54,8 @@ class WordsByModality(NamedTuple):
         return f"{' or '.join(self.words)}, or one of them each: {{text: {self.words[0]}, audio: {self.words[-1]}}}"
 
 
+Rule = Number | Choice | Words | WordsByModality
+
 ABSENT: Any = object()
 SWITCH = Choice((True, False))
 WHOLE = Number(whole=True)
@@ -48,7 +65,7 @@ ABOVE_0 = Number(above=True)
 BUDGETS = {f"encode.{key}": ABOVE_0._replace(words=("auto",)) for key in ("max_seconds", "max_tokens")}
 SECONDS = ABOVE_0._replace(words=(None,))
 
-RULES: dict[str, dict[str, Number | Choice | WordsByModality]] = {
+RULES: dict[str, dict[str, Rule]] = {
     "train": {
         "seed": SEED,
         "refit": SWITCH,
@@ -62,10 +79,11 @@ RULES: dict[str, dict[str, Number | Choice | WordsByModality]] = {
         "augment.mixup": Number(),
         "augment.copies": WHOLE,
         "augment.seed": SEED,
+        "fusion.modalities": Words(("text", "audio")),
+        "optimizer.lr": ABOVE_0,
+        "optimizer.weight_decay": Number(),
         "lora.r": COUNT,
         "lora.alpha": ABOVE_0,
-        "optimizer.lr": ABOVE_0,
-        "optimizer.weight_decay": Number(least=0),
         "lora.dropout": Number(most=1, below=True),
         "encoder.init_seed": SEED,
         "encoder.text.init_seed": SEED,

@@ -6,9 +6,8 @@ import pytest
 from hydra import compose, initialize_config_dir
 from omegaconf import DictConfig, OmegaConf
 
-from fourm_ser.checks import Number
 from fourm_ser.errors import InputError
-from fourm_ser.values import RULES, Choice, WordsByModality, check_values
+from fourm_ser.values import RULES, Choice, Rule, Words, WordsByModality, check_values
 from tests.conftest import CONF
 
 
@@ -30,8 +29,11 @@ def test_the_shipped_configs_are_within_their_ranges(command: str, configs: dict
         ), f"{key} is no key of {command} any more"
 
 
-def wrong(rule: Number | Choice | WordsByModality) -> list[Any]:
+def wrong(rule: Rule) -> list[Any]:
     """Values of every kind that a key may not have."""
+    if isinstance(rule, Words):
+        word = rule.words[0]
+        return ["abc", word, 7, None, True, [], ["abc"], [word, word], [[word]], [None], {"a": 1}]
     if isinstance(rule, Choice):
         return [value for value in ("abc", 7, "", None, [True], "true") if not rule.allows(value)]
     if isinstance(rule, WordsByModality):
@@ -68,15 +70,18 @@ def test_wrong_values_are_refused_by_their_key(command: str, configs: dict[str, 
         (RULES["evaluate"]["batch_size"], [1, None], "a whole number of 1 or more or null"),
         (RULES["train"]["trainer.deterministic"], [True, False, "warn"], "true or false or warn"),
         (
+            RULES["train"]["fusion.modalities"],
+            [OmegaConf.create(["audio"]), OmegaConf.create(["audio", "text"])],
+            "a list of any of text, audio, each once",
+        ),
+        (
             RULES["train"]["encode.pool"],
             ["mean", OmegaConf.create({"audio": "mean_std"}), OmegaConf.create({"text": "none", "audio": "mean"})],
             "none or mean or mean_std, or one of them each: {text: none, audio: mean_std}",
         ),
     ],
 )
-def test_right_values_pass_and_the_range_is_said(
-    rule: Number | Choice | WordsByModality, right: list[Any], words: str
-) -> None:
+def test_right_values_pass_and_the_range_is_said(rule: Rule, right: list[Any], words: str) -> None:
     assert all(rule.allows(value) for value in right)
     assert str(rule) == words
 

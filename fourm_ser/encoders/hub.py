@@ -11,6 +11,7 @@ from pickle import UnpicklingError
 from typing import TYPE_CHECKING, Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import AutoConfig, AutoModel, AutoTokenizer, PreTrainedTokenizerFast
 from transformers.utils import logging as logging_of_transformers
@@ -30,6 +31,9 @@ SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
 PIECES = ("spiece.model", "spm.model", "sentencepiece.bpe.model", "tokenizer.model")  # of SentencePiece
 VOCABULARY_FILES = ("tokenizer.json", "vocab.txt", "vocab.json", *PIECES)
 TOKENIZER_FILES = (*VOCABULARY_FILES, "tokenizer*", "vocab*", "merges.txt", "special_tokens_map.json")
+# What Transformers raises of values that are none of a model's, and of files that are no checkpoint's.
+VALUES = (StrictDataclassError, TypeError, ValueError, AttributeError, RuntimeError, LookupError, ArithmeticError)
+UNLOADABLE = (*VALUES, OSError, SafetensorError, UnpicklingError)
 ENCODER_FILES = ("preprocessor_config.json", *TOKENIZER_FILES)  # beside weights and config
 
 
@@ -72,12 +76,14 @@ def load_transformer(
         InputError: weights that cannot be had, or that do not fit the architecture.
     """
     if weights == "random":
-        config = AutoConfig.for_model(**{**architecture, **overrides})
-        with torch.random.fork_rng(devices=[]):
+        place = f"encoder.{modality}.architecture"
+        config = described({**architecture, **overrides}, place)
+        refuse_kernels(config, place)
+        kind = auto(config, place)
+        with torch.random.fork_rng(devices=[]), _said_of(place):
             torch.manual_seed(init_seed)
             # In float32, whatever the config of a checkpoint says that this one was read from.
-            refuse_kernels(config, f"encoder.{modality}.architecture")
-            return speed_up(auto(config, f"encoder.{modality}.architecture").from_config(config, dtype=torch.float32))
+            return speed_up(kind.from_config(config, dtype=torch.float32))
     source = checkpoint if weights == "pretrained" else weights
     if source is None:
         raise InputError(
@@ -98,7 +104,7 @@ def load_transformer(
                 dtype=torch.float32,
                 ignore_mismatched_sizes=True,  # reported, and refused below
             )
-    except (OSError, ValueError, RuntimeError, KeyError, SafetensorError, UnpicklingError) as error:
+    except UNLOADABLE as error:
         raise InputError(f"{source}: not a checkpoint that can be loaded: {brief(error)}") from error
     # A pooler and the pretraining mask vector are not part of the features; all else has to be in the file.
     missing = sorted(k for k in report["missing_keys"] if "pooler" not in k and not k.endswith("masked_spec_embed"))
@@ -109,6 +115,25 @@ def load_transformer(
             f"({', '.join(wrong[:3])}, ...). Is it a checkpoint of another architecture?"
         )
     return speed_up(model)
+
+
+def described(architecture: Mapping[str, Any], place: str) -> "PretrainedConfig":
+    """The config of Transformers that `model_type` and other fields describe.
+
+    Raises:
+        InputError: fields that it does not take, said of `place` in our config.
+    """
+    with _said_of(place):
+        return AutoConfig.for_model(**architecture)
+
+
+@contextmanager
+def _said_of(place: str) -> Iterator[None]:
+    """Say of `place` in the config what Transformers cannot make of the numbers there."""
+    try:
+        yield
+    except VALUES as error:
+        raise InputError(f"{place}: no model can be made of these fields: {brief(error)}.") from error
 
 
 def refuse_kernels(config: "PretrainedConfig", source: str) -> None:
@@ -132,13 +157,13 @@ def hidden_size(arguments: Mapping[str, Any], modality: str) -> int | None:
     weights = arguments.get("weights")
     try:
         if weights == "random":
-            return int(AutoConfig.for_model(**arguments["architecture"]).hidden_size)
+            return int(described(arguments["architecture"], f"encoder.{modality}.architecture").hidden_size)
         source = arguments["checkpoint"] if weights == "pretrained" else weights
         if source is None:
             return None
         folder = checkpoint_folder(str(source), [], f"encoder.{modality}.checkpoint")
         return int(AutoConfig.from_pretrained(folder, trust_remote_code=False).hidden_size)
-    except (KeyError, TypeError, ValueError, OSError, AttributeError):
+    except (KeyError, TypeError, ValueError, OSError, AttributeError, StrictDataclassError):
         return None  # what is wrong with it, loading says
 
 

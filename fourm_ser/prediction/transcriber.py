@@ -2,12 +2,10 @@
 
 import logging
 from collections.abc import Sequence
-from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
 import torch
-from safetensors import SafetensorError
 from transformers import (
     AutoConfig,
     AutoFeatureExtractor,
@@ -23,14 +21,13 @@ from fourm_ser.data.audio import SAMPLE_RATE
 from fourm_ser.data.transcripts import BEFORE, Cleaning
 from fourm_ser.devices import free_memory, ran_out_of_memory, tf32
 from fourm_ser.encoders.checkpoints import fetch_weights
-from fourm_ser.encoders.hub import quiet, refuse_kernels
+from fourm_ser.encoders.hub import UNLOADABLE, quiet, refuse_kernels
 from fourm_ser.errors import InputError, brief, unpanicked
 from fourm_ser.prediction.recognisers import OneByOne, Recogniser, Whisper, whisper_options
 
 log = logging.getLogger(__name__)
 
 FILES = ("*.json", "*.txt", "*.model")  # configs, vocabularies, merges
-FAULTS = (OSError, ValueError, RuntimeError, KeyError, TypeError, ImportError, SafetensorError, UnpicklingError)
 MARKS = Cleaning(BEFORE)  # what recognisers write in brackets is no word: <s>, [MUSIC]
 
 
@@ -147,7 +144,7 @@ def _load(checkpoint: str) -> tuple[Any, Any, Any]:
         extractor = AutoFeatureExtractor.from_pretrained(folder, trust_remote_code=False)
         with unpanicked():
             tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-    except FAULTS as error:
+    except (*UNLOADABLE, ImportError) as error:
         raise InputError(f"asr={checkpoint}: not a speech recogniser that can be loaded: {brief(error)}.") from error
     # The vector that masks frames in pretraining plays no part in recognising.
     missing = sorted(key for key in report["missing_keys"] if not key.endswith("masked_spec_embed"))

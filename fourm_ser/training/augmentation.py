@@ -88,6 +88,8 @@ def _build_waveforms(node: DictConfig | None) -> Waveforms | None:
     """The changes of waveforms that a config describes; None for none."""
     if not node:
         return None
+    if not isinstance(node, DictConfig):
+        raise InputError(f"augment.waveform={node}: expected transforms by name, as in augment=waveform, or null.")
     transforms: dict[str, nn.Module] = {}
     settings: dict[str, Any] = {}
     for name in map(str, node):
@@ -99,7 +101,7 @@ def _build_waveforms(node: DictConfig | None) -> Waveforms | None:
             raise InputError(expected)
         try:
             transforms[name] = build(below)
-        except InstantiationException as error:
+        except InstantiationException as error:  # such as what is not installed
             raise InputError(f"augment.waveform.{name}: {_told(error)}") from error
         if not isinstance(transforms[name], nn.Module):
             raise InputError(expected)

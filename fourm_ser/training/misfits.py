@@ -17,6 +17,7 @@ from fourm_ser.losses.base import Loss
 from fourm_ser.models.network import EmotionNetwork, known_widths
 from fourm_ser.models.sources import check_transcripts, compare_languages
 from fourm_ser.terminal import many
+from fourm_ser.training.optimizers import rehearse
 from fourm_ser.training.schedules import Plateau
 from fourm_ser.training.stages import Stage
 
@@ -44,6 +45,16 @@ def refuse_misfits(config: DictConfig, stages: Sequence[Stage], corpus: Corpus, 
             f"them read it in every epoch. Expected one of {', '.join(WITHOUT_STORE)}, or encode.store=true."
         )
     for stage in stages:
+        own = config.stage[stage.name]
+        optimizer, scheduler = (
+            (f"stage.{stage.name}.{part}" if own[part] else part, getattr(stage, part))
+            for part in ("optimizer", "scheduler")
+        )
+        rehearse(optimizer, scheduler)
+        if loss.optimizer:
+            rehearse(
+                ("loss.optimizer", loss.optimizer), ("loss.scheduler", loss.scheduler) if loss.scheduler else scheduler
+            )
         for modality in config.fusion.modalities:
             if stage.unfreeze.get(modality) == "lora":
                 require_peft(f"stage.{stage.name}.unfreeze.{modality}")

@@ -1,13 +1,16 @@
 """The optimizer of a stage: which parameters train at which learning rate."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
 from torch import nn
 from torch.optim import Optimizer
+from torch.optim.lr_scheduler import LRScheduler
 
 from fourm_ser.encoders.lora import is_adapter
+from fourm_ser.errors import InputError
 from fourm_ser.losses.base import Loss
 from fourm_ser.models.network import EmotionNetwork
 from fourm_ser.training.stages import Stage
@@ -54,6 +57,41 @@ def _stem_groups(network: EmotionNetwork, stage: Stage) -> dict[tuple[float | No
                 rate = stage.encoder_learning_rate if rate is None else rate
                 thawed.setdefault((rate, depths.get(parameter, 0)), []).append(parameter)
     return thawed
+
+
+def rehearse(
+    optimizer: tuple[str, Callable[..., Optimizer]], scheduler: tuple[str, Callable[..., LRScheduler]]
+) -> None:
+    """Let an optimizer and a schedule take a step on a weight of their own, so that what cannot is refused early.
+
+    Args:
+        optimizer: Where the config says it, and what builds it from parameter groups.
+        scheduler: The same of the schedule, built from an optimizer and a stage's length.
+
+    Raises:
+        InputError: values that the class does not take, or cannot reckon with.
+    """
+    weight = nn.Parameter(torch.zeros(1))
+    weight.grad = torch.zeros(1)
+    with _said_of(*optimizer):
+        built = optimizer[1]([weight])
+        with suppress(RuntimeError, AssertionError):  # of this device: the run's may be another
+            built.step(lambda: 0.0)
+    with _said_of(*scheduler):
+        scheduler[1](built, steps=2, steps_per_epoch=1).step()
+
+
+@contextmanager
+def _said_of(place: str, factory: Any) -> Iterator[None]:
+    """Say what goes wrong with a factory of where it lies in the config."""
+    try:
+        yield
+    except InputError as error:  # of a schedule: as if it were the run's own
+        raise InputError(place + str(error).removeprefix("scheduler")) from error
+    except (TypeError, ValueError, IndexError, ArithmeticError) as error:
+        given = ", ".join(f"{key}={value}" for key, value in getattr(factory, "keywords", {}).items())
+        name = getattr(getattr(factory, "func", factory), "__name__", str(factory))
+        raise InputError(f"{place}: {name} does not work with {given or 'nothing'}: {error}") from error
 
 
 class JoinedOptimizers(Optimizer):

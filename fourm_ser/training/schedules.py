@@ -24,7 +24,13 @@ def constant(optimizer: Optimizer, steps: int, steps_per_epoch: int) -> LambdaLR
 
 
 def step(optimizer: Optimizer, steps: int, steps_per_epoch: int, epochs: int, gamma: float) -> LambdaLR:
-    """Multiply the learning rates by `gamma` every `epochs` epochs."""
+    """Multiply the learning rates by `gamma` every `epochs` epochs.
+
+    Raises:
+        InputError: fewer than one epoch, a `gamma` that is not above 0.
+    """
+    check_number("scheduler.epochs", epochs, "a whole number of epochs, 1 or more", least=1, whole=True)
+    check_number("scheduler.gamma", gamma, "a number above 0", above=True)
     return LambdaLR(optimizer, lambda now: gamma ** (now // (epochs * steps_per_epoch)))
 
 
@@ -32,8 +38,11 @@ def milestones(optimizer: Optimizer, steps: int, steps_per_epoch: int, epochs: S
     """Multiply the learning rates by `gamma` when each of so many `epochs` are behind.
 
     Raises:
-        InputError: they are no whole numbers, 1 or more, or do not rise.
+        InputError: they are no whole numbers, 1 or more, or do not rise; a `gamma` that is not above 0.
     """
+    check_number("scheduler.gamma", gamma, "a number above 0", above=True)
+    if isinstance(epochs, str) or not isinstance(epochs, Sequence):
+        raise InputError(f"scheduler.epochs={epochs}: expected a list of epochs, as in scheduler.epochs=[7,13].")
     for index, epoch in enumerate(epochs):
         check_number(f"scheduler.epochs[{index}]", epoch, "a whole number of epochs, 1 or more", least=1, whole=True)
     if list(epochs) != sorted(set(epochs)):
@@ -53,7 +62,12 @@ def cosine(optimizer: Optimizer, steps: int, steps_per_epoch: int, warmup: float
         steps_per_epoch: optimizer steps of an epoch.
         warmup: share of the steps that the rise takes.
         floor: share of the learning rate that is left at the end.
+
+    Raises:
+        InputError: a share outside 0 to 1.
     """
+    check_number("scheduler.warmup", warmup, "a share from 0 to 1", most=1)
+    check_number("scheduler.floor", floor, "a share from 0 to 1", most=1)
     rise = round(warmup * steps)
 
     def share(now: int) -> float:

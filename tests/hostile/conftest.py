@@ -146,10 +146,17 @@ Refusal = Callable[..., str]
 
 
 @pytest.fixture
-def refusal(stranger: Stranger, tmp_path: Path, cache: Path, capsys: pytest.CaptureFixture[str]) -> Iterator[Refusal]:
+def refusal(
+    stranger: Stranger,
+    tmp_path: Path,
+    cache: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> Iterator[Refusal]:
     """Do a command on the stranger's folder: the one line that it ends in, having run and written nothing else."""
 
     def refused(command: str, *words: str) -> str:
+        monkeypatch.setattr(sys, "dont_write_bytecode", True)  # of a fresh clone, whose modules are imported here
         watch.seen.clear()
         watch.allowed = [stranger.run, tmp_path / "here", cache]
         try:
