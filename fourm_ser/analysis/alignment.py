@@ -54,14 +54,14 @@ def alignment(runs: list[OpenRun], side: str) -> list[Finding]:
     sizes = tables[0]["emotion"].value_counts()
     windows = {emotion: window_of(int(sizes[emotion])) for emotion in used[0][1].emotions if emotion in sizes}
     shown = _summary(table, list(windows))
-    words = _words(used, shown, windows, left_out)
+    caption, method = _words(used, shown, windows, left_out)
     alt = (
         "A column an emotion; above, cosine similarity of speech and text features along the emotion's utterances, "
         "below, their Euclidean distance; a smoothed line a run."
     )
     title = f"Speech and text features within the fusion ({side})"
     figure = alignment_figure(table, windows)
-    return [Finding("alignment", title, words, table, figure, alt, shown)]
+    return [Finding("alignment", title, caption, table, figure, alt, shown, method)]
 
 
 def names_of(runs: Sequence[OpenRun]) -> list[str]:
@@ -132,7 +132,8 @@ def _summary(table: pd.DataFrame, emotions: Sequence[str]) -> pd.DataFrame:
 
 def _words(
     used: Sequence[tuple[str, OpenRun, Outputs]], shown: pd.DataFrame, windows: dict[str, int], left_out: Sequence[str]
-) -> str:
+) -> tuple[str, str]:
+    """The caption, and how to read the figure."""
     told = []
     for run, part in shown.groupby("run", sort=False):
         ordered = part.sort_values("cosine_mean")[["emotion", "cosine_mean"]].to_numpy()
@@ -141,20 +142,20 @@ def _words(
     spans = ", ".join(f"{window} for {emotion}" for emotion, window in windows.items())
     if len(set(windows.values())) == 1:
         spans = str(next(iter(windows.values())))
-    words = (
+    caption = f"Mean cosine over an emotion: {'; '.join(told)}."
+    method = (
         "Each utterance's text and speech features as the fusion normalises them, averaged over time, compared with "
         "each other: the nearer the cosine is to 1 and the smaller the distance, the closer the modalities lie. Lines "
         "are centred moving averages over the utterances of an emotion in manifest order (utterances in the window: "
-        f"{spans}; fewer at the ends); the thick mark at the right is the mean. Mean cosine over an "
-        f"emotion: {'; '.join(told)}."
+        f"{spans}; fewer at the ends); the thick mark at the right is the mean."
     )
     widths = {name: run.network.fusion.widths["text"] for name, run, _ in used}
     if len(set(widths.values())) > 1:
         each = ", ".join(f"{name} {width}" for name, width in widths.items())
-        words += f" Distances grow with the width of the features, which differs ({each}): compare their cosines."
+        method += f" Distances grow with the width of the features, which differs ({each}): compare their cosines."
     if left_out:
-        words += f" Left out: {'; '.join(left_out)}."
-    return words
+        caption += f" Left out: {'; '.join(left_out)}."
+    return caption, method
 
 
 def alignment_figure(table: pd.DataFrame, windows: Mapping[str, int]) -> Figure:

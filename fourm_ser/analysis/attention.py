@@ -66,21 +66,23 @@ def _draw_maps(run: OpenRun, number: int, example: Example, blocks: Sequence[Map
         axes = figure.add_subplot(grid[row, 0])
         _heat_map(axes, figure.add_subplot(grid[row, 1]), block, example.seconds)
     figure.suptitle(example.heading, fontsize="medium")
-    words = (
-        f"Chosen: {example.why}. Colours are the mean over {heads} heads in multiples of even attention: 1 is what a "
-        "token or frame gets where nothing is preferred. Words and frames are features behind the encoders, which have "
-        f"seen their neighbours.{told_pooling(run.network)} "
+    caption = f"Chosen: {example.why}.{told_pooling(run.network)}"
+    method = (
+        f"Colours are the mean over {heads} heads in multiples of even attention: 1 is what a token or frame gets "
+        "where nothing is preferred. Words and frames are features behind the encoders, which have seen their "
+        "neighbours. "
         + ("The table has each head's map, too." if with_heads else "The table has the mean over the heads alone.")
     )
     seen = "A waveform and below it heat maps of attention" if has_audio else "A heat map of attention"
     return Finding(
         f"attention-{file_stem(number, example)}",
         f"Attention in {example.id}",
-        words,
+        caption,
         table,
         figure,
         f"{seen}: {', '.join(_asks(block) for block in drawn)}, for the utterance “{example.text}”.",
         _strongest(drawn),
+        method,
     )
 
 
@@ -191,12 +193,13 @@ def _first_token(
     return Finding(
         "attention-first-token",
         "Attention of the first token",
-        "How much the first token (such as [CLS]) attends to each word, mean over the heads, in multiples of even "
-        "attention. Colours are relative to the strongest word of each line: the table has the weights." + share,
+        "How much the first token (such as [CLS]) attends to each word.",
         table,
         figure,
         "The words of each utterance as cells, coloured by how much the first token attends to them.",
         _foremost(table),
+        "Mean over the heads, in multiples of even attention. Colours are relative to the strongest word of each line: "
+        "the table has the weights." + share,
     )
 
 

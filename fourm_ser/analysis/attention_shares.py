@@ -83,10 +83,11 @@ def share_finding(shares: pd.DataFrame, run: OpenRun, side: str) -> Finding:
     return Finding(
         "attention-shares",
         "Attention to text and to audio",
-        f"Mean over the heads and the {side} side's utterances, padding left out. {' '.join(told)} More attention than "
-        "even alone is no proof of more influence: see what the predictions lose without a modality.",
+        " ".join(told),
         table.drop(columns="order"),
         figure,
         "Bars by emotion, divided into the share of attention that goes to text and to audio, with a mark where the "
         "border would be if attention were even.",
+        method=f"Mean over the heads and the {side} side's utterances, padding left out. More attention than even "
+        "alone is no proof of more influence: see what the predictions lose without a modality.",
     )

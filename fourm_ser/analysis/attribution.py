@@ -336,9 +336,10 @@ def _draw_modalities(
     return Finding(
         "attribution-modalities",
         "What each modality adds",
-        "Integrated gradients from the average utterance to each of these, summed by modality: what text and audio add "
-        f"to the logit of the emotion that the network chose. {gaps}",
+        gaps,
         table,
         figure,
         "A bar for each modality of each utterance: what it adds to the logit of the predicted emotion.",
+        method="Integrated gradients from the average utterance to each of these, summed by modality: what text and "
+        "audio add to the logit of the emotion that the network chose.",
     )

@@ -141,13 +141,14 @@ def _accuracy(
     return Finding(
         "contribution",
         "Without a modality, and with another utterance's",
-        f"UA on the {side} side: {told}. Removed: the average token or frame of the side at every position. Shuffled: "
-        f"every utterance gets that of another, the mean of {shuffles} orders (thin lines: their standard deviation). "
-        "A network that was never trained without a modality may do worse without it than one that was.",
+        f"UA on the {side} side: {told}.",
         table,
         figure,
         "Bars of UA and WA under each condition, and beside them a heat map of the recall of each emotion.",
         table.drop(columns=["draws", "ua_std", "wa_std"], errors="ignore"),
+        "Removed: the average token or frame of the side at every position. Shuffled: every utterance gets that of "
+        f"another, the mean of {shuffles} orders (thin lines: their standard deviation). A network that was never "
+        "trained without a modality may do worse without it than one that was.",
     )
 
 
@@ -178,12 +179,13 @@ def _pairs(
     return Finding(
         "contribution-pairs",
         "Which emotions each modality tells apart",
-        f"How well the difference of two logits tells two emotions of the {side} side apart: 1 is always, 0.5 is "
-        f"guessing. {' '.join(told)} Shuffled: the mean of {shuffles} orders.",
+        " ".join(told) or "Nothing is lost where a modality is another utterance's.",
         table,
         figure,
         "A heat map with a row for each pair of emotions and columns for the intact utterances and for those with "
         "another's text or speech.",
+        method=f"How well the difference of two logits tells two emotions of the {side} side apart: 1 is always, 0.5 "
+        f"is guessing. Shuffled: every utterance gets the modality of another, the mean of {shuffles} orders.",
     )
 
 
@@ -227,12 +229,13 @@ def _shapley(run: OpenRun, side: str, labels: np.ndarray, conditions: Mapping[st
     return Finding(
         "contribution-shapley",
         "Shapley values of text and speech",
-        f"What each modality adds to the {side} side, as the mean over both orders of adding them to the average "
-        f"utterance (Shapley 1953); both together are what is gained over neither. {' '.join(told)} The average "
-        f"utterance is taken for {usual}, of which there is little left to gain.",
+        " ".join(told),
         pd.concat(tables, ignore_index=True),
         figure,
         "Bars of the Shapley values of text and speech, for each emotion and for all, with a mark at their sum.",
+        method=f"What each modality adds to the {side} side, as the mean over both orders of adding them to the "
+        "average utterance (Shapley 1953); both together are what is gained over neither. The average utterance is "
+        f"taken for {usual}, of which there is little left to gain.",
     )
 
 

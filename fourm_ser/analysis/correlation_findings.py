@@ -70,14 +70,16 @@ def _changes(measured: Measured) -> Finding:
                     )
     table = pd.DataFrame(rows)
     main = table[(table["emotion"] == ALL) & (table["measure"] == "cka")]
-    words = (
+    whole = main.groupby("features", sort=False).tail(1)  # of each place, from the first state to the last
+    caption = " ".join(_sentence(row) for row in whole.to_dict("records"))
+    on_the_way = " ".join(_sentence(row) for row in main.drop(whole.index).to_dict("records"))
+    method = (
         "How far speech and text features, pooled over time, are aligned is measured by linear CKA: 0 for nothing in "
         "common, 1 for the same up to a turn and a scale (debiased: see the next figure). In brackets, the middle 95% "
-        f"of {measured.settings.draws} bootstrap draws of the utterances. {measured.notes}"
-        + " ".join(_sentence(row) for row in main.to_dict("records"))
-        + " A change over all emotions can mean that both sides tell the emotions apart better; a change within one "
-        "emotion cannot. The table has the mean of the held-out canonical correlations beside CKA as a second opinion; "
-        "its directions are not fitted anew in the draws."
+        f"of {measured.settings.draws} bootstrap draws of the utterances. {measured.notes}A change over all emotions "
+        "can mean that both sides tell the emotions apart better; a change within one emotion cannot. The table has "
+        "the mean of the held-out canonical correlations beside CKA as a second opinion; its directions are not fitted "
+        f"anew in the draws. {on_the_way}"
     )
     shown = table[table["emotion"] == ALL].drop(columns=["emotion", "utterances"])
     alt = (
@@ -85,7 +87,7 @@ def _changes(measured: Measured) -> Finding:
     )
     figure = figures.changes_figure(table[table["measure"] == "cka"], PLACES)
     title = f"{measured.name}: did training align speech and text?"
-    return Finding("correlation_changes", title, words, table, figure, alt, shown)
+    return Finding("correlation_changes", title, caption, table, figure, alt, shown, method.strip())
 
 
 def verdict(low: float, high: float, unchanged: bool) -> str:
@@ -125,7 +127,10 @@ def _by_emotion(measured: Measured) -> Finding:
     left_out = [emotion for emotion in measured.emotions if emotion not in plans]
     unfitted = [emotion for emotion, plan in plans.items() if plan.folds is None]
     below = "Below, the first canonical correlation on held-out utterances. " if len(unfitted) < len(plans) - 1 else ""
-    words = (
+    overall = [row for row in table.to_dict("records") if (row["emotion"], row["measure"]) == (ALL, "cka")]
+    told = "; ".join(f"{PLACES[str(row['features'])]} {row['state']} {row['value']:.3f}" for row in overall)
+    caption = f"CKA over all utterances: {told}. "
+    method = (
         "Linear CKA (Kornblith et al. 2019) between pooled speech and text features, of all utterances and within each "
         "emotion. The figure shows the debiased estimator (`cka`; Song et al. 2012). Plain CKA (`plain_cka` in the "
         "file) nears 1 by itself where utterances are fewer than dimensions, so it would be larger within an emotion "
@@ -133,9 +138,9 @@ def _by_emotion(measured: Measured) -> Finding:
         f"{measured.notes}"
     )
     if left_out:
-        words += f"Left out, with under {LEAST_OF_EMOTION} utterances: {', '.join(left_out)}. "
+        caption += f"Left out, with under {LEAST_OF_EMOTION} utterances: {', '.join(left_out)}. "
     if unfitted:
-        words += (
+        method += (
             f"Without a canonical correlation, which takes {LEAST_TO_FIT} utterances and {LEAST_TRANSCRIPTS} different "
             f"transcripts: {', '.join(unfitted)}. "
         )
@@ -143,7 +148,7 @@ def _by_emotion(measured: Measured) -> Finding:
     alt = "Debiased CKA of each state of training with intervals, for all utterances and for each emotion."
     figure = figures.emotions_figure(table, PLACES, list(plans))
     title = f"{measured.name}: alignment of speech and text by emotion"
-    return Finding("correlation_cka", title, words.strip(), table, figure, alt, shown)
+    return Finding("correlation_cka", title, caption.strip(), table, figure, alt, shown, method.strip())
 
 
 def _canonical(measured: Measured) -> Finding:
@@ -170,8 +175,8 @@ def _canonical(measured: Measured) -> Finding:
                 }
             )
     if not rows:
-        words = f"{method}Here a side does not vary, and nothing can be fitted."
-        return Finding("correlation_canonical", title, words, _table_of(measured, "plain_cka"), None, "")
+        caption, only = "A side does not vary: nothing can be fitted.", _table_of(measured, "plain_cka")
+        return Finding("correlation_canonical", title, caption, only, None, "", method=method.strip())
     table = pd.DataFrame(rows)
     firsts = table[table["pair"] == 1].to_dict("records")
     told = "; ".join(
@@ -181,10 +186,11 @@ def _canonical(measured: Measured) -> Finding:
     )
     lengths_told = ", ".join(f"{row['seconds_text']:.2f} and {row['seconds_audio']:.2f}" for row in firsts)
     fold_size = float(np.bincount(measured.held[next(iter(measured.held))].folds).mean())
-    words = (
+    caption = f"The first pair, held out: {told}."
+    method = (
         f"Canonical correlations between pooled speech and text features. {method}Sides that have nothing in common "
         "correlate by about 0 when held out, though not where they are fitted (dotted): the gap between both is what "
-        f"was fitted to chance. Shaded: the middle 95% of bootstrap draws. The first pair: {told}. Long sentences take "
+        "was fitted to chance. Shaded: the middle 95% of bootstrap draws. Long sentences take "
         "long to say, so a pair may hold no more than length: the size of its text and speech variates' correlation "
         f"with the seconds of an utterance is, in the same order, {lengths_told} "
         f"({np.sqrt(2 / (np.pi * fold_size)):.2f} by chance)."
@@ -192,7 +198,7 @@ def _canonical(measured: Measured) -> Finding:
     alt = "Held-out canonical correlations by pair, a line a state, with the fitted ones dotted above them."
     figure = figures.canonical_figure(table, PLACES)
     shown = _table_of(measured, "canonical_1", "canonical_mean")
-    return Finding("correlation_canonical", title, words, table, figure, alt, shown)
+    return Finding("correlation_canonical", title, caption, table, figure, alt, shown, method)
 
 
 def _retrieval(measured: Measured) -> Finding:
@@ -203,26 +209,28 @@ def _retrieval(measured: Measured) -> Finding:
         for (place, state), held in measured.held.items()
     ]
     if not rows:
-        words = "A side does not vary: there is no space to find anything in."
-        return Finding("correlation_retrieval", title, words, _table_of(measured, "plain_cka"), None, "")
+        caption = "A side does not vary: there is no space to find anything in."
+        return Finding("correlation_retrieval", title, caption, _table_of(measured, "plain_cka"), None, "")
     table = pd.DataFrame(rows)
     told = " ".join(
-        f"{PLACES[str(row['features'])]} {row['state']} {100 * row['recall@1']:.1f}%, {100 * row['recall@5']:.1f}% and "
-        f"{100 * row['recall@10']:.1f}%, median rank {row['median_rank']:g};"
+        f"{PLACES[str(row['features'])]} {row['state']} {100 * row['recall@1']:.1f}%, median rank "
+        f"{row['median_rank']:g};"
         for row in table.to_dict("records")
     )
     first = table.iloc[0]
-    chances = [f"{100 * first[f'chance_recall@{count}']:.1f}%" for count in RECALLS]
-    words = (
+    caption = (
+        f"Its own text is the first: {told} by chance {100 * first['chance_recall@1']:.1f}%, median rank "
+        f"{first['chance_median_rank']:g}."
+    )
+    method = (
         "Speech and transcripts that no direction was fitted to are compared by cosine similarity in the held-out "
         f"canonical space: each utterance's speech looks for its own text among {first['transcripts']:.0f} different "
-        f"transcripts (the fold's). It is the first, among the first 5, and among the first 10: {told} by chance "
-        f"{chances[0]}, {chances[1]} and {chances[2]}, median rank {first['chance_median_rank']:g}. {measured.notes}"
+        f"transcripts (the fold's). {measured.notes}"
     )
     alt = "Bars of recall at 1, 5 and 10 by state with intervals, and black lines where chance lies."
     shown = table[[name for name in table.columns if not name.startswith(("low", "high"))]]
     figure = figures.retrieval_figure(table, PLACES, RECALLS)
-    return Finding("correlation_retrieval", title, words.strip(), table, figure, alt, shown)
+    return Finding("correlation_retrieval", title, caption, table, figure, alt, shown, method.strip())
 
 
 def _heat_maps(measured: Measured) -> Finding:
@@ -236,16 +244,16 @@ def _heat_maps(measured: Measured) -> Finding:
             largest.append(f"{PLACES[place]} {state} {about['largest_r']:.2f}")
     table = pd.concat(tables)[["features", "state", "text_component", "audio_component", "r"]]
     n = len(measured.seconds)
-    words = (
+    caption = f"The largest: {'; '.join(largest)}. 5% of unrelated pairs would exceed {1.96 / np.sqrt(n):.2f}."
+    method = (
         f"Pearson correlations between the first {HEAT_COMPONENTS} principal components of the text and of the speech "
-        "features, each state by its own components. A component's sign is arbitrary, so the figure shows sizes; the "
-        f"file keeps signs. Of {n} utterances, 5% of unrelated pairs would exceed {1.96 / np.sqrt(n):.2f}. The "
-        f"largest: {'; '.join(largest)}."
+        f"features of {n} utterances, each state by its own components. A component's sign is arbitrary, so the figure "
+        "shows sizes; the file keeps signs."
     )
     alt = "A square of cells a state, text components down and speech components across, darker where they correlate."
     figure = figures.heat_figure(table, PLACES)
     title = f"{measured.name}: which components of speech and text correlate"
-    return Finding("correlation_components", title, words, table, figure, alt, pd.DataFrame(shares))
+    return Finding("correlation_components", title, caption, table, figure, alt, pd.DataFrame(shares), method)
 
 
 def _method(measured: Measured) -> str:

@@ -22,20 +22,22 @@ class Finding(NamedTuple):
     Attributes:
         name: the name of the files, without an ending.
         title: what was found, in a few words.
-        words: how to read the figure and what it says here, in a few sentences.
+        caption: what the figure says here, in a sentence or two.
         table: all numbers of the figure.
         figure: the figure; None where the table says it all.
         alt: what one sees in the figure, in a sentence or two.
         shown: a shorter table for the page, where `table` is long; None for `table` itself.
+        method: how it was computed and how to read it, where the caption does not say; the page folds it away.
     """
 
     name: str
     title: str
-    words: str
+    caption: str
     table: pd.DataFrame
     figure: Figure | None
     alt: str
     shown: pd.DataFrame | None = None
+    method: str = ""
 
 
 class Part(NamedTuple):

@@ -71,7 +71,8 @@ def _view(part: str, finding: Finding) -> dict[str, Any]:
     more = f"The first {ROWS} of {len(table)} rows." if len(table) > ROWS else ""
     return {
         "title": finding.title,
-        "words": finding.words,
+        "caption": finding.caption,
+        "method": finding.method,
         "alt": finding.alt,
         "image": None if finding.figure is None else _embedded(finding.figure),
         "header": [str(name) for name in cut.columns],

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 FORMATS = (".png", ".svg", ".pdf")  # what matplotlib writes without a backend of its own
 AXES = ("x", "y", "z")
 DIMENSIONS = {2: "two", 3: "three"}
+RATIO = "The distance ratio is of the embeddings as they are: distances within classes to those between them."
 
 
 class Embeddings(NamedTuple):
@@ -141,15 +142,16 @@ def _pca_finding(panels: Sequence[Panel], side: str) -> "Finding":
     dims = panels[0].points.shape[1]
     held = "; ".join(f"{panel.name} {100 * sum(panel.shares):.0f}%" for panel in panels)
     drawn = {centre_name(panel.learned) for panel in panels}
-    words = (
+    caption = f"Of the variance these components hold: {held}. {_ratio_words(panels)}"
+    method = (
         f"The embeddings of the {side} utterances at length 1, along their own first {DIMENSIONS[dims]} principal "
-        f"components, which hold this much of the variance: {held}. What looks mixed here can lie apart along the "
-        f"others. {_ratio_words(panels)} Large marks: each {' or '.join(sorted(drawn))}, at length 1."
+        "components. What looks mixed here can lie apart along the others. Large marks: each "
+        f"{' or '.join(sorted(drawn))}, at length 1. {RATIO}"
     )
     alt = f"A panel a run: utterances as marks by emotion along {DIMENSIONS[dims]} components, class centres larger."
     title = f"The embedding in {DIMENSIONS[dims]} principal components"
     figure, shown = projection_figure(panels), _summary(panels)
-    return Finding(f"projection_pca_{dims}d", title, words, _tabulate(panels), figure, alt, shown)
+    return Finding(f"projection_pca_{dims}d", title, caption, _tabulate(panels), figure, alt, shown, method)
 
 
 def _tsne_finding(panels: Sequence[Panel], side: str, seed: int) -> "Finding":
@@ -157,23 +159,26 @@ def _tsne_finding(panels: Sequence[Panel], side: str, seed: int) -> "Finding":
 
     dims = panels[0].points.shape[1]
     used = ", ".join(dict.fromkeys(f"{perplexity(len(panel.points)):.3g}" for panel in panels))
-    words = (
+    caption = (
+        "Which utterances stand side by side means something; how far clusters are apart, and how large they are, "
+        f"nothing. {_ratio_words(panels)}"
+    )
+    method = (
         f"The embeddings of the {side} utterances at length 1 by t-SNE in {DIMENSIONS[dims]} dimensions (perplexity "
-        f"{used}, begun at the principal components, seed {seed}). It keeps neighbours together: which utterances "
-        "stand side by side means something; how far clusters are apart, and how large they are, means nothing. "
-        f"Class centres cannot be placed in it. {_ratio_words(panels)}"
+        f"{used}, begun at the principal components, seed {seed}), which keeps neighbours together. Class centres "
+        f"cannot be placed in it. {RATIO}"
     )
     alt = f"A panel a run: utterances as marks by emotion, placed by t-SNE in {DIMENSIONS[dims]} dimensions."
     title = f"The embedding by t-SNE in {DIMENSIONS[dims]} dimensions"
     figure, shown = projection_figure(panels), _summary(panels)
-    return Finding(f"projection_tsne_{dims}d", title, words, _tabulate(panels), figure, alt, shown)
+    return Finding(f"projection_tsne_{dims}d", title, caption, _tabulate(panels), figure, alt, shown, method)
 
 
 def _ratio_words(panels: Sequence[Panel]) -> str:
     tightest = min(panels, key=lambda panel: panel.embeddings.ratio)
     told = ", ".join(f"{panel.name} {panel.embeddings.ratio:.3f}" for panel in panels)
     least = f"; classes are tightest for how far they lie apart in {tightest.name}" if len(panels) > 1 else ""
-    return f"Distance ratio of the embeddings as they are: {told}{least}."
+    return f"Distance ratio: {told}{least}."
 
 
 def _summary(panels: Sequence[Panel]) -> "pd.DataFrame":

@@ -60,14 +60,13 @@ def space(run: OpenRun, side: str, seed: int) -> list[Finding]:
     table = pd.concat([utterances, pd.DataFrame(marks)], ignore_index=True)
     shown = _summary(utterances, embeddings.ratio, run.emotions)
     figure = space_figure(table, run.emotions, learned)
-    words = _words(utterances, embeddings.ratio, how, side, name, seed)
+    caption, method = _words(utterances, embeddings.ratio, how, side, name, seed)
     alt = (
         "The same marks twice, an utterance each: coloured by emotion with the class centres as large marks, and "
         "coloured by speaker."
     )
-    return [
-        Finding("space", f"{run.name}: the embedding space ({how.split(',')[0]})", words, table, figure, alt, shown)
-    ]
+    title = f"{run.name}: the embedding space ({how.split(',')[0]})"
+    return [Finding("space", title, caption, table, figure, alt, shown, method)]
 
 
 def silhouettes(vectors: np.ndarray, labels: np.ndarray) -> np.ndarray:
@@ -97,18 +96,22 @@ def _summary(utterances: pd.DataFrame, ratio: float, emotions: Sequence[str]) ->
     return found.loc[[emotion for emotion in ("all", *emotions) if emotion in found.index]].reset_index()
 
 
-def _words(utterances: pd.DataFrame, ratio: float, how: str, side: str, name: str, seed: int) -> str:
+def _words(utterances: pd.DataFrame, ratio: float, how: str, side: str, name: str, seed: int) -> tuple[str, str]:
+    """The caption, and how to read the figure."""
     by_emotion, by_speaker = (utterances[f"silhouette_{key}"].mean() for key in ("emotion", "speaker"))
     parts: dict[str, float] = utterances.groupby("emotion")["silhouette_emotion"].mean().to_dict()  # type: ignore[assignment]
     best, worst = max(parts, key=parts.__getitem__), min(parts, key=parts.__getitem__)
-    words = (
+    method = (
         f"The embeddings of the {side} utterances at length 1, with each {name} among them, by {how} (seed {seed}). "
         "Neighbours stay together in it; distances between clusters, and their sizes, mean nothing. The silhouette is "
         "of the embedding itself, under cosine distance: 1 for groups far apart, 0 for groups that touch, less for "
-        "utterances nearer to another group than to their own. "
+        "utterances nearer to another group than to their own. The distance ratio is that of distances within classes "
+        "to those between them."
     )
     if np.isfinite(by_emotion):
-        words += f"By emotion it is {by_emotion:.2f}, from {parts[worst]:.2f} ({worst}) to {parts[best]:.2f} ({best})"
+        words = (
+            f"Silhouette by emotion {by_emotion:.2f}, from {parts[worst]:.2f} ({worst}) to {parts[best]:.2f} ({best})"
+        )
         if np.isfinite(by_speaker):
             told = (
                 "speakers are not what the embedding groups by"
@@ -121,12 +124,12 @@ def _words(utterances: pd.DataFrame, ratio: float, how: str, side: str, name: st
         else:
             words += "; by speaker there is none, for it takes two speakers who say more than one utterance. "
     else:
-        words += "It takes two emotions, and there is one here. "
-    words += f"The distance ratio, within classes over between them, is {ratio:.3f}."
+        words = "A silhouette takes two emotions, and there is one here. "
+    words += f"Distance ratio {ratio:.3f}."
     speakers = utterances["speaker"].nunique()
     if speakers > MOST_SPEAKERS:
-        words += f" Of {speakers} speakers the {SHOWN_SPEAKERS} with most utterances are coloured, the others grey."
-    return words
+        method += f" Of {speakers} speakers the {SHOWN_SPEAKERS} with most utterances are coloured, the others grey."
+    return words, method
 
 
 def space_figure(table: pd.DataFrame, emotions: Sequence[str], learned: bool) -> Figure:

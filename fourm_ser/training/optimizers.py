@@ -75,10 +75,11 @@ def rehearse(
     weight.grad = torch.zeros(1)
     with _said_of(*optimizer):
         built = optimizer[1]([weight])
-        with suppress(RuntimeError, AssertionError):  # of this device: the run's may be another
-            built.step(lambda: 0.0)
     with _said_of(*scheduler):
-        scheduler[1](built, steps=2, steps_per_epoch=1).step()
+        schedule = scheduler[1](built, steps=2, steps_per_epoch=1)
+    with _said_of(*optimizer), suppress(RuntimeError, AssertionError):  # of this device: the run's may be another
+        built.step(lambda: 0.0)
+        schedule.step()
 
 
 @contextmanager

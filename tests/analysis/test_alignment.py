@@ -100,7 +100,7 @@ def test_lines_are_the_smoothed_values_of_their_run() -> None:
 def test_a_fusion_without_a_common_space_is_left_out_and_named(opened: OpenRun, concatenated: OpenRun) -> None:
     (finding,) = alignment([concatenated, opened], "test")
     assert set(finding.table["run"]) == {opened.name}
-    assert "Left out: concat (its fusion" in finding.words
+    assert "Left out: concat (its fusion" in finding.caption
     with pytest.raises(UnsuitedError, match=r"No run has .* concat \(its fusion"):
         alignment([concatenated], "test")
 

@@ -108,6 +108,18 @@ def test_the_page_holds_every_figure_and_asks_for_nothing(written: Path) -> None
         assert f"{path.parent.name}/{path.name}" in text
 
 
+def test_what_a_figure_says_is_short_and_how_to_read_it_is_folded_away(written: Path) -> None:
+    text = (written / "analysis.html").read_text(encoding="utf-8")
+    captions = re.findall(r"^</figure>\n<p>(.*?)</p>", text, re.S | re.M)
+    assert len(captions) == text.count("<figure")
+    lengths = [len(re.sub(r"<.*?>", "", caption).split()) for caption in captions]
+    assert min(lengths) > 0
+    assert max(lengths) <= 90
+    methods = re.findall(r"<summary>how to read it</summary><p>(.*?)</p></details>", text, re.S)
+    assert len(methods) >= 12
+    assert all(len(method.split()) > 10 for method in methods)
+
+
 @pytest.mark.usefixtures("undrawn")
 def test_what_a_model_cannot_have_is_left_out_and_said(
     two_stage_run: Path,
@@ -131,7 +143,7 @@ def test_what_a_model_cannot_have_is_left_out_and_said(
     parts = analyses.analyze(
         config(f"run={two_stage_run}", f"runs=[{other}]", "parts=[alignment,projection]", f"output={tmp_path / 'out'}")
     )
-    assert "concat" in parts[0].findings[0].words
+    assert "concat" in parts[0].findings[0].caption
     with pytest.raises(InputError, match="none of the analyses could be done"):
         analyses.analyze(config(f"run={other}", "parts=[attention]"))
 

@@ -120,9 +120,9 @@ def test_steps_are_doubled_while_the_gap_is_too_large(opened: OpenRun, examples:
         found = attribute(opened.network, features[row], average, target=0, steps=4, tolerance=tolerance, most_steps=24)
         assert found.steps == steps
     *each, last = attribution(opened, examples[:1], "test", 2, 0.0, 4)
-    assert "with 4 steps, more than the 0% that were wanted" in each[0].words
+    assert "with 4 steps, more than the 0% that were wanted" in each[0].caption
     assert last.table["complete"].tolist() == [False]
-    assert f"stays above 0% for {examples[0].id}" in last.words
+    assert f"stays above 0% for {examples[0].id}" in last.caption
 
 
 def test_findings_sum_tokens_to_words_and_all_to_the_logit(

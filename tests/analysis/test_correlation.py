@@ -70,7 +70,7 @@ def test_every_state_and_kind_of_features_is_measured(
             assert row["low"] < row["value"] < row["high"]
     for finding in found.values():
         write_finding(finding, tmp_path)
-        assert "nan" not in finding.words
+        assert "nan" not in finding.caption + finding.method
         assert (tmp_path / f"{finding.name}.svg").stat().st_size > 5000
 
 
@@ -78,7 +78,7 @@ def test_what_a_frozen_stem_gives_is_the_same_after_transfer(found: dict[str, Fi
     table = found["correlation_changes"].table
     first = table[(table["features"] == "encoders") & (table["to"] == "after transfer")]
     assert set(first["same_features"]) == {"text"}  # the speech encoder has a top that always trains
-    assert "; the text features are the same in both" in found["correlation_changes"].words
+    assert "; the text features are the same in both" in found["correlation_changes"].method
     last = table[(table["features"] == "encoders") & (table["from"] == "after transfer")]
     assert set(last["same_features"]) == {""}
     assert set(zip(table["from"], table["to"], strict=True)) == {
@@ -106,10 +106,10 @@ def test_sides_that_come_closer_are_said_to_be_aligned(opened: OpenRun) -> None:
     assert ranks["chance_recall@5"].iloc[0] == pytest.approx(5 / ranks["transcripts"].iloc[0])
     canonical = made["correlation_canonical"].table
     assert canonical.query("state == 'after finetune' and pair <= 4")["held_out"].min() > 0.8
-    assert "unchanged, for the features of neither side changed" in made["correlation_changes"].words
+    assert "unchanged, for the features of neither side changed" in made["correlation_changes"].method
     # The fusion hands on the same features: nothing more to compare.
     assert set(changes["features"]) == {"encoders"}
-    assert "hands the encoders' features on as they are" in made["correlation_changes"].words
+    assert "hands the encoders' features on as they are" in made["correlation_changes"].method
 
 
 def test_sides_that_have_nothing_in_common_are_found_by_chance_alone(opened: OpenRun) -> None:

@@ -184,7 +184,7 @@ def test_a_run_s_findings_have_its_texts(opened: OpenRun, examples: list[Example
         )
         assert finding.table["second"].between(0, example.seconds).all()
         assert example.text in str(finding.figure.get_suptitle()).replace("\n", " ")  # type: ignore[union-attr]
-        assert "The convolution runs along time alone" in finding.words
+        assert "The convolution runs along time alone" in finding.caption
     write_finding(findings[0], tmp_path)
     assert sorted(path.suffix for path in tmp_path.iterdir()) == [".csv", ".png", ".svg"]
 

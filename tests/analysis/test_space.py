@@ -41,7 +41,7 @@ def test_utterances_and_centres_are_placed_together(opened: OpenRun, found: Find
 def test_the_same_seed_draws_the_same_plane(opened: OpenRun, found: Finding) -> None:
     (again,) = space.space(opened, "all", seed=0)
     assert again.table.equals(found.table)
-    assert ("UMAP" if find_spec("umap") else "t-SNE, perplexity 30") in found.words
+    assert ("UMAP" if find_spec("umap") else "t-SNE, perplexity 30") in found.method
 
 
 def test_silhouettes_are_rousseeuw_s(opened: OpenRun, found: Finding) -> None:
@@ -98,7 +98,7 @@ def test_classes_without_vectors_of_the_loss_are_drawn_by_their_means(
     (finding,) = space.space(opened, "test", seed=0)
     centres = finding.table[finding.table["what"] == "class mean"]
     assert centres["emotion"].tolist() == opened.emotions
-    assert "class mean" in finding.words
+    assert "class mean" in finding.method
 
 
 def test_few_utterances_are_refused(opened: OpenRun, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -116,7 +116,7 @@ def test_analyses_of_moments_and_words_show_the_whole_utterance(runs: dict[str, 
     parts = {part.name: part for part in analyze(given)}
     assert [part.left_out for part in parts.values()] == [""] * 3
     for name in ("attention", "attribution"):
-        assert "pooled over time" in parts[name].findings[0].words
+        assert "pooled over time" in parts[name].findings[0].caption
     table = parts["attribution"].findings[0].table
     assert table["word"].dropna().tolist() == ["(the whole text)"]
     assert len(table) == 2
