@@ -4,6 +4,7 @@ import os
 import sys
 
 from fourm_ser.options import Described, describe
+from fourm_ser.values import RULES, Choice, shown
 
 CONFIGURED = ("train", "prepare", "evaluate", "predict", "push", "export", "serve", "analyze")
 SCRIPTS = {
@@ -62,18 +63,22 @@ def completions(line: str) -> list[str]:
     if words[0] not in CONFIGURED:
         return []
     sign = last[: len(last) - len(last.lstrip("+~"))]
-    found = _next(describe(words[0], words[1:]), last.removeprefix(sign))
+    found = _next(words[0], describe(words[0], words[1:]), last.removeprefix(sign))
     return sorted({sign + word for word in found})
 
 
-def _next(described: Described, word: str) -> list[str]:
-    """Groups, their options, or keys down to the next dot."""
+def _next(command: str, described: Described, word: str) -> list[str]:
+    """Groups, their options, or keys down to the next dot; of a key that takes a few values, these."""
     place, is_value, value = word.partition("=")
     if is_value:
         options = next((group.options for group in described.groups if group.name == place), None)
         if options is None:
             key = described.leaves().get(place)
-            options = [] if key is None or "/" in value or os.path.exists(value) else [key.written]
+            rule = RULES.get(command, {}).get(place)
+            if isinstance(rule, Choice):
+                options = [shown(allowed) for allowed in rule.values]
+            else:
+                options = [] if key is None or "/" in value or os.path.exists(value) else [key.written]
         return [f"{place}={option} " for option in options if option.startswith(value)]
     found = [f"{group.name}=" for group in described.groups if group.name.startswith(word)]
     for path in described.leaves():

@@ -116,6 +116,8 @@ def test_what_is_hydra_s_is_let_through(words: list[str]) -> None:
         ("fourm_ser train loss=ce_center loss.terms.center.f", {"loss.terms.center.form="}),
         ("fourm_ser train stage.fine", {"stage.finetune."}),
         ("fourm_ser train seed=1 fusion.dr", {"fusion.dropout="}),
+        ("fourm_ser train trainer.tf32=", {"trainer.tf32=true ", "trainer.tf32=false "}),
+        ("fourm_ser evaluate resample=s", {"resample=speakers "}),
         ("fourm_ser predict mod", {"model="}),
         ("fourm_ser completion z", {"zsh"}),
     ],
