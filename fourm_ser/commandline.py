@@ -63,7 +63,16 @@ def be_brief() -> None:
     """
     if not {"OMP_WAIT_POLICY", "GOMP_SPINCOUNT", "KMP_BLOCKTIME"} & set(os.environ):
         os.environ["OMP_WAIT_POLICY"] = "PASSIVE"
-    atexit.register(gc.freeze)  # else Python looks for garbage among a million objects, several times, for seconds
+    atexit.register(_freeze)
+
+
+def _freeze() -> None:
+    """Let Python not look for garbage among a million objects as it ends, several times, for seconds.
+
+    But for Triton, of which CUDA's PyTorch loads the bindings: they print what is left of them then, as leaks.
+    """
+    if "triton" not in sys.modules:
+        gc.freeze()
 
 
 def answer(command: str) -> None:

@@ -2,6 +2,8 @@
 
 import os
 import signal
+import subprocess
+import sys
 import tempfile
 import time
 from itertools import product
@@ -243,3 +245,14 @@ def test_threads_sleep_where_they_wait_unless_the_environment_says_how(
     monkeypatch.setenv(said, "ACTIVE")
     be_brief()
     assert os.environ.get("OMP_WAIT_POLICY") == ("ACTIVE" if said == "OMP_WAIT_POLICY" else None)
+
+
+@pytest.mark.parametrize("has_triton", [False, True])
+def test_a_command_ends_without_looking_for_garbage_but_where_bindings_would_call_it_leaked(has_triton: bool) -> None:
+    code = (
+        "import atexit, gc, sys; from fourm_ser.commandline import be_brief\n"
+        "atexit.register(lambda: print(gc.get_freeze_count() > 0))\n"  # what is registered first is called last
+        f"be_brief(); sys.modules.update({{'triton': None}} if {has_triton} else {{}})"
+    )
+    ended = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert ended.stdout.strip() == str(not has_triton), ended.stderr
