@@ -9,7 +9,7 @@ from hydra.errors import InstantiationException
 from hydra.utils import instantiate
 from omegaconf import DictConfig, ListConfig, OmegaConf, open_dict
 
-from fourm_ser.errors import InputError
+from fourm_ser.errors import InputError, ValuesError
 
 PACKAGE = Path(__file__).resolve().parent
 CONF = next(folder for folder in (PACKAGE / "conf", PACKAGE.parent / "conf") if folder.is_dir())
@@ -97,9 +97,9 @@ def build(node: Any, **arguments: Any) -> Any:
         if cause is not None:
             raise InputError(_at_full_key(str(cause), str(error))) from None
         if not isinstance(node, Mapping | DictConfig) and error.__cause__ is None:
-            raise InputError(f"config: {node}: expected an option's keys, a _target_ among them, or null.") from error
+            raise ValuesError(f"config: {node}: expected an option's keys, a _target_ among them, or null.") from error
         if isinstance(error.__cause__, TypeError | ValueError | AttributeError | LookupError | ArithmeticError):
-            raise InputError(_of_values(error, error.__cause__)) from error
+            raise ValuesError(_of_values(error, error.__cause__)) from error
         raise
 
 

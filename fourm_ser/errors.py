@@ -26,6 +26,10 @@ class PlaceError(InputError):
     """Nothing can be written where it has to be, on a full disk or in a cache that may only be read."""
 
 
+class ValuesError(InputError):
+    """What a class met in the values of a config, which none of its checks foresaw."""
+
+
 class OtherRunError(InputError):
     """The run directory belongs to another run."""
 
@@ -76,6 +80,8 @@ def blamed(place: Any) -> Iterator[None]:
     """Say in one line that what lies at `place`, which others may have written, cannot be used, whatever it raises."""
     try:
         yield
+    except ValuesError as error:  # it tells of keys, and not whose
+        raise InputError(f"{place}: {error}") from error
     except (InputError, OSError, MemoryError):
         raise
     except Exception as error:

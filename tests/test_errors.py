@@ -2,7 +2,7 @@
 
 import pytest
 
-from fourm_ser.errors import InputError, blamed, brief
+from fourm_ser.errors import InputError, ValuesError, blamed, brief
 
 
 @pytest.mark.parametrize("sign", ["\n", "\r", "\x0b", "\x0c", "\x1b[2J", "\x85", "\u2028", "\u202e", "\x00", "\t"])
@@ -24,3 +24,16 @@ def test_what_a_library_says_is_cut() -> None:
     with pytest.raises(InputError, match=r"^a: is damaged.*unknown\. Expected one of 0, 1") as raised, blamed("a"):
         raise error
     assert len(str(raised.value)) < 500
+
+
+def test_values_that_no_class_takes_are_said_of_their_file_and_other_bad_input_as_it_is() -> None:
+    with pytest.raises(InputError, match=r"^a/config\.yaml: loss: no\.$"), blamed("a/config.yaml"):
+        raise ValuesError("loss: no.")
+    with pytest.raises(InputError, match=r"^b\.csv: no\.$"), blamed("a/config.yaml"):
+        raise InputError("b.csv: no.")
+
+
+def test_a_line_that_announces_the_next_is_told_with_it() -> None:
+    assert brief(ValueError("Validation error for field 'a':\n    TypeError: no int.\nmore")) == (
+        "Validation error for field 'a': TypeError: no int"
+    )

@@ -83,7 +83,8 @@ def load_transformer(
         with torch.random.fork_rng(devices=[]), _said_of(place):
             torch.manual_seed(init_seed)
             # In float32, whatever the config of a checkpoint says that this one was read from.
-            return speed_up(kind.from_config(config, dtype=torch.float32))
+            model = kind.from_config(config, dtype=torch.float32)
+        return speed_up(model)
     source = checkpoint if weights == "pretrained" else weights
     if source is None:
         raise InputError(

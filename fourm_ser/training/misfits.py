@@ -45,16 +45,7 @@ def refuse_misfits(config: DictConfig, stages: Sequence[Stage], corpus: Corpus, 
             f"them read it in every epoch. Expected one of {', '.join(WITHOUT_STORE)}, or encode.store=true."
         )
     for stage in stages:
-        own = config.stage[stage.name]
-        optimizer, scheduler = (
-            (f"stage.{stage.name}.{part}" if own[part] else part, getattr(stage, part))
-            for part in ("optimizer", "scheduler")
-        )
-        rehearse(optimizer, scheduler)
-        if loss.optimizer:
-            rehearse(
-                ("loss.optimizer", loss.optimizer), ("loss.scheduler", loss.scheduler) if loss.scheduler else scheduler
-            )
+        _rehearse(config, stage, loss)
         for modality in config.fusion.modalities:
             if stage.unfreeze.get(modality) == "lora":
                 require_peft(f"stage.{stage.name}.unfreeze.{modality}")
@@ -73,6 +64,19 @@ def refuse_misfits(config: DictConfig, stages: Sequence[Stage], corpus: Corpus, 
         widths = {"embedding": fusion.dim, **fusion.widths}
     if emotions is not None:
         copy.deepcopy(loss).setup(len(emotions), widths, [1] * len(emotions)).check_classifier()
+
+
+def _rehearse(config: DictConfig, stage: Stage, loss: Loss) -> None:
+    """Refuse a stage's optimizers and schedules that cannot take a step, by where the config says them."""
+    own = config.stage[stage.name]
+    optimizer, scheduler = (
+        (f"stage.{stage.name}.{part}" if own[part] else part, getattr(stage, part))
+        for part in ("optimizer", "scheduler")
+    )
+    rehearse(optimizer, scheduler)
+    if loss.optimizer:
+        of_loss = ("loss.scheduler", loss.scheduler) if loss.scheduler else scheduler
+        rehearse(("loss.optimizer", loss.optimizer), of_loss)
 
 
 def look_at(network: EmotionNetwork, stages: Sequence[Stage], corpus: Corpus, cache: Path) -> None:

@@ -170,6 +170,19 @@ def test_weights_that_are_missing_or_of_another_shape_are_refused(
             build(weights=folder)
 
 
+@pytest.mark.parametrize("value", ["abc", None, [1], -1])
+def test_fields_that_no_model_can_be_made_of_are_refused_in_one_line(
+    speech_encoder: BuildSpeech, text_encoder: BuildText, tmp_path: Path, value: Any
+) -> None:
+    for name, encoder, build in (("speech", speech_encoder(), speech_encoder), ("text", text_encoder(), text_encoder)):
+        folder = saved(encoder, tmp_path / name)
+        config = tmp_path / name / "config.json"
+        config.write_text(json.dumps({**json.loads(config.read_text()), "hidden_size": value}))
+        with pytest.raises(InputError, match=folder) as caught:
+            build(weights=folder)
+        assert len(str(caught.value).splitlines()) == 1
+
+
 def test_weights_of_another_architecture_are_refused(
     speech_encoder: BuildSpeech, text_encoder: BuildText, tmp_path: Path
 ) -> None:
