@@ -53,10 +53,11 @@ class Vggish(nn.Module):
         images = examples[:, None].contiguous(memory_format=torch.channels_last)
         # The convolutions' activations are best kept near a processor's caches, the connected layers' weights read
         # once for many examples.
-        together = TOGETHER if images.device.type == "cpu" else max(1, len(images))
-        parts = [self._convolve(part) for part in images.split(together)]  # type: ignore[no-untyped-call]
+        parted = images.device.type == "cpu" and not torch.compiler.is_exporting()  # to any number of examples
+        parts = images.split(TOGETHER) if parted else [images]  # type: ignore[no-untyped-call]
+        convolved = torch.cat([self._convolve(part) for part in parts])
         # (examples, channels, time, mels) -> (examples, time * mels * channels): the order of TensorFlow
-        return self.embeddings(torch.cat(parts).permute(0, 2, 3, 1).flatten(1))
+        return self.embeddings(convolved.permute(0, 2, 3, 1).flatten(1))
 
     def _convolve(self, images: Tensor) -> Tensor:
         """(examples, 1, 96, 64) -> (examples, 512, 6, 4)."""

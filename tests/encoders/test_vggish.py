@@ -226,6 +226,15 @@ def test_a_batch_is_one_pass(build: Build) -> None:
     assert passes == [27]
 
 
+def test_a_program_traced_on_few_examples_computes_many(build: Build) -> None:
+    network = build().stem.network.requires_grad_(False)
+    with torch.no_grad():
+        program = torch.export.export(network, (torch.randn(2, 96, 64),), dynamic_shapes=({0: torch.export.Dim.AUTO},))
+        for count in (1, 7, 31):
+            examples = torch.randn(count, 96, 64)
+            torch.testing.assert_close(program.module()(examples), network(examples), rtol=1e-4, atol=1e-5)
+
+
 def test_the_official_file_may_be_given_by_its_folder(build: Build, tmp_path: Path) -> None:
     source = build(init_seed=4)
     torch.save(source.stem.network.state_dict(), tmp_path / "vggish-10086976.pth")

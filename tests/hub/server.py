@@ -65,6 +65,11 @@ class Hub:
         repository.refs |= dict.fromkeys(refs or ("main",), name)
         return name
 
+    def tag(self, repo: str, name: str) -> None:
+        """Name the newest commit of a repository's main branch."""
+        refs = self.repositories[repo].refs
+        refs[name] = refs["main"]
+
     def asked(self, *methods: str) -> list[str]:
         """The names of the files that were asked for in these ways, or in any, in order."""
         lines = [request.line for request in self.requests if "/resolve/" in request.line]

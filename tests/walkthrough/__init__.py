@@ -1,0 +1,1 @@
+"""README's commands and those of docs/, typed as a reader types them."""

@@ -1,0 +1,95 @@
+"""What the pages' commands find: checkpoints on a hub of the loopback, corpora, recordings and tables."""
+
+import csv
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import soundfile
+import torch
+from transformers import (
+    BertConfig,
+    BertModel,
+    HubertConfig,
+    HubertModel,
+    RobertaConfig,
+    RobertaModel,
+    Wav2Vec2Config,
+    Wav2Vec2FeatureExtractor,
+    Wav2Vec2Model,
+    WavLMConfig,
+    WavLMModel,
+)
+from transformers.utils.logging import disable_progress_bar
+
+from fourm_ser.encoders.base import Resources
+from fourm_ser.encoders.hub import train_wordpiece
+from tests import releases
+from tests.hub.conftest import CONVOLUTIONS, SMALL
+from tests.hub.server import Hub
+from tests.prediction.predictors import TEXTS, whisper
+
+TEXT: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    "bert-base-uncased": (BertModel, BertConfig),
+    "sentence-transformers/all-MiniLM-L6-v2": (BertModel, BertConfig),
+    "roberta-base": (RobertaModel, RobertaConfig),
+}
+SPEECH: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
+    "facebook/hubert-base-ls960": (HubertModel, HubertConfig),
+    "facebook/wav2vec2-base": (Wav2Vec2Model, Wav2Vec2Config),
+    "microsoft/wavlm-base": (WavLMModel, WavLMConfig),
+}
+WHISPER = ("openai/whisper-base", "openai/whisper-small")
+POSITIONS = {"num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2}
+COLUMNS = ("id", "audio", "text", "emotion", "speaker", "session")
+
+
+def fill(hub: Hub, folder: Path) -> None:
+    """Put small checkpoints with random weights on a hub under the names that the pages' commands ask for."""
+    disable_progress_bar()
+    for number, (name, (network, config)) in enumerate((TEXT | SPEECH).items()):
+        place = folder / str(number)
+        torch.manual_seed(number)
+        if name in TEXT:
+            tokenizer = train_wordpiece(Resources(folder / "cache", TEXTS), 120)
+            network(config(vocab_size=len(tokenizer), **SMALL)).save_pretrained(place)
+            tokenizer.save_pretrained(place)
+        else:
+            network(config(**SMALL, **CONVOLUTIONS, **POSITIONS)).save_pretrained(place)
+            Wav2Vec2FeatureExtractor(do_normalize=True).save_pretrained(place)
+        hub.commit(name, place)
+    heard = whisper(folder / "whisper", ["en", "de"])
+    for name in WHISPER:
+        hub.commit(name, heard)
+
+
+def release(home: Path) -> None:
+    """Write small releases into `releases/`, a folder each."""
+    releases.iemocap(home / "releases" / "iemocap")
+    releases.esd(home / "releases" / "esd")
+
+
+def record(home: Path, clone: Path) -> None:
+    """Write the recordings and tables that the pages' commands name, of the demo corpus, which is there."""
+    (table,) = (home / ".cache" / "fourm_ser" / "manifests").glob("demo-*/manifest.csv")
+    (corpus,) = (home / ".cache" / "fourm_ser" / "corpora").glob("demo-*/")
+    with table.open(encoding="utf-8", newline="") as read:
+        rows = [{**row, "audio": os.path.relpath(corpus / row["audio"], clone)} for row in csv.DictReader(read)]
+    for name in ("my.csv", "corpus.csv", "new.csv"):
+        _write(clone / name, rows[::8])
+    recordings = [clone / row["audio"] for row in rows[:20]]
+    (clone / "recordings" / "more").mkdir(parents=True)
+    for copy, original in zip(("a.wav", "new.wav", "recordings/b.wav", "recordings/more/c.wav"), recordings):
+        (clone / copy).write_bytes(original.read_bytes())
+    parts, rates = zip(*(soundfile.read(path) for path in recordings))
+    soundfile.write(clone / "interview.mp3", np.concatenate(parts), rates[0])
+
+
+def _write(path: Path, rows: Sequence[dict[str, str]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        table = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
+        table.writeheader()
+        table.writerows(rows)
+
