@@ -1,4 +1,4 @@
-"""Type the commands of README and docs/ in a fresh clone: python -m tests.walkthrough [PAGE ...] [--without "make test"].
+"""Type the pages' commands in a fresh clone: python -m tests.walkthrough [PAGE ...] [--without "make test"].
 
 The clone lies in a temporary folder that is also its home: there is no cache and no environment but what the commands
 make (pip keeps its own cache of downloads). All run in one shell, as a reader types them, page after page: README, then

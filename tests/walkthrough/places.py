@@ -81,10 +81,10 @@ def record(home: Path, clone: Path) -> None:
         _write(clone / name, rows[::8])
     recordings = [clone / row["audio"] for row in rows[:20]]
     (clone / "recordings" / "more").mkdir(parents=True)
-    for copy, original in zip(("a.wav", "new.wav", "recordings/b.wav", "recordings/more/c.wav"), recordings):
-        (clone / copy).write_bytes(original.read_bytes())
-    parts, rates = zip(*(soundfile.read(path) for path in recordings))
-    soundfile.write(clone / "interview.mp3", np.concatenate(parts), rates[0])
+    for place, name in enumerate(("a.wav", "new.wav", "recordings/b.wav", "recordings/more/c.wav")):
+        (clone / name).write_bytes(recordings[place].read_bytes())
+    parts = [soundfile.read(path)[0] for path in recordings]
+    soundfile.write(clone / "interview.mp3", np.concatenate(parts), soundfile.info(recordings[0]).samplerate)
 
 
 def _write(path: Path, rows: Sequence[dict[str, str]]) -> None:
@@ -92,4 +92,3 @@ def _write(path: Path, rows: Sequence[dict[str, str]]) -> None:
         table = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
         table.writeheader()
         table.writerows(rows)
-
