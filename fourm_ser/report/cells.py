@@ -183,7 +183,12 @@ def make_sections(runs: Iterable[Run]) -> tuple[list[Section], list[str]]:
 
 def in_words(axis: str, value: str) -> str:
     """A value of an axis that can stand alone: an option's name does, a number needs its key."""
-    return f"{axis.rpartition('.')[2]}={value}" if "." in axis else value
+    return f"{axis.rpartition('.')[2]}={value}" if "." in axis else label(axis, value)
+
+
+def label(axis: str, value: str) -> str:
+    """What a value is called beside its axis."""
+    return NETWORK if (axis, value) == ("baseline", ABSENT) else value
 
 
 def _make_section(runs: list[Run], corpora: Corpora, problems: list[str]) -> Section:

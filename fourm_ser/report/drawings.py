@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 
 from fourm_ser.errors import InputError
-from fourm_ser.report.cells import ACCURACIES, SHOWN, Cell, Section, in_words
+from fourm_ser.report.cells import ACCURACIES, SHOWN, Cell, Section, in_words, label
 from fourm_ser.report.effects import Effects, marginal_effects
 from fourm_ser.report.svg import Chart, Grid, bars, curves, heat_map, interval_plot
 from fourm_ser.report.tables import cell_seconds, percent
@@ -77,7 +77,8 @@ def _means_grid(section: Section, axes: tuple[str, str], chosen: list[int], summ
         texts[place[0]][place[1]] = lines
         if best in numbers:
             marked.add(place)
-    return Grid(rows, columns, shade, texts, marked)
+    names = [[label(axis, value) for value in values] for axis, values in zip(axes, (rows, columns), strict=True)]
+    return Grid(names[0], names[1], shade, texts, marked)
 
 
 def _two_axes(section: Section) -> tuple[str, str]:
@@ -104,7 +105,9 @@ def effects_figure(section: Section) -> tuple[list[Chart], str]:
         if not drawn:
             return [], words
         groups = {
-            effects.axis: [(e.value, 100 * e.mean, 100 * e.low, 100 * e.high) for e in effects.effects]
+            effects.axis: [
+                (label(effects.axis, e.value), 100 * e.mean, 100 * e.low, 100 * e.high) for e in effects.effects
+            ]
             for effects in drawn
         }
         strongest = max((row for rows in groups.values() for row in rows), key=lambda row: row[1])

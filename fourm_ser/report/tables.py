@@ -8,8 +8,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from fourm_ser.files import write_table, write_text
-from fourm_ser.report.axes import ABSENT, NETWORK
-from fourm_ser.report.cells import SHOWN, Section
+from fourm_ser.report.cells import SHOWN, Section, label
 
 MARKDOWN = re.compile(r"[\\|`<>*]|\](?=\()")  # what is more than a sign in Markdown
 # What a paper's table has; everything else is in results.csv.
@@ -139,7 +138,7 @@ def rows_of(section: Section, metric: str) -> list[Row]:
             for name, table in summaries.items()
         }
         n = int(summaries[metric]["n"][number])
-        choices = [NETWORK if (axis, value) == ("baseline", ABSENT) else value for axis, value in cell.values.items()]
+        choices = [label(axis, value) for axis, value in cell.values.items()]
         rows.append(Row(choices, numbers, n, cell.random_weights, number in section.complete))
     return rows
 

@@ -14,6 +14,7 @@ from scipy import stats
 from fourm_ser.report.__main__ import report
 from fourm_ser.report.baselines import Against, hold_against, sentences
 from fourm_ser.report.cells import Section, make_sections
+from fourm_ser.report.drawings import effects_figure, heat_maps
 from fourm_ser.report.significance import holm, paired_bootstrap, read_predictions
 from fourm_ser.runs.collect import collect
 from tests.report.runs import write_run
@@ -75,8 +76,11 @@ def test_probes_of_one_modality_and_of_both_are_two_cells(tmp_path: Path) -> Non
 
 
 def test_the_only_network_beside_its_probe_is_called_so(tmp_path: Path) -> None:
-    write_grid(tmp_path, probe=0.5, folds=1)
-    assert names(made(tmp_path)[0]) == {"network", "linear_probe"}
+    write_grid(tmp_path, probe=0.5, folds=2)
+    (section, *_) = made(tmp_path)
+    assert names(section) == {"network", "linear_probe"}
+    for chart in (*heat_maps(section), *effects_figure(section)[0]):
+        assert {"network", "linear_probe"} <= {cell for row in chart.rows for cell in row}, chart.title
 
 
 def test_a_network_is_held_against_what_reads_the_same(tmp_path: Path) -> None:

@@ -102,7 +102,6 @@ class Shell:
             stdout=subprocess.PIPE,
             text=True,
         )
-        self.type("set -o pipefail")
 
     def type(self, command: str) -> tuple[int, list[str]]:
         """Type a command; returns its exit code and the lines that it wrote."""
