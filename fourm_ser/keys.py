@@ -17,6 +17,7 @@ from omegaconf import DictConfig, OmegaConf
 from fourm_ser.commandline import no_such_key
 from fourm_ser.config import CONF
 from fourm_ser.errors import InputError
+from fourm_ser.plain import SafeLoader
 from fourm_ser.values import check_values
 
 HYDRA_S = {"_target_", "_partial_", "_recursive_", "_convert_", "_args_"}
@@ -211,7 +212,7 @@ def _groups(option: dict[str, Any]) -> list[str]:
 
 
 def _read(name: str) -> dict[str, Any]:
-    return yaml.safe_load((CONF / name).read_text(encoding="utf-8")) or {}
+    return yaml.load((CONF / name).read_text(encoding="utf-8"), SafeLoader) or {}
 
 
 def _names(node: Any) -> set[str]:

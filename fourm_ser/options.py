@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from fourm_ser.config import CONF
+from fourm_ser.plain import SafeLoader
 
 HYDRA_S = ("_target_", "_recursive_", "_convert_", "_partial_", "_args_")
 COMMENT = re.compile(r"\s#\s*(.*\S)")
@@ -106,7 +107,7 @@ def about_option(group: str, option: str) -> str:
 def _read(path: Path) -> tuple[str, yaml.Node | None, list[Any]]:
     """A file's text, its nodes, and its defaults list."""
     text = path.read_text(encoding="utf-8")
-    return text, yaml.compose(text), (yaml.safe_load(text) or {}).get("defaults") or []
+    return text, yaml.compose(text, SafeLoader), (yaml.load(text, SafeLoader) or {}).get("defaults") or []
 
 
 def _is_group(name: str) -> bool:

@@ -21,7 +21,11 @@ DEEPEST = 40  # lists and keys within each other
 HERE = "${folder}"  # what a model directory calls itself by
 
 
-class Loader(getattr(yaml, "CSafeLoader", yaml.SafeLoader)):  # type: ignore[misc]  # the C one reads a hundred runs in a second
+SafeLoader: type = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
+"""In C where there is one: ten times as fast."""
+
+
+class Loader(SafeLoader):
     """YAML as OmegaConf writes and reads it: `1e-4` is a number, a date is a text, no key stands twice."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:

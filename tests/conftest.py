@@ -76,8 +76,10 @@ def one_pixel() -> Iterator[None]:
     from fourm_ser.runs import evaluation, results
 
     with pytest.MonkeyPatch.context() as patched:
-        for module in (evaluation, results):
+        for module, drawing in ((evaluation, "reliability_figure"), (results, "confusion_figure, curves_figure")):
             patched.setattr(module, "save_figure", lambda figure, path: path.write_bytes(PIXEL))
+            for name in drawing.split(", "):
+                patched.setattr(module, name, lambda *arguments, **words: None)
         yield
 
 

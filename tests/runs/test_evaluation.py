@@ -11,9 +11,9 @@ from hydra import compose, initialize_config_dir
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
+from fourm_ser import figures
 from fourm_ser.data.manifest import write_manifest
 from fourm_ser.errors import InputError
-from fourm_ser.figures import save_figure
 from fourm_ser.runs import evaluation, results
 from fourm_ser.runs.finished import OpenRun
 from tests.conftest import CONF
@@ -64,11 +64,17 @@ def without(table: Path, emotion: str) -> Path:
     return path
 
 
-def test_a_run_gives_exactly_its_own_metrics(
-    two_stage_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are drawn here, after all."""
     for module in (evaluation, results):
-        monkeypatch.setattr(module, "save_figure", save_figure)
+        for name in ("confusion_figure", "curves_figure", "reliability_figure", "save_figure"):
+            if hasattr(module, name):
+                monkeypatch.setattr(module, name, getattr(figures, name))
+
+
+@pytest.mark.usefixtures("drawn")
+def test_a_run_gives_exactly_its_own_metrics(two_stage_run: Path, tmp_path: Path) -> None:
     recorded = json.loads((two_stage_run / "metrics.json").read_text())
     for side in ("test", "val"):
         found = evaluate(f"run={two_stage_run}", f"side={side}", f"output={tmp_path / side}", changes={})
@@ -83,6 +89,7 @@ def test_a_run_gives_exactly_its_own_metrics(
         assert (tmp_path / "test" / name).stat().st_size > 5_000
 
 
+@pytest.mark.usefixtures("drawn")
 def test_the_figures_are_of_the_predictions(
     two_stage_run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
