@@ -79,6 +79,9 @@ class RelativeAttention(nn.Module):
         """The bias of so many frames (heads, queries, keys)."""
         distances = torch.arange(1 - time, time, device=self.rel_attn_embed.weight.device)
         by_distance = self.rel_attn_embed(self._bucket(distances)).T  # (heads, 2 * time - 1)
+        if torch.compiler.is_exporting():  # windows keep the width that they were traced with
+            steps = torch.arange(time, device=distances.device)
+            return by_distance[:, steps - steps[:, None] + time - 1]
         return by_distance.unfold(1, time, 1).flip(1)  # the last query's keys are the first window
 
     def _bucket(self, distances: Tensor) -> Tensor:

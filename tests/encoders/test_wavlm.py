@@ -77,6 +77,22 @@ def test_it_is_hugging_faces_attention(time: int, masked: bool, training: bool) 
         check_gradients(ours, original)
 
 
+def test_a_program_traced_at_one_length_has_the_bias_of_every_other() -> None:
+    class Bias(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.attention = both()[1]
+
+        def forward(self, hidden: Tensor) -> Tensor:
+            return self.attention.bias(hidden.shape[1])
+
+    bias = Bias().requires_grad_(False)
+    program = torch.export.export(bias, (torch.zeros(1, 7),), dynamic_shapes=({1: torch.export.Dim.AUTO},))
+    assert "unfold" not in str(program.graph)  # which ONNX has not: its windows would keep their number
+    for time in (2, 30, 130):
+        torch.testing.assert_close(program.module()(torch.zeros(1, time)), bias(torch.zeros(1, time)), rtol=0, atol=0)
+
+
 def test_the_bias_gets_its_gradient_through_all_layers() -> None:
     hidden, mask = draw(40, True)
     firsts = both()
