@@ -65,10 +65,13 @@ def fill(hub: Hub, folder: Path) -> None:
         hub.commit(name, heard)
 
 
-def release(home: Path) -> None:
-    """Write small releases into `releases/`, a folder each."""
+def write(home: Path) -> None:
+    """Write small releases into `releases/`, a folder each, and parameters of AudioSet's postprocessing."""
     releases.iemocap(home / "releases" / "iemocap")
     releases.esd(home / "releases" / "esd")
+    torch.manual_seed(0)
+    parameters = {"pca_eigen_vectors": torch.linalg.qr(torch.randn(128, 128))[0], "pca_means": torch.randn(128, 1)}
+    torch.save(parameters, home / "postprocessing.pth")
 
 
 def record(home: Path, clone: Path) -> None:
