@@ -233,5 +233,5 @@ def load_whitening(path: Path) -> Whitening:
             f"{path}: holds {found}; PCA parameters of VGGish are pca_eigen_vectors ({DIM}, {DIM}) and pca_means "
             f"({DIM},)."
         )
-    vectors, means = (tensors[name].float().clone() for name in sizes)
+    vectors, means = (tensors[name].float().clone().contiguous() for name in sizes)
     return Whitening(vectors.reshape(DIM, DIM), means.flatten())

@@ -104,8 +104,8 @@ def save_model(folder: Path, model: Model, config: DictConfig, left_out: Mapping
         nodes["encode"] = {"pool": {modality: encoder.pooling for modality, encoder in network.by_modality.items()}}
         nodes["fingerprints"] = dict(left_out)
         nodes["use"] = model.conditions._asdict()
-        # Tensors that share memory are not allowed in the format: each gets its own.
-        state = {name: tensor.clone() for name, tensor in _state(network, left_out).items()}
+        # Tensors that share memory, or lie in it in another order, are not allowed in the format: each gets its own.
+        state = {name: tensor.clone().contiguous() for name, tensor in _state(network, left_out).items()}
         if any(map(is_adapter, state)):
             nodes["lora"] = OmegaConf.to_container(config.lora, resolve=True)
         save_file(state, temporary / "model.safetensors")

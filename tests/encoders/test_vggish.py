@@ -110,9 +110,11 @@ def made_up_pca(outputs: Tensor) -> dict[str, np.ndarray]:
 
 @pytest.fixture
 def pca_file(tmp_path: Path) -> Path:
-    """PCA parameters as the official file has them."""
+    """PCA parameters as the official file has them; the vectors lie in memory column after column."""
     path = tmp_path / "vggish_pca_params-970ea276.pth"
-    torch.save(made_up_pca(torch.rand(50, 128)), path)
+    parameters = {name: torch.from_numpy(values) for name, values in made_up_pca(torch.rand(50, 128)).items()}
+    parameters["pca_eigen_vectors"] = parameters["pca_eigen_vectors"].T.contiguous().T
+    torch.save(parameters, path)
     return path
 
 

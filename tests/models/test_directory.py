@@ -185,6 +185,15 @@ def test_a_loaded_model_is_saved_and_loaded_again(trained: Callable[..., Trained
     assert torch.equal(logits(again), logits(model.network))
 
 
+def test_weights_may_lie_in_memory_in_any_order(trained: Callable[..., Trained], tmp_path: Path) -> None:
+    model = trained()
+    for parameter in model.network.parameters():
+        parameter.data = parameter.data.T.contiguous().T if parameter.ndim == 2 else parameter.data
+    save_model(tmp_path / "model", Model(model.network, EMOTIONS, CONDITIONS), model.config, {})
+    again = load_model(tmp_path / "model", tmp_path / "cache").network.state_dict()
+    assert all(torch.equal(again[name], tensor) for name, tensor in model.network.state_dict().items())
+
+
 @pytest.mark.parametrize("left_out", [(), ("text", "audio")])
 def test_weights_from_a_folder(trained: Callable[..., Trained], tmp_path: Path, left_out: tuple[str, ...]) -> None:
     source = trained("wav2vec2", "encoder.init_seed=5")
