@@ -268,7 +268,11 @@ class Corpus(ABC):
     @property
     def counts(self) -> list[int]:
         """Training utterances of each class."""
-        return np.bincount(self.label[self.split.train], minlength=len(self.emotions)).tolist()
+        return self.counts_on("train")
+
+    def counts_on(self, side: str) -> list[int]:
+        """Utterances of each class on a side of the split."""
+        return np.bincount(self.label[getattr(self.split, side)], minlength=len(self.emotions)).tolist()
 
     @property
     def parts(self) -> list[np.ndarray]:

@@ -47,7 +47,6 @@ from fourm_ser.training.misfits import look_at, refuse_misfits
 from fourm_ser.training.module import EmotionModule
 from fourm_ser.training.record import record
 from fourm_ser.training.stages import (
-    SAID,
     Outcome,
     Stage,
     Trained,
@@ -55,6 +54,7 @@ from fourm_ser.training.stages import (
     choose_stage,
     read_stages,
     told,
+    told_score,
     trained_parts,
 )
 from fourm_ser.training.stopping import SIGNALS, way_on_told
@@ -225,11 +225,10 @@ class Experiment:
         """The stage that the run ends with; checkpoints hold the scores, so that a resumed run chooses alike."""
         if all(stage.keep == "always" for stage in self.stages[1:]):
             return self.stages[-1]  # whatever the scores are
-        scores = [self._folder(stage).read_score() for stage in self.stages]
-        chosen = choose_stage(self.stages, scores)
-        found = zip(self.stages, scores, strict=True)
-        said = ", ".join(f"{stage.name} {SAID[stage.monitor]} {score:.4f}" for stage, score in found)
-        log.info("stage %s is what the run ends with: %s", chosen.name, said)
+        scores, counts = [self._folder(stage).read_score() for stage in self.stages], self.corpus.counts_on("val")
+        chosen = choose_stage(self.stages, scores, counts)
+        said = [told_score(stage, score, counts) for stage, score in zip(self.stages, scores, strict=True)]
+        log.info("stage %s is what the run ends with: %s", chosen.name, ", ".join(said))
         return chosen
 
     def _go_back(self, stage: Stage) -> EmotionModule:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import itertools
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple, Self
 
@@ -46,7 +47,7 @@ class Stage:
         gradient_clip: The largest norm of the gradient; None for any.
         accumulate: How many batches' mean gradient makes one optimizer step.
         keep: Whether the run ends with this stage's weights, or an earlier one's: `better` for this stage's only where
-            their score is better, `always` for this stage's.
+            their score is better by more than its standard error (see `choose_stage`), `always` for this stage's.
     """
 
     name: str
@@ -207,20 +208,45 @@ def _check_values(place: str, entry: Mapping[str, Any]) -> None:
         raise InputError(f"{place}.min_epochs={least}: is more than {place}.max_epochs={most}.")
 
 
-def choose_stage(stages: Sequence[Stage], scores: Sequence[float]) -> Stage:
+def choose_stage(stages: Sequence[Stage], scores: Sequence[float], counts: Sequence[int]) -> Stage:
     """The stage whose weights a run ends with.
 
-    It is the one of the best score. Of equal ones it is the earlier, whose encoders are nearer to what they were: few
-    validation speakers give few scores, and what came after was no better. A stage that is `always` kept takes the
-    place of all before it.
+    It is the one of the best score. Of those that differ by no more than the score's standard error it is the earlier,
+    whose encoders are nearer to what they were: the one-standard-error rule (Breiman et al. 1984, "Classification and
+    regression trees", 3.4.3), as the best of many epochs is partly luck on few utterances. A stage that is `always`
+    kept takes the place of all before it.
 
     Args:
         stages: All stages in their order. What is compared has the same `monitor`, as `read_stages` sees to.
         scores: The score of the weights that each ended with.
+        counts: Validation utterances of each class.
     """
     chosen, best = stages[0], scores[0]
     for stage, score in zip(stages[1:], scores[1:], strict=True):
         gain = score - best if MONITORS[stage.monitor] == "max" else best - score
-        if stage.keep == "always" or gain > ROUNDING * max(1.0, abs(best)):
+        least = ROUNDING * max(1.0, abs(best)) + standard_error(stage.monitor, best, counts)
+        if stage.keep == "always" or gain > least:
             chosen, best = stage, score
     return chosen
+
+
+def standard_error(monitor: str, score: float, counts: Sequence[int]) -> float:
+    """The standard error of a score over utterances that are right or wrong each by itself; of a loss it is 0.
+
+    That of UA is the one of a mean of recalls where all classes are recognised alike, sqrt(p (1 - p) sum(1 / n_c)) / C.
+
+    Args:
+        monitor: What the score is, one of `MONITORS`.
+        score: Its value p.
+        counts: Utterances n_c of each of C classes; those without any count for nothing.
+    """
+    spread, present = score * (1 - score), [count for count in counts if count]
+    if monitor == "val/ua":
+        return math.sqrt(spread * sum(1 / count for count in present)) / len(present)
+    return math.sqrt(spread / sum(present)) if monitor == "val/wa" else 0.0
+
+
+def told_score(stage: Stage, score: float, counts: Sequence[int]) -> str:
+    """The score that a stage ended with, and its standard error, in words."""
+    error = standard_error(stage.monitor, score, counts)
+    return f"{stage.name} {SAID[stage.monitor]} {score:.4f}" + (f" ± {error:.4f}" if error else "")

@@ -122,7 +122,7 @@ def test_a_run_goes_back_to_an_earlier_stage_there(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(experiment, "choose_stage", lambda stages, scores: stages[0])
+    monkeypatch.setattr(experiment, "choose_stage", lambda stages, scores, counts: stages[0])
     words = [*SHORT, "stage.finetune.keep=better", f"encode.store={store}"]
     there, here = (run(configure(kind, "32-true", *words), tmp_path / kind) for kind in ("gpu", "cpu"))
     assert there["chosen_stage"] == "transfer"
