@@ -101,7 +101,7 @@ class Shell:
         self.process = subprocess.Popen(
             ["bash"],
             cwd=folder,
-            env={**kept, **own, "HF_ENDPOINT": hub, "HF_TOKEN": "hf_walkthrough"},
+            env={**kept, **own, "HF_ENDPOINT": hub, "HF_TOKEN": "hf_walkthrough", "HF_HUB_DISABLE_XET": "1"},
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
