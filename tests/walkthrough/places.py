@@ -75,13 +75,17 @@ def write(home: Path) -> None:
 
 
 def record(home: Path, clone: Path) -> None:
-    """Write the recordings and tables that the pages' commands name, of the demo corpus, which is there."""
+    """Write the recordings and tables that the pages' commands name: of the demo corpus, `new.csv` of another."""
     (table,) = (home / ".cache" / "fourm_ser" / "manifests").glob("demo-*/manifest.csv")
     (corpus,) = (home / ".cache" / "fourm_ser" / "corpora").glob("demo-*/")
     with table.open(encoding="utf-8", newline="") as read:
         rows = [{**row, "audio": os.path.relpath(corpus / row["audio"], clone)} for row in csv.DictReader(read)]
-    for name in ("my.csv", "corpus.csv", "new.csv"):
+    for name in ("my.csv", "corpus.csv"):
         _write(clone / name, rows[::8])
+    english = [speaker for speaker in releases.ESD_SPEAKERS if speaker > "0010"]
+    unheard = [told._asdict() for told in releases.esd(home / "releases" / "unheard", english, seed=1)]
+    found = os.path.relpath(home / "releases" / "unheard", clone)
+    _write(clone / "new.csv", [{**row, "audio": os.path.join(found, row["audio"])} for row in unheard])
     recordings = [clone / row["audio"] for row in rows[:20]]
     (clone / "recordings" / "more").mkdir(parents=True)
     for place, name in enumerate(("a.wav", "new.wav", "recordings/b.wav", "recordings/more/c.wav")):
