@@ -18,6 +18,7 @@ from omegaconf import OmegaConf
 from sklearn.metrics import accuracy_score, f1_score, recall_score
 from torch import Tensor
 
+from fourm_ser import figures
 from fourm_ser.config import build, take_hashes
 from fourm_ser.data.batch import Batch, Raw
 from fourm_ser.data.content import digest_of
@@ -26,7 +27,6 @@ from fourm_ser.data.splits import write_split
 from fourm_ser.encoders import checkpoints
 from fourm_ser.encoders.text import TextStem
 from fourm_ser.errors import InputError
-from fourm_ser.figures import save_figure
 from fourm_ser.files import write_text
 from fourm_ser.losses.center import CenterLoss
 from fourm_ser.models.directory import load_model
@@ -50,7 +50,8 @@ def finished(tmp_path_factory: pytest.TempPathFactory, composed: Compose, slice_
     """A run of both stages, with its figures."""
     run_dir = tmp_path_factory.mktemp("run") / "first"
     with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(results, "save_figure", save_figure)
+        for name in ("confusion_figure", "curves_figure", "save_figure"):
+            patched.setattr(results, name, getattr(figures, name))
         run(composed(*slice_of_demo, *SHORT), run_dir)
     return run_dir
 
