@@ -240,7 +240,7 @@ def standard_error(monitor: str, score: float, counts: Sequence[int]) -> float:
         score: Its value p.
         counts: Utterances n_c of each of C classes; those without any count for nothing.
     """
-    spread, present = score * (1 - score), [count for count in counts if count]
+    spread, present = max(0.0, score * (1 - score)), [count for count in counts if count]  # rounded, 1 may be above it
     if monitor == "val/ua":
         return math.sqrt(spread * sum(1 / count for count in present)) / len(present)
     return math.sqrt(spread / sum(present)) if monitor == "val/wa" else 0.0

@@ -22,7 +22,7 @@ from fourm_ser.runs.directory import RunDirectory, StageDirectory
 from fourm_ser.runs.finished import OpenRun
 from fourm_ser.training.experiment import Experiment, resume, run
 from fourm_ser.training.loggers import EpochTable
-from fourm_ser.training.stages import ROUNDING, Stage, choose_stage
+from fourm_ser.training.stages import ROUNDING, Stage, choose_stage, told_score
 from tests.accelerator.networks import WAV2VEC
 from tests.conftest import Compose
 from tests.training.runs import DiedError, evaluate, lasting, read_metrics
@@ -251,6 +251,7 @@ def test_a_later_stage_is_better_by_more_than_its_score_s_standard_error(monitor
     error = float(np.average(recalls, axis=0, weights=weights).std())
     assert choose_stage(stages, [share, share + 0.98 * error], counts) is stages[0]
     assert choose_stage(stages, [share, share + 1.02 * error], counts) is stages[1]
+    assert float(told_score(stages[0], share, counts).partition(" ± ")[2]) == pytest.approx(error, rel=0.02)
 
 
 def test_losses_that_differ_by_their_roundings_are_equal() -> None:

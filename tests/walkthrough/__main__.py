@@ -151,7 +151,7 @@ def main() -> None:
             if code:
                 failed += 1
                 print("\n".join(f"      | {line}" for line in told[-LAST:]), flush=True)
-            if command.startswith(FIRST[0]):
+            if command.startswith(FIRST[0]) and not code:
                 places.record(Path(home), clone)
                 shell.type("DEMO=$(ls -d outputs/*/* | tail -n 1)")
         shell.close()
