@@ -6,6 +6,7 @@ from base64 import b64decode
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Protocol
 
 import pytest
@@ -70,17 +71,30 @@ class Compose(Protocol):
     def __call__(self, *overrides: str) -> DictConfig: ...
 
 
+def drawing_of(module: ModuleType) -> list[str]:
+    """The names of what a module draws and saves figures by."""
+    return [name for name in vars(module) if name.endswith("_figure")]
+
+
 @contextmanager
 def one_pixel() -> Iterator[None]:
     """The figures of runs and evaluations are of one pixel: drawing them takes longer than small networks train."""
     from fourm_ser.runs import evaluation, results
 
     with pytest.MonkeyPatch.context() as patched:
-        for module, drawing in ((evaluation, "reliability_figure"), (results, "confusion_figure, curves_figure")):
-            patched.setattr(module, "save_figure", lambda figure, path: path.write_bytes(PIXEL))
-            for name in drawing.split(", "):
+        for module in (evaluation, results):
+            for name in drawing_of(module):
                 patched.setattr(module, name, lambda *arguments, **words: None)
+            patched.setattr(module, "save_figure", lambda figure, path: path.write_bytes(PIXEL))
         yield
+
+
+def draw_again(patched: pytest.MonkeyPatch, module: ModuleType) -> None:
+    """Let a module draw, where figures are of one pixel."""
+    from fourm_ser import figures
+
+    for name in drawing_of(module):
+        patched.setattr(module, name, getattr(figures, name))
 
 
 @pytest.fixture(scope="session")

@@ -11,12 +11,11 @@ from hydra import compose, initialize_config_dir
 from matplotlib.figure import Figure
 from omegaconf import DictConfig
 
-from fourm_ser import figures
 from fourm_ser.data.manifest import write_manifest
 from fourm_ser.errors import InputError
 from fourm_ser.runs import evaluation, results
 from fourm_ser.runs.finished import OpenRun
-from tests.conftest import CONF
+from tests.conftest import CONF, draw_again
 from tests.drawn import Drawn, pixels, written
 
 pytestmark = pytest.mark.usefixtures("no_figures")
@@ -68,9 +67,7 @@ def without(table: Path, emotion: str) -> Path:
 def drawn(monkeypatch: pytest.MonkeyPatch) -> None:
     """Figures are drawn here, after all."""
     for module in (evaluation, results):
-        for name in ("confusion_figure", "curves_figure", "reliability_figure", "save_figure"):
-            if hasattr(module, name):
-                monkeypatch.setattr(module, name, getattr(figures, name))
+        draw_again(monkeypatch, module)
 
 
 @pytest.mark.usefixtures("drawn")

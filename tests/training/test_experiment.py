@@ -18,7 +18,6 @@ from omegaconf import OmegaConf
 from sklearn.metrics import accuracy_score, f1_score, recall_score
 from torch import Tensor
 
-from fourm_ser import figures
 from fourm_ser.config import build, take_hashes
 from fourm_ser.data.batch import Batch, Raw
 from fourm_ser.data.content import digest_of
@@ -36,7 +35,7 @@ from fourm_ser.training import experiment
 from fourm_ser.training.experiment import resume, run
 from fourm_ser.training.loggers import EpochTable
 from fourm_ser.training.module import EmotionModule
-from tests.conftest import Compose
+from tests.conftest import Compose, draw_again
 from tests.processes import ended, started
 from tests.training.runs import lasting, read_metrics
 
@@ -50,8 +49,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory, composed: Compose, slice_
     """A run of both stages, with its figures."""
     run_dir = tmp_path_factory.mktemp("run") / "first"
     with pytest.MonkeyPatch.context() as patched:
-        for name in ("confusion_figure", "curves_figure", "save_figure"):
-            patched.setattr(results, name, getattr(figures, name))
+        draw_again(patched, results)
         run(composed(*slice_of_demo, *SHORT), run_dir)
     return run_dir
 
