@@ -4,10 +4,10 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help install demo train test lint format docs clean
+.PHONY: help install demo train test test-all lint format docs clean
 
 help:  ## list the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z]+):.*## (.*)/  make \1\t\2/' | expand -t 18
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 18
 
 install: $(INSTALLED)  ## make the virtual environment (.venv) with the tested versions
 
@@ -24,6 +24,9 @@ train: $(INSTALLED)  ## train with options of your own: make train ARGS="encoder
 
 test: $(INSTALLED)  ## run the tests: no network, no GPU
 	$(BIN)/python -m pytest --numprocesses=auto --maxprocesses=4 --dist=worksteal
+
+test-all: $(INSTALLED)  ## the slow ones, too: every case of every encoder and corpus, runs that die anywhere
+	$(BIN)/python -m pytest --all --numprocesses=auto --maxprocesses=4 --dist=worksteal
 
 lint: $(INSTALLED)  ## check style and types
 	$(BIN)/ruff check .

@@ -3,6 +3,7 @@
 import functools
 import os
 from base64 import b64decode
+from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -27,6 +28,29 @@ settings.register_profile("busy", deadline=None, suppress_health_check=[HealthCh
 settings.load_profile("busy")
 # Models this small only wait for each other's threads; set before torch is imported, and for child processes.
 os.environ["OMP_NUM_THREADS"] = "1"
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--all", action="store_true", help="the tests that are marked slow, too")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what is marked slow, but for the cases that it keeps; not under --all, nor where a test is named."""
+    if config.getoption("--all") or any("::" in word for word in config.args):
+        return
+    staying, left_out = list[pytest.Item](), list[pytest.Item]()
+    found = defaultdict[tuple[str, tuple[str, ...]], set[str]](set)
+    for item in items:
+        mark = item.get_closest_marker("slow")
+        words, case = tuple(mark.kwargs.get("but", ())) if mark else (), item.name.partition("[")[2].removesuffix("]")
+        kept = {word for word in words if word in case}
+        found[item.nodeid.partition("[")[0], words] |= kept
+        (left_out if mark and not kept else staying).append(item)
+    for (name, words), kept in found.items():
+        if lost := set(words) - kept:
+            raise pytest.UsageError(f"{name}: slow(but=...) names no case: {', '.join(sorted(lost))}.")
+    config.hook.pytest_deselected(items=left_out)
+    items[:] = staying
 
 
 @pytest.fixture(scope="session", autouse=True)

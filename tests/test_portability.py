@@ -253,6 +253,7 @@ def _afresh() -> Iterator[None]:
     multiprocessing.set_start_method(None, force=True)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("_afresh")
 def test_a_loader_s_process_may_start_afresh(sources: dict[str, Source]) -> None:
     dataset = Utterances(np.arange(4), {"text": sources["stored text"], "audio": sources["audio"]})

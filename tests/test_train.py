@@ -84,6 +84,7 @@ def test_every_option_composes(group: str, composed: Compose) -> None:
         check_config("train", config)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("modality", ["text", "audio"])
 def test_every_half_of_a_pair_composes(modality: str, composed: Compose) -> None:
     options = sorted(path.stem for path in (REPOSITORY / "conf" / "encoder" / modality).glob("*.yaml"))
@@ -99,6 +100,7 @@ def test_every_half_of_a_pair_composes(modality: str, composed: Compose) -> None
             assert "large" in half.checkpoint
 
 
+@pytest.mark.slow
 def test_a_pair_is_what_its_name_says(composed: Compose) -> None:
     alone = {"descriptors", "prosody_cnn", "whisper_base"}  # for audio alone
     published = {"3m_ser", "4m_ser", "4m_ser_ssl"}

@@ -78,6 +78,7 @@ def deterministic(pretend: Pretend, device: torch.device) -> Iterator[None]:
     assert not ran & REFUSED
 
 
+@pytest.mark.slow(but=["text/tiny", "audio/tiny", "audio/wav2vec", "audio/whisper_base"])
 @pytest.mark.parametrize("name", VARIANTS)
 def test_an_encoder_gives_the_cpu_s_features_and_gradients_and_waits_for_nothing(
     name: str, build: Build, pretend: Pretend, device: torch.device
@@ -138,6 +139,7 @@ def sequences(dims: dict[str, int], device: torch.device) -> dict[str, Features]
     }
 
 
+@pytest.mark.slow(but=["statistics", "self_attention", "cross_attention"])
 @pytest.mark.parametrize("option", options("fusion"))
 def test_a_fusion_gives_the_cpu_s_embedding_maps_and_gradients_and_waits_for_nothing(
     option: str, composed: Compose, pretend: Pretend, device: torch.device
@@ -267,6 +269,7 @@ STEPS = {
 }
 
 
+@pytest.mark.slow(but=["tiny", "frozen", "adapters"])
 @pytest.mark.parametrize("name", STEPS)
 def test_a_training_step_is_the_cpu_s(name: str, build: Build, device: torch.device) -> None:
     words, fusion, unfreeze, option = STEPS[name]

@@ -87,6 +87,7 @@ def finished(
     return get
 
 
+@pytest.mark.slow(but=["bf16-mixed"])
 @PRECISIONS
 def test_both_stages_train_there(precision: str, finished: Callable[[str], Path], pretend: Pretend) -> None:
     run_dir = finished(precision)
@@ -104,6 +105,7 @@ def test_both_stages_train_there(precision: str, finished: Callable[[str], Path]
         assert any(value.any() for value in moments)
 
 
+@pytest.mark.slow
 def test_in_float32_the_metrics_are_the_cpu_s(
     finished: Callable[[str], Path], configure: Callable[..., DictConfig], tmp_path: Path
 ) -> None:
@@ -114,6 +116,7 @@ def test_in_float32_the_metrics_are_the_cpu_s(
     pd.testing.assert_frame_equal(tables[0], tables[1], atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("store", ["true", "false"])
 def test_a_run_goes_back_to_an_earlier_stage_there(
     store: str,
@@ -129,6 +132,7 @@ def test_a_run_goes_back_to_an_earlier_stage_there(
     assert lasting(there) == close(lasting(here), 1e-5)
 
 
+@pytest.mark.slow(but=["16-mixed"])
 @pytest.mark.parametrize("precision", ["32-true", "16-mixed"])
 def test_without_a_store_frozen_stems_run_there_in_their_own_precision(
     precision: str, finished: Callable[[str], Path], configure: Callable[..., DictConfig], tmp_path: Path
@@ -145,6 +149,7 @@ class Killed(BaseException):
     """What ends a run at once."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["32-true", "16-mixed"])
 def test_a_run_killed_in_each_stage_ends_as_if_undisturbed(
     precision: str,
@@ -171,6 +176,7 @@ def test_a_run_killed_in_each_stage_ends_as_if_undisturbed(
     assert not still_to_be_killed
 
 
+@pytest.mark.slow
 def test_it_is_found_by_itself_and_workers_read_ahead_of_it(
     device: torch.device, configure: Callable[..., DictConfig], pretend: Pretend, tmp_path: Path
 ) -> None:
@@ -194,6 +200,7 @@ def test_it_is_found_by_itself_and_workers_read_ahead_of_it(
     assert record.encode.max_seconds == 240.0
 
 
+@pytest.mark.slow
 def test_a_weighted_layer_trains_the_same_from_an_empty_store_and_a_full_one(
     device: torch.device, configure: Callable[..., DictConfig], tmp_path: Path
 ) -> None:
@@ -209,6 +216,7 @@ def described(name: str, *words: str) -> DictConfig:
         return compose(name, list(words))
 
 
+@pytest.mark.slow(but=["bf16-mixed"])
 @PRECISIONS
 def test_an_evaluation_repeats_the_run_s_metrics(
     precision: str, finished: Callable[[str], Path], tmp_path: Path
@@ -222,6 +230,7 @@ def test_an_evaluation_repeats_the_run_s_metrics(
             assert {name: found[name] for name in own} == close(own, tolerance)
 
 
+@pytest.mark.slow
 def test_what_parts_do_is_what_they_do_on_the_cpu(finished: Callable[[str], Path]) -> None:
     item = Item(noise(2.1, 1), "every green ball")
     found = []
@@ -245,6 +254,7 @@ def predicted(run_dir: Path, kind: str) -> list[Prediction]:
     return found
 
 
+@pytest.mark.slow(but=["bf16-mixed"])
 @PRECISIONS
 def test_predictions_are_the_cpu_s(precision: str, finished: Callable[[str], Path], pretend: Pretend) -> None:
     with pretend.watched() as seen:
@@ -257,6 +267,7 @@ def test_predictions_are_the_cpu_s(precision: str, finished: Callable[[str], Pat
         assert sum(mine.probabilities.values()) == pytest.approx(1.0, abs=1e-5)
 
 
+@pytest.mark.slow(but=["ctc"])
 @pytest.mark.parametrize("recogniser", [ctc, whisper])
 def test_recordings_are_transcribed_there(
     recogniser: Callable[[Path], Path], device: torch.device, tmp_path: Path
@@ -280,6 +291,7 @@ def analysed(run_dir: Path, kind: str, parts: Iterable[str]) -> dict[str, pd.Dat
     return {" ".join(name): table for name, table in tables.items()}
 
 
+@pytest.mark.slow(but=["bf16-mixed"])
 @PRECISIONS
 def test_analyses_are_the_cpu_s(precision: str, finished: Callable[[str], Path]) -> None:
     if precision == "32-true":

@@ -48,6 +48,7 @@ def filled(folder: Path, encoder: Encoder, where: torch.device, precision: str) 
     return Stored(store, KEYS)
 
 
+@pytest.mark.slow(but=["tiny", "audio/wav2vec", "audio/whisper_base"])
 @pytest.mark.parametrize("name", VARIANTS)
 def test_what_is_stored_there_is_the_cpu_s_and_trains_the_rest(
     name: str, tmp_path: Path, build: Build, pretend: Pretend, device: torch.device
@@ -83,6 +84,7 @@ def test_what_is_stored_there_is_the_cpu_s_and_trains_the_rest(
     check_gradients(slopes[1], slopes[0], None)
 
 
+@pytest.mark.slow(but=["text/tiny"])
 @pytest.mark.parametrize("name", ["text/tiny", "audio/vggish", "audio/weighted"])
 def test_a_model_is_used_there_as_it_was_trained(name: str, build: Build, device: torch.device) -> None:
     _, network = build(*VARIANTS[name], "fusion=self_attention", "fusion.heads=4")

@@ -77,6 +77,7 @@ STEPS = {
 }
 
 
+@pytest.mark.slow(but=["float32"])
 @pytest.mark.parametrize("name", STEPS)
 def test_a_steady_training_step_waits_for_nothing(
     name: str,

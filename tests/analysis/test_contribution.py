@@ -193,6 +193,7 @@ def test_orders_leave_nobody_in_place_and_follow_the_seed() -> None:
         derangements(1, 1, seed=0)
 
 
+@pytest.mark.slow
 def test_the_same_seed_gives_the_same_numbers(opened: OpenRun, findings: dict[str, Finding], tmp_path: Path) -> None:
     for finding in contribution(opened, "all", seed=0, shuffles=SHUFFLES):
         pd.testing.assert_frame_equal(finding.table, findings[finding.name].table)

@@ -52,6 +52,7 @@ def linked(opened: OpenRun, changes: dict[str, float]) -> OpenRun:
     return other
 
 
+@pytest.mark.slow
 def test_every_state_and_kind_of_features_is_measured(
     opened: OpenRun, found: dict[str, Finding], tmp_path: Path
 ) -> None:
@@ -88,6 +89,7 @@ def test_what_a_frozen_stem_gives_is_the_same_after_transfer(found: dict[str, Fi
     }
 
 
+@pytest.mark.slow
 def test_numbers_do_not_hang_on_chance(opened: OpenRun, found: dict[str, Finding]) -> None:
     for again in correlation(opened, "all", **CHOICES):
         pd.testing.assert_frame_equal(again.table, found[again.name].table)

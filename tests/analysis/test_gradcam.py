@@ -73,6 +73,7 @@ def backwards(network: EmotionNetwork, layer: nn.Module, target: int) -> tuple[l
     return list(kept[0].detach()), list(gradients)
 
 
+@pytest.mark.slow(but=["tiny", "cnn"])
 @pytest.mark.parametrize(
     ("name", "layer"),
     [

@@ -42,6 +42,7 @@ def test_embeddings_are_those_that_the_run_tested(two_stage_run: Path, embedding
     assert embeddings.ratio == pytest.approx(metrics["test/intra_inter"], abs=1e-4)
 
 
+@pytest.mark.slow
 def test_another_cache_gives_the_same_embeddings(embeddings: Embeddings, two_stage_run: Path, tmp_path: Path) -> None:
     run, again = OpenRun(two_stage_run), OpenRun(two_stage_run, cache=tmp_path)
     assert read_embeddings(again).vectors == pytest.approx(embeddings.vectors, abs=1e-4)

@@ -315,6 +315,7 @@ def test_a_trained_tokenizer_is_a_function_of_the_set_of_texts(tmp_path: Path) -
     assert len(found) == 1
 
 
+@pytest.mark.slow
 def test_a_fresh_process_trains_the_same_tokenizer(tmp_path: Path) -> None:
     texts = list(_many_words(tmp_path).texts)
     train_wordpiece(Resources(tmp_path / "here", texts), 200)

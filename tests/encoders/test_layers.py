@@ -114,6 +114,7 @@ def compare(found: Features, expected: list[Tensor]) -> None:
         torch.testing.assert_close(found.features[row, : alone.shape[1]], alone[0], rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow(but=["wavlm-layer", "distilbert"])
 def test_a_layer_s_features_are_the_model_s_hidden_states(family: Family, expected: list[States]) -> None:
     layers: list[str | int] = ["last", *range(LAYERS + 1)]
     for layer in layers:
@@ -170,6 +171,7 @@ def test_the_weights_train_while_the_stem_is_frozen(family: Family) -> None:
     assert all(parameter.grad is None for parameter in encoder.stem.parameters())
 
 
+@pytest.mark.slow(but=["wavlm-layer", "distilbert"])
 def test_a_layer_that_is_not_there_is_refused(family: Family) -> None:
     for layer in ("first", "", "1", -1, LAYERS + 1, 1.0, True, None):
         message = rf"encoder\.{family.modality}\.layer={layer}: expected last, weighted or a layer from 0 to {LAYERS}\."
@@ -177,6 +179,7 @@ def test_a_layer_that_is_not_there_is_refused(family: Family) -> None:
             family.encoder(layer)
 
 
+@pytest.mark.slow(but=["wavlm-layer", "distilbert"])
 def test_a_layer_cuts_the_stack_behind_it(family: Family) -> None:
     whole = family.encoder()
     assert len(whole.blocks()) == LAYERS + 1
@@ -190,6 +193,7 @@ def test_a_layer_cuts_the_stack_behind_it(family: Family) -> None:
             assert torch.equal(tensor, whole.state_dict()[name]), (layer, name)
 
 
+@pytest.mark.slow(but=["wavlm-layer", "distilbert"])
 def test_what_trains_gets_a_gradient_and_a_spare_layer_never_trains(family: Family) -> None:
     for layer in ("weighted", 0, 1, LAYERS):
         encoder = family.encoder(layer, quiet=True)
@@ -207,6 +211,7 @@ def test_what_trains_gets_a_gradient_and_a_spare_layer_never_trains(family: Fami
             assert without <= {"stem.model.masked_spec_embed"}, (layer, what)  # of SpecAugment, which is off here
 
 
+@pytest.mark.slow(but=["wavlm-layer", "distilbert"])
 @pytest.mark.parametrize("layer", ["last", "weighted"])
 def test_gradient_checkpointing_gives_the_same_gradients(family: Family, layer: str) -> None:
     gradients: list[dict[str, Tensor]] = []
@@ -246,6 +251,7 @@ def test_layers_that_are_dropped_in_training_do_not_shift_the_others(
         assert features.shape == (*mask.shape, 32)
 
 
+@pytest.mark.slow(but=["wavlm-layer", "distilbert"])
 def test_the_fingerprint_tells_layers_apart(family: Family) -> None:
     layers = ["last", "weighted", *range(LAYERS + 1)]
     fingerprints = [family.encoder(layer).fingerprint() for layer in layers]

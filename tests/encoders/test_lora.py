@@ -215,6 +215,7 @@ def test_targets_that_are_not_there_name_those_that_are(make: Build, modality: s
             SETTINGS._replace(targets=wrong).check()  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_no_other_encoder_has_adapters(tmp_path: Path, composed: Compose) -> None:
     for name in ("audio/mel_cnn", "audio/vggish", "audio/prosody_cnn", "audio/descriptors"):
         _, network = build(composed, tmp_path, alone(name))

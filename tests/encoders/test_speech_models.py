@@ -52,6 +52,7 @@ def stirred(build: Build, name: str, **arguments: Any) -> Any:
     return encoder
 
 
+@pytest.mark.slow(but=["last"])
 @pytest.mark.parametrize(
     ("name", "layer"), [*((name, "last") for name in VARIANTS), *((name, "weighted") for name in KINDS)]
 )
@@ -126,6 +127,7 @@ def test_all_of_it_trains_alike_with_checkpoints(name: str, speech_encoder: Buil
         torch.testing.assert_close(found[1][parameter], gradient, rtol=0, atol=1e-5)
 
 
+@pytest.mark.slow(but=["True"])
 @pytest.mark.parametrize("name", [name for name in NEW if name in KINDS and name != "sew-d"])
 @pytest.mark.parametrize("training", [False, True])
 def test_nothing_waits_for_a_device(

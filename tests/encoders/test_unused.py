@@ -11,6 +11,7 @@ from tests.accelerator.networks import VARIANTS, alone, build, inputs_of
 from tests.conftest import Compose
 
 
+@pytest.mark.slow(but=["tiny", "text/bert", "audio/wav2vec", "audio/whisper_base"])
 @pytest.mark.parametrize("name", VARIANTS)
 def test_every_parameter_that_trains_has_a_gradient(name: str, tmp_path: Path, composed: Compose) -> None:
     modality = name.split("/")[0]

@@ -55,6 +55,7 @@ def test_yaml_is_plain_values_within_limits(stranger: Stranger, refusal: Refusal
     assert len(said) < 1_000
 
 
+@pytest.mark.slow(but=["config.yaml-", "-code"])
 @pytest.mark.parametrize("kind", ["a bomb of aliases", "nested deep", "many values", "large", "code", "a key twice"])
 @pytest.mark.parametrize("file", ["config.yaml", "multirun.yaml", ".hydra/hydra.yaml"])
 def test_a_report_reads_a_stranger_s_yaml_within_limits(
@@ -84,6 +85,7 @@ def test_a_sweep_of_a_billion_jobs_is_not_listed(stranger: Stranger, tmp_path: P
     assert len(planned(file)) == MOST
 
 
+@pytest.mark.slow(but=["predict-"])
 @pytest.mark.parametrize(
     "names",
     [

@@ -30,6 +30,7 @@ from tests.hostile.test_damage import COMPUTED
 needs_pipes = pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="Windows has no pipes in folders")
 
 
+@pytest.mark.slow
 def test_a_cache_that_may_only_be_read_serves_a_run(
     tmp_path: Path, composed: Compose, slice_of_demo: list[str], finished: Path
 ) -> None:
@@ -160,6 +161,7 @@ def test_what_is_no_file_is_refused_and_never_waited_for(tmp_path: Path, reader:
         READERS[reader](path)
 
 
+@pytest.mark.slow(but=["resume-"])
 @needs_pipes
 @pytest.mark.parametrize(
     ("command", "file"),

@@ -74,6 +74,7 @@ CASES = [
 ]
 
 
+@pytest.mark.slow(but=["-predict-"])
 @pytest.mark.parametrize(("payload", "command", "place"), CASES)
 def test_nothing_but_parts_of_a_run_is_built_from_a_folder(
     stranger: Stranger, refusal: Refusal, payload: str, command: str, place: str

@@ -109,6 +109,7 @@ def refused(pushed: Push, *given: Any, **others: Any) -> str:
     return str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_model_is_pushed_as_it_is_in_one_commit_and_loads_in_a_fresh_process(
     hub: Hub, pushed: Push, finished: Finished, tmp_path: Path
 ) -> None:

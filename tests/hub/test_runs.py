@@ -45,6 +45,7 @@ def text_run(composed: Compose, slice_of_demo: list[str]) -> Callable[[str], Dic
     return named
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_with_the_commit_that_it_began_with(
     hub: Hub,
     saved: Callable[[str], Path],

@@ -70,6 +70,7 @@ def test_what_is_projected_together_is_taken_apart() -> None:
     torch.testing.assert_close(attend([torch.cat([query, key, value], 2)], HEADS, mask), expected)
 
 
+@pytest.mark.slow(but=["[1, 2]"])
 @pytest.mark.parametrize(
     ("together", "dropout", "scores"),
     [([1, 1, 1], 0.0, 100), ([1, 2], 0.3, 100), ([3], 0.3, 30), ([3], 0.0, 250), ([1, 1, 1], 0.3, 4_000_000)],

@@ -101,6 +101,7 @@ def assert_equal(
 sizes = given(seed=st.integers(0, 1000), size=st.integers(1, 4))
 
 
+@pytest.mark.slow(but=["4m_ser_ce_center"])
 @pytest.mark.parametrize("option", TERMS)
 @sizes
 def test_a_sum_is_what_its_code_computes(composed: Compose, option: str, seed: int, size: int) -> None:

@@ -361,6 +361,7 @@ def fill_there(root: Path, pipe: Connection) -> None:
     pipe.send((count, dict(encoder.seen)))
 
 
+@pytest.mark.slow
 def test_two_processes_at_once_encode_each_utterance_once(tmp_path: Path) -> None:
     here, there = context().Pipe()
     process = started(fill_there, tmp_path, there)

@@ -110,6 +110,7 @@ def logits(network: EmotionNetwork, rows: list[int]) -> Tensor:
         return network(**batch(network, rows)).logits
 
 
+@pytest.mark.slow(but=["lstm", "roberta-wav2vec2-layer"])
 @PAIRS
 def test_logits_alone_are_the_logits_in_a_padded_batch(
     build: Callable[..., EmotionNetwork], encoder: str, fusion: str
@@ -260,6 +261,7 @@ def test_the_same_seed_builds_the_same_network_whatever_the_encoders_seed(
     assert one.by_modality["audio"].fingerprint() != two.by_modality["audio"].fingerprint()
 
 
+@pytest.mark.slow(but=["tiny", "bert_vggish"])
 @pytest.mark.parametrize(
     "encoder",
     [

@@ -53,6 +53,7 @@ def arrays(batch: Any) -> dict[str, np.ndarray]:
     return {f"{name}_{key}": tensor.numpy() for name, part in batch.items() for key, tensor in part.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seconds", [(0.1,), (3.3, 0.2), (1.0, 5.9, 0.5, 2.2, 0.7)])
 def test_it_computes_what_pytorch_does_and_feels_no_padding(
     saved: Path, session: Any, seconds: tuple[float, ...]
@@ -83,6 +84,7 @@ def test_an_axis_that_is_not_the_batch_s_is_not_called_so() -> None:
     }
 
 
+@pytest.mark.slow
 def test_its_inputs_are_named_and_told_in_the_file(session: Any, exported: Path, saved: Path) -> None:
     about = {key: json.loads(value) for key, value in session.get_modelmeta().custom_metadata_map.items()}
     assert about["emotions"] == EMOTIONS
@@ -98,6 +100,7 @@ def test_its_inputs_are_named_and_told_in_the_file(session: Any, exported: Path,
     assert str(CONF.parent).encode() not in exported.read_bytes()  # nothing of the machine it was made on
 
 
+@pytest.mark.slow
 def test_the_example_gives_what_the_predictor_gives(
     saved: Path, exported: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -127,6 +130,7 @@ class Shifted(nn.Module):
         return self.head(embedding) + torch.tensor([0.01, 0.0, 0.0, 0.0])
 
 
+@pytest.mark.slow
 def test_a_file_that_computes_something_else_is_refused(saved: Path, exported: Path) -> None:
     network = load_model(saved, saved.parent / "cache").network
     tried = [make_items(network, lengths) for lengths in ((0.4, 1.7), (2.1, 0.7, 1.3))]
@@ -138,6 +142,7 @@ def test_a_file_that_computes_something_else_is_refused(saved: Path, exported: P
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.slow
 def test_a_file_that_feels_its_neighbours_is_refused(
     saved: Path, exported: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -93,6 +93,7 @@ def has_trained_stem(run_dir: Path) -> bool:
     return RUNS[run_dir.name.replace("_", " ")][2]
 
 
+@pytest.mark.slow(but=["ruined", "helped"])
 def test_the_better_stage_is_tested_and_told(finished: Path) -> None:
     metrics, chosen = read_metrics(finished), expected_stage(finished)
     assert metrics["chosen_stage"] == chosen
@@ -112,6 +113,7 @@ def test_the_better_stage_is_tested_and_told(finished: Path) -> None:
     assert bool(told) == ("kept" not in finished.name)
 
 
+@pytest.mark.slow(but=["helped"])
 def test_the_model_carries_the_stem_of_the_chosen_stage(finished: Path, tmp_path: Path) -> None:
     written = load_file(finished / "model" / "model.safetensors")
     settings = OmegaConf.load(finished / "model" / "config.yaml")
@@ -128,6 +130,7 @@ def test_the_model_carries_the_stem_of_the_chosen_stage(finished: Path, tmp_path
             assert torch.equal(state[name.replace(".base_layer.", ".")], tensor), name
 
 
+@pytest.mark.slow(but=["ruined", "helped"])
 def test_all_that_comes_later_works_on_the_chosen_stage(finished: Path, tmp_path: Path) -> None:
     metrics, chosen = read_metrics(finished), expected_stage(finished)
     found = evaluate(f"run={finished}", f"output={tmp_path / 'out'}")
@@ -152,6 +155,7 @@ def test_a_run_that_went_back_encodes_nothing_again(finished: Path) -> None:
     assert metrics["encoded/audio"] in (0, len(RunDirectory(finished).read_corpus()))  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_wherever_a_run_dies_it_chooses_alike(finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     if "helped" not in finished.name and "worse" not in finished.name:
         pytest.skip("the others die no other way")

@@ -30,6 +30,7 @@ def sequences(lengths: list[int], dim: int) -> Features:
     return Features(features, length_mask(torch.tensor(lengths), max(lengths)))
 
 
+@pytest.mark.slow(but=["audio_statistics"])
 @pytest.mark.parametrize("name", ["cross_attention", "audio_statistics"])
 def test_a_compiled_fusion_is_the_fusion(name: str, composed: Compose) -> None:
     config = composed(f"fusion={name}", "encoder=tiny")
@@ -41,6 +42,7 @@ def test_a_compiled_fusion_is_the_fusion(name: str, composed: Compose) -> None:
         torch.testing.assert_close(fusion(**given).embedding, expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(shutil.which("c++") is None, reason="no C++ compiler")
 def test_a_head_that_is_compiled_for_this_processor_is_the_head() -> None:
     head = Head(dim=16, classes=4, layers=[8], dropout=0.0, activation="relu", last_dropout=0.0).eval()
@@ -50,6 +52,7 @@ def test_a_head_that_is_compiled_for_this_processor_is_the_head() -> None:
     torch.testing.assert_close(head(given), expected, rtol=1e-5, atol=1e-5)
 
 
+@pytest.mark.slow
 def test_a_compiled_run_trains_and_is_loaded_without_its_compiler(
     tmp_path: Path, composed: Compose, slice_of_demo: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

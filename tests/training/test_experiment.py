@@ -131,6 +131,7 @@ def test_seeds_losses_and_fusions_share_the_store(
     assert seeded["test/loss"] != read_metrics(finished)["test/loss"]
 
 
+@pytest.mark.slow
 def test_center_losses_draw_classes_together(tmp_path: Path, composed: Compose, slice_of_demo: list[str]) -> None:
     voices = ["data.emotions=[anger,sadness]", "data.drop_other=true"]  # which the voice alone tells apart
     voices = [*voices, "augment=none", "optimizer.lr=2e-3", "optimizer.weight_decay=0.1"]
@@ -513,6 +514,7 @@ def test_a_pair_with_random_weights_needs_no_hub(tmp_path: Path, composed: Compo
 SMALL = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 32}
 
 
+@pytest.mark.slow
 def test_the_pairs_of_a_study_encode_with_each_encoder_once(tmp_path: Path, composed: Compose, cache: Path) -> None:
     texts, audios = ("bert", "roberta"), ("vggish", "hubert", "wav2vec", "wavlm")
     encoded: Counter[str] = Counter()
@@ -547,6 +549,7 @@ def test_the_pairs_of_a_study_encode_with_each_encoder_once(tmp_path: Path, comp
     assert len(set(keys["audio"])) == 40
 
 
+@pytest.mark.slow(but=["its own"])
 def test_features_in_bf16_have_a_store_of_their_own(
     kernels: str, tmp_path: Path, composed: Compose, slice_of_demo: list[str], cache: Path
 ) -> None:

@@ -66,6 +66,7 @@ def test_checkpoints_and_the_model_hold_adapters_alone(finished: Path) -> None:
     assert settings == {"r": 4, "alpha": 16, "dropout": 0.2, "targets": "auto"}
 
 
+@pytest.mark.slow
 def test_a_run_that_died_in_any_epoch_ends_as_if_undisturbed(
     finished: Path, config: DictConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

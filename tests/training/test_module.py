@@ -142,6 +142,7 @@ def work(rank: int, nodes: dict[str, tuple[dict[str, Any], float]], folder: str)
     distributed.destroy_process_group()
 
 
+@pytest.mark.slow
 def test_two_processes_have_the_loss_and_the_gradients_of_one(tmp_path: Path, composed: Compose) -> None:
     nodes = {name: (build_node(composed, overrides), 0.0) for name, overrides in VARIANTS.items()}
     nodes |= {f"{name}, mixed": (nodes[name][0], 0.4) for name in ("ce-balanced", "arcface", "center-everywhere")}

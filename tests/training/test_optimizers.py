@@ -65,6 +65,7 @@ def places(encoder: Encoder) -> dict[str, int]:
 SIZES = ("_large", "_tiny", "_small", "_large_v3", "checkpointing")  # of encoders that are here already
 
 
+@pytest.mark.slow(but=["tiny", "text/bert", "audio/wav2vec", "audio/whisper_base"])
 @pytest.mark.parametrize("name", [name for name in VARIANTS if not name.endswith(SIZES)])
 def test_the_rate_falls_from_block_to_block_of_every_encoder(
     name: str, tmp_path: Path, composed: Compose, stage: Stage

@@ -52,6 +52,7 @@ def metrics_of(run_dir: Path) -> dict[str, Any]:
     return {name: value for name, value in found.items() if not name.startswith("seconds/")}
 
 
+@pytest.mark.slow
 def test_a_run_without_a_store_gives_the_same_metrics_and_writes_no_features(runs: dict[str, Path]) -> None:
     stored, computed = (metrics_of(runs[name]) for name in VARIANTS)
     halves = ("encoded/text", "encoded/audio")
@@ -105,6 +106,7 @@ def test_what_comes_after_training_pools_alike_and_keeps_a_store_or_none(
     assert [path.name for path in embeddings(runs[name])] == before
 
 
+@pytest.mark.slow
 def test_analyses_of_moments_and_words_show_the_whole_utterance(runs: dict[str, Path], tmp_path: Path) -> None:
     tested = str(pd.read_csv(runs["computed"] / "predictions.csv")["id"].iloc[0])
     words = [f"run={runs['computed']}", f"output={tmp_path}", "parts=[attention,attribution,gradcam]"]

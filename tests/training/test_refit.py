@@ -136,6 +136,7 @@ def test_a_refit_is_the_run_that_one_would_make_by_hand(
     pd.testing.assert_frame_equal(tables[0].loc[tables[1].index], tables[1])
 
 
+@pytest.mark.slow
 def test_a_run_that_died_in_each_stage_ends_as_if_undisturbed(
     finished: Path, config: DictConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -197,6 +198,7 @@ def test_a_refit_has_no_validation_that_a_plateau_could_follow(
         run(config, tmp_path)
 
 
+@pytest.mark.slow
 def test_of_two_stages_those_up_to_the_better_one_are_refitted(
     tmp_path: Path, composed: Compose, slice_of_demo: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -51,6 +51,7 @@ def stopping(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[tuple[str, int, s
     assert not due
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform == "win32", reason="Windows has no signals between processes")
 def test_a_run_stopped_within_epochs_ends_as_if_undisturbed(
     tmp_path: Path,

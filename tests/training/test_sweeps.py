@@ -257,6 +257,7 @@ def test_a_dry_run_shows_jobs_and_the_batch_script(
     assert not list((tmp_path / "multirun").rglob("metrics.json"))
 
 
+@pytest.mark.slow
 def test_a_search_of_the_same_seed_finds_its_finished_trials(
     tmp_path: Path, small: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -280,6 +281,7 @@ def test_a_search_of_the_same_seed_finds_its_finished_trials(
     assert table(tmp_path / "sweep") == rows
 
 
+@pytest.mark.slow
 def test_a_sweep_that_was_killed_finishes_what_is_missing(
     tmp_path: Path, small: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -317,6 +319,7 @@ def test_a_sweep_that_was_killed_finishes_what_is_missing(
     assert not [line for line in output[0].read_text().splitlines() if "Epoch" in line]
 
 
+@pytest.mark.slow
 def test_a_sweep_of_runs_of_two_processes_equals_runs_of_one(
     tmp_path: Path, composed: Compose, small: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -362,6 +365,7 @@ def test_a_launcher_that_is_not_installed_says_what_to_install(
     assert not (tmp_path / "sweep").exists()
 
 
+@pytest.mark.slow
 def test_every_sweep_can_be_planned(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -433,6 +437,7 @@ def records(path: Path) -> Iterator[Any]:
             parts = b""
 
 
+@pytest.mark.slow
 def test_each_job_is_an_offline_run_of_its_own_in_wandb(
     tmp_path: Path, small: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

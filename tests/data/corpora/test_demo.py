@@ -78,6 +78,7 @@ def test_a_fresh_process_gives_the_same_bytes(tmp_path: Path) -> None:
     assert contents(tmp_path / "there") == contents(tmp_path / "here")
 
 
+@pytest.mark.slow
 def test_five_sessions_of_two_speakers_with_voices_of_their_own(corpus: pd.DataFrame) -> None:
     sessions = corpus.groupby("session")["speaker"].unique().map(sorted).to_dict()
     assert sessions == {f"Ses0{number}": [f"Ses0{number}F", f"Ses0{number}M"] for number in range(1, 6)}

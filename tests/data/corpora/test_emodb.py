@@ -106,6 +106,7 @@ def test_a_letter_that_is_no_emotion_is_an_error_with_the_file(small: Release, m
         make_corpus("emodb", root, **EVERY).load()
 
 
+@pytest.mark.slow
 def test_a_run_ends_well(small: Release, train: Train) -> None:
     metrics = train("data=emodb", f"data.root={small[0]}")
     assert metrics["finished"] is True

@@ -65,6 +65,7 @@ def small(request: pytest.FixtureRequest, tmp_path: Path) -> Release:
     return root, told
 
 
+@pytest.mark.slow(but=["True-True"])
 @pytest.mark.parametrize("nested", [False, True])
 @pytest.mark.parametrize("quirks", [False, True])
 def test_a_release_is_read_as_it_was_written(
@@ -88,6 +89,7 @@ def test_a_release_is_read_as_it_was_written(
     assert found(four) == meant([entry for entry in told if entry.language == "en"], FOUR)
 
 
+@pytest.mark.slow
 def test_the_whole_english_half_has_the_counts_of_the_papers(tmp_path: Path, make_corpus: MakeCorpus) -> None:
     releases.esd(tmp_path, ENGLISH, 350, seconds=0.02, shared=True)
     release = make_corpus("esd", tmp_path, strict=True).read()
@@ -256,6 +258,7 @@ FAULTS = [
 ]
 
 
+@pytest.mark.slow(but=["nested"])
 @pytest.mark.parametrize("damage", FAULTS, ids=lambda damage: damage.__name__)
 def test_a_fault_is_named_and_left_out(
     damage: Callable[[Path, list[Told]], Harm], small: Release, check_fault: CheckFault

@@ -86,6 +86,7 @@ def test_a_release_is_read_as_it_was_written(quirks: bool, tmp_path: Path, make_
     assert found(four) == meant(told, FOUR, FOLDED)
 
 
+@pytest.mark.slow
 def test_the_whole_release_has_the_four_classes_of_nearly_all_papers(tmp_path: Path, make_corpus: MakeCorpus) -> None:
     releases.iemocap(tmp_path, releases.IEMOCAP_LABELS, seconds=0.02, quirks=True, shared=True)
     corpus = make_corpus("iemocap", tmp_path)
@@ -380,6 +381,7 @@ def test_emotions_that_were_folded_stay_apart_when_they_are_asked_for(few: Relea
     assert found(corpus) == meant(few[1], six)
 
 
+@pytest.mark.slow
 def test_a_run_ends_well(few: Release, train: Train) -> None:
     metrics = train("data=iemocap", f"data.root={few[0]}")
     assert metrics["finished"] is True

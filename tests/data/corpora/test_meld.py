@@ -253,6 +253,7 @@ def test_a_table_without_a_column_or_in_no_readable_encoding_is_an_error(
         make_corpus("meld", small[0]).load()
 
 
+@pytest.mark.slow
 def test_a_run_ends_well(tmp_path: Path, train: Train) -> None:
     video = importlib.util.find_spec("av") is not None
     releases.meld(tmp_path / "MELD", (36, 15, 14), video, seconds=0.2, shared=True)
@@ -283,6 +284,7 @@ def written(rows: list[tuple[Any, ...]], end: str) -> tuple[str, list[int]]:
     return table.getvalue(), ends
 
 
+@pytest.mark.slow
 @settings(max_examples=40)
 @given(
     rows=ROWS,
