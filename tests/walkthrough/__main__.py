@@ -128,6 +128,8 @@ def main() -> None:
     parser.add_argument("pages", nargs="*", type=Path, metavar="PAGE", help="without: README.md and all of docs/")
     parser.add_argument("--without", action="append", default=[], metavar="COMMAND", help="leave a command out")
     options = parser.parse_args()
+    if missing := [str(page) for page in options.pages if not page.is_file()]:
+        parser.error(f"{', '.join(missing)}: no such page.")
     lines = [line for page in options.pages or pages() for line in commands(page.read_text(encoding="utf-8"))]
     once: dict[str, str] = {}
     for line in (*(() if lines[0].startswith(FIRST[0]) else FIRST), *lines):
