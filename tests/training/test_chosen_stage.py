@@ -269,15 +269,16 @@ def test_published_presets_end_with_their_last_stage(name: str, composed: Compos
     assert {entry.keep for entry in composed(f"experiment={name}").stage.values()} == {"always"}
 
 
-@pytest.mark.parametrize("name", ["two_stage", "two_stage_lora", "finetune"])
+@pytest.mark.parametrize("name", ["two_stage", "two_stage_last", "two_stage_lora", "finetune"])
 def test_a_second_stage_is_kept_where_it_is_better(name: str, composed: Compose) -> None:
     assert composed(f"stage={name}").stage.finetune.keep == "better"
 
 
-def test_all_modalities_are_told_to_adapt_in_two_stage_lora(composed: Compose) -> None:
-    stages = composed("stage=two_stage_lora").stage
+@pytest.mark.parametrize(("name", "what"), [("two_stage_last", 1), ("two_stage_lora", "lora")])
+def test_all_modalities_are_told_alike_what_trains_behind_transfer(name: str, what: Any, composed: Compose) -> None:
+    stages = composed(f"stage={name}").stage
     assert [dict(entry.unfreeze) for entry in stages.values()] == [
         {"text": "none", "audio": "none"},
-        {"text": "lora", "audio": "lora"},
+        {"text": what, "audio": what},
     ]
     assert all(left != right for left, right in itertools.pairwise(stages.values()))
