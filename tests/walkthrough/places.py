@@ -41,6 +41,7 @@ SPEECH: dict[str, tuple[Callable[..., Any], Callable[..., Any]]] = {
     "facebook/wav2vec2-base": (Wav2Vec2Model, Wav2Vec2Config),
     "microsoft/wavlm-base": (WavLMModel, WavLMConfig),
 }
+LAYERS = 6  # of text models: the pages' commands ask for the fifth of one
 WHISPER = ("openai/whisper-base", "openai/whisper-small")
 POSITIONS = {"num_conv_pos_embeddings": 8, "num_conv_pos_embedding_groups": 2}
 COLUMNS = ("id", "audio", "text", "emotion", "speaker", "session")
@@ -54,7 +55,8 @@ def fill(hub: Hub, folder: Path) -> None:
         torch.manual_seed(number)
         if name in TEXT:
             tokenizer = train_wordpiece(Resources(folder / "cache", TEXTS), 120)
-            network(config(vocab_size=len(tokenizer), **SMALL)).save_pretrained(place)
+            sizes = {**SMALL, "num_hidden_layers": LAYERS}
+            network(config(vocab_size=len(tokenizer), **sizes)).save_pretrained(place)
             tokenizer.save_pretrained(place)
         else:
             network(config(**SMALL, **CONVOLUTIONS, **POSITIONS)).save_pretrained(place)
