@@ -81,7 +81,7 @@ class Stage:
     @property
     def told_unfreeze(self) -> str:
         """What trains of the encoders, in words."""
-        words = {"all": "all", "lora": "adapters"}
+        words = {"all": "all", "lora": "adapters", "1": "last block"}
         parts = [
             f"{modality} ({words.get(str(what), f'last {what} blocks')})"
             for modality, what in self.unfreeze.items()
