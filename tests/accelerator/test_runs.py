@@ -132,7 +132,7 @@ def test_a_run_goes_back_to_an_earlier_stage_there(
     assert lasting(there) == close(lasting(here), 1e-5)
 
 
-@pytest.mark.slow(but=["16-mixed"])
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", ["32-true", "16-mixed"])
 def test_without_a_store_frozen_stems_run_there_in_their_own_precision(
     precision: str, finished: Callable[[str], Path], configure: Callable[..., DictConfig], tmp_path: Path

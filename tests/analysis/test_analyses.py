@@ -120,6 +120,7 @@ def test_what_a_figure_says_is_short_and_how_to_read_it_is_folded_away(written: 
     assert all(len(method.split()) > 10 for method in methods)
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("undrawn")
 def test_what_a_model_cannot_have_is_left_out_and_said(
     two_stage_run: Path,

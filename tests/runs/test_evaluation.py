@@ -240,6 +240,7 @@ def test_a_lost_checkpoint_costs_the_loss_alone(
     assert (copy / "evaluation" / "demo-test-fold0" / "metrics.json").is_file()
 
 
+@pytest.mark.slow
 def test_what_is_claimed_is_about_whom_the_model_was_trained_on(
     two_stage_run: Path, table: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -281,6 +282,7 @@ def test_a_run_s_own_corpus_is_the_one_it_was_trained_on(two_stage_run: Path, tm
     assert evaluate(f"run={run}", f"output={tmp_path / 'out'}", changes={"data.min_seconds": 0.1})["utterances"] > 0
 
 
+@pytest.mark.slow
 def test_no_evaluation_takes_the_place_of_another(
     two_stage_run: Path, table: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

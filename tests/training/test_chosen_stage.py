@@ -93,7 +93,7 @@ def has_trained_stem(run_dir: Path) -> bool:
     return RUNS[run_dir.name.replace("_", " ")][2]
 
 
-@pytest.mark.slow(but=["ruined", "helped"])
+@pytest.mark.slow(but=["without a store", "helped"])
 def test_the_better_stage_is_tested_and_told(finished: Path) -> None:
     metrics, chosen = read_metrics(finished), expected_stage(finished)
     assert metrics["chosen_stage"] == chosen
@@ -148,6 +148,7 @@ def test_all_that_comes_later_works_on_the_chosen_stage(finished: Path, tmp_path
     assert [opened.emotions[label] for label in outputs.predicted] == predicted.tolist()
 
 
+@pytest.mark.slow(but=["helped"])
 def test_a_run_that_went_back_encodes_nothing_again(finished: Path) -> None:
     if "store" in finished.name:
         pytest.skip("keeps no features")

@@ -66,6 +66,7 @@ def test_a_run_without_a_store_gives_the_same_metrics_and_writes_no_features(run
     pd.testing.assert_frame_equal(first, second, atol=1e-4)
 
 
+@pytest.mark.slow
 def test_features_are_stored_pooled_and_a_later_run_encodes_nothing(
     runs: dict[str, Path], tmp_path: Path, composed: Compose, short: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -258,7 +258,7 @@ FAULTS = [
 ]
 
 
-@pytest.mark.slow(but=["nested"])
+@pytest.mark.slow(but=["nested-no", "nested-truncated", "nested-copied"])
 @pytest.mark.parametrize("damage", FAULTS, ids=lambda damage: damage.__name__)
 def test_a_fault_is_named_and_left_out(
     damage: Callable[[Path, list[Told]], Harm], small: Release, check_fault: CheckFault
