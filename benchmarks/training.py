@@ -95,7 +95,7 @@ class Setup:
             sizes = np.ceil(lengths[modality]).astype(int)
             kind = "f2" if self.precision in MIXED else "f4"  # as an encoding pass on this device stores them
             store.write(
-                {key: rng.normal(size=(size, encoder.stem_dim)).astype(kind) for key, size in zip(self.keys, sizes)}  # noqa: B905
+                {key: rng.normal(size=(size, encoder.stem_dim + encoder.tells_activity)).astype(kind) for key, size in zip(self.keys, sizes)}  # noqa: B905
             )
             self.sources[modality] = Stored(store, self.keys)
             self.stores.append((folder, encoder.name))

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from fourm_ser.checks import check_word
 from fourm_ser.devices import sent
+from fourm_ser.encoders.activity import frame_activity
 from fourm_ser.encoders.lora import Lora, merged, weight_beside
 from fourm_ser.encoders.pooling import FACTORS, pooled
 from fourm_ser.errors import InputError
@@ -115,6 +116,9 @@ class Encoder(nn.Module, ABC):
         states: how many hidden states lie side by side in the stem's features.
         dim: width of the encoder's features, behind the top.
         pooling: how the stem's features are pooled over time before they are stored, one of `FACTORS`; see `pool`.
+        tells_activity: whether the stem's features have one more, their last: how far the frame is speech, from 0 to 1,
+            see `fourm_ser.encoders.activity`. Its front end is then a `WithActivity`.
+        hands_on_activity: whether the encoder's features have it, too; see `hand_on_activity`.
         languages: codes of the languages it is made for (`en`); None where it does not matter.
         base_fingerprint: the fingerprint it had before adapters were added; None where none were.
         skips_parts: whether a step may leave parameters out while the stem trains, such as the layers that are
@@ -131,6 +135,8 @@ class Encoder(nn.Module, ABC):
     states: int = 1
     dim: int
     pooling: str = "none"
+    tells_activity: bool = False
+    hands_on_activity: bool = False
     languages: list[str] | None = None
     base_fingerprint: str | None = None
     skips_parts: bool = False
@@ -172,6 +178,12 @@ class Encoder(nn.Module, ABC):
     def forward(self, inputs: Inputs | Features) -> Features:
         """Encode raw inputs, or go on from the stem's features where they come from the store."""
         given = inputs if isinstance(inputs, Features) else self.stem_features(inputs)
+        if self.tells_activity:
+            own, activity = Features(given.features[..., :-1], given.mask), given.features[..., -1:]
+            found: Features = self.top(own)
+            if not self.hands_on_activity:
+                return found
+            return Features(_with_last(found.features, activity), found.mask)
         behind: list[Features] = [self.top(part) for part in self._statistics(given)]
         if len(behind) == 1:
             return behind[0]
@@ -180,6 +192,9 @@ class Encoder(nn.Module, ABC):
     def stem_features(self, inputs: Inputs) -> Features:
         """The stem's features of a batch's raw inputs, pooled where this encoder pools: what the store holds."""
         found: Features = self.stem(inputs)
+        if self.tells_activity:
+            activity = frame_activity(inputs["activity"], inputs["activity_span"], found.mask)
+            found = Features(_with_last(found.features, activity[..., None]), found.mask)
         if self.pooling == "none":
             return found
         return Features(pooled(found.features, found.mask, self.pooling), found.mask[:, :1])
@@ -197,12 +212,21 @@ class Encoder(nn.Module, ABC):
             InputError: it is none of these.
         """
         check_word("encode.pool", how, FACTORS)
-        self.pooling = how
+        self.pooling, self.tells_activity = how, self.tells_activity and how == "none"
         self.stem_dim, self.dim = FACTORS[how] * self.stem_dim, FACTORS[how] * self.dim
 
     def leave_out_top(self) -> None:
         """Let the features be those of the stem, as the store holds them: for what reads more than the top tells."""
         self.top, self.dim = nn.Identity(), self.stem_dim
+
+    def hand_on_activity(self) -> bool:
+        """Let the encoder's features have the frames' activity as their last one, where the stem's have it.
+
+        Said once, before the first use; whether they have it. It counts in `dim`.
+        """
+        self.hands_on_activity = self.tells_activity
+        self.dim += self.tells_activity
+        return self.tells_activity
 
     def _statistics(self, given: Features) -> list[Features]:
         """The stem's features, taken apart where they are several statistics side by side."""
@@ -350,6 +374,11 @@ def _rename_parts(encoder: Encoder, state_dict: dict[str, Any], prefix: str, *ot
         if first not in known and now in own:
             # Where a tensor has both names, this one is the checkpoint's, and the other what it was laid over.
             state_dict[prefix + now] = state_dict.pop(name)
+
+
+def _with_last(features: Tensor, last: Tensor) -> Tensor:
+    """Features (batch, time, dim) and one more, (batch, time, 1), in the type of the others."""
+    return torch.cat([features, last.to(features.dtype)], dim=-1)
 
 
 def pad(rows: Sequence[Tensor], value: float = 0.0) -> Tensor:

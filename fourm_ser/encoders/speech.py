@@ -10,6 +10,7 @@ from typing import Any, ClassVar
 
 from torch import Tensor, nn
 
+from fourm_ser.encoders.activity import WithActivity
 from fourm_ser.encoders.augment import mask_hidden_states
 from fourm_ser.encoders.base import Features, Inputs, Resources, Unfreeze, length_mask
 from fourm_ser.encoders.checkpoints import checkpoint_folder
@@ -159,7 +160,7 @@ class SpeechEncoder(TransformerEncoder):
             spare=int(self.kind.behind_of(model) is not None),
             gradient_checkpointing=gradient_checkpointing,
         )
-        self.frontend = _front_end(self.kind, config, self.normalize)
+        self.frontend, self.tells_activity = WithActivity(_front_end(self.kind, config, self.normalize)), True
         self.train_convolutions = train_convolutions
 
     @classmethod

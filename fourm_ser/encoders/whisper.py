@@ -10,6 +10,7 @@ from transformers import WhisperConfig
 from transformers.models.whisper import modeling_whisper
 
 from fourm_ser.checks import check_word
+from fourm_ser.encoders.activity import WithActivity
 from fourm_ser.encoders.augment import draw_spans
 from fourm_ser.encoders.base import Features, Inputs, Resources, Unfreeze, length_mask, zero_padding
 from fourm_ser.encoders.hub import load_transformer
@@ -149,7 +150,7 @@ class WhisperEncoder(TransformerEncoder):
 
     modality: ClassVar[str] = "audio"
     stem: WhisperStem
-    frontend: WhisperMel
+    frontend: WithActivity
 
     def __init__(
         self,
@@ -181,7 +182,8 @@ class WhisperEncoder(TransformerEncoder):
             stem=WhisperStem(network, layer=layer, context=context, spec_augment=spec_augment),
             gradient_checkpointing=gradient_checkpointing,
         )
-        self.frontend = WhisperMel(int(network.config.num_mel_bins), self.stem.longest, tail=self.stem.full)
+        mel = WhisperMel(int(network.config.num_mel_bins), self.stem.longest, tail=self.stem.full)
+        self.frontend, self.tells_activity = WithActivity(mel), True
 
     @classmethod
     def check(cls, arguments: Mapping[str, Any]) -> None:
@@ -195,7 +197,7 @@ class WhisperEncoder(TransformerEncoder):
 
     def lengths(self, read: Callable[[int], Any], known: np.ndarray) -> np.ndarray:
         """Seconds, silence that fills the context up included."""
-        return self.frontend.seconds(known) if self.stem.full else known
+        return self.frontend.own.seconds(known) if self.stem.full else known
 
     def blocks(self) -> list[nn.Module]:
         """The two convolutions, and each transformer layer."""

@@ -1,6 +1,7 @@
 """Each modality as standardised statistics over time: for features of pretrained encoders."""
 
 from collections.abc import Mapping, Sequence
+from typing import ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +12,8 @@ from fourm_ser.errors import InputError
 from fourm_ser.fusion.base import Fusion, FusionOutput, check_dropout, check_modalities, check_width
 from fourm_ser.fusion.statistics import RunningScale, moments, weighed
 
-STATISTICS = ("mean", "deviation")
+STATISTICS = ("mean", "deviation", "active_mean", "active_deviation")
+ACTIVE = STATISTICS[2:]  # over speech alone
 
 
 class StandardisedFusion(Fusion):
@@ -22,6 +24,9 @@ class StandardisedFusion(Fusion):
     projection is linear, so that two utterances' mixed embeddings are those of their mixed statistics. The deviation of
     an utterance of one frame, as pooled encoders give (`encode.pool`), is the same for all and becomes 0.
 
+    The active ones are over speech alone: each frame counts by its voice activity, which the encoder tells (see
+    `fourm_ser.encoders.activity`). Those of a modality whose encoder does not are left out.
+
     Args:
         dims: width of each modality's features.
         modalities: the modalities it reads, one or both.
@@ -29,11 +34,14 @@ class StandardisedFusion(Fusion):
             no effect.
         dim: width of the embedding.
         dropout: share of the standardised statistics that training drops.
+        activity: the modalities whose last feature is the frames' activity.
 
     Raises:
         InputError: no modality or one twice, a modality without statistics, an unknown statistic or one twice, a number
             out of range.
     """
+
+    reads_activity: ClassVar[bool] = True
 
     def __init__(
         self,
@@ -43,6 +51,7 @@ class StandardisedFusion(Fusion):
         statistics: Mapping[str, Sequence[str]],
         dim: int,
         dropout: float,
+        activity: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.modalities = check_modalities(modalities, None)
@@ -53,15 +62,24 @@ class StandardisedFusion(Fusion):
             wanted = statistics.get(modality)
             if isinstance(wanted, str) or not wanted or len(set(wanted)) < len(wanted):
                 raise InputError(
-                    f"fusion.statistics.{modality}={wanted}: expected a list of {' and '.join(STATISTICS)}, or of one."
+                    f"fusion.statistics.{modality}={wanted}: expected a list of any of {', '.join(STATISTICS)}."
                 )
             for name in wanted:
                 check_word(f"fusion.statistics.{modality}", name, STATISTICS)
-        self.statistics = {modality: tuple(statistics[modality]) for modality in modalities}
+            if modality not in activity and set(wanted) <= set(ACTIVE):
+                raise InputError(
+                    f"fusion.statistics.{modality}={list(wanted)}: its encoder does not tell speech from pauses, or "
+                    "encode.pool leaves no frames. Expected mean or deviation among them."
+                )
+        self.activity = tuple(activity)
+        self.statistics = {
+            modality: tuple(name for name in statistics[modality] if modality in activity or name not in ACTIVE)
+            for modality in modalities
+        }
         self.widths = {modality: dims[modality] for modality in modalities}
         self.dim = check_width(dim, "fusion.dim")
         check_dropout(dropout, "fusion.dropout")
-        width = sum(len(self.statistics[modality]) * dims[modality] for modality in modalities)
+        width = sum(len(names) * (dims[name] - (name in activity)) for name, names in self.statistics.items())
         self.scale = RunningScale(width)
         self.dropout = nn.Dropout(dropout)
         self.linear = nn.Linear(width, dim)
@@ -73,7 +91,13 @@ class StandardisedFusion(Fusion):
             assert sequence is not None
             # In fp32 throughout: the running variance is a difference of two large numbers.
             with torch.autocast(sequence.features.device.type, enabled=False):
-                found = dict(zip(STATISTICS, moments(*weighed(sequence)), strict=True))
-            parts += [found[name] for name in self.statistics[modality]]
+                features, own = weighed(sequence)
+                if modality in self.activity:
+                    features, active = features[..., :-1], features[..., -1:]
+                    found = [*moments(features, own), *moments(features, own * active)]
+                else:
+                    found = [*moments(features, own)]
+            by_name = dict(zip(STATISTICS, found, strict=False))
+            parts += [by_name[name] for name in self.statistics[modality]]
         embedding = self.linear(self.dropout(self.scale(torch.cat(parts, dim=-1))))
         return FusionOutput(embedding, text, audio, {})

@@ -177,7 +177,8 @@ def build_network(config: DictConfig, classes: int, resources: Resources) -> Emo
         InputError: weights that cannot be had, or numbers that do not fit each other.
     """
     encoders: dict[str, Encoder] = {}
-    over_stems = getattr(get_object(config.fusion._target_), "over_stems", False)
+    kind = get_object(config.fusion._target_)
+    over_stems, reads_activity = (getattr(kind, name, False) for name in ("over_stems", "reads_activity"))
     for modality in config.fusion.modalities:
         if modality not in ("text", "audio"):
             raise InputError(f"fusion.modalities={list(config.fusion.modalities)}: expected text, audio or both.")
@@ -187,8 +188,9 @@ def build_network(config: DictConfig, classes: int, resources: Resources) -> Emo
         encoders[modality].pool(pooling_of(config, modality))
         if over_stems:
             encoders[modality].leave_out_top()
+    told = [name for name, encoder in encoders.items() if reads_activity and encoder.hand_on_activity()]
     dims = {modality: encoder.dim for modality, encoder in encoders.items()}
-    fusion = build(config.fusion, dims=dims)
+    fusion = build(config.fusion, dims=dims, **({"activity": told} if reads_activity else {}))
     head = build(config.head, dim=fusion.dim, classes=classes)
     return EmotionNetwork(encoders, fusion, head)
 

@@ -83,11 +83,12 @@ def test_frames_are_counted_as_the_convolutions_make_them(speech_encoder: Build,
 
 def test_a_recording_shorter_than_a_frame_is_padded(speech_encoder: Build) -> None:
     encoder = speech_encoder().eval()
-    samples = encoder.frontend(np.linspace(-1, 1, 100, dtype=np.float32))["samples"]
+    inputs = encoder.frontend(np.linspace(-1, 1, 100, dtype=np.float32))
+    samples = inputs["samples"]
     assert samples.shape == (400,)
     assert (samples[100:] == 0).all()
     assert samples[:100].std() > 0.9  # scaled before it was padded
-    assert torch.isfinite(encoder(encoder.collate([{"samples": samples}])).features).all()
+    assert torch.isfinite(encoder(encoder.collate([inputs])).features).all()
 
 
 def test_waveforms_are_scaled_where_the_model_expects_it(speech_encoder: Build) -> None:

@@ -63,15 +63,52 @@ def test_the_deviation_of_pooled_features_says_nothing() -> None:
     torch.testing.assert_close(fusion(None, pooled).embedding, fusion.linear.bias.expand(5, 3), atol=1e-4, rtol=0)
 
 
+@pytest.mark.parametrize("wanted", [["active_mean"], ["mean", "active_deviation"], list(STATISTICS)])
+def test_active_statistics_are_of_frames_by_their_activity(wanted: list[str]) -> None:
+    activity = [torch.tensor([1.0, 0.25, *[float(place % 3 == 0) for place in range(2, len(row))]]) for row in AUDIOS]
+    given = [torch.cat([row, own[: len(row), None]], 1) for row, own in zip(AUDIOS, activity, strict=True)]
+    torch.manual_seed(0)
+    fusion = StandardisedFusion(
+        dims={"audio": DIMS["audio"] + 1},
+        modalities=["audio"],
+        statistics={"audio": wanted},
+        dim=3,
+        dropout=0.5,
+        activity=["audio"],
+    )
+    fuse(fusion.train(), TEXTS, given, float("nan"))
+    output = fuse(fusion.eval(), TEXTS, given, float("inf"))
+    rows = []
+    for row in given:
+        frames, weights = row[:, :-1].double().numpy(), row[:, -1].double().numpy()
+        mean = np.average(frames, axis=0, weights=weights)
+        deviation = np.sqrt(np.average((frames - mean) ** 2, axis=0, weights=weights) + FLOOR)
+        found = {"mean": by_numpy(frames, ["mean"]), "active_mean": mean, "active_deviation": deviation}
+        found["deviation"] = by_numpy(frames, ["deviation"])
+        rows.append(np.concatenate([found[name] for name in wanted]))
+    statistics = np.stack(rows)
+    standardised = (statistics - statistics.mean(0)) / np.sqrt(statistics.var(0) + FLOOR)
+    weight, bias = (tensor.detach().double().numpy() for tensor in fusion.linear.parameters())
+    np.testing.assert_allclose(output.embedding.detach(), standardised @ weight.T + bias, atol=2e-4)
+    assert fusion.widths == {"audio": DIMS["audio"] + 1}
+
+
+def test_active_statistics_are_left_out_where_the_encoder_does_not_tell() -> None:
+    plain, left_out = build(), build(text=["active_mean", "mean"], audio=list(STATISTICS))
+    assert left_out.statistics == plain.statistics
+    torch.testing.assert_close(fuse(left_out.eval(), TEXTS, AUDIOS).embedding, fuse(plain.eval(), TEXTS, AUDIOS).embedding)
+
+
 @pytest.mark.parametrize(
     ("modalities", "statistics", "message"),
     [
         ([], {}, r"fusion\.modalities=\[\]: expected text, audio or both"),
         (["audio", "audio"], {}, r"fusion\.modalities="),
-        (["audio"], {"audio": []}, r"fusion\.statistics\.audio=\[\]: expected a list of mean and deviation"),
+        (["audio"], {"audio": []}, r"fusion\.statistics\.audio=\[\]: expected a list of any of mean, deviation, active_mean"),
         (["audio"], {"audio": "mean"}, r"fusion\.statistics\.audio=mean: expected a list"),
         (["text"], {"text": ["mean", "mean"]}, r"fusion\.statistics\.text=\['mean', 'mean'\]: expected a list"),
-        (["text"], {"text": ["median"]}, r"fusion\.statistics\.text=median: expected mean or deviation"),
+        (["text"], {"text": ["median"]}, r"fusion\.statistics\.text=median: expected one of mean, deviation"),
+        (["audio"], {"audio": ["active_mean"]}, r"fusion\.statistics\.audio=.*does not tell speech from pauses"),
         (["text"], {"video": ["mean"]}, r"fusion\.statistics: unknown key video"),
     ],
 )
