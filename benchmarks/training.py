@@ -94,9 +94,9 @@ class Setup:
             store = FeatureStore(root=folder, name=encoder.name, fingerprint="benchmark", made_by={})
             sizes = np.ceil(lengths[modality]).astype(int)
             kind = "f2" if self.precision in MIXED else "f4"  # as an encoding pass on this device stores them
-            store.write(
-                {key: rng.normal(size=(size, encoder.stem_dim + encoder.tells_activity)).astype(kind) for key, size in zip(self.keys, sizes)}  # noqa: B905
-            )
+            width = encoder.stem_dim + encoder.tells_activity
+            rows = zip(self.keys, sizes, strict=True)
+            store.write({key: rng.normal(size=(size, width)).astype(kind) for key, size in rows})
             self.sources[modality] = Stored(store, self.keys)
             self.stores.append((folder, encoder.name))
         self.loss = build(self.config.loss).setup(len(EMOTIONS), self.network.widths, [1] * len(EMOTIONS))

@@ -60,8 +60,8 @@ class Fusion(nn.Module, ABC):
         widths: width of each sequence that is returned beside the embedding, by modality: `text`, `audio`.
         over_stems: whether it is given the features of the encoders' stems, as the store holds them: then their tops
             are left out of the network.
-        reads_activity: whether the features it is given may have one more, the last: how far each frame is speech. It is
-            built with `activity`, the modalities of which they have it.
+        reads_activity: whether the features it is given may have one more, their last: how far each frame is speech. It
+            is built with `activity`, the modalities of which they have it.
         maps: what the axes of each attention map are, by the map's name; empty where the fusion has no attention.
     """
 

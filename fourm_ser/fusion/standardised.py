@@ -93,7 +93,7 @@ class StandardisedFusion(Fusion):
             with torch.autocast(sequence.features.device.type, enabled=False):
                 features, own = weighed(sequence)
                 if modality in self.activity:
-                    features, active = features[..., :-1], features[..., -1:]
+                    features, active = features[..., :-1], features[..., -1:].clamp(0, 1)
                     found = [*moments(features, own), *moments(features, own * active)]
                 else:
                     found = [*moments(features, own)]

@@ -112,7 +112,9 @@ def test_gradients_by_the_inputs_follow_features_made_in_inference_mode(build: B
         with torch.inference_mode():
             network(given["text"], given["audio"])
         with torch.no_grad():
-            stems = {modality: encoder.stem(given[modality]) for modality, encoder in network.by_modality.items()}
+            stems = {
+                modality: encoder.stem_features(given[modality]) for modality, encoder in network.by_modality.items()
+            }
         features = {modality: stem.features[3, stem.mask[3]] for modality, stem in stems.items()}
         average = {modality: part.mean(0) for modality, part in features.items()}
         found.append(attribute(network, features, average, target=0, steps=8, tolerance=1.0, most_steps=8))

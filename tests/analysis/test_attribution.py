@@ -39,7 +39,7 @@ def stem(opened: OpenRun, row: int) -> dict[str, Tensor]:
     with torch.no_grad():
         for modality, encoder in opened.network.by_modality.items():
             inputs = encoder.collate([encoder.frontend(opened.data.readers()[modality](row))])
-            found[modality] = encoder.stem(inputs).features[0]
+            found[modality] = encoder.stem_features(inputs).features[0]
     return found
 
 

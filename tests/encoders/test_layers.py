@@ -93,7 +93,7 @@ def expected(family: Family) -> list[States]:
     model.load_state_dict(encoder.stem.model.state_dict())
     states = []
     for raw in family.raws:
-        (tensor,) = encoder.frontend(raw).values()
+        tensor, *_ = encoder.frontend(raw).values()
         with torch.no_grad():
             output = model(tensor[None], output_hidden_states=True)
         states.append(States(output.last_hidden_state, output.hidden_states))
@@ -161,7 +161,7 @@ def test_the_weights_train_while_the_stem_is_frozen(family: Family) -> None:
     assert encoder.frozen
     assert weights.requires_grad
     with torch.no_grad():
-        stored = encoder.stem(family.small_batch(encoder))
+        stored = encoder.stem_features(family.small_batch(encoder))
     for source in (stored, family.small_batch(encoder)):
         weights.grad = None
         features, mask = encoder(source)

@@ -96,7 +96,9 @@ def test_active_statistics_are_of_frames_by_their_activity(wanted: list[str]) ->
 def test_active_statistics_are_left_out_where_the_encoder_does_not_tell() -> None:
     plain, left_out = build(), build(text=["active_mean", "mean"], audio=list(STATISTICS))
     assert left_out.statistics == plain.statistics
-    torch.testing.assert_close(fuse(left_out.eval(), TEXTS, AUDIOS).embedding, fuse(plain.eval(), TEXTS, AUDIOS).embedding)
+    torch.testing.assert_close(
+        fuse(left_out.eval(), TEXTS, AUDIOS).embedding, fuse(plain.eval(), TEXTS, AUDIOS).embedding
+    )
 
 
 @pytest.mark.parametrize(
@@ -104,7 +106,11 @@ def test_active_statistics_are_left_out_where_the_encoder_does_not_tell() -> Non
     [
         ([], {}, r"fusion\.modalities=\[\]: expected text, audio or both"),
         (["audio", "audio"], {}, r"fusion\.modalities="),
-        (["audio"], {"audio": []}, r"fusion\.statistics\.audio=\[\]: expected a list of any of mean, deviation, active_mean"),
+        (
+            ["audio"],
+            {"audio": []},
+            r"fusion\.statistics\.audio=\[\]: expected a list of any of mean, deviation, active_mean",
+        ),
         (["audio"], {"audio": "mean"}, r"fusion\.statistics\.audio=mean: expected a list"),
         (["text"], {"text": ["mean", "mean"]}, r"fusion\.statistics\.text=\['mean', 'mean'\]: expected a list"),
         (["text"], {"text": ["median"]}, r"fusion\.statistics\.text=median: expected one of mean, deviation"),

@@ -201,7 +201,7 @@ def test_features_are_those_of_the_stem_alone(work: Work, tmp_path: Path) -> Non
     work.encoder.eval()
     for key, raw in zip(work.keys, work.raws, strict=True):
         with torch.no_grad():
-            alone = work.encoder.stem(work.encoder.collate([work.encoder.frontend(raw)]))
+            alone = work.encoder.stem_features(work.encoder.collate([work.encoder.frontend(raw)]))
         torch.testing.assert_close(filled.read(key), alone.features[0], rtol=0, atol=1e-5)
 
 

@@ -137,7 +137,7 @@ def test_stored_features_give_the_logits_of_raw_inputs(
     with torch.no_grad():
         expected = network(**raw).logits
         stored = {
-            modality: None if inputs is None else network.by_modality[modality].stem(inputs)
+            modality: None if inputs is None else network.by_modality[modality].stem_features(inputs)
             for modality, inputs in raw.items()
         }
         assert all(isinstance(part, Features) for part in stored.values() if part is not None)
