@@ -6,6 +6,7 @@ import numpy as np
 
 from fourm_ser import SAMPLE_RATE
 from fourm_ser.analysis.findings import UnsuitedError
+from fourm_ser.encoders.activity import WithActivity
 from fourm_ser.encoders.base import Encoder, Inputs
 
 
@@ -54,10 +55,12 @@ def read_spectrogram(encoder: Encoder, samples: np.ndarray, inputs: Inputs) -> S
 
 def _ask(encoder: Encoder, method: str, of: Any) -> Any:
     """What a method that a front end need not have says."""
-    if not hasattr(encoder.frontend, method):
+    frontend: Any = encoder.frontend
+    if not hasattr(frontend, method):
+        own = frontend.own if isinstance(frontend, WithActivity) else frontend
         what = {"span": "where its frames lie in time cannot be told", "spectrogram": "there is no spectrogram to show"}
         raise UnsuitedError(
-            f"The audio encoder {encoder.name}: {what[method]}, for its front end {type(encoder.frontend).__name__} "
+            f"The audio encoder {encoder.name}: {what[method]}, for its front end {type(own).__name__} "
             f"has no method {method}."
         )
-    return getattr(encoder.frontend, method)(of)
+    return getattr(frontend, method)(of)
