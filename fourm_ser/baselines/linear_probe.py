@@ -20,9 +20,8 @@ from fourm_ser.baselines.base import (
     standardised,
     told_layers,
 )
-from fourm_ser.baselines.pooled import PooledFeatures
+from fourm_ser.baselines.pooled import STATISTICS, PooledFeatures
 from fourm_ser.checks import check_number, check_word
-from fourm_ser.encoders.pooling import FACTORS
 from fourm_ser.errors import InputError
 
 log = logging.getLogger(__name__)
@@ -37,10 +36,10 @@ HEAD = {
 
 
 class LinearProbe(Baseline):
-    """Logistic regression on each modality's mean and deviation over time, standardised.
+    """Logistic regression on each modality's mean and deviation over time, and over speech alone, standardised.
 
     Args:
-        statistics: By modality, `mean` or `mean_std`: what of its frames is read.
+        statistics: By modality, `mean`, `mean_std` or `active`: what of its frames is read, see `PooledFeatures`.
         layer: Of encoders whose stores hold all hidden states (`layer: weighted`): `all` side by side, `best` (of each
             modality by itself, by inner folds), or one by its number. A word or number for each modality may be given.
         C: Inverse strength of the L2 penalty, or `auto`: the best of the candidates by inner folds.
@@ -68,8 +67,7 @@ class LinearProbe(Baseline):
     ) -> None:
         super().__init__(inner_folds)
         for modality in ("text", "audio"):
-            ways = [how for how in FACTORS if how != "none"]
-            check_word(f"baseline.statistics.{modality}", statistics.get(modality), ways)
+            check_word(f"baseline.statistics.{modality}", statistics.get(modality), STATISTICS)
         self.statistics, self.layer = dict(statistics), layer
         for modality in ("text", "audio"):
             asked = self._layer(modality)

@@ -10,6 +10,11 @@ from torch import Tensor
 from fourm_ser.encoders.base import Features
 from fourm_ser.encoders.pooling import FACTORS, pooled
 from fourm_ser.fusion.base import Fusion, FusionOutput
+from fourm_ser.fusion.standardised import all_moments
+from fourm_ser.fusion.statistics import weighed
+
+STATISTICS = {"mean": 1, "mean_std": 2, "active": 4}
+"""What may be read of an utterance's frames, and how many times as wide as these it is."""
 
 Layers = Mapping[str, Sequence[int]]
 """By modality, the numbers of the hidden states that are read of those that its store holds."""
@@ -21,14 +26,17 @@ class PooledFeatures(Fusion):
     Args:
         dims: Width of each modality's stored features.
         modalities: The modalities, in the order of their features.
-        statistics: By modality, what of its frames: `mean`, or `mean_std`, mean and deviation.
+        statistics: By modality, what of its frames: `mean`; `mean_std`, mean and deviation; or `active`, these and the
+            same over speech without its pauses, where the encoder tells them apart (`activity`), else `mean_std`.
         stored: By modality, how its features were pooled before they were stored (`encode.pool`): of those whose
             means alone are stored, there are means alone, whatever `statistics` says.
         states: By modality, how many hidden states lie side by side; None for one.
         layers: The hidden states that are read; None, and a modality that is not named, for all.
+        activity: The modalities whose last feature is the frames' activity; it counts in `dims`.
     """
 
     over_stems: ClassVar[bool] = True
+    reads_activity: ClassVar[bool] = True
     mean: Tensor
     scale: Tensor
     columns: Tensor
@@ -42,25 +50,32 @@ class PooledFeatures(Fusion):
         stored: Mapping[str, str],
         states: Mapping[str, int] | None = None,
         layers: Layers | None = None,
+        activity: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.modalities, self.widths = tuple(modalities), {modality: dims[modality] for modality in modalities}
         self.stored, self.states = dict(stored), {modality: (states or {}).get(modality, 1) for modality in modalities}
-        self.statistics = {
-            modality: "mean" if stored[modality] == "mean" else statistics[modality] for modality in modalities
-        }
+        self.activity = tuple(activity)
+        self.statistics = {modality: self._readable(modality, statistics[modality]) for modality in modalities}
         chosen = torch.from_numpy(self.places(layers or {}))
         self.register_buffer("columns", chosen, persistent=False)
         self.dim = len(chosen)
         self.register_buffer("mean", torch.zeros(self.dim))
         self.register_buffer("scale", torch.ones(self.dim))
 
+    def _readable(self, modality: str, wanted: str) -> str:
+        """What there is of what is wanted."""
+        if self.stored[modality] == "mean":
+            return "mean"
+        return "mean_std" if wanted == "active" and modality not in self.activity else wanted
+
     def places(self, layers: Layers, modalities: Sequence[str] | None = None) -> np.ndarray:
         """Where the numbers of some hidden states, of all or some modalities, lie among all that are computed."""
         found, begin = [np.empty(0, np.int64)], 0
         for modality in self.modalities:
-            factors = FACTORS[self.statistics[modality]]
-            width = factors * self.widths[modality] // FACTORS[self.stored[modality]]
+            factors = STATISTICS[self.statistics[modality]]
+            frames = self.widths[modality] - (modality in self.activity)
+            width = factors * frames // FACTORS[self.stored[modality]]
             own = np.arange(begin, begin + width).reshape(factors, self.states[modality], -1)
             begin += width
             if modalities is None or modality in modalities:
@@ -73,6 +88,12 @@ class PooledFeatures(Fusion):
 
     def _gather(self, modality: str, given: Features) -> Tensor:
         how, stored = self.statistics[modality], self.stored[modality]
+        if modality in self.activity:
+            features, weights = weighed(given)
+            features, active = features[..., :-1], features[..., -1:].clamp(0, 1)
+            if how == "active":
+                return torch.cat(all_moments(features, torch.cat([weights, weights * active], dim=-1)), dim=-1)
+            return pooled(features, given.mask, how)[:, 0]
         if stored == "none":
             return pooled(given.features, given.mask, how)[:, 0]
         found = given.features[:, 0].float()

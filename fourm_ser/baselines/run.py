@@ -122,7 +122,8 @@ class BaselineRun:
     def _build_fusion(self, network: EmotionNetwork) -> PooledFeatures:
         """The fusion as the nodes have it now, not standardised yet."""
         dims = {modality: encoder.dim for modality, encoder in network.by_modality.items()}
-        fusion: PooledFeatures = build(self.nodes.fusion, dims=dims)
+        activity = [modality for modality, encoder in network.by_modality.items() if encoder.hands_on_activity]
+        fusion: PooledFeatures = build(self.nodes.fusion, dims=dims, activity=activity)
         return fusion
 
     @torch.no_grad()

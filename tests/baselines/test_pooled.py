@@ -49,6 +49,33 @@ def test_numbers_are_mean_and_deviation_of_an_utterances_own_frames(statistics: 
         assert np.allclose(found[row], own, atol=1e-5)
 
 
+@pytest.mark.parametrize("statistics", ["mean", "mean_std", "active"])
+def test_active_numbers_are_over_speech_too_where_the_encoder_tells_it(statistics: str) -> None:
+    text, audio = sequence(4, [3, 5]), sequence(6, [7, 2])
+    weights = torch.tensor([[1.0, 0.0, 0.5, 0.0, 1.0, 0.25, 0.0], [0.0, 1.0, *[float("nan")] * 5]])
+    told = Features(torch.cat([audio.features, weights[..., None]], -1), audio.mask)
+    fusion = PooledFeatures(
+        dims={"text": 4, "audio": 7},
+        modalities=["text", "audio"],
+        statistics=dict.fromkeys(DIMS, statistics),
+        stored=dict.fromkeys(DIMS, "none"),
+        activity=["audio"],
+    )
+    found = fusion(text, told).embedding.numpy()
+    assert found.shape[1] == fusion.dim
+    plain = "mean_std" if statistics == "active" else statistics
+    for row in (0, 1):
+        own = [expected(text, row, plain), expected(audio, row, plain)]
+        if statistics == "active":
+            frames, active = audio.features[row, audio.mask[row]], weights[row, audio.mask[row]].double().numpy()
+            mean = np.average(frames.double().numpy(), axis=0, weights=active)
+            variance = np.average((frames.double().numpy() - mean) ** 2, axis=0, weights=active)
+            own += [mean, np.sqrt(variance)]
+        assert np.allclose(found[row], np.concatenate(own), atol=1e-2)
+    speech = fusion.places({}, ["audio"])
+    assert len(speech) == {"mean": 6, "mean_std": 12, "active": 24}[statistics]
+
+
 @given(lengths=st.lists(st.integers(1, 9), min_size=2, max_size=5), row=st.integers(0, 4))
 def test_a_neighbour_changes_nothing(lengths: list[int], row: int) -> None:
     row %= len(lengths)
