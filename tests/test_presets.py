@@ -296,6 +296,7 @@ def test_a_preset_cuts_the_published_examples(name: str, seconds: float, count: 
     assert len(Examples(audio.drop_tail)(wave)["examples"]) == count
 
 
+@pytest.mark.slow(but=["memocmt"])
 @pytest.mark.parametrize("name", ["4m_ser", "memocmt"])
 def test_a_preset_trains_other_encoders(name: str, composed: Compose, slice_of_demo: list[str], tmp_path: Path) -> None:
     config = composed(f"experiment={name}", *slice_of_demo, "encoder=tiny", "data.utterances=40")

@@ -23,6 +23,7 @@ def copy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return shutil.copytree(CONF, tmp_path_factory.mktemp("configs") / "conf")
 
 
+@pytest.mark.slow(but=["words0"])
 @pytest.mark.parametrize(
     "words",
     [

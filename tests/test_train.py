@@ -36,6 +36,7 @@ def test_help_shows_the_groups(tmp_path: Path) -> None:
         assert ", ".join(options) in " ".join(shown.stdout.split())
 
 
+@pytest.mark.slow
 def test_a_run_with_wandb_and_no_key_is_logged_offline(tmp_path: Path, cache: Path, slice_of_demo: list[str]) -> None:
     short = ["stage=transfer", "stage.transfer.epochs=1", "logger=wandb", "hydra.run.dir=run"]
     environment = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}

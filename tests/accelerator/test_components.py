@@ -270,7 +270,7 @@ STEPS = {
 }
 
 
-@pytest.mark.slow(but=["tiny", "frozen", "adapters"])
+@pytest.mark.slow(but=["frozen", "adapters"])
 @pytest.mark.parametrize("name", STEPS)
 def test_a_training_step_is_the_cpu_s(name: str, build: Build, device: torch.device) -> None:
     words, fusion, unfreeze, option = STEPS[name]

@@ -48,7 +48,7 @@ def filled(folder: Path, encoder: Encoder, where: torch.device, precision: str) 
     return Stored(store, KEYS)
 
 
-@pytest.mark.slow(but=["tiny", "audio/wav2vec", "audio/whisper_base"])
+@pytest.mark.slow(but=["audio/whisper_base", "text/tiny"])
 @pytest.mark.parametrize("name", VARIANTS)
 def test_what_is_stored_there_is_the_cpu_s_and_trains_the_rest(
     name: str, tmp_path: Path, build: Build, pretend: Pretend, device: torch.device

@@ -177,7 +177,7 @@ LOOKS: dict[str, Callable[[Copy], Any]] = {
 CASES = [(file, damage) for file in LOOKS for damage in DAMAGES if (file[-11:], damage) != ("metrics.csv", "gone")]
 
 
-@pytest.mark.slow(but=["-empty"])
+@pytest.mark.slow(but=["config.yaml-empty", "safetensors-empty", "metrics.json-empty"])
 @pytest.mark.parametrize(("file", "damage"), CASES)
 def test_what_is_damaged_is_named_or_changes_nothing(here: Copy, file: str, damage: str) -> None:
     look = LOOKS[file]

@@ -20,6 +20,7 @@ Put = Callable[..., str]
 FIRST, SECOND = b"first", b"second, and longer"
 
 
+@pytest.mark.slow(but=["speech", "whisper"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_checkpoint_of_the_hub_is_the_saved_one_now_again_and_without_a_network(
     kind: str, hub: Hub, saved: Saved, composed: Compose, monkeypatch: pytest.MonkeyPatch

@@ -226,6 +226,7 @@ class Planted:
         return os.mkdir, (str(self.path),)
 
 
+@pytest.mark.slow(but=["text"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_weights_without_safetensors_are_read_and_code_in_them_is_not_run(
     kind: str, hub: Hub, saved: Callable[[str], Path], composed: Compose, tmp_path: Path

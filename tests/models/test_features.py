@@ -289,6 +289,7 @@ class InterruptionError(Exception):
     pass
 
 
+@pytest.mark.slow(but=["wav2vec-5", "bert-1-"])
 @pytest.mark.parametrize("where", ["stem", "source"])
 @pytest.mark.parametrize("after", [1, 5, 20])
 def test_an_interrupted_pass_goes_on_with_the_same_bits(

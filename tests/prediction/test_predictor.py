@@ -101,6 +101,7 @@ class TestParity:
         assert said["text"].tolist() == rows["text"].tolist()
         assert not list((tmp_path / "empty").rglob("*.safetensors"))  # no features from a store
 
+    @pytest.mark.slow
     @pytest.mark.usefixtures("kernels")
     def test_a_model_trained_in_bf16_gives_the_same_labels(
         self, composed: Compose, slice_of_demo: list[str], tmp_path: Path, cache: Path

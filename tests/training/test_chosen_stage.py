@@ -93,7 +93,7 @@ def has_trained_stem(run_dir: Path) -> bool:
     return RUNS[run_dir.name.replace("_", " ")][2]
 
 
-@pytest.mark.slow(but=["without a store", "helped"])
+@pytest.mark.slow(but=["helped"])
 def test_the_better_stage_is_tested_and_told(finished: Path) -> None:
     metrics, chosen = read_metrics(finished), expected_stage(finished)
     assert metrics["chosen_stage"] == chosen

@@ -66,6 +66,7 @@ def test_a_compiled_run_trains_and_is_loaded_without_its_compiler(
     assert Predictor.load(tmp_path / "compiled", device="cpu").emotions
 
 
+@pytest.mark.slow
 def test_a_network_that_cannot_be_compiled_is_one_line(
     tmp_path: Path, composed: Compose, slice_of_demo: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

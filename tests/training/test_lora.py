@@ -111,6 +111,7 @@ def test_where_peft_is_missing_nothing_is_prepared(config: DictConfig, tmp_path:
     assert not (tmp_path / "stages").exists()
 
 
+@pytest.mark.slow
 def test_adapters_stay_go_on_and_become_weights_from_stage_to_stage(
     composed: Compose, slice_of_demo: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -211,6 +211,7 @@ def test_a_cell_of_another_config_is_not_reused(tmp_path: Path, small: list[str]
     assert times(tmp_path / "sweep") == before
 
 
+@pytest.mark.slow
 def test_a_finished_job_is_not_skipped_once_its_corpus_changed(
     tmp_path: Path, small: list[str], composed: Compose, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
