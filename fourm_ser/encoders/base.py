@@ -335,12 +335,13 @@ class Encoder(nn.Module, ABC):
             self._modules.update(after)
 
     def fingerprint(self) -> str:
-        """The store's key: a hash over the architecture, the stem's weights as they are now, front end and pooling.
+        """A hash over the architecture, the stem's weights as they are now, front end and pooling.
 
-        Adapters count by what they make of the weights.
+        Adapters count by what they make of the weights; the activity beside the features changes none of them.
         """
         digest = hashlib.blake2b(digest_size=12)
-        about = {"class": type(self).__qualname__, "about": self.describe(), "frontend": self.frontend.describe()}
+        frontend = {name: value for name, value in self.frontend.describe().items() if name != "activity"}
+        about = {"class": type(self).__qualname__, "about": self.describe(), "frontend": frontend}
         if self.pooling != "none":
             about["pool"] = self.pooling
         digest.update(json.dumps(about, sort_keys=True).encode())

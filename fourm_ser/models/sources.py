@@ -126,11 +126,12 @@ def make_sources(
             continue
         about = {"weights": encoder.weights, "frontend": encoder.frontend.describe(), **encoder.describe()}
         about["pool"] = encoder.pooling
-        # Features of another precision are other features.
+        # Features of another precision are other features; earlier versions stored them without activity.
+        beside = "-activity" if encoder.tells_activity else ""
         store = FeatureStore(
             root=encoding.cache / "embeddings",
             name=encoder.name,
-            fingerprint=fingerprints[modality] + encoding.changes,
+            fingerprint=fingerprints[modality] + beside + encoding.changes,
             made_by=about,
         )
         passes: list[tuple[Callable[[int], Any], list[str], list[np.ndarray]]] = [(read, own, data.corpus.parts)]

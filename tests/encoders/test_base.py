@@ -70,14 +70,14 @@ FINGERPRINTS: dict[tuple[Any, ...], str] = {
     ("bert", 1): "6459ec8697ee2d0abe1f75bd",
     ("roberta",): "f7473985b7e8890f12e3b168",
     ("distilbert",): "b408d73b5f3aadc46a791fd7",
-    ("wav2vec2-group",): "373abead9edf9c5cd2a38998",
-    ("wav2vec2-layer",): "0efa241ac952697c47292f96",
-    ("wav2vec2-layer", "weighted"): "1607fa768b043fa736af4767",
-    ("wav2vec2-layer", 1): "e1ff58ffe95dc35127eeeefd",
-    ("hubert-group",): "ba2bd63dd4f70d6698d9a3b9",
-    ("hubert-layer",): "7f3968a4f0155df01b213869",
-    ("wavlm-group",): "0d29221ddc148ddc04643e5b",
-    ("wavlm-layer",): "008d3e6f436099dc7b614903",
+    ("wav2vec2-group",): "2d40d74065d18f9b6106f769",
+    ("wav2vec2-layer",): "19fbd17e701d279c6d32b8e1",
+    ("wav2vec2-layer", "weighted"): "377d6bfec24566a08cdae916",
+    ("wav2vec2-layer", 1): "6b17f094102297b39f917d6e",
+    ("hubert-group",): "726b131735edff0a33e5414f",
+    ("hubert-layer",): "e7a27693f06d648631c4c009",
+    ("wavlm-group",): "e46bdb0b463b7a5700dd1188",
+    ("wavlm-layer",): "65542a2f83336ed1624a31e1",
 }
 """Of transformers and their layers, recorded: another key would leave all stores behind."""
 
