@@ -10,8 +10,7 @@ from torch import Tensor
 from fourm_ser.encoders.base import Features
 from fourm_ser.encoders.pooling import FACTORS, pooled
 from fourm_ser.fusion.base import Fusion, FusionOutput
-from fourm_ser.fusion.standardised import all_moments
-from fourm_ser.fusion.statistics import weighed
+from fourm_ser.fusion.statistics import all_moments, weighed_twice
 
 STATISTICS = {"mean": 1, "mean_std": 2, "active": 4}
 """What may be read of an utterance's frames, and how many times as wide as these it is."""
@@ -89,11 +88,9 @@ class PooledFeatures(Fusion):
     def _gather(self, modality: str, given: Features) -> Tensor:
         how, stored = self.statistics[modality], self.stored[modality]
         if modality in self.activity:
-            features, weights = weighed(given)
-            features, active = features[..., :-1], features[..., -1:].clamp(0, 1)
             if how == "active":
-                return torch.cat(all_moments(features, torch.cat([weights, weights * active], dim=-1)), dim=-1)
-            return pooled(features, given.mask, how)[:, 0]
+                return torch.cat(all_moments(*weighed_twice(given)), dim=-1)
+            return pooled(given.features[..., :-1], given.mask, how)[:, 0]
         if stored == "none":
             return pooled(given.features, given.mask, how)[:, 0]
         found = given.features[:, 0].float()

@@ -112,12 +112,13 @@ class Encoder(nn.Module, ABC):
         frontend: from raw utterances to the stem's inputs.
         stem: a module from a batch of the front end's inputs to features (batch, time, stem_dim).
         top: a module from the stem's features to (batch, time, dim); `nn.Identity()` where there is none.
-        stem_dim: width of the stem's features, as the store holds them.
+        stem_dim: width of the stem's features, as the store holds them, but for activity.
         states: how many hidden states lie side by side in the stem's features.
         dim: width of the encoder's features, behind the top.
         pooling: how the stem's features are pooled over time before they are stored, one of `FACTORS`; see `pool`.
-        tells_activity: whether the stem's features have one more, their last: how far the frame is speech, from 0 to 1,
-            see `fourm_ser.encoders.activity`. Its front end is then a `WithActivity`.
+        tells_activity: whether `stem_features`, and the store, have one more, the last: how far the frame is speech,
+            from 0 to 1, see `fourm_ser.encoders.activity`. The front end is then a `WithActivity`; the top does not see
+            it, and keeps the frames.
         hands_on_activity: whether the encoder's features have it, too; see `hand_on_activity`.
         languages: codes of the languages it is made for (`en`); None where it does not matter.
         base_fingerprint: the fingerprint it had before adapters were added; None where none were.
@@ -178,23 +179,22 @@ class Encoder(nn.Module, ABC):
     def forward(self, inputs: Inputs | Features) -> Features:
         """Encode raw inputs, or go on from the stem's features where they come from the store."""
         given = inputs if isinstance(inputs, Features) else self.stem_features(inputs)
+        activity = given.features[..., -1:]
         if self.tells_activity:
-            own, activity = Features(given.features[..., :-1], given.mask), given.features[..., -1:]
-            found: Features = self.top(own)
-            if not self.hands_on_activity:
-                return found
-            return Features(_with_last(found.features, activity), found.mask)
+            given = Features(given.features[..., :-1], given.mask)
         behind: list[Features] = [self.top(part) for part in self._statistics(given)]
-        if len(behind) == 1:
+        beside = [activity.to(behind[0].features.dtype)] if self.hands_on_activity else []
+        if len(behind) + len(beside) == 1:
             return behind[0]
-        return Features(torch.cat([part.features for part in behind], dim=-1), behind[0].mask)
+        return Features(torch.cat([*(part.features for part in behind), *beside], dim=-1), behind[0].mask)
 
     def stem_features(self, inputs: Inputs) -> Features:
         """The stem's features of a batch's raw inputs, pooled where this encoder pools: what the store holds."""
         found: Features = self.stem(inputs)
         if self.tells_activity:
             activity = frame_activity(inputs["activity"], inputs["activity_span"], found.mask)
-            found = Features(_with_last(found.features, activity[..., None]), found.mask)
+            beside = activity.to(found.features.dtype)[..., None]
+            return Features(torch.cat([found.features, beside], dim=-1), found.mask)
         if self.pooling == "none":
             return found
         return Features(pooled(found.features, found.mask, self.pooling), found.mask[:, :1])
@@ -375,11 +375,6 @@ def _rename_parts(encoder: Encoder, state_dict: dict[str, Any], prefix: str, *ot
         if first not in known and now in own:
             # Where a tensor has both names, this one is the checkpoint's, and the other what it was laid over.
             state_dict[prefix + now] = state_dict.pop(name)
-
-
-def _with_last(features: Tensor, last: Tensor) -> Tensor:
-    """Features (batch, time, dim) and one more, (batch, time, 1), in the type of the others."""
-    return torch.cat([features, last.to(features.dtype)], dim=-1)
 
 
 def pad(rows: Sequence[Tensor], value: float = 0.0) -> Tensor:

@@ -10,7 +10,7 @@ from fourm_ser.checks import check_word
 from fourm_ser.encoders.base import Features
 from fourm_ser.errors import InputError
 from fourm_ser.fusion.base import Fusion, FusionOutput, check_dropout, check_modalities, check_width
-from fourm_ser.fusion.statistics import FLOOR, LEAST, RunningScale, weighed
+from fourm_ser.fusion.statistics import RunningScale, all_moments, weighed, weighed_twice
 
 STATISTICS = ("mean", "deviation", "active_mean", "active_deviation")
 ACTIVE = STATISTICS[2:]  # over speech alone
@@ -91,32 +91,8 @@ class StandardisedFusion(Fusion):
             assert sequence is not None
             # In fp32 throughout: the running variance is a difference of two large numbers.
             with torch.autocast(sequence.features.device.type, enabled=False):
-                features, weights = weighed(sequence)
-                if modality in self.activity:
-                    features, active = features[..., :-1], features[..., -1:].clamp(0, 1)
-                    weights = torch.cat([weights, weights * active], dim=-1)
-                found = dict(zip(STATISTICS, all_moments(features, weights), strict=False))
+                weigh = weighed_twice if modality in self.activity else weighed
+                found = dict(zip(STATISTICS, all_moments(*weigh(sequence)), strict=False))
             parts += [found[name] for name in self.statistics[modality]]
         embedding = self.linear(self.dropout(self.scale(torch.cat(parts, dim=-1))))
         return FusionOutput(embedding, text, audio, {})
-
-
-def all_moments(features: Tensor, weights: Tensor) -> list[Tensor]:
-    """Mean and standard deviation (batch, dim) by each of several weights, one after the other.
-
-    All weights share two passes over the features, which are first brought to their plain mean: what is then squared
-    and summed are no large numbers with small differences.
-
-    Args:
-        features: (batch, time, dim), 0 where padding stands.
-        weights: (batch, time, weights); the first ones are 1 on an utterance's own frames and 0 on padding. By weights
-            that are all 0 the mean is the plain one and the deviation nothing.
-    """
-    total = weights.sum(1)  # (batch, weights)
-    shares = (weights / total.clamp(min=LEAST)[:, None]).transpose(1, 2)
-    middle = features.sum(1) / total[:, :1]
-    centred = features - middle[:, None]
-    shift = shares @ centred  # (batch, weights, dim)
-    variance = (shares @ centred.square() - shift.square()).clamp(min=0)
-    means, deviations = middle[:, None] + shift, (variance + FLOOR).sqrt()
-    return [part[:, place] for place in range(weights.shape[2]) for part in (means, deviations)]

@@ -105,6 +105,15 @@ def weighed(sequence: Features) -> tuple[Tensor, Tensor]:
     return sequence.features.float().masked_fill(own == 0, 0.0), own
 
 
+def weighed_twice(sequence: Features) -> tuple[Tensor, Tensor]:
+    """As `weighed`, of features whose last is the frames' activity: without it, and beside the weights these times it.
+
+    (batch, time, dim + 1) -> (batch, time, dim) and (batch, time, 2).
+    """
+    features, own = weighed(sequence)
+    return features[..., :-1], torch.cat([own, own * features[..., -1:].clamp(0, 1)], dim=-1)
+
+
 def moments(features: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation (batch, dim) of features (batch, time, dim) by weights (batch, time, 1).
 
@@ -114,6 +123,27 @@ def moments(features: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
     mean = (features * weights).sum(1) / total
     variance = ((features - mean[:, None]).square() * weights).sum(1) / total
     return mean, (variance + FLOOR).sqrt()
+
+
+def all_moments(features: Tensor, weights: Tensor) -> list[Tensor]:
+    """Mean and standard deviation (batch, dim) by each of several weights, one after the other.
+
+    All weights share two passes over the features, which are first brought to their plain mean: what is then squared
+    and summed are no large numbers with small differences.
+
+    Args:
+        features: (batch, time, dim), 0 where padding stands.
+        weights: (batch, time, weights); the first ones are 1 on an utterance's own frames and 0 on padding. By weights
+            that are all 0 the mean is the plain one and the deviation nothing.
+    """
+    total = weights.sum(1)  # (batch, weights)
+    shares = (weights / total.clamp(min=LEAST)[:, None]).transpose(1, 2)
+    middle = features.sum(1) / total[:, :1]
+    centred = features - middle[:, None]
+    shift = shares @ centred  # (batch, weights, dim)
+    variance = (shares @ centred.square() - shift.square()).clamp(min=0)
+    means, deviations = middle[:, None] + shift, (variance + FLOOR).sqrt()
+    return [part[:, place] for place in range(weights.shape[2]) for part in (means, deviations)]
 
 
 def mean_step(features: Tensor, mask: Tensor) -> Tensor:
