@@ -63,6 +63,7 @@ def value_of(word: str) -> Any:
     return OmegaConf.create({"key": parsed.value()}).key
 
 
+@pytest.mark.slow(but=["train", "analyze", "predict", "push", "export"])
 @pytest.mark.parametrize("command", KEYS)
 def test_every_command_takes_paths_as_they_are(command: str) -> None:
     literal = LITERAL if command == "predict" else ()

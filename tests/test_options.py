@@ -48,7 +48,7 @@ def test_a_command_s_keys_are_those_that_hydra_composes(command: str) -> None:
     assert described(command) == composed(command)
 
 
-@pytest.mark.slow(but=["encoder", "loss"])
+@pytest.mark.slow(but=["encoder/text", "encoder/audio"])
 @pytest.mark.parametrize("group", OF_TRAINING)
 def test_so_are_those_under_other_options(group: str) -> None:
     (found,) = (each for each in describe("train").groups if each.name == group)

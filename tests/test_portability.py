@@ -195,6 +195,7 @@ def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("portability")
 
 
+@pytest.mark.slow(but=["audio/tiny", "mel_cnn", "descriptors", "panns"])
 @pytest.mark.parametrize("option", FRONTENDS)
 def test_a_front_end_that_was_pickled_gives_the_same(option: str, home: Path, composed: Compose) -> None:
     modality = option.split("/")[0]

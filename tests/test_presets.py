@@ -53,12 +53,14 @@ def test_the_presets_are_there() -> None:
     assert PRESETS == ["3m_ser", "4m_ser", "4m_ser_ssl", "from_scratch", "memocmt", "server"]
 
 
+@pytest.mark.slow(but=["3m_ser", "4m_ser_ssl", "from_scratch"])
 @every
 def test_a_preset_is_its_choices_on_the_command_line(name: str, composed: Compose) -> None:
     said = [f"{group}={option}" for group, option in choices(name).items()]
     assert contents(composed(f"experiment={name}")) == contents(composed(*said))
 
 
+@pytest.mark.slow(but=["4m_ser", "from_scratch"])
 @every
 def test_a_preset_leaves_nothing_behind_where_every_group_is_overridden(name: str, composed: Compose) -> None:
     assert set(choices(name)) <= set(OTHERS)

@@ -1,14 +1,12 @@
 """analysis.html: all analyses of a run on one page that needs nothing beside it."""
 
 import base64
-import io
 from collections.abc import Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-from matplotlib.figure import Figure
 
 from fourm_ser import __version__
 from fourm_ser.analysis.findings import Finding, Part
@@ -23,7 +21,10 @@ METRICS = ("ua", "wa", "f1_macro", "ece", "intra_inter")
 
 
 def write_page(parts: Sequence[Part], runs: Sequence[OpenRun], side: str, folder: Path) -> None:
-    """Write analysis.html, whole, into the folder of the parts' folders; the first run is the one looked into."""
+    """Write analysis.html, whole, into the folder that holds each part's; the first run is the one looked into.
+
+    What the parts found is written by then (`findings.write_finding`): the page shows the very figures of the files.
+    """
     first = runs[0]
     page = render(
         "analysis/analysis.html.j2",
@@ -34,7 +35,11 @@ def write_page(parts: Sequence[Part], runs: Sequence[OpenRun], side: str, folder
         facts=_facts(first, side),
         others=[(run.name, str(run.run_dir)) for run in runs[1:]],
         parts=[
-            {"name": part.name, "question": part.question, "findings": [_view(part.name, f) for f in part.findings]}
+            {
+                "name": part.name,
+                "question": part.question,
+                "findings": [_view(folder / part.name, f) for f in part.findings],
+            }
             for part in parts
             if part.findings
         ],
@@ -64,8 +69,8 @@ def _facts(run: OpenRun, side: str) -> dict[str, str]:
     }
 
 
-def _view(part: str, finding: Finding) -> dict[str, Any]:
-    """What the template shows of a finding."""
+def _view(folder: Path, finding: Finding) -> dict[str, Any]:
+    """What the template shows of a finding that was written into the folder of its part."""
     table = finding.table if finding.shown is None else finding.shown
     cut = table.head(ROWS)
     more = f"The first {ROWS} of {len(table)} rows." if len(table) > ROWS else ""
@@ -74,11 +79,11 @@ def _view(part: str, finding: Finding) -> dict[str, Any]:
         "caption": finding.caption,
         "method": finding.method,
         "alt": finding.alt,
-        "image": None if finding.figure is None else _embedded(finding.figure),
+        "image": None if finding.figure is None else _embedded(folder / f"{finding.name}.png"),
         "header": [str(name) for name in cut.columns],
         "rows": [[_cell(value) for value in row] for row in cut.itertuples(index=False)],
         "more": more,
-        "file": f"{part}/{finding.name}.csv",
+        "file": f"{folder.name}/{finding.name}.csv",
     }
 
 
@@ -88,8 +93,6 @@ def _cell(value: Any) -> str:
     return "" if value is None else str(value)
 
 
-def _embedded(figure: Figure) -> str:
-    """A figure as a data address."""
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", dpi=130, bbox_inches="tight")
-    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+def _embedded(figure: Path) -> str:
+    """A figure, a PNG, as a data address."""
+    return "data:image/png;base64," + base64.b64encode(figure.read_bytes()).decode()

@@ -208,7 +208,7 @@ def _build_model(folder: Path, config: DictConfig, emotions: list[str], cache: P
         found = encoder.fingerprint()
         if found != fingerprint:
             raise InputError(
-                f"{folder}: the model was trained on a {modality} encoder {encoder.name} with the fingerprint "
+                f"{folder}: the model was trained on the {modality} encoder {encoder.name} with the fingerprint "
                 f"{fingerprint}; the weights found here have {found}. Are they of another checkpoint or version?"
             )
     state = _read_weights(folder / "model.safetensors")

@@ -201,7 +201,7 @@ LOSSES = {
 }
 
 
-@pytest.mark.slow(but=["center", "arcface"])
+@pytest.mark.slow(but=["4m_ser_ce_center", "ce_arcface", "ce_contrastive", "focal_center", "on all", "of 4m_ser"])
 @pytest.mark.parametrize("name", LOSSES)
 def test_a_loss_gives_the_cpu_s_terms_and_gradients_and_waits_for_nothing(
     name: str, composed: Compose, pretend: Pretend, device: torch.device

@@ -249,7 +249,7 @@ def test_a_batch_at_once_in_half_precision_is_near(speech_encoder: Build, norm: 
         assert cosine.mean() > 0.999
 
 
-@pytest.mark.slow(but=["True-1", "True-weighted-wavlm"])
+@pytest.mark.slow(but=["True-1-wav2vec2", "True-1-hubert-layer", "True-weighted-wavlm-group"])
 @pytest.mark.parametrize(("model_type", "norm"), KINDS)
 @pytest.mark.parametrize("layer", ["last", 1, "weighted"])
 @pytest.mark.parametrize("training", [False, True])

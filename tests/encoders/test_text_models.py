@@ -104,6 +104,9 @@ def padded(encoder: TextEncoder, texts: list[str]) -> list[Tensor]:
     return [row[own][None] for row, own in zip(features, mask, strict=True)]
 
 
+@pytest.mark.slow(
+    but=["albert", "bloom", "clip", "-v2", "gemma3", "gpt2", "modern", "mpnet", "nomic", "qwen3", "t5", "xlm"]
+)
 @every
 def test_features_are_the_hidden_states_of_transformers_alone_and_padded(
     build: Build, texts: list[str], kind: str
@@ -127,6 +130,7 @@ def test_features_are_the_hidden_states_of_transformers_alone_and_padded(
                 torch.testing.assert_close(found, wanted[layer][place], rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow(but=["albert", "bart", "-v2", "gemma3", "gpt_neox", "modern", "mpnet", "qwen3", "t5", "xlm"])
 @every
 def test_what_is_unfrozen_trains_and_nothing_else(build: Build, texts: list[str], kind: str) -> None:
     shared = kind == "albert"  # one layer, passed three times

@@ -219,6 +219,7 @@ def test_a_push_to_what_others_changed_meanwhile_is_refused(
     assert "text/vocab.txt" not in files(hub)
 
 
+@pytest.mark.slow(but=["True-True", "None-False"])
 @pytest.mark.parametrize(("private", "expected"), [(True, True), (False, False), (None, False)])
 def test_a_new_repository_is_as_private_as_it_is_said(
     hub: Hub, pushed: Push, finished: Finished, private: bool | None, expected: bool
@@ -294,6 +295,7 @@ def test_the_weights_licence_is_what_the_hub_says(
     assert yaml.safe_load(ModelCard(said).data.to_yaml())["base_model"] == ["lab/text"]
 
 
+@pytest.mark.slow(but=["<b>x</b>", "[x]"])
 @pytest.mark.parametrize("emotion", ["a|b", "<b>x</b>", "[x](http://y)", "`z`"])
 def test_texts_of_the_data_are_no_markup_in_the_card(hub: Hub, pushed: Push, finished: Finished, emotion: str) -> None:
     run = finished()

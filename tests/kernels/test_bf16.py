@@ -16,6 +16,7 @@ CPU = torch.device("cpu")
 needs_layouts = pytest.mark.skipif(not all(map(runs, LAYOUTS)), reason="no such kernels on this processor")
 
 
+@pytest.mark.slow(but=["own kernels-wav2vec2-conformer", "own kernels-sew", "refused kernels-wavlm"])
 @pytest.mark.usefixtures("kernels")
 @pytest.mark.parametrize("model_type", ["wav2vec2", "hubert", "wavlm", "data2vec-audio", "wav2vec2-conformer", "sew"])
 def test_features_are_near_the_exact_ones_and_the_stem_is_restored(

@@ -142,7 +142,16 @@ def left_out_of(name: str) -> list[tuple[str, ...]]:
     return [(), ("text",), ("audio",), ("text", "audio")]
 
 
-@pytest.mark.slow(but=["tiny", "wavlm-left"])
+@pytest.mark.slow(
+    but=[
+        "out0",
+        "tiny-text_attention-left_out4",
+        "tiny-audio_attention-left_out6",
+        "left_out12",
+        "left_out22",
+        "left_out25",
+    ]
+)
 @pytest.mark.parametrize(("name", "left_out"), [(name, left_out) for name in CONFIGS for left_out in left_out_of(name)])
 def test_what_was_saved_is_what_is_loaded(
     trained: Callable[..., Trained], tmp_path: Path, name: str, left_out: tuple[str, ...]

@@ -264,6 +264,7 @@ def test_workers_read_the_same(work: Work, tmp_path: Path) -> None:
     assert all(torch.equal(here.read(key), there.read(key)) for key in work.keys)
 
 
+@pytest.mark.slow(but=["wav2vec-", "bert-threads"])
 @pytest.mark.parametrize("change", ["the same again", "budget", "threads"])
 def test_what_changes_last_digits_alone(work: Work, tmp_path: Path, change: str) -> None:
     here, there = store(tmp_path, "here"), store(tmp_path, "there")

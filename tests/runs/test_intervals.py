@@ -72,6 +72,7 @@ def of_speakers(rng: np.random.Generator, speakers: int, each: int, spread: floa
     return labels, np.eye(2)[np.where(right, labels, 1 - labels)], groups
 
 
+@pytest.mark.slow(but=["5"])
 @pytest.mark.parametrize("speakers", [5, 12])
 def test_intervals_over_speakers_cover_what_holds_for_others_and_those_over_utterances_do_not(speakers: int) -> None:
     rng, covered = np.random.default_rng(speakers), {"speakers": 0, "utterances": 0}

@@ -42,7 +42,7 @@ HELPS = [f"stage.finetune.{word}" for word in ("epochs=12", "batch_size=6", "enc
 ADAPTS = ["stage=two_stage_lora", "lora.r=2", "stage.transfer.epochs=1", "stage.finetune.epochs=2"]
 WHOLE = ["stage.transfer.unfreeze={text: none, audio: all}", "stage.transfer.encoder_learning_rate=0.01"]
 RUNS = {  # by name: words, which stage is chosen, whether its stem trained
-    "ruined": ([*LEARNS, *RUINS], "transfer", False),
+    "ruined and left": ([*LEARNS, *RUINS], "transfer", False),
     "helped": ([*LEARNS_NOTHING, *HELPS], "finetune", True),
     "ruined and kept": ([*LEARNS, *RUINS, "stage.finetune.keep=always"], "finetune", True),
     "ruined without a store": ([*LEARNS, *RUINS, "encode.store=false"], "transfer", False),
@@ -130,7 +130,7 @@ def test_the_model_carries_the_stem_of_the_chosen_stage(finished: Path, tmp_path
             assert torch.equal(state[name.replace(".base_layer.", ".")], tensor), name
 
 
-@pytest.mark.slow(but=["ruined", "helped"])
+@pytest.mark.slow(but=["ruined and left", "helped"])
 def test_all_that_comes_later_works_on_the_chosen_stage(finished: Path, tmp_path: Path) -> None:
     metrics, chosen = read_metrics(finished), expected_stage(finished)
     found = evaluate(f"run={finished}", f"output={tmp_path / 'out'}")
@@ -193,6 +193,7 @@ def test_wherever_a_run_dies_it_chooses_alike(finished: Path, tmp_path: Path, mo
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+@pytest.mark.slow(but=["ruined and left", "helped"])
 def test_a_run_without_results_is_not_taken_for_a_finished_one(finished: Path, tmp_path: Path) -> None:
     copy = tmp_path / "run"
     (copy / "model").mkdir(parents=True)

@@ -116,6 +116,7 @@ def test_the_same_seed_gives_the_same_metrics_and_encodes_nothing_again(
     assert again["encoded/text"] == again["encoded/audio"] == 0
 
 
+@pytest.mark.slow
 def test_seeds_losses_and_fusions_share_the_store(
     finished: Path, tmp_path: Path, composed: Compose, slice_of_demo: list[str]
 ) -> None:
@@ -241,6 +242,7 @@ def test_a_run_leaves_a_split_that_another_run_repeats_with_balanced_classes(
     assert metrics["encoded/text"] == metrics["encoded/audio"] == 0
 
 
+@pytest.mark.slow
 def test_a_text_encoder_of_another_language_is_warned_of(
     finished: Path, tmp_path: Path, composed: Compose, slice_of_demo: list[str]
 ) -> None:
@@ -266,8 +268,10 @@ def resume_and_die(run_dir: Path, stage: str) -> None:
     resume(run_dir)
 
 
+@pytest.mark.slow(but=["alone"])
+@pytest.mark.parametrize("workers", [0, 1], ids=["alone", "with a worker"])
 def test_a_run_killed_in_each_stage_ends_as_if_undisturbed(
-    tmp_path: Path, composed: Compose, slice_of_demo: list[str]
+    tmp_path: Path, composed: Compose, slice_of_demo: list[str], workers: int
 ) -> None:
     config = composed(
         *slice_of_demo,
@@ -280,7 +284,7 @@ def test_a_run_killed_in_each_stage_ends_as_if_undisturbed(
         "stage.transfer.epochs=6",
         "stage.finetune.epochs=6",
         "data.utterances=100",
-        "data.workers=1",
+        f"data.workers={workers}",
         "augment=waveform",
         "augment.copies=1",
         "augment.mixup=0.2",
@@ -399,6 +403,7 @@ def test_resuming_what_is_no_run_says_so(tmp_path: Path) -> None:
         resume(tmp_path)
 
 
+@pytest.mark.slow(but=["folds", "heads", "m2=-1", "patience=0", "many", "2.5", "unfreeze", "last blocks", "split_file"])
 @pytest.mark.parametrize(
     ("overrides", "message"),
     [

@@ -87,6 +87,7 @@ def test_4m_ser_s_study_has_its_encoders_and_its_losses() -> None:
     assert len(found) == 8 + 1 + 4 * 10
 
 
+@pytest.mark.slow(but=["0", "4", "7", "8"])
 @pytest.mark.parametrize("number", range(9))
 def test_each_grid_of_4m_ser_s_study_composes(number: int, composed: Compose) -> None:
     grids, params = study("paper_4m_ser")

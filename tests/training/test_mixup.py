@@ -24,6 +24,7 @@ def drawn(number: int, rows: Tensor, alpha: float = ALPHA) -> Mixing:
     return Mixing.drawn(alpha, (0, 0, 0, number), rows)
 
 
+@pytest.mark.slow(but=["4m_ser_ce_center", "arcface", "ce_balanced", "focal_contrastive", "everywhere", "learned"])
 @pytest.mark.parametrize("name", VARIANTS)
 def test_the_loss_is_the_mix_of_both_labels_losses_of_the_mixed_embedding(name: str, composed: Compose) -> None:
     module, rows = mixed_module(composed, name), torch.tensor([5, 0, 3, 6, 1, 2, 4])

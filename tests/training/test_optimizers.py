@@ -232,7 +232,7 @@ def test_joined_optimizers_are_each_for_itself_and_go_on_from_their_state() -> N
     assert set(joined.state) == set(together)
 
 
-@pytest.mark.slow(but=["ce_center"])
+@pytest.mark.slow(but=["4m_ser_ce_center"])
 @pytest.mark.parametrize("option", ["ce_center", "4m_ser_ce_center"])
 def test_a_run_logs_its_rates_and_the_loss_s_schedule_counts_all_stages(
     option: str, tmp_path: Path, composed: Compose, slice_of_demo: list[str]

@@ -123,6 +123,13 @@ def test_a_failed_job_is_told_and_ends_no_other(
     assert {row["state"] for row in table(tmp_path / "sweep")} == {"finished"}
     assert "2 jobs, 2 finished" in capsys.readouterr().out
 
+
+@pytest.mark.slow
+def test_a_damaged_job_is_done_again_and_finished_ones_where_they_are_not_skipped(
+    tmp_path: Path, small: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    order = ["-m", "loss=ce_center,ce", *small, f"hydra.sweep.dir={tmp_path}/sweep"]
+    assert call(monkeypatch, *order) == 0
     damaged = next(path for path in (tmp_path / "sweep").glob("*/metrics.json"))
     whole = damaged.read_text()
     damaged.write_text(whole[:100])

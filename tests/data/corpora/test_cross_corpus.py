@@ -85,6 +85,7 @@ def told(trees: Trees, name: str, emotions: list[str]) -> list[Told]:
     return [entry for entry in folded if entry.emotion in emotions]
 
 
+@pytest.mark.slow(but=["iemocap-esd", "emodb-meld"])
 @pytest.mark.parametrize(
     ("train", "test", "shared"),
     [

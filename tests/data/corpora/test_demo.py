@@ -106,6 +106,7 @@ def test_some_labels_are_wrong() -> None:
     assert 0.004 < len(wrong) / len(script) < 0.03
 
 
+@pytest.mark.slow
 def test_no_sentence_occurs_twice(corpus: pd.DataFrame) -> None:
     texts = [line.text for line in demo._script(demo.MOST, seed=0)]
     assert len(set(texts)) == len(texts) == demo.MOST

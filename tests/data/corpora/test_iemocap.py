@@ -308,6 +308,19 @@ FAULTS = [
 ]
 
 
+@pytest.mark.slow(
+    but=[
+        "no_label",
+        "no_row",
+        "no_dialog",
+        "broken_link",
+        "same_label",
+        "two_tr",
+        "copied",
+        "unreadable_both",
+        "truncated",
+    ]
+)
 @pytest.mark.parametrize("damage", FAULTS, ids=lambda damage: damage.__name__)
 def test_a_fault_is_named_and_left_out(
     damage: Callable[[Path, list[Told]], Harm], small: Release, check_fault: CheckFault
