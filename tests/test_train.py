@@ -71,7 +71,7 @@ def test_a_wheel_carries_the_configs(tmp_path: Path) -> None:
     assert str(tmp_path / "installed" / "fourm_ser" / "conf") in shown.stdout, shown.stderr
 
 
-@pytest.mark.slow(but=["data", "loss", "stage"])
+@pytest.mark.slow(but=["data", "stage"])
 @pytest.mark.parametrize(
     "group",
     ["data", "fusion", "head", "loss", "stage", "optimizer", "scheduler", "sweep", "trainer", "logger", "experiment"],

@@ -110,7 +110,9 @@ def logits(network: EmotionNetwork, rows: list[int]) -> Tensor:
         return network(**batch(network, rows)).logits
 
 
-@pytest.mark.slow(but=["bert-lstm-statistics", "lstm-concat", "layer-cross", "layer-self", "layer-text", "layer-audio"])
+@pytest.mark.slow(
+    but=["roberta-lstm-statistics", "roberta-lstm-concat", "layer-cross", "layer-self", "layer-text", "layer-audio"]
+)
 @PAIRS
 def test_logits_alone_are_the_logits_in_a_padded_batch(
     build: Callable[..., EmotionNetwork], encoder: str, fusion: str

@@ -203,6 +203,7 @@ def test_a_run_without_results_is_not_taken_for_a_finished_one(finished: Path, t
         RunDirectory(copy).read_finished_record()
 
 
+@pytest.mark.slow(but=["ruined and left", "helped"])
 def test_a_run_of_an_earlier_version_ends_with_its_last_stage(
     finished: Path, tmp_path: Path, composed: Compose, words: list[str]
 ) -> None:

@@ -281,8 +281,8 @@ def test_a_run_killed_in_each_stage_ends_as_if_undisturbed(
         "scheduler@stage.finetune.scheduler=plateau",
         "stage.finetune.scheduler.patience=1",
         "stage.finetune.accumulate=2",
-        "stage.transfer.epochs=6",
-        "stage.finetune.epochs=6",
+        "stage.transfer.epochs=5",
+        "stage.finetune.epochs=5",
         "data.utterances=100",
         f"data.workers={workers}",
         "augment=waveform",
@@ -496,6 +496,7 @@ def test_a_key_without_a_value_is_named(tmp_path: Path, composed: Compose) -> No
         run(composed("data=manifest"), tmp_path)
 
 
+@pytest.mark.slow
 def test_a_pair_with_random_weights_needs_no_hub(tmp_path: Path, composed: Compose, cache: Path) -> None:
     small = ["hidden_size=32", "num_hidden_layers=2", "num_attention_heads=2", "intermediate_size=32"]
     config = composed(

@@ -25,7 +25,7 @@ from fourm_ser.data.manifest import write_manifest
 from fourm_ser.devices import resolve_devices
 from fourm_ser.errors import InputError
 from fourm_ser.runs.directory import RunDirectory
-from fourm_ser.training import sweeps
+from fourm_ser.training import sweep_jobs, sweeps
 from fourm_ser.training.experiment import run
 from tests.conftest import CONF, Compose
 from tests.processes import PATIENCE, act, command, ended, started
@@ -65,19 +65,19 @@ def call(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
 
 def test_a_job_is_called_by_what_varies_and_found_by_its_hash(tmp_path: Path) -> None:
     words = "+x=1,cache=/a b,data.emotions=[anger,sadness],encoder=bert_vggish,seed=0"
-    mark = sweeps._cell(words)
+    mark = sweep_jobs._cell(words)
     assert len(mark) == 12
-    assert sweeps._cell(words, str(tmp_path), "encoder seed") == f"encoder=bert_vggish,seed=0-{mark}"
-    assert sweeps._cell(words, str(tmp_path), "data.emotions x") == f"data.emotions=_anger,sadness_,x=1-{mark}"
-    assert sweeps._cell(words, str(tmp_path), "cache") == f"cache=_a_b-{mark}"
-    long = sweeps._cell("data.manifest=" + "ü/" * 200, str(tmp_path), "data.manifest")
+    assert sweep_jobs._cell(words, str(tmp_path), "encoder seed") == f"encoder=bert_vggish,seed=0-{mark}"
+    assert sweep_jobs._cell(words, str(tmp_path), "data.emotions x") == f"data.emotions=_anger,sadness_,x=1-{mark}"
+    assert sweep_jobs._cell(words, str(tmp_path), "cache") == f"cache=_a_b-{mark}"
+    long = sweep_jobs._cell("data.manifest=" + "ü/" * 200, str(tmp_path), "data.manifest")
     assert len(long.encode()) <= 140
     (tmp_path / long).mkdir()
     for there in (mark, f"seed=0-{mark}"):  # as earlier versions called it, and where less varied
         (tmp_path / there).mkdir()
-        assert sweeps._cell(words, str(tmp_path), "encoder seed") == there
+        assert sweep_jobs._cell(words, str(tmp_path), "encoder seed") == there
         (tmp_path / there).rmdir()
-    assert sweeps._cell(words.replace("seed=0", "seed=1"), str(tmp_path), "seed") != f"seed=0-{mark}"
+    assert sweep_jobs._cell(words.replace("seed=0", "seed=1"), str(tmp_path), "seed") != f"seed=0-{mark}"
 
 
 def table(folder: Path) -> list[dict[str, str]]:
@@ -366,7 +366,7 @@ def test_a_run_on_several_machines_is_recorded_and_says_how_to_start_it(
 def test_a_launcher_that_is_not_installed_says_what_to_install(
     tmp_path: Path, small: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sweeps, "find_spec", lambda name: None)
+    monkeypatch.setattr(sweep_jobs, "find_spec", lambda name: None)
     words = ["-m", "seed=0,1", *small, f"hydra.sweep.dir={tmp_path}/sweep", "hydra/launcher=joblib"]
     assert call(monkeypatch, *words) == 1
     assert 'pip install "fourm_ser[joblib]"' in capsys.readouterr().err
