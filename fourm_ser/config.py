@@ -41,6 +41,7 @@ STAGE_WAS = {
     "steps": None,
     "min_epochs": None,
     "max_epochs": None,
+    "learning_rate": None,
     "layer_decay": None,
     "lora_learning_rate": None,
     "patience_steps": None,

@@ -109,7 +109,7 @@ def test_a_stage_of_an_earlier_version_is_judged_and_lasts_as_it_did(as_config: 
     node = upgrade(OmegaConf.create(node) if as_config else node)
     was: dict[str, Any] = {"steps": None, "min_epochs": None, "max_epochs": None, "patience_steps": None}
     was |= {"monitor": "val/ua", "smooth": 1, "select": "best", "ema": None, "keep": "always"}
-    was |= {"layer_decay": None, "lora_learning_rate": None}
+    was |= {"learning_rate": None, "layer_decay": None, "lora_learning_rate": None}
     assert node["stage"]["transfer"] == {**stage, **was}
     assert node["stage"]["own"] == {**stage, **was, "ema": 0.9}
     assert node["scheduler"]["patience_steps"] is None

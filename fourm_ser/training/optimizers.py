@@ -32,10 +32,10 @@ def build_optimizer(network: EmotionNetwork, loss: Loss, stage: Stage) -> Optimi
     """
     stems = {p for encoder in network.by_modality.values() for p in encoder.stem.parameters()}
     elsewhere = {*stems, *loss.parameters()}
-    groups: list[dict[str, Any]] = [{"params": [p for p in network.parameters() if p not in elsewhere]}]
     thawed = _stem_groups(network, stage)
-    for (rate, _), parameters in thawed.items():
-        groups.append({"params": parameters, **({} if rate is None else {"lr": rate})})
+    own = [parameter for parameter in network.parameters() if parameter not in elsewhere]
+    rated = [(stage.learning_rate, own), *((rate, parameters) for (rate, _), parameters in thawed.items())]
+    groups = [{"params": parameters, **({} if rate is None else {"lr": rate})} for rate, parameters in rated]
     optimizer = stage.optimizer(groups if loss.optimizer else groups + loss.groups())
     decay = 1.0 if stage.layer_decay is None else stage.layer_decay
     for group, (_, depth) in zip(optimizer.param_groups[1:], thawed, strict=False):

@@ -35,6 +35,7 @@ class Stage:
         unfreeze: What trains of each modality's stem: `none`, `all`, or how many of the last blocks.
         optimizer: Builds the optimizer from parameter groups.
         scheduler: Builds from an optimizer, `steps` and `steps_per_epoch` a scheduler that goes on with every step.
+        learning_rate: The learning rate of fusion, head and the encoders' tops; None for the optimizer's.
         encoder_learning_rate: The learning rate of stems that train; None for the optimizer's.
         layer_decay: What that is multiplied by from each block of a stem to the one below; None for 1.
         lora_learning_rate: The learning rate of adapters; None for `encoder_learning_rate`.
@@ -60,6 +61,7 @@ class Stage:
     unfreeze: dict[str, Unfreeze]
     optimizer: Callable[..., Optimizer]
     scheduler: Callable[..., LRScheduler]
+    learning_rate: float | None
     encoder_learning_rate: float | None
     layer_decay: float | None
     lora_learning_rate: float | None
@@ -193,7 +195,7 @@ def _check_values(place: str, entry: Mapping[str, Any]) -> None:
     if entry["batch_size"] != "auto":
         words = "a whole number, 1 or more, or auto"
         check_number(f"{place}.batch_size", entry["batch_size"], words, least=1, whole=True)
-    for key in ("encoder_learning_rate", "lora_learning_rate", "patience", "gradient_clip"):
+    for key in ("learning_rate", "encoder_learning_rate", "lora_learning_rate", "patience", "gradient_clip"):
         check_number(f"{place}.{key}", entry[key], "more than 0", above=True, null=True)
     decay = entry["layer_decay"]
     check_number(f"{place}.layer_decay", decay, "above 0 and up to 1", above=True, most=1, null=True)

@@ -211,15 +211,16 @@ def test_a_run_of_an_earlier_version_ends_with_its_last_stage(
     metrics = read_metrics(finished)
     del metrics["chosen_stage"]
     for entry in record.stage.values():
-        for key in ("keep", "layer_decay", "lora_learning_rate"):
+        for key in ("keep", "learning_rate", "layer_decay", "lora_learning_rate"):
             del entry[key]
     write_text(tmp_path / "config.yaml", OmegaConf.to_yaml(record))
     write_text(tmp_path / "metrics.json", json.dumps(metrics))
     directory = RunDirectory(tmp_path)
     assert directory.chosen_stage.name == "finetune"
     assert {
-        (entry.keep, entry.layer_decay, entry.lora_learning_rate) for entry in directory.read_record().stage.values()
-    } == {("always", None, None)}
+        (entry.keep, entry.learning_rate, entry.layer_decay, entry.lora_learning_rate)
+        for entry in directory.read_record().stage.values()
+    } == {("always", None, None, None)}
 
 
 @pytest.mark.parametrize(

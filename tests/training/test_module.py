@@ -49,6 +49,7 @@ STAGE = Stage(
     unfreeze={"text": "none", "audio": "none"},
     optimizer=torch.optim.AdamW,
     scheduler=schedules.constant,
+    learning_rate=None,
     encoder_learning_rate=None,
     layer_decay=None,
     lora_learning_rate=None,

@@ -27,7 +27,7 @@ from tests.conftest import Compose
 
 pytestmark = pytest.mark.usefixtures("no_figures")
 
-RATE, ENCODERS, ADAPTERS, DECAY = 0.5, 0.1, 0.3, 0.5
+RATE, HEAD, ENCODERS, ADAPTERS, DECAY = 0.5, 0.2, 0.1, 0.3, 0.5
 
 
 @pytest.fixture
@@ -110,6 +110,8 @@ def test_the_rate_falls_from_block_to_block_of_every_encoder(
         ({"layer_decay": None, "lora_learning_rate": None}, {"lora": ENCODERS, "all": ENCODERS}),
         ({"layer_decay": None, "encoder_learning_rate": None}, {"lora": ADAPTERS, "all": RATE}),
         ({"layer_decay": None, "encoder_learning_rate": None, "lora_learning_rate": None}, {"lora": RATE, "all": RATE}),
+        ({"layer_decay": None, "learning_rate": HEAD}, {"lora": ADAPTERS, "all": ENCODERS}),
+        ({"layer_decay": None, "learning_rate": HEAD, "encoder_learning_rate": None}, {"lora": ADAPTERS, "all": RATE}),
     ],
 )
 def test_what_has_one_rate_is_one_group(
@@ -124,6 +126,8 @@ def test_what_has_one_rate_is_one_group(
     found = rates(network, changed, composed)
     for stem, what in (("encoders.text.stem.", "lora"), ("encoders.audio.stem.", "all")):
         assert {rate for key, rate in found.items() if key.startswith(stem)} == {expected[what]}
+    head = RATE if changed.learning_rate is None else changed.learning_rate
+    assert {rate for key, rate in found.items() if ".stem." not in key} == {head}
     if changed.layer_decay is None:
         loss: Loss = build_node(composed("loss=ce").loss)
         loss.setup(len(EMOTIONS), network.widths, [1] * len(EMOTIONS))
@@ -176,6 +180,7 @@ def test_an_encoder_without_blocks_is_told_so() -> None:
         ("layer_decay", 1.2, "above 0 and up to 1, or null"),
         ("layer_decay", "none", "above 0 and up to 1, or null"),
         ("lora_learning_rate", 0, "more than 0, or null"),
+        ("learning_rate", -1, "more than 0, or null"),
         ("keep", "best", "better or always"),
         ("keep", None, "better or always"),
     ],
