@@ -133,6 +133,11 @@ class RunDirectory:
         self._stages = path / "stages"
         self._refit = path / REFIT
 
+    @property
+    def has_begun(self) -> bool:
+        """Whether there is anything of a run but its record."""
+        return any(path.exists() for path in (self._stages, self.model, self.metrics))
+
     def stage(self, number: int, name: str, refit: bool = False) -> StageDirectory:
         """The folder of a stage by its place in the run, from 0, and its name; or of its refit."""
         if Path(f"{number}-{name}").name != f"{number}-{name}" or "\\" in name:

@@ -25,7 +25,7 @@ from fourm_ser.distributed import barrier, first, joined, launched, rank, world
 from fourm_ser.encoders.base import Resources
 from fourm_ser.encoders.lora import Lora
 from fourm_ser.errors import InputError, OtherRunError, blamed
-from fourm_ser.files import YOUNG, remove_temporary
+from fourm_ser.files import YOUNG, remove, remove_temporary
 from fourm_ser.kernels.memory import keep_freed_memory
 from fourm_ser.losses.base import Loss
 from fourm_ser.models.directory import Conditions, Model, save_model
@@ -116,8 +116,14 @@ def _run(config: DictConfig, directory: RunDirectory, own_process: bool, tells_n
                 remove_temporary(Path(config.cache).expanduser() / part, older=YOUNG)
         is_resumed = directory.record.is_file()
         example: dict[str, str] = {}
-        with blamed(directory.record) if is_resumed else nullcontext():
-            config = record(config, directory)
+        try:
+            with blamed(directory.record) if is_resumed else nullcontext():
+                config = record(config, directory)
+        except OtherRunError:
+            if directory.has_begun:
+                raise
+            remove(directory.record)  # of a run that ended before anything was trained: nothing is lost
+            is_resumed, config = False, record(config, directory)
         if directory.metrics.is_file():
             changed = changes_since(config.data, config.cache, directory) if rank() == 0 else ""
             if changed:

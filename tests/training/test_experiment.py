@@ -320,6 +320,23 @@ def test_a_directory_with_a_run_of_another_config_is_refused(
         run(composed(*slice_of_demo, *SHORT, "seed=5"), finished)
 
 
+def test_a_run_that_ended_before_it_began_leaves_its_directory_to_another(
+    tmp_path: Path, composed: Compose, slice_of_demo: list[str]
+) -> None:
+    for words in (["stage.transfer.learning_rate=-1"], ["fusion.heads=5"]):  # each is told of its own
+        with pytest.raises(InputError, match=words[0].replace(".", r"\.")) as told:
+            run(composed(*slice_of_demo, *SHORT, *words), tmp_path)
+        assert str(tmp_path) not in str(told.value)
+        assert (tmp_path / "config.yaml").is_file()
+    metrics = run(composed(*slice_of_demo, *SHORT, "seed=5"), tmp_path)
+    assert metrics["finished"] is True
+    assert RunDirectory(tmp_path).read_record().seed == 5
+    assert not (tmp_path / "failure.json").is_file()
+    (tmp_path / "metrics.json").unlink()  # as if it had not ended
+    with pytest.raises(InputError, match="another config"):
+        run(composed(*slice_of_demo, *SHORT, "seed=6"), tmp_path)
+
+
 def test_damaged_results_of_a_finished_run_are_named(finished: Path, tmp_path: Path) -> None:
     shutil.copytree(finished, tmp_path / "copy")
     for damaged in ((finished / "metrics.json").read_text()[:100], "{}"):
