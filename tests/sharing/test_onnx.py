@@ -175,6 +175,7 @@ class Asking(nn.Module):
         return NetworkOutput(logits, values, None, None, {}, {})
 
 
+@pytest.mark.slow
 def test_a_network_that_cannot_be_exported_is_named_with_the_reason() -> None:
     whole = Whole(Asking(), [Port("text", "ids", {0: "batch"})])  # type: ignore[arg-type]
     with pytest.raises(InputError, match=r"a network of one and other cannot be exported: .*\(\w+\)\.$") as caught:

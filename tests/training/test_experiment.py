@@ -572,7 +572,7 @@ def test_the_pairs_of_a_study_encode_with_each_encoder_once(tmp_path: Path, comp
     assert len(set(keys["audio"])) == 40
 
 
-@pytest.mark.slow(but=["its own"])
+@pytest.mark.slow
 def test_features_in_bf16_have_a_store_of_their_own(
     kernels: str, tmp_path: Path, composed: Compose, slice_of_demo: list[str], cache: Path
 ) -> None:

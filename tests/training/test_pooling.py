@@ -89,6 +89,7 @@ def test_features_are_stored_pooled_and_a_later_run_encodes_nothing(
     assert "of disk (" in log
 
 
+@pytest.mark.slow(but=["computed"])
 @pytest.mark.parametrize("name", VARIANTS)
 def test_what_comes_after_training_pools_alike_and_keeps_a_store_or_none(
     name: str, runs: dict[str, Path], tmp_path: Path

@@ -117,6 +117,7 @@ def test_validation_figures_are_of_the_first_pass_and_the_model_is_the_refit(
     assert [cell.values for cell in sections[0].cells] == [{"refit": "true"}, {"refit": "false"}]
 
 
+@pytest.mark.slow
 def test_a_refit_is_the_run_that_one_would_make_by_hand(
     tmp_path: Path, composed: Compose, slice_of_demo: list[str], cache: Path
 ) -> None:

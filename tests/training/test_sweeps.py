@@ -171,6 +171,7 @@ def test_a_key_that_a_job_s_classes_do_not_read_fails_the_job(
     assert "loss.alhpa: no such key" in row["why"]
 
 
+@pytest.mark.slow
 def test_a_job_with_a_missing_recording_says_which(
     tmp_path: Path, small: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
