@@ -135,7 +135,7 @@ class RunDirectory:
 
     @property
     def has_begun(self) -> bool:
-        """Whether there is anything of a run but its record."""
+        """Whether there is anything of a run but its record, what it saw of its corpus and why it ended."""
         return any(path.exists() for path in (self._stages, self.model, self.metrics))
 
     def stage(self, number: int, name: str, refit: bool = False) -> StageDirectory:

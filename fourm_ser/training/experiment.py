@@ -122,7 +122,8 @@ def _run(config: DictConfig, directory: RunDirectory, own_process: bool, tells_n
         except OtherRunError:
             if directory.has_begun:
                 raise
-            remove(directory.record)  # of a run that ended before anything was trained: nothing is lost
+            for path in (directory.corpus, directory.record):  # of a run that ended before anything was trained
+                remove(path)
             is_resumed, config = False, record(config, directory)
         if directory.metrics.is_file():
             changed = changes_since(config.data, config.cache, directory) if rank() == 0 else ""

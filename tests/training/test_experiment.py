@@ -32,7 +32,7 @@ from fourm_ser.models.directory import load_model
 from fourm_ser.runs import results
 from fourm_ser.runs.directory import RunDirectory
 from fourm_ser.training import experiment
-from fourm_ser.training.experiment import resume, run
+from fourm_ser.training.experiment import Experiment, resume, run
 from fourm_ser.training.loggers import EpochTable
 from fourm_ser.training.module import EmotionModule
 from tests.conftest import Compose, draw_again
@@ -321,8 +321,15 @@ def test_a_directory_with_a_run_of_another_config_is_refused(
 
 
 def test_a_run_that_ended_before_it_began_leaves_its_directory_to_another(
-    tmp_path: Path, composed: Compose, slice_of_demo: list[str]
+    tmp_path: Path, composed: Compose, slice_of_demo: list[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    def refuse(experiment: Experiment) -> None:
+        raise InputError("no disk")
+
+    with monkeypatch.context() as patched, pytest.raises(InputError, match="no disk"):
+        patched.setattr(Experiment, "_build", refuse)
+        run(composed(*slice_of_demo, *SHORT, "data.utterances=40"), tmp_path)
+    assert (tmp_path / "corpus.csv").is_file()
     for words in (["stage.transfer.learning_rate=-1"], ["fusion.heads=5"]):  # each is told of its own
         with pytest.raises(InputError, match=words[0].replace(".", r"\.")) as told:
             run(composed(*slice_of_demo, *SHORT, *words), tmp_path)
