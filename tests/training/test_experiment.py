@@ -326,9 +326,10 @@ def test_a_run_that_ended_before_it_began_leaves_its_directory_to_another(
     def refuse(experiment: Experiment) -> None:
         raise InputError("no disk")
 
-    with monkeypatch.context() as patched, pytest.raises(InputError, match="no disk"):
+    with monkeypatch.context() as patched:
         patched.setattr(Experiment, "_build", refuse)
-        run(composed(*slice_of_demo, *SHORT, "data.utterances=40"), tmp_path)
+        with pytest.raises(InputError, match="no disk"):
+            run(composed(*slice_of_demo, *SHORT, "data.utterances=40"), tmp_path)
     assert (tmp_path / "corpus.csv").is_file()
     for words in (["stage.transfer.learning_rate=-1"], ["fusion.heads=5"]):  # each is told of its own
         with pytest.raises(InputError, match=words[0].replace(".", r"\.")) as told:
