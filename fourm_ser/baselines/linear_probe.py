@@ -40,8 +40,8 @@ class LinearProbe(Baseline):
 
     Args:
         statistics: By modality, `mean`, `mean_std` or `active`: what of its frames is read, see `PooledFeatures`.
-        layer: Of encoders whose stores hold all hidden states (`layer: weighted`): `all` side by side, `best` (of each
-            modality by itself, by inner folds), or one by its number. A word or number for each modality may be given.
+        layer: Of encoders whose stores hold several hidden states (`layer: weighted`, or a list): `all` side by side,
+            `best` (of each modality by itself, by inner folds), or one by its number; for both or each modality.
         C: Inverse strength of the L2 penalty, or `auto`: the best of the candidates by inner folds.
         candidates: What `auto` tries; of equals the smallest wins.
         class_weight: `balanced` (each class counts alike) or None.
@@ -93,13 +93,13 @@ class LinearProbe(Baseline):
 
     def choose(self, samples: Samples, fusion: PooledFeatures) -> Choice:
         layers: dict[str, Sequence[int]] = {}
-        for modality, count in fusion.states.items():
+        for modality, held in fusion.states.items():
             asked = self._layer(modality)
-            if isinstance(asked, int) and not (count > 1 and asked < count):
+            if isinstance(asked, int) and not (len(held) > 1 and asked in held):
                 one = f"one layer alone. Add encoder.{modality}.layer=weighted, or use baseline.layer=all"
-                held = f"the layers 0 to {count - 1}" if count > 1 else one
-                raise InputError(f"baseline.layer={asked}: of {modality} the store holds {held}.")
-            if count > 1 and asked != "all":
+                told = f"the layers {', '.join(map(str, held))}" if len(held) > 1 else one
+                raise InputError(f"baseline.layer={asked}: of {modality} the store holds {told}.")
+            if len(held) > 1 and asked != "all":
                 layers[modality] = [asked if isinstance(asked, int) else self._best_layer(samples, fusion, modality)]
         own = samples.read(fusion.places(layers))
         chosen = self._best(own)[0] if len(self.candidates) > 1 else self.candidates[0]
@@ -109,13 +109,13 @@ class LinearProbe(Baseline):
         return Choice(layers, {"C": chosen})
 
     def _best_layer(self, samples: Samples, fusion: PooledFeatures, modality: str) -> int:
-        scores = [
-            self._best(samples.read(fusion.places({modality: [layer]}, [modality])))[1]
-            for layer in range(fusion.states[modality])
-        ]
-        told = ", ".join(f"{layer}: {100 * score:.1f}" for layer, score in enumerate(scores))
+        scores = {
+            layer: self._best(samples.read(fusion.places({modality: [layer]}, [modality])))[1]
+            for layer in fusion.states[modality]
+        }
+        told = ", ".join(f"{layer}: {100 * score:.1f}" for layer, score in scores.items())
         log.info("linear probe: UA of inner folds by layer of %s: %s", modality, told)
-        return int(np.argmax(scores))
+        return max(scores, key=lambda layer: scores[layer])
 
     def _best(self, samples: Samples) -> tuple[float, float]:
         """The best candidate by UA over all inner folds together, and its UA."""

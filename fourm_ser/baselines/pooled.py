@@ -29,7 +29,8 @@ class PooledFeatures(Fusion):
             same over speech without its pauses, where the encoder tells them apart (`activity`), else `mean_std`.
         stored: By modality, how its features were pooled before they were stored (`encode.pool`): of those whose
             means alone are stored, there are means alone, whatever `statistics` says.
-        states: By modality, how many hidden states lie side by side; None for one.
+        states: By modality, the numbers of the hidden states that lie side by side, or how many there are from the
+            first; None for one.
         layers: The hidden states that are read; None, and a modality that is not named, for all.
         activity: The modalities whose last feature is the frames' activity; it counts in `dims`.
     """
@@ -47,13 +48,15 @@ class PooledFeatures(Fusion):
         modalities: Sequence[str],
         statistics: Mapping[str, str],
         stored: Mapping[str, str],
-        states: Mapping[str, int] | None = None,
+        states: Mapping[str, int | Sequence[int]] | None = None,
         layers: Layers | None = None,
         activity: Sequence[str] = (),
     ) -> None:
         super().__init__()
         self.modalities, self.widths = tuple(modalities), {modality: dims[modality] for modality in modalities}
-        self.stored, self.states = dict(stored), {modality: (states or {}).get(modality, 1) for modality in modalities}
+        self.stored = dict(stored)
+        given = {modality: (states or {}).get(modality, 1) for modality in modalities}
+        self.states = {name: list(range(held) if isinstance(held, int) else held) for name, held in given.items()}
         self.activity = tuple(activity)
         self.statistics = {modality: self._readable(modality, statistics[modality]) for modality in modalities}
         chosen = torch.from_numpy(self.places(layers or {}))
@@ -75,10 +78,10 @@ class PooledFeatures(Fusion):
             factors = STATISTICS[self.statistics[modality]]
             frames = self.widths[modality] - (modality in self.activity)
             width = factors * frames // FACTORS[self.stored[modality]]
-            own = np.arange(begin, begin + width).reshape(factors, self.states[modality], -1)
+            own = np.arange(begin, begin + width).reshape(factors, len(self.states[modality]), -1)
             begin += width
             if modalities is None or modality in modalities:
-                found.append(own[:, list(layers.get(modality, range(self.states[modality])))].ravel())
+                found.append(own[:, list(layers.get(modality, range(len(self.states[modality]))))].ravel())
         return np.concatenate(found)
 
     def gather(self, given: Mapping[str, Features]) -> Tensor:

@@ -113,7 +113,7 @@ class BaselineRun:
         network = build_network(self.nodes, len(self.corpus.emotions), resources)
         for encoder in network.by_modality.values():
             encoder.unfreeze("none")
-        self.nodes.fusion.states = {modality: encoder.states for modality, encoder in network.by_modality.items()}
+        self.nodes.fusion.states = {modality: list(encoder.states) for modality, encoder in network.by_modality.items()}
         network.fusion = self._build_fusion(network)
         if not self.encoding.store:
             network.to(self.encoding.device)

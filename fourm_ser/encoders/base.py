@@ -113,7 +113,7 @@ class Encoder(nn.Module, ABC):
         stem: a module from a batch of the front end's inputs to features (batch, time, stem_dim).
         top: a module from the stem's features to (batch, time, dim); `nn.Identity()` where there is none.
         stem_dim: width of the stem's features, as the store holds them, but for activity.
-        states: how many hidden states lie side by side in the stem's features.
+        states: the numbers of the hidden states that lie side by side in the stem's features, where it has some.
         dim: width of the encoder's features, behind the top.
         pooling: how the stem's features are pooled over time before they are stored, one of `FACTORS`; see `pool`.
         tells_activity: whether `stem_features`, and the store, have one more, the last: how far the frame is speech,
@@ -133,7 +133,7 @@ class Encoder(nn.Module, ABC):
     stem: nn.Module
     top: nn.Module
     stem_dim: int
-    states: int = 1
+    states: Sequence[int] = (0,)
     dim: int
     pooling: str = "none"
     tells_activity: bool = False
@@ -218,6 +218,12 @@ class Encoder(nn.Module, ABC):
     def leave_out_top(self) -> None:
         """Let the features be those of the stem, as the store holds them: for what reads more than the top tells."""
         self.top, self.dim = nn.Identity(), self.stem_dim
+
+    def state_places(self) -> list[list[int]]:
+        """Where each of several hidden states lies in the encoder's features; one list of all where a top sums them."""
+        count = len(self.states) if self.dim == self.stem_dim else 1
+        places = np.arange(self.dim).reshape(FACTORS[self.pooling], count, -1)
+        return [places[:, number].ravel().tolist() for number in range(count)]
 
     def hand_on_activity(self) -> bool:
         """Let the encoder's features have the frames' activity as their last one, where the stem's have it.

@@ -1,27 +1,29 @@
 """What the encoders of text and speech share: a transformer, and which of its hidden states are the features."""
 
 from abc import abstractmethod
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from fourm_ser.checks import check_number
 from fourm_ser.encoders import lora
 from fourm_ser.encoders.base import Encoder, Features, Unfreeze
 from fourm_ser.encoders.hub import describe_config, hidden_size
 from fourm_ser.errors import InputError
 
+Layer = str | int | Sequence[int]
+"""Which hidden states are features: the `last`, one by its number, several by theirs, or all `weighted`."""
+
 
 class TransformerStem(nn.Module):
     """A transformer of Hugging Face, up to the hidden states that are its features.
 
-    They are the `last`, one by its number, or for `weighted` all of them side by side.
+    They are the `last`, one by its number, several side by side, or for `weighted` all of them side by side.
     """
 
-    def __init__(self, model: Any, layer: str | int) -> None:
+    def __init__(self, model: Any, layer: Layer) -> None:
         super().__init__()
         self.model, self.layer = model, layer
 
@@ -31,8 +33,16 @@ class TransformerStem(nn.Module):
         if self.layer == "last":
             last: Tensor = output.last_hidden_state
             return last
-        states: tuple[Tensor, ...] = output.hidden_states
-        return torch.cat(states, dim=-1) if self.layer == "weighted" else states[int(self.layer)]
+        return self.chosen(output.hidden_states)
+
+    def chosen(self, states: Sequence[Tensor]) -> Tensor:
+        """Of all hidden states, each (batch, time, width), those that are the features: (batch, time, stem_dim)."""
+        if self.layer == "last":
+            return states[-1]
+        if self.layer == "weighted":
+            return torch.cat(list(states), dim=-1)
+        numbers = [self.layer] if isinstance(self.layer, int) else self.layer
+        return torch.cat([states[int(number)] for number in numbers], dim=-1)
 
 
 class WeightedSum(nn.Module):
@@ -53,10 +63,10 @@ class WeightedSum(nn.Module):
 
 
 class TransformerEncoder(Encoder):
-    """An encoder whose stem is a transformer, and whose features are its last hidden state, another, or all weighted.
+    """An encoder whose stem is a transformer, and whose features are its last hidden state, others, or all weighted.
 
-    Hidden state 0 is what enters the first transformer layer, hidden state k what leaves the k-th. Layers behind the
-    chosen one are not kept, but for `spare` ones.
+    Hidden state 0 is what enters the first transformer layer, hidden state k what leaves the k-th. Several lie side by
+    side in the features. Layers behind the chosen ones are not kept, but for `spare` ones.
 
     Raises:
         InputError: there is no such layer.
@@ -70,15 +80,13 @@ class TransformerEncoder(Encoder):
         super().__init__()
         self.name, self.weights, self.stem = name, weights, stem
         layer, count = stem.layer, self.depth
-        self.used = layer if isinstance(layer, int) and not isinstance(layer, bool) else None  # layers; None for all
-        if layer not in ("last", "weighted") and not (self.used is not None and 0 <= self.used <= count):
-            raise InputError(
-                f"encoder.{self.modality}.layer={layer}: expected last, weighted or a layer from 0 to {count}."
-            )
-        self.dim = int(stem.model.config.hidden_size)
+        chosen = read_layers(layer, f"encoder.{self.modality}.layer", count)
+        self.used = None if chosen is None else chosen[-1]  # layers; None for all
+        width = int(stem.model.config.hidden_size)
+        self.states = range(count + 1) if layer == "weighted" else chosen or (count,)
         self.top = WeightedSum(count + 1) if layer == "weighted" else nn.Identity()
-        self.states = count + 1 if layer == "weighted" else 1
-        self.stem_dim = self.dim * self.states
+        self.stem_dim = width * len(self.states)
+        self.dim = width if layer == "weighted" else self.stem_dim
         if self.used is not None:
             self.cut(self.used, spare)
         if gradient_checkpointing:
@@ -110,14 +118,12 @@ class TransformerEncoder(Encoder):
 
     @classmethod
     def check(cls, arguments: Mapping[str, Any]) -> None:
-        layer = arguments["layer"]
-        if layer not in ("last", "weighted"):
-            expected = "last, weighted or a layer from 0"
-            check_number(f"encoder.{cls.modality}.layer", layer, expected, whole=True)
+        read_layers(arguments["layer"], f"encoder.{cls.modality}.layer")
 
     @classmethod
     def width(cls, arguments: Mapping[str, Any]) -> int | None:
-        return hidden_size(arguments, cls.modality)
+        one, layer = hidden_size(arguments, cls.modality), arguments["layer"]
+        return one * len(layer) if one is not None and isinstance(layer, list) else one
 
     def unfreeze(self, what: Unfreeze) -> None:
         adapters = lora.adapters(self.stem)
@@ -155,3 +161,26 @@ class TransformerEncoder(Encoder):
 
     def save(self, folder: Path) -> dict[str, Any]:
         return {"architecture": self.stem.model.config.to_dict()}
+
+
+def read_layers(layer: Any, key: str, most: int | None = None) -> list[int] | None:
+    """The numbers of the layers that a config's key asks for; None for `last` and `weighted`.
+
+    Raises:
+        InputError: it is no choice of layers, or there are no more than `most`.
+    """
+    if layer in ("last", "weighted"):
+        return None
+    numbers = list(layer) if isinstance(layer, list | tuple) else [layer]
+    if (
+        not numbers
+        or any(isinstance(number, bool) or not isinstance(number, int) or number < 0 for number in numbers)
+        or numbers != sorted(set(numbers))
+        or (most is not None and numbers[-1] > most)
+    ):
+        given = f"[{','.join(map(str, numbers))}]" if isinstance(layer, list | tuple) else layer
+        known = "" if most is None else f" to {most}"
+        raise InputError(
+            f"{key}={given}: expected last, weighted, a layer from 0{known}, or a list of some in their order."
+        )
+    return numbers

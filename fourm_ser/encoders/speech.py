@@ -18,7 +18,7 @@ from fourm_ser.encoders.convolutions import Count, OwnConvolutions, count_frames
 from fourm_ser.encoders.fbank import FilterBank
 from fourm_ser.encoders.frontends import Waveform
 from fourm_ser.encoders.hub import load_transformer, read_preprocessor
-from fourm_ser.encoders.layers import TransformerEncoder, TransformerStem
+from fourm_ser.encoders.layers import Layer, TransformerEncoder, TransformerStem
 from fourm_ser.encoders.speech_models import KINDS, SpeechKind, keep_statistics, speech_kind
 from fourm_ser.errors import InputError
 
@@ -39,7 +39,7 @@ class SpeechStem(TransformerStem):
     frames of whole groups.
     """
 
-    def __init__(self, model: Any, layer: str | int) -> None:
+    def __init__(self, model: Any, layer: Layer) -> None:
         super().__init__(model, layer)
         self.group = int(getattr(model.config, "squeeze_factor", 1))
 
@@ -86,7 +86,8 @@ class SpeechEncoder(TransformerEncoder):
         normalize: whether to scale waveforms (of wav2vec2-bert, each band of the filter bank) to zero mean and unit
             variance over the utterance: `checkpoint`, as its preprocessor_config.json says that it was trained (True
             where nothing says it); or True or False, whatever that says.
-        layer: which hidden states are the features: `last`, a number, or `weighted`; see `TransformerEncoder`.
+        layer: which hidden states are the features: `last`, a number, several, or `weighted`; see
+            `TransformerEncoder`.
         spec_augment: share of frames that SpecAugment masks while the stem trains; 0 turns it off.
         layerdrop: probability that a transformer layer is skipped while the stem trains; none is with another `layer`
             than `last`. SEW-D has none to skip: 0.
@@ -114,7 +115,7 @@ class SpeechEncoder(TransformerEncoder):
         architecture: dict[str, Any],
         init_seed: int,
         normalize: bool | str,
-        layer: str | int,
+        layer: Layer,
         spec_augment: float,
         layerdrop: float,
         train_convolutions: bool,

@@ -9,7 +9,7 @@ from torch import nn
 
 from fourm_ser.encoders.base import Features, Inputs, Resources
 from fourm_ser.encoders.hub import load_tokenizer, load_transformer
-from fourm_ser.encoders.layers import TransformerEncoder, TransformerStem
+from fourm_ser.encoders.layers import Layer, TransformerEncoder, TransformerStem
 from fourm_ser.encoders.text_models import (
     cut,
     find_layers,
@@ -31,7 +31,7 @@ class TextStem(TransformerStem):
         fixed: What the model is always called with.
     """
 
-    def __init__(self, model: Any, layer: str | int, depth: int) -> None:
+    def __init__(self, model: Any, layer: Layer, depth: int) -> None:
         super().__init__(model, layer)
         self.depth, self.fixed = depth, fixed_arguments(model)
         self._layers = find_layers(model, depth)
@@ -63,7 +63,8 @@ class TextEncoder(TransformerEncoder):
         init_seed: seed of random weights.
         max_tokens: tokens kept of a transcript.
         vocabulary: size of a trained tokenizer's vocabulary, at most.
-        layer: which hidden states are the features: `last`, a number, or `weighted`; see `TransformerEncoder`.
+        layer: which hidden states are the features: `last`, a number, several, or `weighted`; see
+            `TransformerEncoder`.
         gradient_checkpointing: while the stem trains, compute activations anew for the backward pass: less memory,
             about a third more time.
         resources: cache and transcripts.
@@ -87,7 +88,7 @@ class TextEncoder(TransformerEncoder):
         init_seed: int,
         max_tokens: int,
         vocabulary: int,
-        layer: str | int,
+        layer: Layer,
         gradient_checkpointing: bool,
         resources: Resources,
         languages: list[str] | None = None,

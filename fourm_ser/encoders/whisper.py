@@ -14,7 +14,7 @@ from fourm_ser.encoders.activity import WithActivity
 from fourm_ser.encoders.augment import draw_spans
 from fourm_ser.encoders.base import Features, Inputs, Resources, Unfreeze, length_mask, zero_padding
 from fourm_ser.encoders.hub import load_transformer
-from fourm_ser.encoders.layers import TransformerEncoder, TransformerStem
+from fourm_ser.encoders.layers import Layer, TransformerEncoder, TransformerStem
 from fourm_ser.encoders.whisper_frontend import POOLED, WhisperMel
 from fourm_ser.errors import InputError
 
@@ -67,7 +67,7 @@ class WhisperStem(TransformerStem):
     where it ends, as if the network had no more positions.
     """
 
-    def __init__(self, network: Network, *, layer: str | int, context: str, spec_augment: float) -> None:
+    def __init__(self, network: Network, *, layer: Layer, context: str, spec_augment: float) -> None:
         super().__init__(network, layer)
         self.full, self.spec_augment = context == "full", spec_augment
         self.depth = len(network.layers)  # before any is left out
@@ -112,7 +112,7 @@ class WhisperStem(TransformerStem):
         hidden = nn.functional.dropout(hidden, model.dropout, self.training)
         states = [hidden]
         for place, layer in enumerate(model.layers, start=1):
-            if self.full and place == len(model.layers) and self.layer != "weighted":
+            if self.full and place == len(model.layers):
                 heard = layer.self_attn_layer_norm(hidden)
                 hidden = layer(hidden[:, :wanted], mask, key_value_states=heard)
             else:
@@ -120,9 +120,7 @@ class WhisperStem(TransformerStem):
             states.append(hidden)
         if len(model.layers) == self.depth:
             states[-1] = model.layer_norm(hidden)
-        if self.layer == "weighted":
-            return torch.cat(states, dim=-1)
-        return states[-1 if self.layer == "last" else int(self.layer)]
+        return self.chosen([state[:, : hidden.shape[1]] for state in states])
 
 
 class WhisperEncoder(TransformerEncoder):
@@ -138,7 +136,8 @@ class WhisperEncoder(TransformerEncoder):
         init_seed: seed of random weights.
         context: what an utterance is heard in: `full` for 30 s that silence fills up, as Whisper was trained; `own` for
             nothing but itself, which takes a fraction of the time.
-        layer: which hidden states are the features: `last`, a number, or `weighted`; see `TransformerEncoder`.
+        layer: which hidden states are the features: `last`, a number, several, or `weighted`; see
+            `TransformerEncoder`.
         spec_augment: share of frames that SpecAugment sets to zero while the stem trains; 0 turns it off.
         gradient_checkpointing: while the stem trains, compute activations anew for the backward pass: less memory,
             about a third more time.
@@ -161,7 +160,7 @@ class WhisperEncoder(TransformerEncoder):
         architecture: dict[str, Any],
         init_seed: int,
         context: str,
-        layer: str | int,
+        layer: Layer,
         spec_augment: float,
         gradient_checkpointing: bool,
         resources: Resources,

@@ -62,6 +62,9 @@ class Fusion(nn.Module, ABC):
             are left out of the network.
         reads_activity: whether the features it is given may have one more, their last: how far each frame is speech. It
             is built with `activity`, the modalities of which they have it.
+        reads_states: whether it tells several hidden states of an encoder apart. It is built with `states`, by modality
+            the places of each one's features.
+        views: how many parts of equal width the embedding has, each a view of the utterance with a head of its own.
         maps: what the axes of each attention map are, by the map's name; empty where the fusion has no attention.
     """
 
@@ -70,6 +73,8 @@ class Fusion(nn.Module, ABC):
     widths: dict[str, int]
     over_stems: ClassVar[bool] = False
     reads_activity: ClassVar[bool] = False
+    reads_states: ClassVar[bool] = False
+    views: int = 1
     maps: Mapping[str, MapAxes] = MappingProxyType({})
 
     @abstractmethod

@@ -27,6 +27,10 @@ class StandardisedFusion(Fusion):
     The active ones are over speech alone: each frame counts by its voice activity, which the encoder tells (see
     `fourm_ser.encoders.activity`). Those of a modality whose encoder does not are left out.
 
+    Of an encoder that gives several hidden states (`layer: [3, 6]`), each is a view of the utterance, which is
+    projected by itself, beside all of a modality that gives one; where both give several, the two nearest in their
+    order. The embedding holds the views' side by side.
+
     Args:
         dims: width of each modality's features.
         modalities: the modalities it reads, one or both.
@@ -35,6 +39,8 @@ class StandardisedFusion(Fusion):
         dim: width of the embedding.
         dropout: share of the standardised statistics that training drops.
         activity: the modalities whose last feature is the frames' activity.
+        states: by modality, the places of each hidden state's features; None, and a modality that is not named, for
+            one state.
 
     Raises:
         InputError: no modality or one twice, a modality without statistics, an unknown statistic or one twice, a number
@@ -42,6 +48,8 @@ class StandardisedFusion(Fusion):
     """
 
     reads_activity: ClassVar[bool] = True
+    reads_states: ClassVar[bool] = True
+    read: Tensor
 
     def __init__(
         self,
@@ -52,6 +60,7 @@ class StandardisedFusion(Fusion):
         dim: int,
         dropout: float,
         activity: Sequence[str] = (),
+        states: Mapping[str, Sequence[Sequence[int]]] | None = None,
     ) -> None:
         super().__init__()
         self.modalities = check_modalities(modalities, None)
@@ -77,12 +86,26 @@ class StandardisedFusion(Fusion):
             for modality in modalities
         }
         self.widths = {modality: dims[modality] for modality in modalities}
-        self.dim = check_width(dim, "fusion.dim")
+        check_width(dim, "fusion.dim")
         check_dropout(dropout, "fusion.dropout")
-        width = sum(len(names) * (dims[name] - (name in activity)) for name, names in self.statistics.items())
-        self.scale = RunningScale(width)
+        features = {name: dims[name] - (name in activity) for name in modalities}
+        places = {name: (states or {}).get(name) or [range(width)] for name, width in features.items()}
+        self.views = max(map(len, places.values()))
+        self.dim = self.views * dim
+        total, views = 0, [list[Tensor]() for _ in range(self.views)]  # by view, which of all statistics it reads
+        for name, width in features.items():
+            own = torch.tensor([places[name][view * len(places[name]) // self.views] for view in range(self.views)])
+            for _ in self.statistics[name]:
+                for view, row in zip(views, own, strict=True):
+                    view.append(total + row)
+                total += width
+        self.scale = RunningScale(total)
         self.dropout = nn.Dropout(dropout)
-        self.linear = nn.Linear(width, dim)
+        if self.views == 1:
+            self.linear = nn.Linear(total, dim)
+            return
+        self.register_buffer("read", torch.stack([torch.cat(view) for view in views]), persistent=False)
+        self.linears = nn.ModuleList(nn.Linear(self.read.shape[1], dim) for _ in views)
 
     def forward(self, text: Features | None, audio: Features | None, return_attention: bool = False) -> FusionOutput:
         given, parts = {"text": text, "audio": audio}, list[Tensor]()
@@ -92,7 +115,10 @@ class StandardisedFusion(Fusion):
             # In fp32 throughout: the running variance is a difference of two large numbers.
             with torch.autocast(sequence.features.device.type, enabled=False):
                 weigh = weighed_twice if modality in self.activity else weighed
-                found = dict(zip(STATISTICS, all_moments(*weigh(sequence)), strict=False))
-            parts += [found[name] for name in self.statistics[modality]]
-        embedding = self.linear(self.dropout(self.scale(torch.cat(parts, dim=-1))))
-        return FusionOutput(embedding, text, audio, {})
+                moments = dict(zip(STATISTICS, all_moments(*weigh(sequence)), strict=False))
+            parts += [moments[name] for name in self.statistics[modality]]
+        found = self.scale(torch.cat(parts, dim=-1))
+        if self.views == 1:
+            return FusionOutput(self.linear(self.dropout(found)), text, audio, {})
+        views = [linear(self.dropout(found[:, row])) for linear, row in zip(self.linears, self.read, strict=True)]
+        return FusionOutput(torch.cat(views, dim=-1), text, audio, {})

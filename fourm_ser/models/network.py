@@ -1,11 +1,13 @@
 """The network: encoders, fusion, head."""
 
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import torch
 from hydra.errors import InstantiationException
 from hydra.utils import get_object
 from omegaconf import DictConfig, OmegaConf
@@ -38,6 +40,7 @@ class NetworkOutput(NamedTuple):
         audio: audio features as the fusion normalises them; None where it reads no audio.
         attention: maps by name, (batch, heads, queries, keys), when they were asked for; else empty.
         encoded: what the fusion was given: features of the encoders by modality.
+        views: (views, batch, classes), each head's own logits where the embedding has several views; else None.
     """
 
     logits: Tensor
@@ -46,6 +49,7 @@ class NetworkOutput(NamedTuple):
     audio: Features | None
     attention: Mapping[str, Tensor]
     encoded: Mapping[str, Features]
+    views: Tensor | None = None
 
     def features(self, names: Sequence[str]) -> dict[str, Tensor]:
         """What feature losses act on, of these names: `embedding`, and the mean over time of `text` and `audio`."""
@@ -91,6 +95,36 @@ class Head(nn.Module):
         return self.layers(embedding)
 
 
+class ViewHeads(nn.Module):
+    """A head for each view of an embedding, whose probabilities are averaged: an ensemble over hidden states.
+
+    Each trains for itself, by the mean of their losses (see `EmotionModule`): together they are wrong less often than
+    any of them, as they are wrong about different utterances.
+
+    Args:
+        heads: a head for each view, for its part of the embedding.
+    """
+
+    def __init__(self, heads: Iterable[nn.Module]) -> None:
+        super().__init__()
+        self.heads = nn.ModuleList(heads)
+
+    def views(self, embedding: Tensor) -> Tensor:
+        """(batch, dim) -> each head's logits (views, batch, classes)."""
+        parts = embedding.chunk(len(self.heads), dim=-1)
+        return torch.stack([head(part) for head, part in zip(self.heads, parts, strict=True)])
+
+    def forward(self, embedding: Tensor) -> Tensor:
+        """(batch, dim) -> logits (batch, classes): the logarithms of the mean probabilities."""
+        return together(self.views(embedding))
+
+
+def together(views: Tensor) -> Tensor:
+    """Logits (views, batch, classes) -> the logarithms of their mean probabilities (batch, classes)."""
+    wide = torch.promote_types(views.dtype, torch.float32)
+    return views.log_softmax(-1, dtype=wide).logsumexp(0) - math.log(len(views))
+
+
 class EmotionNetwork(nn.Module):
     """Encoders, fusion and head as one network.
 
@@ -121,7 +155,9 @@ class EmotionNetwork(nn.Module):
         """What `encode` gives -> `NetworkOutput`; of an embedding that `mix` changes, where it is given."""
         fused = self.fusion(encoded.get("text"), encoded.get("audio"), return_attention)
         embedding = fused.embedding if mix is None else mix(fused.embedding)
-        return NetworkOutput(self.head(embedding), embedding, fused.text, fused.audio, fused.attention, encoded)
+        views = self.head.views(embedding) if isinstance(self.head, ViewHeads) else None
+        logits = self.head(embedding) if views is None else together(views)
+        return NetworkOutput(logits, embedding, fused.text, fused.audio, fused.attention, encoded, views)
 
     def encode(self, given: Mapping[str, Any]) -> dict[str, Features]:
         """The encoders' features, behind their tops, of a batch's raw inputs or stored features by modality."""
@@ -178,7 +214,9 @@ def build_network(config: DictConfig, classes: int, resources: Resources) -> Emo
     """
     encoders: dict[str, Encoder] = {}
     kind = get_object(config.fusion._target_)
-    over_stems, reads_activity = (getattr(kind, name, False) for name in ("over_stems", "reads_activity"))
+    over_stems, reads_activity, reads_states = (
+        getattr(kind, name, False) for name in ("over_stems", "reads_activity", "reads_states")
+    )
     for modality in config.fusion.modalities:
         if modality not in ("text", "audio"):
             raise InputError(f"fusion.modalities={list(config.fusion.modalities)}: expected text, audio or both.")
@@ -188,11 +226,15 @@ def build_network(config: DictConfig, classes: int, resources: Resources) -> Emo
         encoders[modality].pool(pooling_of(config, modality))
         if over_stems:
             encoders[modality].leave_out_top()
-    told = [name for name, encoder in encoders.items() if reads_activity and encoder.hand_on_activity()]
+    given: dict[str, Any] = {}
+    if reads_states:
+        given["states"] = {modality: encoder.state_places() for modality, encoder in encoders.items()}
+    if reads_activity:
+        given["activity"] = [modality for modality, encoder in encoders.items() if encoder.hand_on_activity()]
     dims = {modality: encoder.dim for modality, encoder in encoders.items()}
-    fusion = build(config.fusion, dims=dims, **({"activity": told} if reads_activity else {}))
-    head = build(config.head, dim=fusion.dim, classes=classes)
-    return EmotionNetwork(encoders, fusion, head)
+    fusion = build(config.fusion, dims=dims, **given)
+    heads = [build(config.head, dim=fusion.dim // fusion.views, classes=classes) for _ in range(fusion.views)]
+    return EmotionNetwork(encoders, fusion, heads[0] if len(heads) == 1 else ViewHeads(heads))
 
 
 def check_encoders(config: DictConfig) -> None:

@@ -199,14 +199,25 @@ class EmotionModule(LightningModule):
         if mixing is not None:  # the embedding is mixed already
             features |= {name: mixing.mix(vectors) for name, vectors in features.items() if name != "embedding"}
         features = {name: gather_rows(vectors) for name, vectors in features.items()}
-        logits = gather_rows(output.logits)
-        terms = mixing.loss(self.loss, logits, features, labels) if mixing else self.loss(logits, features, labels)
+        # In training each head is on its own: of their mean the loss would be content where one of them is right.
+        views = [output.logits] if output.views is None or side != "train" else output.views.unbind()
+        found = [self._terms(gather_rows(logits), features, labels, mixing) for logits in views]
+        terms = {name: torch.stack([each[name] for each in found]).mean(0) for name in found[0]}
         side = {"val": "validation"}.get(side, side)
         when = f"{side}, epoch {self.current_epoch + 1}, step {self.global_step}"
         held = {name: value.detach() for name, value in terms.items()}
         self.steps_taken.append(_Step(HostCopy(held["total"].isfinite()), held, batch.rows, when))
         self.refuse_infinite(LATE if copies_ahead(self.device) else 0)  # on a processor it is known at once
         return output, terms, len(labels)
+
+    def _terms(
+        self, logits: Tensor, features: Mapping[str, Tensor], labels: Tensor, mixing: Mixing | None
+    ) -> dict[str, Tensor]:
+        """The loss's terms of a whole batch."""
+        if mixing is not None:
+            return mixing.loss(self.loss, logits, features, labels)
+        found: dict[str, Tensor] = self.loss(logits, features, labels)
+        return found
 
     def refuse_infinite(self, left: int = 0) -> None:
         """Look at the losses of all steps but the last so many: the same ones in every process.

@@ -99,7 +99,7 @@ def test_a_layer_may_be_given_by_its_number_for_one_modality_alone() -> None:
     assert probe.choose(samples(width=10), fusion).layers == {"audio": [2]}
 
 
-@pytest.mark.parametrize(("states", "said"), [(1, "one layer alone"), (3, "layers 0 to 2")])
+@pytest.mark.parametrize(("states", "said"), [(1, "one layer alone"), (3, "layers 0, 1, 2")])
 def test_a_layer_that_is_not_stored_is_refused(states: int, said: str) -> None:
     with pytest.raises(InputError, match=said):
         LinearProbe(**{**USUAL, "layer": 3}).choose(samples(), reader(states))

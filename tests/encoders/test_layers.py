@@ -116,16 +116,20 @@ def compare(found: Features, expected: list[Tensor]) -> None:
 
 @pytest.mark.slow(but=["wavlm-layer", "distilbert"])
 def test_a_layer_s_features_are_the_model_s_hidden_states(family: Family, expected: list[States]) -> None:
-    layers: list[str | int] = ["last", *range(LAYERS + 1)]
+    layers: list[Any] = ["last", *range(LAYERS + 1), [0, 2], [1, LAYERS]]
     for layer in layers:
         encoder = family.encoder(layer).eval()
         with torch.no_grad():
             found = encoder(family.batch(encoder))
-        chosen = [states.last if isinstance(layer, str) else states.hidden[layer] for states in expected]
+        if isinstance(layer, list):
+            chosen = [torch.cat([states.hidden[number] for number in layer], -1) for states in expected]
+            assert list(encoder.states) == layer
+        else:
+            chosen = [states.last if layer == "last" else states.hidden[layer] for states in expected]
+            # Far more than the tolerance lies between one layer and the next.
+            for other in set(range(LAYERS)) - {layer}:
+                assert (expected[-1].hidden[other] - chosen[-1]).abs().max() > 1e-2, (layer, other)
         compare(found, chosen)
-        # Far more than the tolerance lies between one layer and the next.
-        for other in set(range(LAYERS)) - {layer}:
-            assert (expected[-1].hidden[other] - chosen[-1]).abs().max() > 1e-2, (layer, other)
         assert list(encoder.top.parameters()) == []
         assert encoder.stem_dim == encoder.dim == found.features.shape[-1]
 
@@ -174,9 +178,12 @@ def test_the_weights_train_while_the_stem_is_frozen(family: Family) -> None:
 @pytest.mark.slow(but=["wavlm-layer", "distilbert"])
 def test_a_layer_that_is_not_there_is_refused(family: Family) -> None:
     for layer in ("first", "", "1", -1, LAYERS + 1, 1.0, True, None):
-        message = rf"encoder\.{family.modality}\.layer={layer}: expected last, weighted or a layer from 0 to {LAYERS}\."
+        message = rf"encoder\.{family.modality}\.layer={layer}: expected last, weighted, a layer from 0 to {LAYERS}, or"
         with pytest.raises(InputError, match=message):
             family.encoder(layer)
+    for several in ([], [2, 1], [1, 1], [0, LAYERS + 1], [-1, 0], ["last"], [True], [[0]], [0, 1.0]):
+        with pytest.raises(InputError, match=r"layer=\[.*\]: expected .* or a list of some in their order\."):
+            family.encoder(several)
 
 
 @pytest.mark.slow(but=["wavlm-layer", "distilbert"])
@@ -191,13 +198,16 @@ def test_a_layer_cuts_the_stack_behind_it(family: Family) -> None:
         assert set(encoder.state_dict()) <= set(whole.state_dict())
         for name, tensor in encoder.state_dict().items():
             assert torch.equal(tensor, whole.state_dict()[name]), (layer, name)
+        if layer:
+            assert family.encoder([layer - 1, layer]).state_dict().keys() == encoder.state_dict().keys()
 
 
 @pytest.mark.slow(but=["wavlm-layer", "distilbert"])
 def test_what_trains_gets_a_gradient_and_a_spare_layer_never_trains(family: Family) -> None:
-    for layer in ("weighted", 0, 1, LAYERS):
+    layers: list[Any] = ["weighted", 0, 1, LAYERS, [0, 1]]
+    for layer in layers:
         encoder = family.encoder(layer, quiet=True)
-        used = layer if isinstance(layer, int) else LAYERS
+        used = LAYERS if encoder.used is None else encoder.used
         spare = [parameter for module in stack(encoder)[used:] for parameter in module.parameters()]
         for what in ("all", 1, used + 1):
             encoder.unfreeze(what)
@@ -253,7 +263,7 @@ def test_layers_that_are_dropped_in_training_do_not_shift_the_others(
 
 @pytest.mark.slow(but=["wavlm-layer", "distilbert"])
 def test_the_fingerprint_tells_layers_apart(family: Family) -> None:
-    layers = ["last", "weighted", *range(LAYERS + 1)]
+    layers: list[Any] = ["last", "weighted", *range(LAYERS + 1), [0, 1], [1, 2]]
     fingerprints = [family.encoder(layer).fingerprint() for layer in layers]
     assert len(set(fingerprints)) == len(layers)
     for layer, fingerprint in zip(layers[:3], fingerprints, strict=False):

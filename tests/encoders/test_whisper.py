@@ -94,7 +94,7 @@ def test_alone_it_is_the_original_model(build: Build, waveforms: list[np.ndarray
 
 
 @pytest.mark.parametrize("context", ["own", "full"])
-@pytest.mark.parametrize("layer", ["last", "weighted"])
+@pytest.mark.parametrize("layer", ["last", "weighted", [0, 2]])
 def test_alone_and_in_a_padded_batch(
     build: Build, waveforms: list[np.ndarray], check_padding: Callable[..., None], context: str, layer: str
 ) -> None:

@@ -93,6 +93,40 @@ def test_active_statistics_are_of_frames_by_their_activity(wanted: list[str]) ->
     assert fusion.widths == {"audio": DIMS["audio"] + 1}
 
 
+@pytest.mark.parametrize("texts", [1, 2])
+def test_each_hidden_state_is_a_view_of_its_own(texts: int) -> None:
+    states = {
+        "text": [[0, 1, 2, 3, 4, 5]] if texts == 1 else [[0, 1, 2], [3, 4, 5]],
+        "audio": [[0, 2], [1, 3]],  # as pooled features have them: two means, two deviations
+    }
+    wanted = {"text": ["mean"], "audio": ["mean", "active_mean", "deviation"]}
+    activity = [torch.rand(len(row), 1) for row in AUDIOS]
+    given = [torch.cat([row, own], 1) for row, own in zip(AUDIOS, activity, strict=True)]
+    arguments: dict[str, Any] = {"modalities": BOTH, "statistics": wanted, "dim": 3, "dropout": 0.5}
+    arguments["activity"] = ["audio"]
+    fusion = StandardisedFusion(dims={"text": 6, "audio": 5}, states=states, **arguments)
+    assert (fusion.views, fusion.dim) == (2, 6)
+    fuse(fusion.train(), TEXTS, given, float("nan"))
+    found = fuse(fusion.eval(), TEXTS, given, float("inf")).embedding
+    for view in range(2):
+        places = {"text": states["text"][view % texts], "audio": [*states["audio"][view], 4]}
+        texts_read = [row[:, places["text"]] for row in TEXTS]
+        audios_read = [row[:, places["audio"]] for row in given]
+        dims = {name: len(read) for name, read in places.items()}
+        alone = StandardisedFusion(dims=dims, **arguments)
+        fuse(alone.train(), texts_read, audios_read, float("nan"))
+        alone.linear.load_state_dict(fusion.linears[view].state_dict())
+        expected = fuse(alone.eval(), texts_read, audios_read).embedding
+        torch.testing.assert_close(found[:, 3 * view : 3 * view + 3], expected, rtol=0, atol=1e-5)
+
+
+def test_states_that_are_not_as_many_are_paired_by_their_order() -> None:
+    states = {"text": [[0, 1], [2, 3], [4, 5]], "audio": [[0], [1], [2], [3]]}
+    wanted = {"text": ["mean"], "audio": ["mean"]}
+    fusion = StandardisedFusion(dims=DIMS, modalities=BOTH, statistics=wanted, dim=3, dropout=0.5, states=states)
+    assert fusion.read.tolist() == [[0, 1, 6], [0, 1, 7], [2, 3, 8], [4, 5, 9]]
+
+
 def test_active_statistics_are_left_out_where_the_encoder_does_not_tell() -> None:
     plain, left_out = build(), build(text=["active_mean", "mean"], audio=list(STATISTICS))
     assert left_out.statistics == plain.statistics

@@ -15,7 +15,7 @@ from torch import Tensor
 from fourm_ser.config import build as build_node
 from fourm_ser.encoders.base import Features, Inputs, Resources
 from fourm_ser.errors import InputError
-from fourm_ser.models.network import ACTIVATIONS, EmotionNetwork, Head, build_network, known_widths
+from fourm_ser.models.network import ACTIVATIONS, EmotionNetwork, Head, ViewHeads, build_network, known_widths
 
 Compose = Callable[..., DictConfig]
 
@@ -54,6 +54,8 @@ ENCODERS[WEIGHTED] = [
     *ENCODERS["bert-wav2vec2-group"],
     *(f"encoder.{modality}.layer=weighted" for modality in ("text", "audio")),
 ]
+SEVERAL = "bert-wav2vec2-group-several"
+ENCODERS[SEVERAL] = [*ENCODERS["bert-wav2vec2-group"], "encoder.audio.layer=[0,2]"]
 FUSIONS: dict[str, list[str]] = {
     "self_attention": ["fusion=self_attention", "fusion.dim=16", "fusion.heads=4"],
     "self_attention-min_max": ["fusion=self_attention", "fusion.dim=16", "fusion.heads=4", "fusion.audio_norm=min_max"],
@@ -129,7 +131,7 @@ def test_logits_alone_are_the_logits_in_a_padded_batch(
     assert (together[2] - together[3]).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("encoder", ["bert-lstm", WEIGHTED])
+@pytest.mark.parametrize("encoder", ["bert-lstm", WEIGHTED, SEVERAL])
 @pytest.mark.parametrize("fusion", FUSIONS)
 def test_stored_features_give_the_logits_of_raw_inputs(
     build: Callable[..., EmotionNetwork], encoder: str, fusion: str
@@ -164,6 +166,27 @@ def test_maps_are_returned_when_they_are_asked_for(build: Callable[..., EmotionN
     assert without.attention == {}
     assert bool(asked.attention) == (fusion not in ("concat", "statistics"))
     assert without.embedding.shape == (4, network.fusion.dim)
+
+
+def test_several_hidden_states_have_a_head_each_and_their_mean_probabilities(
+    build: Callable[..., EmotionNetwork],
+) -> None:
+    network = build(SEVERAL, "statistics")
+    assert isinstance(network.head, ViewHeads)
+    with torch.no_grad():
+        output = network(**batch(network, [0, 1, 2]))
+    assert output.embedding.shape == (3, 2 * 16)
+    own = [head(output.embedding[:, 16 * view : 16 * view + 16]) for view, head in enumerate(network.head.heads)]
+    assert output.views is not None
+    torch.testing.assert_close(output.views, torch.stack(own))
+    torch.testing.assert_close(output.logits.exp(), (own[0].softmax(-1) + own[1].softmax(-1)) / 2)
+    torch.testing.assert_close(network.head(output.embedding), output.logits)
+    assert (own[0] - own[1]).abs().max() > 1e-3
+    # Of the same states side by side another fusion makes one view.
+    beside = build(SEVERAL, "concat")
+    assert beside.fusion.widths["audio"] == 2 * 32
+    assert not isinstance(beside.head, ViewHeads)
+    assert build("bert-wav2vec2-group", "statistics")(**batch(network, [0])).views is None
 
 
 def test_features_are_the_embedding_and_means_over_own_frames(build: Callable[..., EmotionNetwork]) -> None:

@@ -15,7 +15,7 @@ from fourm_ser.data.batch import Batch
 from fourm_ser.encoders.base import Encoder, Features, length_mask
 from fourm_ser.fusion.self_attention import SelfAttentionFusion
 from fourm_ser.losses.base import Loss
-from fourm_ser.models.network import EmotionNetwork, Head
+from fourm_ser.models.network import EmotionNetwork, Head, ViewHeads
 from fourm_ser.training import module as module_file
 from fourm_ser.training import schedules
 from fourm_ser.training.augmentation import Augmentation
@@ -63,6 +63,14 @@ STAGE = Stage(
     accumulate=1,
     keep="always",
 )
+HEAD: dict[str, Any] = {
+    "dim": 6,
+    "classes": len(EMOTIONS),
+    "layers": [5],
+    "dropout": 0.0,
+    "activation": "relu",
+    "last_dropout": 0.0,
+}
 
 
 class Stored(Encoder):
@@ -84,7 +92,7 @@ def build_module(node: dict[str, Any], mixup: float = 0.0) -> EmotionModule:
     fusion = SelfAttentionFusion(
         dims=dims, modalities=["text", "audio"], dim=6, heads=2, dropout=0.0, pool="mean", audio_norm="layer_norm"
     )
-    head: nn.Module = Head(dim=6, classes=len(EMOTIONS), layers=[5], dropout=0.0, activation="relu", last_dropout=0.0)
+    head: nn.Module = Head(**HEAD)
     network = EmotionNetwork({modality: Stored(modality, dim) for modality, dim in dims.items()}, fusion, head)
     loss: Loss = build(node)
     loss.setup(len(EMOTIONS), network.widths, [3, 1, 2, 1])
@@ -211,6 +219,26 @@ def test_the_training_loss_is_the_mean_over_an_epoch_s_utterances(composed: Comp
         assert values.keys() == expected.keys()
         for name, value in expected.items():
             torch.testing.assert_close(values[name], value.detach())
+
+
+def test_each_view_s_head_trains_by_its_own_loss_and_all_are_judged_together(composed: Compose) -> None:
+    module = build_module(build_node(composed, ["loss=ce_center"])).eval()
+    heads = ViewHeads(Head(**{**HEAD, "dim": 3}) for _ in range(2)).double()
+    module.network.head = heads
+    rows = torch.arange(COUNT)
+    output, terms, _ = module.step("train", batch(rows))
+    labels, features = batch(rows).labels, output.features(module.loss.on)
+    own = [
+        module.loss(head(output.embedding[:, 3 * view :][:, :3]), features, labels)
+        for view, head in enumerate(heads.heads)
+    ]
+    assert float((own[0]["ce"] - own[1]["ce"]).detach().abs()) > 1e-3
+    for name, value in terms.items():
+        torch.testing.assert_close(value, (own[0][name] + own[1][name]) / 2)
+    together = module.loss(output.logits, features, labels)
+    for name, value in module.step("val", batch(rows))[1].items():
+        torch.testing.assert_close(value, together[name])
+    assert together["ce"] < terms["ce"]  # by Jensen's inequality
 
 
 def test_on_a_device_a_loss_that_is_not_finite_is_found_later_with_its_own_batch(
