@@ -88,6 +88,7 @@ CONFIGS = {
         *DISTILBERT,
         *layered("weighted"),
     ],
+    "hubert-several": [*speech("hubert", "layer"), *layered("[1,2]")],
 }
 
 
@@ -137,7 +138,7 @@ def trained(configs: Compose, tmp_path: Path) -> Callable[..., Trained]:
 def left_out_of(name: str) -> list[tuple[str, ...]]:
     if name.endswith("_attention"):
         return [(), (name.partition("-")[2].removesuffix("_attention"),)]
-    if name.endswith(("-layer_1", "-weighted", "-pooled")):
+    if name.endswith(("-layer_1", "-weighted", "-pooled", "-several")):
         return [(), ("text", "audio")]
     return [(), ("text",), ("audio",), ("text", "audio")]
 
@@ -150,6 +151,7 @@ def left_out_of(name: str) -> list[tuple[str, ...]]:
         "left_out12",
         "left_out22",
         "left_out25",
+        "left_out31",
     ]
 )
 @pytest.mark.parametrize(("name", "left_out"), [(name, left_out) for name in CONFIGS for left_out in left_out_of(name)])
