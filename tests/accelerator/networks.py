@@ -80,6 +80,7 @@ VARIANTS = {
     "audio/weighted": [*WAV2VEC, "encoder.audio.layer=weighted"],
     "audio/checkpointing": [*WAV2VEC, "encoder.audio.gradient_checkpointing=true"],
     "audio/whisper-own": ["encoder/audio=whisper_base", *WHISPER, "encoder.audio.context=own"],
+    "audio/several": ["encoder/audio=whisper_base", *WHISPER[1:], "encoder.audio.layer=[0,2]"],
     "audio/convolutions": [*WAV2VEC, "encoder.audio.train_convolutions=true"],
     "audio/conformer": [*WAV2VEC, "encoder.audio.architecture.model_type=wav2vec2-conformer"],
     "audio/sew": [*WAV2VEC, "encoder.audio.architecture.model_type=sew", SEW],

@@ -255,6 +255,7 @@ STEPS = {
     "tiny": ([], "self_attention", "all", "ce_center"),
     "tiny, arcface as classifier": ([], "self_attention", "all", "arcface"),
     "frozen": ([], "cross_attention", "none", "ce_center"),
+    "several layers": (VARIANTS["audio/several"], "statistics", "all", "ce_center"),
     "vggish": (VARIANTS["audio/vggish"], "3m_ser", "all", "ce"),
     "wav2vec": (VARIANTS["audio/wav2vec"], "cross_attention", "all", "focal_center"),
     "wavlm's last block": (VARIANTS["audio/wavlm"], "audio_attention", 1, "ce_cosface"),
@@ -270,7 +271,7 @@ STEPS = {
 }
 
 
-@pytest.mark.slow(but=["frozen", "adapters"])
+@pytest.mark.slow(but=["frozen", "adapters", "several layers"])
 @pytest.mark.parametrize("name", STEPS)
 def test_a_training_step_is_the_cpu_s(name: str, build: Build, device: torch.device) -> None:
     words, fusion, unfreeze, option = STEPS[name]

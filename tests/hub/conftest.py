@@ -81,7 +81,7 @@ def transcribe(composed: Compose, checkpoint: str) -> str:
 KINDS = {
     "text": Kind(save_text, encode("encoder/text=bert", "every green ball")),
     "speech": Kind(save_speech, encode("encoder/audio=hubert", noise(1.0))),
-    "whisper": Kind(whisper, encode("encoder/audio=whisper_base", noise(1.0))),
+    "whisper": Kind(whisper, encode("encoder/audio=whisper_tiny", noise(1.0))),
     "recogniser": Kind(ctc, transcribe),
 }
 

@@ -105,7 +105,7 @@ def whisper(folder: Path, languages: Sequence[str] = (), times: Sequence[int] = 
         vocab_size=len(vocabulary) + 101,  # and the timestamps
         num_mel_bins=16,
         d_model=16,
-        encoder_layers=3,  # as many as whisper_base reads
+        encoder_layers=3,
         decoder_layers=1,
         encoder_attention_heads=2,
         decoder_attention_heads=2,

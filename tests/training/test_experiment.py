@@ -482,8 +482,8 @@ def test_bad_choices_are_named_before_training(
     ("pair", "words", "message"),
     [
         ("bert_whisper_base", ["context=whole"], r"\.context=whole: expected full or own"),
-        ("bert_whisper_base", ["layer=middle"], r"\.layer=middle: expected last, weighted or a layer"),
-        ("bert_wav2vec", ["layer=-1"], r"\.layer=-1: expected last, weighted or a layer"),
+        ("bert_whisper_base", ["layer=middle"], r"\.layer=middle: expected last, weighted, a layer"),
+        ("bert_wav2vec", ["layer=-1"], r"\.layer=-1: expected last, weighted, a layer"),
         (
             "bert_wav2vec",
             ["weights=random", "architecture.model_type=sew-d"],
