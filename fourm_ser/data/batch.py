@@ -14,6 +14,7 @@ from fourm_ser.devices import sent
 from fourm_ser.encoders.base import Features, Frontend, Inputs, Packed, moved
 from fourm_ser.encoders.store import FeatureStore
 
+KEPT = 2**29  # bytes of summaries that a process keeps
 AHEAD = 2  # batches that are got ready while another is computed on
 
 
@@ -47,7 +48,7 @@ class Source(Protocol):
         """What makes up an utterance, by its position in the manifest, and at which turn of training; 0 outside it."""
         ...
 
-    def collate(self, items: Sequence[Any]) -> Inputs | Packed:
+    def collate(self, items: Sequence[Any]) -> Inputs | Features | Packed:
         """What was loaded, as one padded batch."""
         ...
 
@@ -76,6 +77,38 @@ class Stored(NamedTuple):
 
     def collate(self, items: Sequence[str]) -> Packed:
         return self.store.read_batch(items)
+
+
+class Summarised:
+    """What a fusion reads of features from an encoder's store, as one frame an utterance, kept in memory.
+
+    Each utterance is summarised by itself, once: its numbers hang on no batch.
+
+    Args:
+        stored: The features.
+        summary: From features (batch, time, dim) to numbers (batch, numbers); picklable.
+    """
+
+    def __init__(self, stored: Stored, summary: Callable[[Features], Tensor]) -> None:
+        self.stored, self.summary = stored, summary
+        self.kept: dict[str, Tensor] = {}
+
+    def load(self, index: int, turn: int = 0) -> str:
+        return self.stored.load(index)
+
+    def collate(self, items: Sequence[str]) -> Features:
+        rows = torch.stack([self._numbers(key) for key in items])
+        return Features(rows[:, None], torch.ones(len(rows), 1, dtype=torch.bool))
+
+    def _numbers(self, key: str) -> Tensor:
+        """The numbers (numbers,) of one utterance."""
+        found = self.kept.get(key)
+        if found is None:
+            with torch.no_grad():
+                (found,) = self.summary(self.stored.collate([key]).padded(torch.device("cpu")))
+            if len(self.kept) * found.nbytes < KEPT:
+                self.kept[key] = found
+        return found
 
 
 class Utterances(Dataset[tuple[int, dict[str, Any]]]):

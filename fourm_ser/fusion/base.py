@@ -2,7 +2,7 @@
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from types import MappingProxyType
 from typing import ClassVar, NamedTuple
 
@@ -64,6 +64,8 @@ class Fusion(nn.Module, ABC):
             is built with `activity`, the modalities of which they have it.
         reads_states: whether it tells several hidden states of an encoder apart. It is built with `states`, by modality
             the places of each one's features.
+        summaries: by modality, all that it reads of an utterance's frames, where that is a function of them alone:
+            features (batch, time, dim) -> (batch, numbers), picklable. These as one frame are then as good as all.
         views: how many parts of equal width the embedding has, each a view of the utterance with a head of its own.
         maps: what the axes of each attention map are, by the map's name; empty where the fusion has no attention.
     """
@@ -74,6 +76,7 @@ class Fusion(nn.Module, ABC):
     over_stems: ClassVar[bool] = False
     reads_activity: ClassVar[bool] = False
     reads_states: ClassVar[bool] = False
+    summaries: Mapping[str, Callable[[Features], Tensor]] = MappingProxyType({})
     views: int = 1
     maps: Mapping[str, MapAxes] = MappingProxyType({})
 

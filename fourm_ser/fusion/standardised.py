@@ -1,6 +1,7 @@
 """Each modality as standardised statistics over time: for features of pretrained encoders."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
@@ -14,6 +15,27 @@ from fourm_ser.fusion.statistics import RunningScale, all_moments, weighed, weig
 
 STATISTICS = ("mean", "deviation", "active_mean", "active_deviation")
 ACTIVE = STATISTICS[2:]  # over speech alone
+
+
+@dataclass(frozen=True)
+class Summary:
+    """Statistics over time of a modality's own frames; picklable.
+
+    Attributes:
+        names: Which, of `STATISTICS`.
+        activity: Whether the last feature is the frames' activity.
+    """
+
+    names: tuple[str, ...]
+    activity: bool
+
+    def __call__(self, sequence: Features) -> Tensor:
+        """Frames (batch, time, dim) -> (batch, numbers)."""
+        # In fp32 throughout: the running variance is a difference of two large numbers.
+        with torch.autocast(sequence.features.device.type, enabled=False):
+            weigh = weighed_twice if self.activity else weighed
+            found = dict(zip(STATISTICS, all_moments(*weigh(sequence)), strict=False))
+            return torch.cat([found[name] for name in self.names], dim=-1)
 
 
 class StandardisedFusion(Fusion):
@@ -80,25 +102,31 @@ class StandardisedFusion(Fusion):
                     f"fusion.statistics.{modality}={list(wanted)}: its encoder does not tell speech from pauses, or "
                     "encode.pool leaves no frames. Expected mean or deviation among them."
                 )
-        self.activity = tuple(activity)
+        told = {modality: modality in activity for modality in modalities}
         self.statistics = {
-            modality: tuple(name for name in statistics[modality] if modality in activity or name not in ACTIVE)
-            for modality in modalities
+            modality: Summary(tuple(name for name in statistics[modality] if tells or name not in ACTIVE), tells)
+            for modality, tells in told.items()
         }
         self.widths = {modality: dims[modality] for modality in modalities}
         check_width(dim, "fusion.dim")
         check_dropout(dropout, "fusion.dropout")
-        features = {name: dims[name] - (name in activity) for name in modalities}
+        features = {name: dims[name] - told[name] for name in modalities}
         places = {name: (states or {}).get(name) or [range(width)] for name, width in features.items()}
         self.views = max(map(len, places.values()))
         self.dim = self.views * dim
         total, views = 0, [list[Tensor]() for _ in range(self.views)]  # by view, which of all statistics it reads
         for name, width in features.items():
             own = torch.tensor([places[name][view * len(places[name]) // self.views] for view in range(self.views)])
-            for _ in self.statistics[name]:
+            for _ in self.statistics[name].names:
                 for view, row in zip(views, own, strict=True):
                     view.append(total + row)
                 total += width
+        self.numbers = {name: len(self.statistics[name].names) * width for name, width in features.items()}
+        self.summaries = {
+            name: summary
+            for name, summary in self.statistics.items()
+            if self.numbers[name] != dims[name] or summary.names == ("mean",)  # which is its own mean
+        }
         self.scale = RunningScale(total)
         self.dropout = nn.Dropout(dropout)
         if self.views == 1:
@@ -112,11 +140,10 @@ class StandardisedFusion(Fusion):
         for modality in self.modalities:
             sequence = given[modality]
             assert sequence is not None
-            # In fp32 throughout: the running variance is a difference of two large numbers.
-            with torch.autocast(sequence.features.device.type, enabled=False):
-                weigh = weighed_twice if modality in self.activity else weighed
-                moments = dict(zip(STATISTICS, all_moments(*weigh(sequence)), strict=False))
-            parts += [moments[name] for name in self.statistics[modality]]
+            if sequence.features.shape[-1] == self.numbers[modality] != self.widths[modality]:
+                parts.append(sequence.features[:, 0].float())  # its summary
+            else:
+                parts.append(self.statistics[modality](sequence))
         found = self.scale(torch.cat(parts, dim=-1))
         if self.views == 1:
             return FusionOutput(self.linear(self.dropout(found)), text, audio, {})

@@ -1,15 +1,16 @@
 """Where each modality of a network comes from: the store, filled with what it lacks, or raw through its front end."""
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 from omegaconf import DictConfig
+from torch import nn
 
 from fourm_ser import SAMPLE_RATE
-from fourm_ser.data.batch import Raw, Source, Stored
+from fourm_ser.data.batch import Raw, Source, Stored, Summarised
 from fourm_ser.data.corpus import Corpus
 from fourm_ser.data.datamodule import EmotionDataModule
 from fourm_ser.data.transcripts import told_rule
@@ -156,6 +157,24 @@ def make_sources(
                 )
         sources[modality] = Stored(store, own) if versions is None else StoredVersions(store, versions)
     return sources, encoded
+
+
+def summarised(
+    network: EmotionNetwork, sources: Mapping[str, Source], others: Collection[str] = ()
+) -> dict[str, Source]:
+    """The same sources; of a modality whose stored frames the fusion alone reads, what it makes of them.
+
+    Args:
+        network: The network that they are for.
+        sources: A source by modality, as `make_sources` gives them.
+        others: The modalities whose frames something else reads, too: a loss, or masks.
+    """
+    found, summaries = dict(sources), network.fusion.summaries
+    for modality, source in sources.items():
+        known = modality in summaries and modality not in others
+        if known and isinstance(source, Stored) and isinstance(network.by_modality[modality].top, nn.Identity):
+            found[modality] = Summarised(source, summaries[modality])
+    return found
 
 
 def _versions(

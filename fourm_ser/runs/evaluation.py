@@ -31,7 +31,7 @@ from fourm_ser.models.inference import Inference, Outputs, Step, compute_outputs
 from fourm_ser.models.metrics import BINS
 from fourm_ser.models.network import NetworkOutput
 from fourm_ser.models.shared import fetch_model, is_hub_id
-from fourm_ser.models.sources import check_transcripts, compare_cleaning, compare_languages, make_sources
+from fourm_ser.models.sources import check_transcripts, compare_cleaning, compare_languages, make_sources, summarised
 from fourm_ser.runs.claims import claim, folder_name, read_training, refuse_changed, was_refit
 from fourm_ser.runs.directory import PREDICTED, RunDirectory
 from fourm_ser.runs.given import evaluated
@@ -88,12 +88,13 @@ def evaluate(config: DictConfig, changes: Mapping[str, Any] | None) -> dict[str,
     rounding, keeps = model.conditions.encoding_tf32, model.conditions.store
     encoding = Encoding(cache, inference.encoding, budgets[0], budgets[1], device, rounding, keeps)
     sources, _ = make_sources(model.network, data, encoding)
-    usual = None if record is None else RunDirectory(folder.parent).batch_size
-    data.serve(sources, config.batch_size or usual or BATCH)
     loss = None
     if record is not None and "loss" in record and classes == model.emotions:
         with blamed(f"{config.run}: its record of the loss"):
             loss = load_loss(RunDirectory(folder.parent), record, corpus, model)
+    usual = None if record is None else RunDirectory(folder.parent).batch_size
+    sources = summarised(model.network, sources, () if loss is None else loss.on)
+    data.serve(sources, config.batch_size or usual or BATCH)
     batches = track(data.dataloader(rows), "evaluating", transient=True)
     outputs = compute_outputs(step_of(inference, loss, classes), batches, classes=classes, device=device)
     about = {

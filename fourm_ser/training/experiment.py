@@ -32,7 +32,7 @@ from fourm_ser.models.directory import Conditions, Model, save_model
 from fourm_ser.models.features import Encoding
 from fourm_ser.models.inference import Outputs, compute_outputs
 from fourm_ser.models.network import EmotionNetwork, build_network
-from fourm_ser.models.sources import fetch_encoders, make_sources
+from fourm_ser.models.sources import fetch_encoders, make_sources, summarised
 from fourm_ser.runs.claims import changes_since, record_content
 from fourm_ser.runs.directory import REFIT, RunDirectory, StageDirectory
 from fourm_ser.runs.next_steps import example_of, tell_next
@@ -296,6 +296,8 @@ class Experiment:
         sources, variation = self.data.sources, self.augmentation.variation
         if again or not folder.finished.is_file() or stage is self.stages[-1]:
             sources, encoded = make_sources(network, self.data, self.encoding, variation)
+            masks = self.augmentation.masks(network)
+            sources = summarised(network, sources, [*self.loss.on, *(masks.modalities if masks else ())])
             for modality, count in encoded.items():
                 self.encoded[modality] += count
         before = None if self.first_pass is None else self.first_pass[stage.name]
