@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from fourm_ser.data.batch import Raw, Stored, Utterances
+from fourm_ser.data.batch import Raw, Stored, Summarised, Utterances
 from fourm_ser.encoders.base import Features, Inputs, moved
 from fourm_ser.encoders.store import FeatureStore
 
@@ -49,6 +49,35 @@ def test_stored_features_are_padded_and_masked(tmp_path: Path, features: dict[st
         assert batch.mask[place].tolist() == [True] * length + [False] * (6 - length)
         np.testing.assert_array_equal(batch.features[place, :length], features[key])
         assert not batch.features[place, length:].any()
+    store.close()
+
+
+def test_what_a_fusion_reads_of_stored_features_is_reckoned_once_and_by_each_utterance_alone(
+    tmp_path: Path, features: dict[str, np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    store = FeatureStore(root=tmp_path, name="encoder", fingerprint="fingerprint", made_by={})
+    store.write(features)
+    keys, asked = ["b", "a", "c", "a"], list[tuple[int, ...]]()
+
+    def summary(sequence: Features) -> Tensor:
+        asked.append(tuple(sequence.features.shape))
+        return torch.cat([sequence.features.sum(1), sequence.mask.sum(1, keepdim=True)], 1)
+
+    source = Summarised(Stored(store, keys), summary)
+    for turn, rows in enumerate([(3, 0), (2, 1, 0)]):
+        batch = source.collate([source.load(row, turn) for row in rows])
+        assert moved(batch, torch.device("cpu")) == batch
+        assert batch.mask.tolist() == [[True]] * len(rows)
+        for place, row in enumerate(rows):
+            own = features[keys[row]]
+            np.testing.assert_allclose(batch.features[place, 0], [*own.sum(0), len(own)], atol=1e-5)
+    assert asked == [(1, 4, 3), (1, 1, 3), (1, 6, 3)]
+    monkeypatch.setattr("fourm_ser.data.batch.KEPT", 2 * 4 * 4)  # two utterances' worth
+    few = Summarised(Stored(store, keys), summary)
+    for _ in range(2):
+        torch.testing.assert_close(few.collate(keys).features[1:], batch.features[[1, 0, 1]])
+    assert len(few.kept) == 2
+    assert len(asked) == 3 + 4  # the third one anew
     store.close()
 
 

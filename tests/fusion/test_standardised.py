@@ -1,5 +1,6 @@
 """Standardised statistics: against NumPy, the running scale, pooled encoders, mixing, wrong words."""
 
+import pickle
 from collections.abc import Sequence
 from typing import Any
 
@@ -125,6 +126,40 @@ def test_states_that_are_not_as_many_are_paired_by_their_order() -> None:
     wanted = {"text": ["mean"], "audio": ["mean"]}
     fusion = StandardisedFusion(dims=DIMS, modalities=BOTH, statistics=wanted, dim=3, dropout=0.5, states=states)
     assert fusion.read.tolist() == [[0, 1, 6], [0, 1, 7], [2, 3, 8], [4, 5, 9]]
+
+
+@pytest.mark.parametrize("wanted", [["mean"], ["deviation", "mean"], ["active_mean"], list(STATISTICS)])
+def test_what_it_reads_of_an_utterance_is_as_good_as_its_frames(wanted: list[str]) -> None:
+    given = [torch.cat([row, torch.rand(len(row), 1)], 1) for row in AUDIOS]
+    arguments: dict[str, Any] = {
+        "dims": {"text": DIMS["text"], "audio": DIMS["audio"] + 1},
+        "modalities": BOTH,
+        "statistics": {"text": ["mean"], "audio": wanted},
+        "dim": 3,
+        "dropout": 0.5,
+        "activity": ["audio"],
+    }
+    torch.manual_seed(0)
+    fusion = StandardisedFusion(**arguments)
+    other = StandardisedFusion(**arguments)
+    other.load_state_dict(fusion.state_dict())
+    assert fusion.summaries.keys() == {"text", "audio"}
+    summary = pickle.loads(pickle.dumps(fusion.summaries))
+    texts, audios = (
+        [summary[name](Features(row[None], torch.ones(1, len(row), dtype=torch.bool))) for row in rows]
+        for name, rows in (("text", TEXTS), ("audio", given))
+    )
+    for mode in (True, False):
+        torch.manual_seed(1)
+        expected = fuse(fusion.train(mode), TEXTS, given).embedding
+        torch.manual_seed(1)
+        found = fuse(other.train(mode), texts, audios).embedding
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-5)
+
+
+def test_a_deviation_alone_as_wide_as_the_frames_is_no_summary() -> None:
+    assert build(audio=["deviation"]).summaries.keys() == {"text"}
+    assert build(audio=["mean"]).summaries.keys() == {"text", "audio"}
 
 
 def test_active_statistics_are_left_out_where_the_encoder_does_not_tell() -> None:

@@ -8,13 +8,15 @@ from typing import Any
 
 import pytest
 
+from fourm_ser.data.batch import Raw, Source, Stored, Summarised
 from fourm_ser.data.transcripts import Cleaning
 from fourm_ser.encoders import padding
 from fourm_ser.encoders.base import Encoder, Resources
+from fourm_ser.encoders.store import FeatureStore
 from fourm_ser.errors import InputError
 from fourm_ser.models.directory import Conditions, Model
 from fourm_ser.models.network import EmotionNetwork, build_network
-from fourm_ser.models.sources import check_transcripts, compare_cleaning
+from fourm_ser.models.sources import check_transcripts, compare_cleaning, summarised
 from fourm_ser.prediction.items import Item, Window
 from fourm_ser.prediction.loading import WindowDataset
 from fourm_ser.training.experiment import run
@@ -51,6 +53,31 @@ def test_encoders_that_feel_their_neighbours_are_refused_before_anything_is_enco
         run(config, tmp_path / "run")
     assert not list(tmp_path.rglob("shard-*"))
     assert not list(tmp_path.rglob("*.ckpt"))
+
+
+@pytest.mark.parametrize(
+    ("overrides", "others", "expected"),
+    [
+        (["fusion=statistics"], (), True),
+        (["fusion=statistics"], ("audio",), True),
+        (["fusion=statistics"], ("text",), False),
+        (["fusion=statistics", "encoder.text.layer=weighted"], (), False),
+        (["fusion=statistics", "encoder.text.layer=[0,1]"], (), True),
+        (["fusion=concat"], (), False),
+    ],
+)
+def test_stored_frames_that_the_fusion_alone_reads_are_summarised(
+    composed: Compose, tmp_path: Path, overrides: list[str], others: tuple[str, ...], expected: bool
+) -> None:
+    config = composed("encoder=tiny", *TINY, *overrides)
+    network = build_network(config, 2, Resources(tmp_path, TEXTS))
+    store = FeatureStore(root=tmp_path, name="encoder", fingerprint="fingerprint", made_by={})
+    sources: dict[str, Source] = {"text": Stored(store, []), "audio": Raw(str, network.by_modality["audio"].frontend)}
+    found = summarised(network, sources, others)
+    assert found["audio"] is sources["audio"]  # it is computed in every epoch
+    assert isinstance(found["text"], Summarised) == expected
+    assert expected or found["text"] is sources["text"]
+    store.close()
 
 
 def test_mostly_unknown_transcripts_are_refused_in_the_words_of_a_prediction(
