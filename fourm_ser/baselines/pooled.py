@@ -81,7 +81,8 @@ class PooledFeatures(Fusion):
             own = np.arange(begin, begin + width).reshape(factors, len(self.states[modality]), -1)
             begin += width
             if modalities is None or modality in modalities:
-                found.append(own[:, list(layers.get(modality, range(len(self.states[modality]))))].ravel())
+                held = self.states[modality]
+                found.append(own[:, [held.index(number) for number in layers.get(modality, held)]].ravel())
         return np.concatenate(found)
 
     def gather(self, given: Mapping[str, Features]) -> Tensor:

@@ -53,6 +53,8 @@ class StandardisedFusion(Fusion):
     projected by itself, beside all of a modality that gives one; where both give several, the two nearest in their
     order. The embedding holds the views' side by side.
 
+    In place of a modality's frames it takes their `Summary` as one frame, which it knows by its width.
+
     Args:
         dims: width of each modality's features.
         modalities: the modalities it reads, one or both.

@@ -34,7 +34,7 @@ def samples(classes: int = 3, width: int = 6, count: int = 90, told: float = 1.0
     return Samples(numbers, labels, np.array([f"s{n % 6}" for n in range(count)]))
 
 
-def reader(states: int = 1, width: int = 6) -> PooledFeatures:
+def reader(states: int | list[int] = 1, width: int = 6) -> PooledFeatures:
     return PooledFeatures(
         dims={"audio": width}, modalities=["audio"], statistics=USUAL["statistics"], stored={"audio": "mean"},
         states={"audio": states},
@@ -80,13 +80,15 @@ def test_the_penalty_is_the_best_of_the_candidates_by_folds_of_training_speakers
 
 
 @pytest.mark.parametrize("telling", [0, 1, 2])
-def test_the_best_layer_is_the_one_that_tells_the_classes(telling: int) -> None:
+@pytest.mark.parametrize("states", [[0, 1, 2], [2, 3, 6]])
+def test_the_best_layer_is_the_one_that_tells_the_classes(telling: int, states: list[int]) -> None:
     generator = np.random.default_rng(1)
     own = samples(width=4, told=3.0)
     layers = [own.numbers if layer == telling else generator.normal(size=(90, 4)) for layer in range(3)]
     whole = own._replace(numbers=np.hstack(layers))
-    found = LinearProbe(**{**USUAL, "layer": "best"}).choose(whole, reader(states=3, width=12))
-    assert found.layers == {"audio": [telling]}
+    found = LinearProbe(**{**USUAL, "layer": "best"}).choose(whole, reader(states=states, width=12))
+    assert found.layers == {"audio": [states[telling]]}
+    assert reader(states, 12).places(found.layers).tolist() == list(range(4 * telling, 4 * telling + 4))
     assert found.settings == {"C": 0.1}
 
 
@@ -99,8 +101,8 @@ def test_a_layer_may_be_given_by_its_number_for_one_modality_alone() -> None:
     assert probe.choose(samples(width=10), fusion).layers == {"audio": [2]}
 
 
-@pytest.mark.parametrize(("states", "said"), [(1, "one layer alone"), (3, "layers 0, 1, 2")])
-def test_a_layer_that_is_not_stored_is_refused(states: int, said: str) -> None:
+@pytest.mark.parametrize(("states", "said"), [(1, "one layer alone"), (3, "layers 0, 1, 2"), ([2, 4], "2, 4")])
+def test_a_layer_that_is_not_stored_is_refused(states: int | list[int], said: str) -> None:
     with pytest.raises(InputError, match=said):
         LinearProbe(**{**USUAL, "layer": 3}).choose(samples(), reader(states))
 

@@ -105,7 +105,10 @@ def test_what_was_pooled_before_it_was_stored_is_read_as_it_is(stored: str, stat
 
 
 @pytest.mark.parametrize("stored", ["none", "mean_std"])
-def test_of_hidden_states_side_by_side_those_that_are_chosen_are_read(stored: str) -> None:
+@pytest.mark.parametrize(("states", "chosen"), [(3, 1), ([2, 3, 6], 3)])
+def test_of_hidden_states_side_by_side_those_that_are_chosen_are_read(
+    stored: str, states: int | list[int], chosen: int
+) -> None:
     """An audio encoder of three states, each two wide, of which the second is read."""
     frames = sequence(6, [3, 5])
     text = sequence(4, [2, 2])
@@ -116,7 +119,7 @@ def test_of_hidden_states_side_by_side_those_that_are_chosen_are_read(stored: st
     fusion = PooledFeatures(
         dims={"text": 4, "audio": 6 * FACTORS[stored]}, modalities=["text", "audio"],
         statistics={"text": "mean", "audio": "mean_std"}, stored={"text": "none", "audio": stored},
-        states={"text": 1, "audio": 3}, layers={"audio": [1]},
+        states={"text": 1, "audio": states}, layers={"audio": [chosen]},
     )  # fmt: skip
     found = fusion(text, given).embedding.numpy()
     assert fusion.dim == found.shape[1] == 4 + 2 * 2
