@@ -14,7 +14,7 @@ from fourm_ser.devices import sent
 from fourm_ser.encoders.base import Features, Frontend, Inputs, Packed, moved
 from fourm_ser.encoders.store import FeatureStore
 
-KEPT = 2**29  # bytes of summaries that a process keeps
+KEPT = 2**29  # bytes of a modality's summaries that a process keeps
 AHEAD = 2  # batches that are got ready while another is computed on
 
 

@@ -4,7 +4,9 @@ import copy
 import logging
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
+from hydra.utils import get_object
 from omegaconf import DictConfig
 
 from fourm_ser.config import build
@@ -14,7 +16,7 @@ from fourm_ser.encoders.lora import Lora, adapters, require_peft
 from fourm_ser.encoders.padding import check_padding
 from fourm_ser.errors import InputError
 from fourm_ser.losses.base import Loss
-from fourm_ser.models.network import EmotionNetwork, known_widths
+from fourm_ser.models.network import EmotionNetwork, known_widths, pooling_of
 from fourm_ser.models.sources import check_transcripts, compare_languages
 from fourm_ser.terminal import many
 from fourm_ser.training.optimizers import rehearse
@@ -59,7 +61,14 @@ def refuse_misfits(config: DictConfig, stages: Sequence[Stage], corpus: Corpus, 
     emotions = corpus.wanted  # None: those that the corpus turns out to have
     dims = known_widths(config)
     if None not in dims.values():
-        fusion = build(config.fusion, dims=dims)
+        given: dict[str, Any] = {"dims": dims}
+        if getattr(get_object(config.fusion._target_), "reads_activity", False):
+            # Whether an encoder tells speech from pauses is known once it is built; nothing is refused for it here.
+            given["activity"] = [modality for modality in dims if pooling_of(config, modality) == "none"]
+            given["dims"] = {
+                name: width + (name in given["activity"]) for name, width in dims.items() if width is not None
+            }
+        fusion = build(config.fusion, **given)
         build(config.head, dim=fusion.dim, classes=len(emotions or "ab"))
         widths = {"embedding": fusion.dim, **fusion.widths}
     if emotions is not None:
