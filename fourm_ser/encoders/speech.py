@@ -21,6 +21,7 @@ from fourm_ser.encoders.hub import load_transformer, read_preprocessor
 from fourm_ser.encoders.layers import Layer, TransformerEncoder, TransformerStem
 from fourm_ser.encoders.speech_models import KINDS, SpeechKind, keep_statistics, speech_kind
 from fourm_ser.errors import InputError
+from fourm_ser.kernels.convolutions import mend_narrow
 
 log = logging.getLogger(__name__)
 
@@ -152,6 +153,7 @@ class SpeechEncoder(TransformerEncoder):
             model.feature_extractor = OwnConvolutions(model.feature_extractor.conv_layers)
             model._get_feature_vector_attention_mask = _as_given
         self.kind.mend(model)
+        mend_narrow(model)
         model._mask_hidden_states = partial(mask_hidden_states, model)
         super().__init__(
             name=name,

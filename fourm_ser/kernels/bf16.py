@@ -14,6 +14,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from fourm_ser.kernels.convolutions import is_narrow
+
 log = logging.getLogger(__name__)
 
 ROWS = 1024  # that the layout of a matrix is chosen for: frames of a batch
@@ -85,6 +87,8 @@ def lay_out(layer: nn.Module, kinds: Collection[type[nn.Module]]) -> nn.Module |
     if type(layer) is nn.Linear and LaidOutLinear in kinds:
         return LaidOutLinear(layer)
     if type(layer) is not nn.Conv1d or LaidOutConvolution not in kinds or isinstance(layer.padding, str):
+        return None
+    if is_narrow(layer):
         return None
     return LaidOutConvolution(layer) if layer.in_channels > 1 and layer.padding_mode == "zeros" else None
 
