@@ -49,11 +49,18 @@ def draw(dtype: torch.dtype, keys: int = 17) -> tuple[Tensor, Tensor, Tensor, Te
         (torch.float32, True, 17, 100),
     ],
 )
-@pytest.mark.parametrize("gradients", [False, True])
+@pytest.mark.parametrize(("gradients", "amx"), [(False, False), (False, True), (True, True)])
 def test_attention_is_its_formula(
-    monkeypatch: pytest.MonkeyPatch, dtype: torch.dtype, masked: bool, keys: int, scores: int, gradients: bool
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: torch.dtype,
+    masked: bool,
+    keys: int,
+    scores: int,
+    gradients: bool,
+    amx: bool,
 ) -> None:
     monkeypatch.setattr(attention, "SCORES", scores)
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: amx)
     query, key, value, mask = draw(dtype, keys)
     expected = by_formula(query, key, value, mask if masked else None, 0.5)
     tolerance = 0.02 if dtype == torch.bfloat16 else 1e-5
@@ -61,6 +68,21 @@ def test_attention_is_its_formula(
         found = attend([query, key, value], HEADS, mask if masked else None, scale=0.5)
     assert found.dtype == dtype
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=tolerance)
+
+
+@pytest.mark.parametrize("amx", [False, True])
+def test_torch_s_kernel_serves_in_bf16_where_the_processor_has_amx_and_nothing_learns(
+    monkeypatch: pytest.MonkeyPatch, amx: bool
+) -> None:
+    monkeypatch.setattr("torch.cpu._is_amx_tile_supported", lambda: amx)
+    monkeypatch.setattr(attention, "scaled_dot_product_attention", lambda query, *_, **__: query)
+    query, key, value, mask = draw(torch.bfloat16)
+    assert torch.equal(attend([query, key, value], HEADS, mask), query) == amx
+    assert not torch.equal(attend([query, key, value], HEADS, mask, 0.5), query)
+    learned = key.clone().requires_grad_()
+    assert not torch.equal(attend([query, learned, value], HEADS, mask), query)
+    with torch.no_grad():
+        assert torch.equal(attend([query, learned, value], HEADS, mask), query) == amx
 
 
 def test_what_is_projected_together_is_taken_apart() -> None:
