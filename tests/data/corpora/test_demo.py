@@ -9,15 +9,16 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import librosa
 import numpy as np
 import pandas as pd
 import pytest
 import soundfile
+import torch
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import recall_score
 from sklearn.pipeline import make_pipeline
+from torchaudio.functional import detect_pitch_frequency
 
 from fourm_ser.config import build
 from fourm_ser.data.corpora import demo
@@ -44,12 +45,10 @@ def corpus(folder: Path) -> pd.DataFrame:
     frame = read_manifest(folder / "manifest.csv")
     levels, pitches = [], []
     for path in frame["audio"]:
-        samples = soundfile.read(path, dtype="float32")[0]
-        loud = librosa.feature.rms(y=samples, frame_length=1024, hop_length=512)[0]
-        pitch = librosa.yin(samples, fmin=60, fmax=420, sr=16000, frame_length=1024, hop_length=512)
-        voiced = loud > loud.max() / 4
-        levels.append(20 * np.log10(loud[voiced].mean()))
-        pitches.append(np.median(pitch[voiced]))
+        samples = torch.from_numpy(soundfile.read(path, dtype="float32")[0])
+        loud = samples.unfold(0, 1024, 512).square().mean(1).sqrt()
+        levels.append(20 * float(loud[loud > loud.max() / 4].mean().log10()))
+        pitches.append(float(detect_pitch_frequency(samples, 16000, freq_low=60, freq_high=420).median()))
     return frame.assign(level=levels, pitch=pitches)
 
 
