@@ -52,11 +52,14 @@ class Page(HTMLParser):
 
 @pytest.fixture(scope="module", autouse=True)
 def _figures_small() -> Iterator[None]:
-    """Figures are drawn once, for a box that is tight around one has it drawn twice, and of few pixels."""
+    """Figures are drawn once, of few pixels: no tight box, which has one drawn twice, and no lines beside them."""
     own = Figure.savefig
 
     def save(figure: Figure, file: Any, **how: Any) -> None:
-        own(figure, file, format=how.get("format"), dpi=20)
+        if str(file).endswith(".svg"):
+            Path(file).write_bytes(PIXEL)
+        else:
+            own(figure, file, format=how.get("format"), dpi=20)
 
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(Figure, "savefig", save)

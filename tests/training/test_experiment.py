@@ -283,7 +283,7 @@ def test_a_run_killed_in_each_stage_ends_as_if_undisturbed(
         "stage.finetune.accumulate=2",
         "stage.transfer.epochs=5",
         "stage.finetune.epochs=5",
-        "data.utterances=100",
+        "data.utterances=60",
         f"data.workers={workers}",
         "augment=waveform",
         "augment.copies=1",
