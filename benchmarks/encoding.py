@@ -5,9 +5,9 @@ runs (for Hugging Face models their own forward pass, Whisper's over 30 s; for V
 fills the store from nothing, front end and disk included. Utterances are noise of IEMOCAP's lengths (0.58 s to 34.1 s,
 4.55 s on average, 95% under 11.1 s) with words to match; weights are random. A ratio is that of utterances a second,
 medians over the turns. `--set encoder.audio.context=own` measures Whisper on the utterances alone, without the silence
-to 30 s; `encoder.audio.layer=last` on all of its layers, where its config has those up to the one that is read. Peak is
-the device's matrix multiplication in the same precision, measured in the same run. Both ways run on `--device`; memory
-is the process's on a processor, the device's on a GPU.
+to 30 s; `encoder.audio.layer=last` with all of its layers, of which the default leaves out those above the third. Peak
+is the device's matrix multiplication in the same precision, measured in the same run. Both ways run on `--device`;
+memory is the process's on a processor, the device's on a GPU.
 """
 
 import argparse

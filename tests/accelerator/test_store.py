@@ -81,7 +81,8 @@ def test_what_is_stored_there_is_the_cpu_s_and_trains_the_rest(
         terms = its_loss(output.logits, output.features(its_loss.on), LABELS.to(where))
         torch.autograd.backward(terms["total"])
         slopes.append(gradients(both))
-    check_gradients(slopes[1], slopes[0], None)
+    # Hz and dB as they are, in the hundreds: what attention makes of them is rounded more, to 2e-5 with AMX.
+    check_gradients(slopes[1], slopes[0], None, larger=10.0 if encoder.name == "descriptors" else 1.0)
 
 
 @pytest.mark.slow(but=["text/tiny"])
